@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from amplint.config import Settings
 from amplint.findings import Finding
 from amplint.source.module import Module
 
 
-def check_module(module: Module, settings: Settings) -> list[Finding]:
-    """All findings of the selected rules in one file, in the order of their places; suppressions are not applied here."""
-    return []
+@dataclass(frozen=True)
+class Checked:
+    """The findings of one file, and the other files of the project that they depend on."""
+
+    findings: tuple[Finding, ...]
+    dependencies: tuple[str, ...] = ()
+
+
+def check_module(module: Module, settings: Settings) -> Checked:
+    """All findings of the selected rules that reading one file shows, in the order of their places.
+
+    A finding met more than once (in another round, world or call) is one finding. Suppressions are not applied here.
+    """
+    from amplint.checks import autocast, migration, numerics, scaler, state  # noqa: F401  registers the checks
+    from amplint.checks.registry import CHECKS, Script
+    from amplint.source.interpret.entries import read
+
+    reading = read(module, settings.roots, settings.apis)
+    script = Script(reading, settings)
+    findings: dict[object, Finding] = {}
+    for code, check in CHECKS.items():
+        if code in settings.codes:
+            for finding in check(script):
+                key = (finding.code, finding.path, finding.range)
+                known = findings.get(key)
+                if known is None or _rank(finding) < _rank(known):
+                    findings[key] = finding
+    ordered = sorted(findings.values(), key=lambda finding: (finding.path, finding.range, finding.code))
+    return Checked(tuple(ordered), tuple(reading.dependencies))
+
+
+def _rank(finding: Finding) -> tuple[int, bool]:
+    """Of two findings at one place the more severe one is kept, and one with a fix before one without."""
+    return list(type(finding.severity)).index(finding.severity), finding.fix is None

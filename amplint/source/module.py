@@ -25,10 +25,10 @@ MAX_BYTES = 5_000_000  # a larger file is generated, not written
 class Unreadable(Exception):
     """The file cannot be read as Python source; the message says why in one line."""
 
-    def __init__(self, reason: str, location: Location = Location(1, 1)):
+    def __init__(self, reason: str, location: Location | None = None):
         super().__init__(reason)
         self.reason = reason
-        self.location = location
+        self.location = location or Location(1, 1)
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def decode(data: bytes) -> tuple[str, str]:
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
-    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+    except (SyntaxError, UnicodeError, LookupError) as error:
         raise Unreadable(f"not text in its encoding: {str(error).splitlines()[0]}") from None
     if "\0" in text:
         row = text.count("\n", 0, text.index("\0")) + 1

@@ -1,0 +1,119 @@
+"""Family 6, migration: names that PyTorch deprecates, and arguments that moved."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint import knowledge
+from amplint.checks.registry import Script, found, rule, text
+from amplint.findings import Finding
+from amplint.source import events
+from amplint.source.interpret.tensors import dtype_of
+from amplint.source.module import Module
+from amplint.source.values import Autocast, Const, Lib, Scaler, Test, Value
+
+# Deprecated name → (its successor, the torch version that has it).
+MOVED = {
+    "torch.cuda.amp.autocast": ("torch.amp.autocast", (2, 4)),
+    "torch.cuda.amp.GradScaler": ("torch.amp.GradScaler", (2, 3)),
+    "torch.cuda.amp.custom_fwd": ("torch.amp.custom_fwd", (2, 4)),
+    "torch.cuda.amp.custom_bwd": ("torch.amp.custom_bwd", (2, 4)),
+    "torch.cpu.amp.autocast": ("torch.amp.autocast", (2, 4)),
+    "torch.cpu.amp.GradScaler": ("torch.amp.GradScaler", (2, 3)),
+}
+for _name in (
+    "autocast_mode.autocast",
+    "autocast_mode.custom_fwd",
+    "autocast_mode.custom_bwd",
+    "grad_scaler.GradScaler",
+):
+    MOVED[f"torch.cuda.amp.{_name}"] = MOVED[f"torch.cuda.amp.{_name.rpartition('.')[2]}"]
+
+
+@rule("AMP601")
+def deprecated_amp_api(script: Script) -> Iterator[Finding]:
+    """torch.cuda.amp.* and torch.cpu.amp.*, by whatever name the file reaches them."""
+    module = script.module
+    severity = knowledge.rules()["AMP601"].severity
+    for node, old in deprecated_uses(module):
+        new, since = MOVED[old]
+        if script.settings.target_torch < since:
+            continue
+        device = old.split(".")[1]
+        arguments = f'("{device}", …)' if new.endswith(("autocast", "GradScaler")) else f'(device_type="{device}")'
+        yield Finding(
+            "AMP601",
+            f"{old} is deprecated since torch {'.'.join(map(str, since))}: a FutureWarning at every call",
+            module.path,
+            module.range(node),
+            severity,
+            help=f"use {new}{arguments}",
+        )
+
+
+def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
+    """Every place that names a deprecated API: imports of it, and uses through any import. Names that a fallback imports
+    from two places are left alone: they serve old versions, too."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ImportFrom(level=0):
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    if name in MOVED and module.imports[alias.asname or alias.name] == {name}:
+                        yield alias, name
+            case ast.Name(ctx=ast.Load()) | ast.Attribute(ctx=ast.Load()):
+                names = module.dotted(node)
+                if len(names) == 1 and (name := next(iter(names))) in MOVED:
+                    yield node, name
+
+
+@rule("AMP602")
+def moved_positional_argument(script: Script) -> Iterator[Finding]:
+    """Positional arguments that mean something else than they did under the old name (or the new one)."""
+    for create in script.events(events.Create):
+        value = create.value
+        node = create.node
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(value, Autocast):
+            position = _position(node, "dtype")
+            if _boolean(value.dtype) and position is not None:
+                yield found(
+                    "AMP602",
+                    create,
+                    f"the second positional argument of torch.autocast is dtype, not enabled: {text(create.module, position)} "
+                    "raises TypeError",
+                    help=f"write enabled={text(create.module, position)}",
+                )
+            elif isinstance(value.enabled, Lib) and dtype_of(value.enabled) and node.args:
+                yield found(
+                    "AMP602",
+                    create,
+                    f"{text(create.module, node.args[0])} is passed as `enabled` here, not as dtype: autocast runs in its "
+                    "default dtype",
+                    help=f"write dtype={text(create.module, node.args[0])}",
+                )
+        elif isinstance(value, Scaler) and _number(value.device) and node.args:
+            yield found(
+                "AMP602",
+                create,
+                f"the first argument of torch.amp.GradScaler is the device, not init_scale: {text(create.module, node.args[0])} "
+                "is ignored as a scale",
+                help=f'write torch.amp.GradScaler("cuda", init_scale={text(create.module, node.args[0])})',
+            )
+
+
+def _position(call: ast.Call, keyword: str) -> ast.expr | None:
+    """The second positional argument, unless that parameter was passed by its name."""
+    if any(one.arg == keyword for one in call.keywords) or len(call.args) < 2:
+        return None
+    return call.args[1]
+
+
+def _boolean(value: Value | None) -> bool:
+    return isinstance(value, Test) or (isinstance(value, Const) and isinstance(value.value, bool))
+
+
+def _number(value: Value | None) -> bool:
+    return isinstance(value, Const) and isinstance(value.value, int | float) and not isinstance(value.value, bool)

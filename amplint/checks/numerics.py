@@ -1,0 +1,220 @@
+"""Family 4, numerics: constants, sums and products that do not fit in half precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from amplint.checks.registry import Script, found, rule
+from amplint.findings import Finding, Severity
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.values import ASSUMED, GIVEN, KNOWN, Choice, Const, Lib, Sym, Tensor, Value
+
+LARGEST = 65504.0  # torch.finfo(torch.float16).max
+VANISHES = 2.0**-25  # and below: rounds to zero in float16
+SMALLEST_NORMAL = 2.0**-14
+_FILLS = {
+    "masked_fill": 2,
+    "full_like": 1,
+    "full": 1,
+    "fill": 1,
+    "clamp": 1,
+    "index_fill": 3,
+    "where": 1,
+    "index_put": 1,
+}
+_SILENT = {"where", "index_put"}  # become -inf without an error
+
+
+def constants(value: Value | None) -> list[float]:
+    """The finite numbers that a value may be. A choice that depends on a dtype is its author's answer to this very
+    question: none."""
+    match value:
+        case Const(value=bool()):
+            return []
+        case Const(value=int() | float() as number) if math.isfinite(number):
+            return [float(number)]
+        case Choice():
+            if _about_dtype(value.formula):
+                return []
+            return constants(value.yes) + constants(value.no)
+    return []
+
+
+def _about_dtype(formula: object) -> bool:
+    if isinstance(formula, Sym):
+        return formula.kind == "dtype" or any(map(_about_dtype, formula.parts))
+    if isinstance(formula, Lib):
+        return formula.name.startswith("torch.") and tensors.dtype_of(formula) != ""
+    return isinstance(formula, tuple) and any(map(_about_dtype, formula))
+
+
+def _half(value: Value, trust: int) -> bool:
+    """Whether a tensor is (or, under an unknown autocast dtype, may be) float16, as far as it must be trusted."""
+    return isinstance(value, Tensor) and value.dtype in ("float16", "low") and value.trust >= trust
+
+
+def _guarded(event: events.Event) -> bool:
+    """Whether a question about a dtype decided that the code runs."""
+    return any(_about_dtype(atom) for atom in event.facts)
+
+
+@rule("AMP401")
+def constant_out_of_range(script: Script) -> Iterator[Finding]:
+    """A constant beyond float16's range meets a half tensor."""
+    for event in script.events(events.Operation):
+        position = _FILLS.get(event.name)
+        if position is None or _guarded(event):
+            continue
+        candidates = [*event.args[1:], *(value for name, value in event.kwargs if name in ("value", "min", "max"))]
+        large = [number for value in candidates for number in constants(value) if abs(number) > LARGEST]
+        if event.name == "where":
+            target = next((value for value in event.args[1:] if isinstance(value, Tensor)), None)
+        else:
+            target = event.args[0] if event.args else None
+        if not large or target is None or not _half(target, ASSUMED):
+            continue
+        assert isinstance(target, Tensor)
+        if event.name in _SILENT:
+            message = (
+                f"{large[0]:g} becomes -inf in float16" if large[0] < 0 else f"{large[0]:g} becomes inf in float16"
+            )
+            message += f" (its range ends at {LARGEST:.0f}): a fully masked row turns to nan"
+            severity = Severity.WARNING if target.trust == KNOWN else Severity.NOTE
+        else:
+            message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
+            severity = Severity.ERROR if target.trust == KNOWN and target.dtype == "float16" else Severity.WARNING
+        yield found(
+            "AMP401",
+            event,
+            message,
+            severity=severity,
+            evidence=_made(script, target),
+            help="use torch.finfo(x.dtype).min of the tensor that is filled",
+        )
+
+
+def _made(script: Script, tensor: Tensor) -> list[tuple[events.Event | None, str]]:
+    """Where a tensor became half."""
+    for event in script.events(events.Operation):
+        if event.result.node is tensor.node and event.result.dtype == tensor.dtype:
+            what = "half precision" if tensor.dtype == "low" else tensor.dtype
+            where = "under autocast" if event.region is not None else ""
+            return [(event, f"{event.name} gives {what} {where}".strip())]
+    return []
+
+
+@rule("AMP403")
+def eps_vanishes(script: Script) -> Iterator[Finding]:
+    """A small constant that protects from zero is itself zero (or nearly so) in float16."""
+    for event in script.events(events.Operation):
+        if event.name not in ("add", "clamp", "clamp_min", "maximum", "sub") or _guarded(event):
+            continue
+        target = next((value for value in event.args if isinstance(value, Tensor)), None)
+        if target is None or not _half(target, GIVEN):
+            continue
+        others = [value for value in event.args if value is not target]
+        others += [value for name, value in event.kwargs if name in ("min", "other")]
+        small = [number for value in others for number in constants(value) if 0 < number < SMALLEST_NORMAL]
+        if not small:
+            continue
+        number = min(small)
+        if number <= VANISHES:
+            severity = Severity.NOTE
+            if target.trust == KNOWN:
+                severity = Severity.ERROR if target.dtype == "float16" else Severity.WARNING
+            yield found(
+                "AMP403",
+                event,
+                f"{number:g} is zero in float16 (anything up to 3e-8 is): it protects nothing from being zero",
+                severity=severity,
+                evidence=_made(script, target),
+                help="add it to a float32 tensor: x.float() + eps",
+            )
+        elif _divides(script, event.result):
+            yield found(
+                "AMP403",
+                event,
+                f"{number:g} is below float16's smallest normal number (6.1e-05), and the tensor it is added to has about "
+                "three digits: the result is imprecise where it matters",
+                severity=Severity.NOTE,
+                evidence=_made(script, target),
+                help="compute it in float32, or use a larger eps for float16",
+            )
+
+
+def _divides(script: Script, result: Tensor) -> bool:
+    """Whether a result is divided by, or its root or logarithm is taken."""
+    for event in script.events(events.Operation):
+        operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.node is result.node]
+        if operands and (
+            event.name in ("rsqrt", "sqrt", "log", "reciprocal", "pow")
+            or (event.name == "div" and len(event.args) > 1 and event.args[1] in operands)
+        ):
+            return True
+    return False
+
+
+_PRODUCTS = frozenset("matmul bmm mm baddbmm einsum".split())
+
+
+@rule("AMP406")
+def attention_scaled_late(script: Script) -> Iterator[Finding]:
+    """Attention scores are scaled after the product, which has overflowed by then."""
+    for event in script.events(events.Operation):
+        if event.name not in ("mul", "div") or len(event.args) < 2 or event.region is None:
+            continue
+        left, right = event.args[0], event.args[1]
+        if event.name == "mul" and not _product(left):
+            left, right = right, left
+        if not _product(left) or not _scale(right) or not isinstance(left, Tensor):
+            continue
+        if not _half(left, ASSUMED) or not _becomes_weights(script, event.result):
+            continue
+        if any(isinstance(part, Tensor) and part.made in ("mul", "div", "normalize") for part in left.parents):
+            continue
+        severity = Severity.NOTE if left.trust == ASSUMED else Severity.WARNING
+        yield found(
+            "AMP406",
+            event,
+            f"the scores are scaled after the product: in float16 it is inf from {LARGEST:.0f} on, and softmax then gives nan",
+            severity=severity,
+            evidence=_made(script, left),
+            help="scale q before the product, or use F.scaled_dot_product_attention",
+        )
+
+
+def _product(value: Value) -> bool:
+    return isinstance(value, Tensor) and value.made in _PRODUCTS
+
+
+def _scale(value: Value) -> bool:
+    """Whether a factor is a number, not a tensor of data."""
+    match value:
+        case Const(value=bool()):
+            return False
+        case Const(value=int() | float()):
+            return True
+        case Sym():
+            return value.kind in ("op", "call", "attr", "argument", "item", "constant", "unary", "number", "unknown")
+        case Choice():
+            return _scale(value.yes) and _scale(value.no)
+    return False
+
+
+def _becomes_weights(script: Script, scores: Tensor) -> bool:
+    """Whether scores end in a softmax."""
+    nodes = {scores.node}
+    for _ in range(4):
+        grown = set(nodes)
+        for event in script.events(events.Operation):
+            if any(isinstance(arg, Tensor) and arg.node in nodes for arg in event.args):
+                if event.name in ("softmax", "log_softmax"):
+                    return True
+                if event.name in ("add", "masked_fill", "where", "clamp", "sub", "float", "index_put", "mul"):
+                    grown.add(event.result.node)
+        if grown == nodes:
+            return False
+        nodes = grown
+    return False

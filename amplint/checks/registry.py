@@ -1,0 +1,131 @@
+"""Which function checks which rule, and what the functions share: building findings from events."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from amplint import knowledge
+from amplint.config import Settings
+from amplint.findings import Finding, Fix, Related, Severity
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module
+from amplint.source.values import Instance, Value
+
+E = TypeVar("E", bound=events.Event)
+
+
+class Script:
+    """What a check is given: the reading of a script and what the user targets."""
+
+    def __init__(self, reading: Reading, settings: Settings):
+        self.reading = reading
+        self.settings = settings
+        self.module: Module = reading.module
+
+    def fields_of(self, instance: Instance) -> list[Value]:
+        """What the fields of an object hold, in any world that a loop or function ended with."""
+        worlds = [world for ended in self.reading.machine.rounds.values() for world in ended]
+        return [value for world in worlds for value in world.space(instance).values() if isinstance(value, Value)]
+
+    def events(self, kind: type[E]) -> Iterator[E]:
+        """All events of a kind, in the order met."""
+        return (event for event in self.reading.events if isinstance(event, kind))
+
+
+Check = Callable[[Script], Iterable[Finding]]
+CHECKS: dict[str, Check] = {}
+
+
+def rule(code: str) -> Callable[[Check], Check]:
+    """Register a check under its rule's code."""
+
+    def register(check: Check) -> Check:
+        CHECKS[code] = check
+        return check
+
+    return register
+
+
+Evidence = tuple[events.Event | None, str]
+
+
+def found(
+    code: str,
+    event: events.Event,
+    message: str,
+    *,
+    node: ast.AST | None = None,
+    severity: Severity | None = None,
+    evidence: Iterable[Evidence] = (),
+    help: str = "",
+    fix: Fix | None = None,
+) -> Finding:
+    """A finding at an event (or at another node of its file); evidence lines come in the order in which they run."""
+    module = event.module
+    related = tuple(
+        Related(text, other.module.path, other.module.range(other.node))
+        for other, text in evidence
+        if other is not None
+    )
+    return Finding(
+        code,
+        message,
+        module.path,
+        module.range(node or event.node),
+        severity or knowledge.rules()[code].severity,
+        related,
+        help,
+        fix,
+    )
+
+
+def text(module: Module, node: ast.AST, longest: int = 60) -> str:
+    """A node's source on one line, for messages."""
+    source = " ".join(module.source(node).split())
+    return source if len(source) <= longest else source[: longest - 1] + "…"
+
+
+def receiver(event: events.Event) -> str:
+    """The text of what a method was called on: `self.scaler` in `self.scaler.step(optimizer)`."""
+    node = event.node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return text(event.module, node.func.value)
+    return ""
+
+
+def first_argument(event: events.Event) -> str:
+    """The text of the first argument of a call: `optimizer` in `self.scaler.step(optimizer)`."""
+    node = event.node
+    if isinstance(node, ast.Call) and node.args and not isinstance(node.args[0], ast.Starred):
+        return text(event.module, node.args[0])
+    return ""
+
+
+def same_function(one: events.Event, other: events.Event) -> bool:
+    return one.frame.code is other.frame.code
+
+
+def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
+    """Whether two nodes stand in different arms of one `if`: a run meets one of them, or a flag decides which."""
+    arms = {}
+    node = one
+    for above in module.ancestors(one):
+        if isinstance(above, ast.If | ast.IfExp | ast.Try | ast.Match):
+            arms[above] = _arm(above, node)
+        node = above
+    node = other
+    for above in module.ancestors(other):
+        if above in arms:
+            return arms[above] != _arm(above, node)
+        node = above
+    return False
+
+
+def _arm(branch: ast.AST, inside: ast.AST) -> str:
+    for name, value in ast.iter_fields(branch):
+        if value is inside or (isinstance(value, list) and inside in value):
+            return f"{name}{value.index(inside)}" if name in ("handlers", "cases") else name
+    return ""

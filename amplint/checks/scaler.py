@@ -1,0 +1,442 @@
+"""Family 1, the scaler protocol: scale, backward, unscale_, clip, step, update, in this order."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    alternatives,
+    first_argument,
+    found,
+    receiver,
+    rule,
+    same_function,
+    text,
+)
+from amplint.findings import Finding, Severity
+from amplint.source import events
+from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
+from amplint.source.values import (
+    FALSE,
+    Optimizer,
+    Region,
+    Scaler,
+    Sym,
+    Tensor,
+    Value,
+)
+
+
+def _backwards(event: events.Step | events.Clip, gradients: events.Gradients) -> list[events.Backward]:
+    return [origin for origin in gradients.origins if isinstance(origin, events.Backward)]
+
+
+def _steps(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[events.Step]:
+    """All steps of an optimizer, through a scaler or not."""
+    for step in script.events(events.Step):
+        if step.optimizer == optimizer and (step.scaler is not None) is scaled:
+            yield step
+
+
+def _flag_decides(script: Script, event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> bool:
+    """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to the
+    scaler chooses between them, and nothing is known to be wrong."""
+    return any(
+        same_function(event, other)
+        and other.module is event.module
+        and alternatives(event.module, event.node, other.node)
+        for other in others
+    )
+
+
+@rule("AMP101")
+def fp16_without_scaler(script: Script) -> Iterator[Finding]:
+    """A loss computed under float16 autocast is differentiated and stepped on without a GradScaler."""
+    for step in script.events(events.Step):
+        before = step.before
+        if before.kind != "plain" or before.region is None or (step.closure and step.scaler):
+            continue
+        for backward in _backwards(step, before):
+            region = backward.loss.region if isinstance(backward.loss, Tensor) else before.region
+            severity = _half_without_scaler(region)
+            if severity is None or (step.scaler is not None and not _disabled(step.scaler)):
+                continue
+            scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
+            if any(same_function(backward, b) for b in scaled) or _flag_decides(script, backward, scaled):
+                continue
+            assert region is not None
+            yield found(
+                "AMP101",
+                backward,
+                f"float16 gradients without a GradScaler: those below {2**-25:.2g} become zero, silently",
+                severity=severity,
+                evidence=[
+                    (_entering(script, region), "the loss is computed in float16 under this autocast"),
+                    (backward, "its gradients are computed unscaled"),
+                    (step, f"and {text(step.module, step.node)} uses them"),
+                ],
+                help="scale the loss with torch.amp.GradScaler, or use dtype=torch.bfloat16",
+            )
+
+
+def _half_without_scaler(region: Region | None) -> Severity | None:
+    """How sure it is that a region runs in float16."""
+    if region is None or region.assumed:
+        return None
+    autocast = region.autocast
+    if autocast.dtype is not None and dtype_of(autocast.dtype) != "float16":
+        return None
+    if region_dtype(region) == "float16":
+        return Severity.ERROR
+    device = autocast.device
+    if device is None or device_type(device) in ("cpu", "xla", "hpu"):
+        return None
+    return Severity.WARNING  # float16 wherever the device is not a CPU
+
+
+def _disabled(scaler: Value) -> bool:
+    return isinstance(scaler, Scaler) and scaler.enabled == FALSE
+
+
+def _entering(script: Script, region: Region) -> events.Event | None:
+    return next((event for event in script.events(events.Enter) if event.entered == region), None)
+
+
+@rule("AMP102")
+def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
+    """optimizer.step() on gradients that a scaler scaled."""
+    for step in script.events(events.Step):
+        before = step.before
+        if (
+            step.scaler is not None
+            or before.kind not in ("scaled", "unscaled")
+            or not isinstance(before.scaler, Scaler)
+        ):
+            continue
+        if _flag_decides(script, step, _steps(script, step.optimizer, scaled=True)):
+            continue
+        backward = _backwards(step, before)[-1:]
+        evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backward]
+        if before.stepped and before.kind == "unscaled":
+            through = [s for s in _steps(script, step.optimizer, scaled=True) if same_function(s, step)]
+            if not through:
+                continue
+            evidence += [(through[-1], "this already steps the optimizer")]
+            message = f"{_named(step)} steps a second time, past the scaler's check for inf and nan"
+            yield found(
+                "AMP102", step, message, evidence=evidence, help="remove it: scaler.step() calls optimizer.step()"
+            )
+        elif before.kind == "unscaled":
+            yield found(
+                "AMP102",
+                step,
+                f"{_named(step)} bypasses the scaler: a step with inf or nan gradients is not skipped",
+                severity=Severity.WARNING,
+                evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
+                help=f"call {_scaler_name(script, before)}.step({_named(step)}) instead",
+            )
+        else:
+            yield found(
+                "AMP102",
+                step,
+                f"{_named(step)} steps with gradients that are still multiplied by the loss scale (65536 at first)",
+                evidence=evidence,
+                help=f"call {_scaler_name(script, before)}.step({_named(step)}) instead",
+            )
+
+
+def _named(step: events.Step) -> str:
+    """The optimizer as the source names it."""
+    return first_argument(step) if step.scaler is not None else receiver(step) or "the optimizer"
+
+
+def _scaler_name(script: Script, gradients: events.Gradients) -> str:
+    for origin in gradients.origins:
+        scaled = next((n for n in ast.walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
+        if scaled is not None:
+            return text(origin.module, scaled.value)
+    return "scaler"
+
+
+@rule("AMP103")
+def backward_not_scaled(script: Script) -> Iterator[Finding]:
+    """scaler.step() on gradients of a loss that was never scaled; scaler.scale() whose result is dropped."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "plain" or _disabled(step.scaler):
+            continue
+        scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
+        for backward in _backwards(step, before):
+            if _flag_decides(script, backward, scaled) or _flag_decides(
+                script, step, _steps(script, step.optimizer, scaled=False)
+            ):
+                continue
+            yield found(
+                "AMP103",
+                backward,
+                "the loss is not scaled, but the step divides its gradients by the loss scale (65536 at first)",
+                evidence=[
+                    (backward, "unscaled gradients are computed"),
+                    (step, f"{receiver(step)} divides them by the scale and steps"),
+                ],
+                help=f"call {receiver(step)}.scale(loss).backward()",
+            )
+    for discard in script.events(events.Discard):
+        if isinstance(discard.value, Tensor):
+            yield found(
+                "AMP103",
+                discard,
+                "the scaled loss is dropped: scale() returns it and leaves its argument as it is",
+                help="call backward() on what scale() returns",
+            )
+
+
+@rule("AMP105")
+def clip_before_unscale(script: Script) -> Iterator[Finding]:
+    """Gradients are clipped while they are still multiplied by the loss scale."""
+    for clip in script.events(events.Clip):
+        for optimizer, before in clip.touched:
+            if (
+                before.kind == "scaled"
+                and not before.stepped
+                and isinstance(before.scaler, Scaler)
+                and not _measures(clip)
+            ):
+                yield _clipped(script, clip, optimizer, _backwards(clip, before)[-1:])
+    unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
+    if unscales:
+        return
+    for step in script.events(events.Step):
+        if step.scaler is not None and step.before.kind == "entry" and not _disabled(step.scaler):
+            for clip in step.clips:
+                if isinstance(clip, events.Clip) and same_function(clip, step) and not _measures(clip):
+                    yield _clipped(script, clip, step.optimizer, [])
+
+
+def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]) -> Finding:
+    step = next(_steps(script, optimizer, scaled=True), None)
+    evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
+    evidence += [(clip, "clipped while scaled")]
+    if step is not None:
+        evidence += [(step, "unscaled only here, after the clip")]
+        name = f"{receiver(step)}.unscale_({first_argument(step)})"
+    else:
+        name = "scaler.unscale_(optimizer)"
+    return found(
+        "AMP105",
+        clip,
+        "gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
+        "the limit acts as if it were that much smaller",
+        evidence=evidence,
+        help=f"call {name} before clipping",
+    )
+
+
+def _measures(clip: events.Clip) -> bool:
+    """Clipping with no limit only measures the norm."""
+    if not isinstance(clip.node, ast.Call):
+        return False
+    limit = clip.node.args[1] if len(clip.node.args) > 1 else None
+    for keyword in clip.node.keywords:
+        if keyword.arg in ("max_norm", "clip_value"):
+            limit = keyword.value
+    if limit is None:
+        return False
+    match limit:
+        case ast.Constant(value=None):
+            return True
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as number)]):
+            return number.strip("+-") in ("inf", "infinity")
+        case ast.Attribute(attr="inf"):
+            return True
+    return False
+
+
+@rule("AMP108")
+def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
+    """Scaled gradients are added to gradients that were unscaled already: unscale_ runs in every micro-batch."""
+    for backward in script.events(events.Backward):
+        if backward.scaler is None:
+            continue
+        for optimizer, before in backward.touched:
+            if before.kind != "unscaled" or before.stepped or not before.by:
+                continue
+            unscale = before.by[0]
+            if not isinstance(unscale, events.Unscale) or unscale.scaler != backward.scaler:
+                continue
+            step = next(_steps(script, optimizer, scaled=True), None)
+            yield found(
+                "AMP108",
+                unscale,
+                "unscale_ runs before all gradients of the step are there: the next backward adds scaled gradients to "
+                "unscaled ones, and a second unscale_ raises RuntimeError",
+                evidence=[
+                    (unscale, "gradients are unscaled"),
+                    (backward, "scaled gradients are added to them in the next micro-batch"),
+                    (step, "the step comes later") if step is not None else (None, ""),
+                ],
+                help="call unscale_ once per step, under the same condition as the step",
+            )
+
+
+@rule("AMP110")
+def missing_update(script: Script) -> Iterator[Finding]:
+    """scaler.step() or unscale_() again, although update() has not run since the last step."""
+    for event in script.events(events.Event):
+        if not isinstance(event, events.Step | events.Unscale) or event.scaler is None or event.state != "stepped":
+            continue
+        step = next(
+            (
+                s
+                for s in _steps(script, event.optimizer, scaled=True)
+                if s.scaler == event.scaler and s.module is event.module
+            ),
+            None,
+        )
+        if step is None:
+            continue
+        name = receiver(step)
+        yield found(
+            "AMP110",
+            step,
+            f"{name}.update() does not run after {text(step.module, step.node)}: the next round raises RuntimeError",
+            evidence=[(step, "steps"), (event, "comes again without an update() in between")],
+            help=f"call {name}.update() once per iteration, after the last {name}.step()",
+        )
+
+
+@rule("AMP115")
+def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
+    """A GradScaler that does not live as long as the training it belongs to."""
+    for create in script.events(events.Create):
+        if not isinstance(create.value, Scaler) or create.value.enabled == FALSE:
+            continue
+        used = [b for b in script.events(events.Backward) if b.scaler == create.value]
+        for backward in used:
+            if not create.loops and not _one_epoch(create, backward):
+                continue
+            inner = len(backward.loops) > len(create.loops)
+            older = [o for o, _ in backward.touched if not _made_in(script, o, create)]
+            if not older:
+                continue
+            if not inner:
+                message = "a new GradScaler in every iteration starts at 65536 again: it never learns the scale"
+                severity = Severity.ERROR
+            else:
+                message = "a new GradScaler in every epoch starts at 65536 again, while the optimizer goes on"
+                severity = Severity.WARNING
+            yield found(
+                "AMP115",
+                create,
+                message,
+                severity=severity,
+                evidence=[(create, "made here"), (backward, "and used here")],
+                help="create it once, beside the optimizer",
+            )
+
+
+def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> bool:
+    """Whether an optimizer is made in the same loop (or function) as the scaler: then both start anew together."""
+    for other in script.events(events.Create):
+        if other.value == optimizer:
+            depth = len(create.loops)
+            return [loop.node for loop in other.loops[:depth]] == [loop.node for loop in create.loops]
+    return not create.loops and not isinstance(optimizer.site, Sym)
+
+
+def _one_epoch(create: events.Create, backward: events.Backward) -> bool:
+    """Whether a function that nothing calls here is run once an epoch: it is told which epoch it runs, is given the
+    optimizer, and holds the one loop over batches."""
+    code = create.frame.code
+    if not create.frame.entry or not isinstance(code, ast.FunctionDef) or len(backward.loops) != 1:
+        return False
+    names = {argument.arg for argument in (*code.args.args, *code.args.kwonlyargs)}
+    return bool(names & {"epoch", "cur_epoch", "current_epoch", "epoch_idx", "epoch_num", "i_epoch", "ep"}) and any(
+        isinstance(optimizer.site, Sym) and optimizer.site.kind == "argument" for optimizer, _ in backward.touched
+    )
+
+
+@rule("AMP116")
+def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
+    """A checkpoint holds the optimizer's state but not the scaler's."""
+    scalers = {b.scaler for b in script.events(events.Backward) if isinstance(b.scaler, Scaler)}
+    scalers |= {s.scaler for s in script.events(events.Step) if isinstance(s.scaler, Scaler)}
+    scalers |= {c.value for c in script.events(events.Create) if isinstance(c.value, Scaler)}
+    scalers = {scaler for scaler in scalers if scaler.enabled != FALSE}
+    if not scalers or _saves_scaler(script):
+        return
+    for save in script.events(events.Save):
+        if save.module is not script.module or not _holds_optimizer(save):
+            continue
+        if not save.complete and not save.registers and save.mapping is None:
+            continue
+        maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
+        at = save.mapping if isinstance(save.mapping, ast.Dict) else None
+        event: events.Event = maker if save.registers and maker is not None else save
+        yield found(
+            "AMP116",
+            event,
+            "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of 65536 "
+            "again and skips steps",
+            node=None if event is maker else _optimizer_entry(at) or save.node,
+            evidence=[(maker, "the scaler"), (save, "saved without it")],
+            help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+        )
+
+
+def _saves_scaler(script: Script) -> bool:
+    """Whether the state of any scaler is saved or asked for."""
+    if any(isinstance(part, Scaler) for save in script.events(events.Save) for part in save.parts):
+        return True
+    names: set[str] = set()
+    for event in script.events(events.Event):
+        if isinstance(event, events.Step | events.Unscale) and event.scaler is not None:
+            names.add(receiver(event).rpartition(".")[2])
+    for node in ast.walk(script.module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
+                last = text(script.module, owner).rpartition(".")[2]
+                if last in names or "scaler" in last.lower():
+                    return True
+    return False
+
+
+def _holds_optimizer(save: events.Save) -> bool:
+    if any(isinstance(part, Optimizer) for part in save.parts):
+        return True
+    return isinstance(save.mapping, ast.Dict) and _optimizer_entry(save.mapping) is not None
+
+
+def _optimizer_entry(mapping: ast.Dict | None) -> ast.AST | None:
+    """The entry of a dict literal that holds an optimizer's state."""
+    if mapping is None:
+        return None
+    for key, value in zip(mapping.keys, mapping.values, strict=True):
+        match key, value:
+            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr="state_dict")) if "optim" in name:
+                return value
+    return None
+
+
+@rule("AMP120")
+def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
+    """Gradients are thrown away before the step that should use them."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "none" or not before.lost or not before.by:
+            continue
+        zero = before.by[0]
+        backwards = _backwards(step, before)[-1:]
+        yield found(
+            "AMP120",
+            zero,
+            "gradients are set to zero between backward and step: the step changes nothing, or raises AssertionError",
+            evidence=[
+                *((b, "gradients are computed") for b in backwards),
+                (zero, "and thrown away"),
+                (step, "before this uses them"),
+            ],
+            help="call it after the step, or before the forward",
+        )

@@ -1,0 +1,117 @@
+"""Family 3, low-precision state: parameters that are trained in half precision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from amplint.checks.registry import Script, found, receiver, rule, text
+from amplint.findings import Finding
+from amplint.source import events
+from amplint.source.values import Instance, Items, Many, Mapping, Model, Sym, Value
+
+# Library models and layers that hold batch normalisation: torchvision's and timm's common families by constructor name.
+_BATCHNORM = re.compile(
+    r"BatchNorm|(\b|_)(resnet|resnext|wide_resnet|densenet|mobilenet|efficientnet|regnet|shufflenet|googlenet|inception|"
+    r"mnasnet|vgg\d+_bn|fcn_|deeplab|lraspp|fasterrcnn|maskrcnn|retinanet)",
+    re.IGNORECASE,
+)
+
+
+def _cast_of(script: Script, model: Value, before: events.Event) -> events.Cast | None:
+    """The last cast of a model to float16 before an event."""
+    last = None
+    for event in script.reading.events:
+        if event is before:
+            break
+        if isinstance(event, events.Cast) and event.model == model:
+            last = event if event.dtype == "float16" else None
+    return last
+
+
+def _trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step, events.Cast]]:
+    for step in script.events(events.Step):
+        if (step.scaler is not None) is not scaled or step.before.kind in ("managed", "unknown"):
+            continue
+        for model in step.halves:
+            cast = _cast_of(script, model, step)
+            if cast is not None:
+                yield step, cast
+
+
+@rule("AMP301")
+def half_model_trained(script: Script) -> Iterator[Finding]:
+    """Parameters are float16 while an optimizer trains them."""
+    for step, cast in _trained_in_half(script, scaled=False):
+        yield found(
+            "AMP301",
+            cast,
+            "the trained weights are float16: an update smaller than 1/2048 of a weight is lost, and Adam's eps of 1e-8 "
+            "is zero",
+            evidence=[(cast, "parameters become float16"), (step, "and are trained like that")],
+            help="keep the weights in float32 and run the forward under torch.autocast, with a GradScaler",
+        )
+
+
+@rule("AMP303")
+def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
+    """A GradScaler is used on float16 parameters."""
+    for step, cast in _trained_in_half(script, scaled=True):
+        yield found(
+            "AMP303",
+            cast,
+            f"{receiver(step)} cannot unscale gradients of float16 parameters: ValueError (with a fused optimizer no error, "
+            "and float16 training)",
+            evidence=[(cast, "parameters become float16"), (step, "their gradients are to be unscaled")],
+            help="keep trained parameters in float32: autocast casts what it needs",
+        )
+
+
+@rule("AMP302")
+def half_batchnorm(script: Script) -> Iterator[Finding]:
+    """A model with batch normalisation is cast to float16 and trained."""
+    seen = set()
+    for scaled in (False, True):
+        for step, cast in _trained_in_half(script, scaled):
+            if cast in seen or not _has_batchnorm(script, cast.model) or _repaired(script, cast):
+                continue
+            seen.add(cast)
+            yield found(
+                "AMP302",
+                cast,
+                "batch normalisation becomes float16: running variances overflow to inf above 65504, and small updates of "
+                "the running averages are lost",
+                evidence=[(cast, f"{text(cast.module, cast.node)} casts them, too"), (step, "the model is trained")],
+                help="cast the BatchNorm modules back to float32",
+            )
+
+
+def _has_batchnorm(script: Script, model: Value, depth: int = 5) -> bool:
+    """Whether a model surely holds BatchNorm layers."""
+    if depth == 0:
+        return False
+    match model:
+        case Model():
+            inner = [*model.args, *(value for _, value in model.kwargs)]
+            if _BATCHNORM.search(model.name.rpartition(".")[2]):
+                return True
+        case Instance():
+            inner = script.fields_of(model)
+        case Items():
+            inner = list(model.items)
+        case Mapping():
+            inner = [value for _, value in model.items]
+        case Many():
+            inner = [model.item]
+        case _:
+            return False
+    return any(_has_batchnorm(script, part, depth - 1) for part in inner)
+
+
+def _repaired(script: Script, cast: events.Cast) -> bool:
+    """Whether modules of the model are cast back afterwards: `for m in model.modules(): if …BatchNorm: m.float()`."""
+    for other in script.events(events.Cast):
+        if other.dtype == "float32" and isinstance(other.model, Sym) and other.model.kind == "item":
+            if other.model.parts[0] == cast.model:
+                return True
+    return False

@@ -1,0 +1,221 @@
+"""The command line. Thin: read options, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from amplint import __version__
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """The entry point: no traceback for Ctrl-C, a closed pipe, or a mistake of amplint's own."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what a terminal cannot show is escaped, not a crash
+            stream.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore")  # what the parser says of invalid escapes in users' files
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("AMPLINT_DEBUG"):
+            raise
+        fail(f"internal error: {type(error).__name__}: {error}; please report (AMPLINT_DEBUG=1 shows the traceback)")
+
+
+def _stop(number: int, frame: object) -> None:
+    """To be terminated is to be interrupted: half-written files go, workers stop."""
+    raise SystemExit(128 + number)
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    click.echo(f"amplint: {message}", err=True)
+    raise SystemExit(2)
+
+
+# -- options ------------------------------------------------------------------------------------------------------
+
+
+def _split(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    """`--select A,B --select C` is A, B and C."""
+    return [part.strip() for value in values for part in value.split(",")] if values else None
+
+
+def _ignores(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]] | None:
+    """`--per-file-ignores "tests/*:AMP105,demo.py:AMP1"` as the table that a config file has."""
+    table: dict[str, list[str]] = {}
+    for part in _split(context, option, values) or ():
+        glob, colon, code = part.rpartition(":")
+        if not colon:
+            raise click.BadParameter(f'"{part}" is not GLOB:CODE', context, option)
+        table.setdefault(glob.strip(), []).append(code.strip())
+    return table or None
+
+
+def _list(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(name, multiple=True, callback=_split, metavar="LIST", help=text)
+
+
+_SETTINGS = (
+    _list("--select", "Rules to run: codes, prefixes or ALL, comma-separated; instead of the default ones."),
+    _list("--ignore", "Rules not to run."),
+    _list("--extend-select", "Rules to run, too."),
+    click.option("--target-torch", metavar="VERSION", help="Oldest torch that the code runs on [default: 2.4]."),
+    click.option("--target-device", metavar="DEVICE", help="Device that the code trains on [default: cuda]."),
+    click.option("--target-dtype", metavar="DTYPE", help="float16 or bfloat16 [default: float16]."),
+    click.option("--config", multiple=True, metavar="FILE|KEY=VALUE", help="Config file, or one setting as TOML."),
+    click.option("--isolated", is_flag=True, help="Read no config file."),
+    click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Use colours."),
+)
+_FILES = (
+    click.option(
+        "--per-file-ignores",
+        multiple=True,
+        callback=_ignores,
+        metavar="GLOB:CODE",
+        help="Rules not to run there.",
+    ),
+    _list("--exclude", "Files and folders to leave out, as globs; instead of the default ones."),
+    _list("--extend-exclude", "Files and folders to leave out, too."),
+    click.option("--force-exclude", is_flag=True, help="Leave out also files that are named on the command line."),
+)
+
+
+def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_KEYS = (
+    *("select", "ignore", "extend-select", "per-file-ignores", "exclude", "extend-exclude"),
+    *("target-torch", "target-device", "target-dtype"),
+)
+
+
+def _settings(paths: Sequence[str], options: dict[str, Any]) -> Any:
+    """The settings for a run; a mistake in them ends it."""
+    from amplint.config import ConfigError, load
+
+    values = {key: options.get(key.replace("-", "_")) for key in _KEYS}
+    flags = {key: value for key, value in values.items() if value is not None}
+    try:
+        return load(paths, flags, options["config"], options["isolated"])
+    except ConfigError as error:
+        fail(str(error))
+
+
+def _colour(choice: str) -> bool | None:
+    """Whether to colour; None leaves it to click, which looks for a terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return True if os.environ.get("FORCE_COLOR", "0") not in ("", "0") else None
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="amplint %(version)s")
+def cli() -> None:
+    """Finds and repairs mixed-precision mistakes in PyTorch training code."""
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]... | -")
+@click.option("--fix", is_flag=True, help="Apply the safe fixes.")
+@click.option("--unsafe-fixes", is_flag=True, help="Apply, or count, the unsafe fixes, too.")
+@click.option("--fix-only", is_flag=True, help="Apply the fixes, and say nothing of what is left.")
+@click.option("--diff", is_flag=True, help="Print what --fix would change as a diff; write nothing.")
+@click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", help="[default: full]")
+@click.option("-o", "--output-file", metavar="FILE", help="Write the findings here instead of to standard output.")
+@click.option("--statistics", is_flag=True, help="Print how many findings each rule has, instead of the findings.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 in spite of findings.")
+@click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit 1 if something was fixed, even if nothing is left.")
+@click.option("--stdin-filename", metavar="FILE", help="The name of what `-` reads from standard input.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write .amplint_cache/.")
+@click.option("-q", "--quiet", is_flag=True, help="Print findings only.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what was done, and show tracebacks of internal errors.")
+@_with(_SETTINGS)
+@_with(_FILES)
+@click.pass_context
+def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> None:
+    """Find mistakes in code that uses low precision; with --fix, repair them.
+
+    Exit code: 0 nothing found or left, 1 findings, 2 bad input or settings.
+    """
+    from amplint.commands import check as run
+
+    context.color = _colour(options["color"])
+    if "-" in paths and len(paths) > 1:
+        fail('"-" reads standard input and goes with no other path')
+    places = [options["stdin_filename"] or "."] if paths == ("-",) else list(paths or (".",))
+    context.exit(run(paths or (".",), _settings(places, options), options))
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--diff", is_flag=True, help="Print what would change as a diff; write nothing.")
+@click.option("--check", is_flag=True, help="Write nothing, print the summary; exit 1 if something would change.")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "auto"]), help="What to train in.")
+@click.option("--device", metavar="DEVICE", help="What to train on; the same as --target-device.")
+@_with(_SETTINGS)
+@_with(_FILES)
+@click.pass_context
+def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> None:
+    """Turn full-precision training steps into correct AMP code, and complete half-done ones.
+
+    Exit code: 0 done or nothing to do, 1 a step was refused (--check: something would change), 2 bad input or settings.
+    """
+    from amplint.commands import fix as run
+
+    context.color = _colour(options["color"])
+    options["target_device"] = options["device"] or options["target_device"]
+    if options["dtype"] in ("float16", "bfloat16"):
+        options["target_dtype"] = options["dtype"]
+    context.exit(run(paths, _settings(paths, options), options))
+
+
+@cli.command()
+@click.argument("file")
+@_with(_SETTINGS)
+@click.pass_context
+def events(context: click.Context, /, file: str, **options: Any) -> None:
+    """Tell what a script does in each training step, as amplint understood it."""
+    from amplint.commands import events as run
+
+    context.color = _colour(options["color"])
+    context.exit(run(file, _settings([file], options)))
+
+
+@cli.command()
+@click.argument("code", required=False)
+@click.option("--all", "every", is_flag=True, help="Explain all rules.")
+@click.option("--output-format", type=click.Choice(["text", "markdown", "json"]), default="text")
+@click.pass_context
+def rule(context: click.Context, /, code: str | None, every: bool, output_format: str) -> None:
+    """Explain a rule: what is wrong, why it matters, and what to write instead."""
+    from amplint.commands import rule as run
+
+    if (code is None) is not every:
+        raise click.UsageError("name a rule, or use --all", context)
+    context.exit(run(code, output_format))

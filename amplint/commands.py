@@ -1,0 +1,240 @@
+"""What the commands do with their options: run, print, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import click
+
+from amplint import files, knowledge
+from amplint.cache import open_cache
+from amplint.cli import fail
+from amplint.config import Settings
+from amplint.engine import Job, Outcome, check_data, internal, problem, run, source
+from amplint.findings import Applicability, Finding
+from amplint.report import text
+from amplint.report.diff import patch
+from amplint.source.module import Module, Unreadable, decode
+
+Options = dict[str, Any]
+
+
+# -- check --------------------------------------------------------------------------------------------------------
+
+
+def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
+    """`amplint check`: print what was found and fixed; 0 nothing left, 1 findings, 2 bad input."""
+    allowed = {Applicability.SAFE, Applicability.UNSAFE} if options["unsafe_fixes"] else {Applicability.SAFE}
+    fixing = options["fix"] or options["fix_only"] or options["diff"]
+    stdin = "-" in paths
+    job = Job(
+        settings,
+        cache=None if options["no_cache"] or stdin else open_cache(settings),
+        fix=frozenset(allowed if fixing else ()),
+        write=fixing and not options["diff"] and not stdin,
+    )
+    read: text.Source = source
+    if stdin:
+        data = sys.stdin.buffer.read()
+        outcomes = [_check_stdin(data, job, options)]
+        read = partial(_text, outcomes[0], data)
+    else:
+        outcomes = run(_discover(paths, settings, options), job)
+    for outcome in outcomes:
+        _say(outcome, options)
+    if options["verbose"]:
+        said = (text.plural(len(outcomes), "file"), text.plural(len(settings.codes), "rule"))
+        click.echo(f"checked {' against '.join(said)}; project folder {settings.root}", err=True)
+    if options["diff"]:
+        return _diff(outcomes, options)
+    return _report(outcomes, cache(read), settings, allowed, options, to_stderr=stdin and fixing)
+
+
+def _discover(paths: Sequence[str], settings: Settings, options: Options) -> list[files.File]:
+    found = files.discover(paths, settings, options["force_exclude"])
+    if not found and not options.get("quiet"):
+        click.echo("warning: no Python files found under the given paths", err=True)
+    return found
+
+
+def _check_stdin(data: bytes, job: Job, options: Options) -> Outcome:
+    """Check what came from stdin; with --fix stdout gets it back, fixed as far as it could be."""
+    name = options["stdin_filename"] or "-"
+    excluded = options["force_exclude"] and name != "-" and not files.discover([name], job.settings, True)
+    outcome = Outcome(name) if excluded else check_data(name, data, job)
+    if job.fix and not options["diff"]:
+        sys.stdout.buffer.write(outcome.after.encode(outcome.encoding) if outcome.fixed else data)
+        sys.stdout.buffer.flush()
+    return outcome
+
+
+def _text(outcome: Outcome, data: bytes, path: str) -> str:
+    """The text of what came from stdin, after its fixes; of other files, what is on the disk."""
+    if path != outcome.path:
+        return source(path)
+    try:
+        return outcome.after if outcome.fixed else decode(data)[0]
+    except (Unreadable, ValueError):
+        return ""
+
+
+def _say(outcome: Outcome, options: Options) -> None:
+    """Warnings and, on request, tracebacks: prose goes to stderr."""
+    if not options["quiet"]:
+        for warning in outcome.warnings:
+            click.echo(f"warning: {warning}", err=True)
+    if options["verbose"] and outcome.trace:
+        click.echo(outcome.trace, err=True)
+
+
+def _diff(outcomes: list[Outcome], options: Options) -> int:
+    for outcome in outcomes:
+        for finding in outcome.findings:
+            if finding.code == "AMP902":
+                _complain(finding)
+        click.echo(patch(outcome.path, outcome.before, outcome.after), nl=False)
+    count = sum(len(outcome.fixed) for outcome in outcomes)
+    if not options["quiet"]:
+        click.echo(f"Would fix {text.plural(count, 'finding')}." if count else "Nothing to fix.", err=True)
+    return _code(any(outcome.failed for outcome in outcomes), count > 0, options)
+
+
+def _report(
+    outcomes: list[Outcome],
+    read: text.Source,
+    settings: Settings,
+    allowed: set[Applicability],
+    options: Options,
+    to_stderr: bool,
+) -> int:
+    findings = [finding for outcome in outcomes for finding in outcome.findings]
+    fixed = [finding for outcome in outcomes for finding in outcome.fixed]
+    failed = any(outcome.failed for outcome in outcomes)
+    if options["fix_only"]:
+        findings = [finding for finding in findings if finding.code == "AMP902"]
+    parts = _parts(findings, read, settings, allowed, options)
+    if options["output_format"] != "json" and not options["quiet"]:
+        last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
+        parts.append(last or text.footer(findings, fixed, allowed))
+    _print(parts, options["output_file"], to_stderr)
+    return _code(failed, bool(findings) or bool(fixed and options["exit_non_zero_on_fix"]), options)
+
+
+def _parts(
+    findings: list[Finding], read: text.Source, settings: Settings, allowed: set[Applicability], options: Options
+) -> list[str]:
+    if options["output_format"] == "json":
+        from amplint.report.json import render, render_statistics
+
+        counted = options["statistics"]
+        return [render_statistics(findings, allowed) if counted else render(findings, read, settings.root)]
+    if options["statistics"]:
+        return [text.statistics(findings, allowed)] if findings else []
+    if options["output_format"] == "concise":
+        return [text.concise(finding, allowed) for finding in findings]
+    return [text.full(finding, read, allowed) + "\n" for finding in findings]
+
+
+def _print(parts: list[str], file: str | None, to_stderr: bool) -> None:
+    if file is None:
+        for part in parts:
+            click.echo(part, err=to_stderr)
+        return
+    try:
+        with open(file, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.writelines(click.unstyle(part) + "\n" for part in parts)
+    except OSError as error:
+        fail(f"{file}: cannot write the findings: {files.reason(error)}")
+
+
+def _code(failed: bool, found: bool, options: Options) -> int:
+    return 2 if failed else int(found and not options["exit_zero"])
+
+
+# -- the other commands -------------------------------------------------------------------------------------------
+
+
+def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
+    """`amplint fix`: write, or print, what the rewriter makes of each file; the worst file decides the exit code."""
+    found = _discover(paths, settings, options)
+    return max((_fix_file(file, settings, options) for file in found), default=0)
+
+
+def _fix_file(file: files.File, settings: Settings, options: Options) -> int:
+    instrument = _part("amplint.rewrite.instrument")
+    try:
+        if file.problem:
+            raise Unreadable(file.problem)
+        data = files.read(file.path)
+        module = Module.read(file.path, data)
+        # -> .text, the new source; .lines, the summary; .refused, whether a training step was
+        result = instrument.fix(module, settings, {"dtype": options["dtype"] or settings.target_dtype})
+        changed = result.text != module.text
+        if changed and not options["diff"] and not options["check"]:
+            files.write(file.path, result.text.encode(module.encoding), data)
+    except Unreadable as error:
+        return _complain(problem(file.path, error.reason, error.location))
+    except Exception as error:
+        return _complain(problem(file.path, internal(error)))
+    if options["diff"]:
+        click.echo(patch(file.path, module.text, result.text), nl=False)
+    for line in result.lines:
+        click.echo(line, err=options["diff"])
+    return int(changed if options["check"] else result.refused)
+
+
+def _complain(finding: Finding) -> int:
+    click.echo(text.concise(finding, ()), err=True)
+    return 2
+
+
+def events(path: str, settings: Settings) -> int:
+    """`amplint events`: what a script does, step by step."""
+    try:
+        module = Module.read(path, files.read(path))
+    except Unreadable as error:
+        return _complain(problem(path, error.reason, error.location))
+    click.echo(_part("amplint.report.story").tell(module, settings))
+    return 0
+
+
+def _part(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        fail("this version of amplint does not do that yet")
+
+
+def rule(code: str | None, output_format: str) -> int:
+    """`amplint rule`: one page, or all of them."""
+    rules = knowledge.rules()
+    if code is None:
+        chosen = list(rules.values())
+    else:
+        wanted = code.upper()
+        chosen = [rule for rule in rules.values() if rule.code == wanted or rule.name == code]
+        if not chosen:
+            from amplint.selection import nearest
+
+            names = [rule.name for rule in rules.values()]
+            fail(f'unknown rule "{code}"{nearest(wanted, rules) or nearest(code, names)}')
+    if output_format == "json":
+        entries = [{**asdict(rule), "severity": rule.severity.value} for rule in chosen]
+        click.echo(json.dumps(entries if code is None else entries[0], indent=2))
+        return 0
+    for rule in chosen:
+        if output_format == "markdown":
+            click.echo(f"# {rule.name} ({rule.code})\n\n{rule.text}")
+            continue
+        title = click.style(f"{rule.code} {rule.name}", bold=True)
+        state = "preview" if rule.preview else "on by default" if rule.default else "off by default"
+        click.echo(f"{title}\n{rule.severity} · fix: {rule.fix} · {state} · since {rule.since}\n\n{rule.text}")
+    return 0

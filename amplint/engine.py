@@ -1,0 +1,214 @@
+"""Files in, findings out: reading, triage, cache, checking, suppressing, fixing; in several processes where it pays."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from amplint import cache, checks, files, knowledge
+from amplint.config import Settings
+from amplint.files import File
+from amplint.findings import Applicability, Finding, Location, Range, Severity
+from amplint.limit import TooLong, time_limit
+from amplint.repair import Unsettled, repair
+from amplint.rewrite.apply import fixable
+from amplint.source import suppress
+from amplint.source.module import Module, Unreadable, decode
+from amplint.source.triage import may_hold
+
+START = Location(1, 1)
+SECONDS = 30  # of processor time for one file
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run does to each file."""
+
+    settings: Settings
+    cache: cache.Cache | None = None
+    fix: frozenset[Applicability] = frozenset()  # the fixes to apply
+    write: bool = False  # into the files; otherwise the new text is only handed back
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made of one file."""
+
+    path: str
+    findings: tuple[Finding, ...] = ()  # what is left, in the order of the text
+    fixed: tuple[Finding, ...] = ()
+    foreign: tuple[Finding, ...] = ()  # found in other files, on the way through this one
+    before: str = ""
+    after: str = ""  # before and after differ where fixes were applied
+    encoding: str = "utf-8"
+    warnings: tuple[str, ...] = ()
+    failed: bool = False  # the file could not be read, checked or written; a finding says why
+    trace: str = ""  # of an internal error
+
+
+def run(found: list[File], job: Job) -> list[Outcome]:
+    """Check, and fix, every file. The order is that of `found`, whatever the processes do."""
+    from amplint.parallel import check_all
+
+    return _settle(check_all(found, job), job.settings)
+
+
+def check_file(file: File, job: Job) -> Outcome:
+    """Check one file, and fix it. Never raises: what goes wrong becomes a finding of this file."""
+    try:
+        if file.problem:
+            raise Unreadable(file.problem)
+        data = files.read(file.path)
+    except Unreadable as error:
+        return failure(file.path, error.reason)
+    outcome = check_data(file.path, data, job, file.named)
+    if job.write and outcome.after != outcome.before:
+        try:
+            files.write(file.path, outcome.after.encode(outcome.encoding), data)
+        except Unreadable as error:
+            plain = check_data(file.path, data, replace(job, fix=frozenset()), file.named)
+            return replace(plain, findings=(*plain.findings, problem(file.path, error.reason)), failed=True)
+    return outcome
+
+
+def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
+    """Check the content of one file, and fix it. Never raises; writes nothing.
+
+    A file that the user named is parsed in any case; one from a folder only if it can hold a finding.
+    """
+    settings = job.settings.of_file(path)
+    outcome = Outcome(path)
+    try:
+        with time_limit(SECONDS):
+            result = cache.lookup(job.cache, path, data, settings) if job.cache else None
+            module = None
+            if result is None:
+                rules = [rule for code, rule in knowledge.rules().items() if code in settings.codes]
+                candidate = may_hold(data, rules, _words(settings))
+                if not candidate and not named:
+                    return outcome
+                module = Module.read(path, data)
+                result = _check(module, settings) if candidate else cache.Result()
+                if job.cache:
+                    cache.store(job.cache, path, data, settings, result)
+            own = tuple(finding for finding in result.findings if finding.path == path)
+            foreign = tuple(finding for finding in result.findings if finding.path != path)
+            outcome = replace(outcome, findings=own, foreign=foreign, warnings=result.warnings)
+            if any(fixable(finding, job.fix) for finding in own):
+                outcome = _fix(outcome, module or Module.read(path, data), data, settings, job)
+        return outcome
+    except Unreadable as error:
+        return failure(path, error.reason, error.location)
+    except TooLong:
+        return _add(outcome, f"took more than {SECONDS} s of processor time: please report, and exclude it")
+    except Exception as error:
+        return replace(_add(outcome, internal(error)), trace=traceback.format_exc())
+
+
+def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job: Job) -> Outcome:
+    path = outcome.path
+    if module.text.encode(module.encoding) != data:
+        message = f"not fixed: encoding {module.encoding} does not give the file back byte for byte"
+        finding = Finding("AMP903", message, path, Range(START, START), Severity.WARNING)
+        return replace(outcome, findings=(finding, *outcome.findings))
+
+    def check(module: Module) -> tuple[Finding, ...]:
+        return tuple(finding for finding in _check(module, settings).findings if finding.path == path)
+
+    try:
+        repaired = repair(module, outcome.findings, check, job.fix)
+    except Unsettled:
+        return _add(outcome, "not fixed: its fixes keep asking for more: please report")
+    return replace(
+        outcome,
+        findings=repaired.findings,
+        fixed=repaired.fixed,
+        before=module.text,
+        after=repaired.module.text,
+        encoding=module.encoding,
+    )
+
+
+def _check(module: Module, settings: Settings) -> cache.Result:
+    """What the checks find and the comments in the file do not hide."""
+    result = checks.check_module(module, settings)
+    found: Iterable[Finding] = getattr(result, "findings", result)
+    comments = suppress.read(module.text)
+    findings = [
+        finding
+        for finding in found
+        if finding.code in settings.codes
+        and (finding.severity is not Severity.NOTE or finding.code in settings.notes)
+        and not (finding.path == module.path and comments.hide(finding))
+    ]
+    warnings = tuple(f"{module.path}:{row}: {text}" for row, text in comments.warnings)
+    return cache.Result(tuple(sorted(findings, key=_order)), warnings, getattr(result, "dependencies", ()))
+
+
+def _order(finding: Finding) -> tuple[str, Range, str, str]:
+    return finding.path, finding.range, finding.code, finding.message
+
+
+def _words(settings: Settings) -> Iterable[str]:
+    """What marks a use of the user's own wrappers: the last part of each name that is no pattern."""
+    for entry in settings.apis:
+        for name in entry["names"]:
+            parts = [part for part in name.split(".") if part and "*" not in part]
+            yield parts[-1] if parts else ""
+
+
+def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:
+    """Hand each finding that lies in another file to that file: once, if it was asked for and no comment hides it."""
+    places = {os.path.abspath(outcome.path): index for index, outcome in enumerate(outcomes)}
+    comments: dict[int, suppress.Suppressions] = {}
+    for finding in [finding for outcome in outcomes for finding in outcome.foreign]:
+        index = places.get(os.path.abspath(finding.path))
+        if index is None or outcomes[index].fixed:  # after fixes its rows may be others
+            continue
+        home = outcomes[index]
+        known = {(other.code, other.range) for other in home.findings}
+        if (finding.code, finding.range) in known or finding.code not in settings.of_file(home.path).codes:
+            continue
+        if index not in comments:
+            comments[index] = suppress.read(source(home.path))
+        if not comments[index].hide(finding):
+            found = sorted((*home.findings, replace(finding, path=home.path)), key=_order)
+            outcomes[index] = replace(home, findings=tuple(found))
+    return outcomes
+
+
+def source(path: str) -> str:
+    """The text of a file for an excerpt; nothing where it cannot be read any more."""
+    try:
+        return decode(files.read(path))[0]
+    except (Unreadable, ValueError):
+        return ""
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def problem(path: str, reason: str, location: Location = START) -> Finding:
+    """AMP902: the file could not be read, checked or written."""
+    return Finding("AMP902", reason, path, Range(location, location), Severity.ERROR)
+
+
+def failure(path: str, reason: str, location: Location = START) -> Outcome:
+    """The outcome of a file that could not be read."""
+    return Outcome(path, (problem(path, reason, location),), failed=True)
+
+
+def _add(outcome: Outcome, reason: str) -> Outcome:
+    return replace(outcome, findings=(*outcome.findings, problem(outcome.path, reason)), failed=True)
+
+
+def internal(error: Exception) -> str:
+    """An error of amplint's own in a line: what, and the innermost place inside amplint that it went through."""
+    package = os.path.join(os.path.dirname(__file__), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.filename.startswith(package)] or frames
+    place = f"{inside[-1].filename.removeprefix(package)}:{inside[-1].lineno}" if inside else "amplint"
+    what = ": ".join((type(error).__name__, *str(error).splitlines()[:1]))
+    return f"internal error in {place}: {what}; please report"

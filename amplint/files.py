@@ -1,0 +1,126 @@
+"""The file system: which files are meant, reading them, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from amplint.config import Settings
+from amplint.globs import matches, names
+from amplint.source.module import MAX_BYTES, Unreadable
+
+SUFFIXES = (".py", ".pyi")
+
+
+class File(NamedTuple):
+    """A file to check: its path as the user would write it, whether the user named it, and why it cannot be checked."""
+
+    path: str
+    named: bool = False
+    problem: str = ""
+
+
+def discover(paths: Iterable[str], settings: Settings, force_exclude: bool = False) -> list[File]:
+    """The files that `paths` mean, each once, in the order of their paths.
+
+    A file that is named is meant whatever its name; folders are walked for Python files, without what `exclude` names.
+    """
+    found: dict[str, File] = {}
+    for path in paths:
+        if force_exclude and matches(path, settings.exclude, settings.root):
+            continue
+        files = _walk(path, settings) if os.path.isdir(path) else [File(path, named=True)]
+        for file in files:
+            known = found.setdefault(os.path.abspath(file.path), file)
+            if file.named and not known.named:
+                found[os.path.abspath(file.path)] = known._replace(named=True)
+    return sorted(found.values())
+
+
+def _walk(top: str, settings: Settings) -> Iterator[File]:
+    """Python files below a folder. Links to folders are not followed, so a loop of links ends."""
+    problems: list[File] = []
+
+    def note(error: OSError) -> None:
+        problems.append(File(_tidy(error.filename or top), problem=f"cannot read the folder: {reason(error)}"))
+
+    for folder, inner, files in os.walk(top, onerror=note):
+        if "pyvenv.cfg" in files and folder != top:
+            inner.clear()  # an environment, whatever it is called
+            continue
+        absolute = os.path.abspath(folder)
+        inner[:] = [name for name in inner if not names(os.path.join(absolute, name), settings.exclude)]
+        for name in files:
+            if name.endswith(SUFFIXES) and not names(os.path.join(absolute, name), settings.exclude):
+                path = os.path.join(folder, name)
+                if not (name.startswith(".#") and os.path.islink(path)):  # an Emacs lock points nowhere
+                    yield File(_tidy(path))
+    yield from problems
+
+
+def _tidy(path: str) -> str:
+    return path.removeprefix(os.path.join(".", ""))
+
+
+def read(path: str) -> bytes:
+    """The bytes of a regular file of a size that people write; raises Unreadable with the reason."""
+    if path.endswith(".ipynb"):  # JSON: much of it would pass for Python
+        raise Unreadable("amplint does not read notebooks yet; save it as a script")
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("is a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size > MAX_BYTES:  # decode() says the same, after having read it all
+            size, limit = (f"{number / 1e6:.0f} MB" for number in (status.st_size, MAX_BYTES))
+            raise Unreadable(f"file of {size}; amplint reads up to {limit}: exclude it")
+        with open(path, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise Unreadable("broken link" if os.path.islink(path) else "no such file or folder") from None
+    except OSError as error:
+        raise Unreadable(f"cannot read: {reason(error)}") from None
+
+
+def write(path: str, data: bytes, expected: bytes) -> None:
+    """Replace the file's content in one step, keeping its mode and owner; a link stays and its target changes.
+
+    Raises Unreadable, with the file as it was and nothing left beside it, where that cannot be done: also where the
+    file does not hold `expected` any more, or nobody may write it.
+    """
+    import tempfile  # only fixes need it
+
+    target = os.path.realpath(path)
+    temporary = ""
+    try:
+        if not os.access(target, os.W_OK):
+            raise Unreadable("cannot write the fixes: the file is read-only")
+        with open(target, "rb") as stream:
+            if stream.read() != expected:
+                raise Unreadable("cannot write the fixes: the file changed meanwhile; run again")
+        status = os.stat(target)
+        handle, temporary = tempfile.mkstemp(prefix=".amplint-", dir=os.path.dirname(target))
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, stat.S_IMODE(status.st_mode))
+        if hasattr(os, "chown"):
+            with contextlib.suppress(OSError):  # only root may give files away
+                os.chown(temporary, status.st_uid, status.st_gid)
+        os.replace(temporary, target)
+        temporary = ""
+    except OSError as error:
+        raise Unreadable(f"cannot write the fixes: {reason(error)}") from None
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, as the system says it, in lower case: "no space left on device"."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]

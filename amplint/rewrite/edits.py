@@ -1,0 +1,41 @@
+"""The edits that fixes are made of, in one place: what to import when writing a fix.
+
+Every function takes a module and nodes of its tree and returns edits that do not overlap; nothing outside them changes.
+A shape that a function does not handle raises CannotEdit.
+"""
+
+from amplint.rewrite.calls import add_argument, add_parameter, change_call, takes_keyword_only
+from amplint.rewrite.expressions import needs_parentheses, replace, wrap_call
+from amplint.rewrite.imports import add_import, binding_of, change_import, remove_import_name
+from amplint.rewrite.lines import (
+    dedent_tail,
+    delete,
+    indent_under,
+    insert_after,
+    insert_before,
+    move_after,
+    move_before,
+)
+from amplint.rewrite.text import CannotEdit
+
+__all__ = [
+    "CannotEdit",
+    "add_argument",
+    "add_import",
+    "add_parameter",
+    "binding_of",
+    "change_call",
+    "change_import",
+    "dedent_tail",
+    "delete",
+    "indent_under",
+    "insert_after",
+    "insert_before",
+    "move_after",
+    "move_before",
+    "needs_parentheses",
+    "remove_import_name",
+    "replace",
+    "takes_keyword_only",
+    "wrap_call",
+]

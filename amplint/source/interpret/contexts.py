@@ -1,0 +1,76 @@
+"""Context managers: what entering one does to the world."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.source import events
+from amplint.source.interpret import calls
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.values import (
+    Autocast,
+    Choice,
+    GradMode,
+    Instance,
+    Lib,
+    Managing,
+    NullContext,
+    Object,
+    Region,
+    Scaled,
+    Tensor,
+    Value,
+    fresh,
+    significant,
+)
+
+
+def enter(
+    m: Machine, value: Value, node: ast.AST, statement: ast.AST, world: World, frame: Frame
+) -> list[tuple[Value, World]]:
+    """Enter a context manager; returns what `as` binds, for each world. `statement` is the with, or the decorated code."""
+    match value:
+        case Choice():
+            if not (significant(value) or _matters(value)):
+                return [(fresh("context"), world)]
+            return [
+                result
+                for answer, after in world.decide(value.formula)
+                for result in enter(m, value.yes if answer else value.no, node, statement, after, frame)
+            ]
+        case Autocast():
+            region = Region(value, statement, len(world.loops))
+            world.contexts = (*world.contexts, region)
+            m.emit(events.Enter, node, world, frame, entered=region)
+            return [(value, world)]
+        case GradMode():
+            world.contexts = (*world.contexts, value)
+            return [(value, world)]
+        case Lib(name="torch.no_grad" | "torch.inference_mode"):  # as a decorator, without parentheses
+            world.contexts = (*world.contexts, GradMode(False))
+            return [(value, world)]
+        case Scaled():
+            world.contexts = (*world.contexts, value)
+            return [(value.loss, world)]
+        case Managing():
+            world.contexts = (*world.contexts, *value.contexts)
+            return [(value.bound, world)]
+        case Instance():
+            return calls.call_method(m, value, "__enter__", (), {}, node, world, frame)
+    return [(value if isinstance(value, Tensor | Object) else fresh("context"), world)]
+
+
+def _matters(value: Value) -> bool:
+    if isinstance(value, Choice):
+        return _matters(value.yes) or _matters(value.no)
+    return isinstance(value, Autocast | NullContext | GradMode | Scaled | Managing)
+
+
+def leave(world: World, outside: tuple[Value, ...]) -> None:
+    """Restore the contexts that were active outside; leaving the outermost autocast drops its cache of cast weights."""
+    for context in world.contexts[len(outside) :]:
+        if isinstance(context, Region):
+            world.drop("stale weights", context.node)
+    world.contexts = outside

@@ -1,0 +1,177 @@
+"""Where a reading begins: the module's top level, then every function and method that nothing called."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amplint import knowledge
+from amplint.source import values
+from amplint.source.events import Event
+from amplint.source.interpret import calls, flow, objects, tensors
+from amplint.source.interpret.frames import Arguments, Frame
+from amplint.source.interpret.library import Library
+from amplint.source.interpret.machine import Exhausted, Machine
+from amplint.source.interpret.project import Project
+from amplint.source.interpret.world import World, join_all
+from amplint.source.module import FunctionNode, Module
+from amplint.source.values import Autocast, Class, Function, Instance, Region, Value, sym
+
+
+@dataclass(eq=False)
+class Reading:
+    """What a script does: every event, in the order met, and what was needed to see it."""
+
+    module: Module
+    events: list[Event]
+    machine: Machine
+    complete: bool  # false if the work limit ended it early
+
+    @property
+    def dependencies(self) -> list[str]:
+        """The other files of the project that this reading read or looked for."""
+        return sorted(str(path) for path in self.machine.project.sought)
+
+
+def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any], ...] = ()) -> Reading:
+    """Interpret a module: from its top level and `__main__`, then whatever nothing called."""
+    values.reset()
+    machine = Machine(Project.around(module, roots), Library((*apis, *knowledge.apis())))
+    complete = True
+    try:
+        _run(machine, module)
+    except Exhausted:
+        complete = False
+    return Reading(module, machine.log, machine, complete)
+
+
+def _run(m: Machine, module: Module) -> None:
+    frame = objects.module_frame(m, module)
+    m.loaded[module] = {}
+    worlds = join_all(flow.run(m, module.tree.body, [World()], frame, flow.Flow()))
+    start = worlds[0] if worlds else World()
+    m.loaded[module] = dict(start.spaces)
+    for node in module.tree.body:
+        _enter(m, node, start, frame)
+
+
+def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame) -> None:
+    """Run what a top-level statement defines, if no call has reached it."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            if node not in m.entered:
+                found = start.get(frame.scope, node.name)
+                function = found if isinstance(found, Function) and found.node is node else Function(node, frame)
+                _enter_function(m, function, start.copy())
+        case ast.ClassDef():
+            _enter_class(m, node, start, frame)
+        case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
+            for inner in ast.iter_child_nodes(node):
+                if isinstance(inner, ast.stmt):
+                    _enter(m, inner, start, frame)
+
+
+def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> None:
+    methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)]
+    if all(method in m.entered for method in methods):
+        return
+    found = start.get(frame.scope, node.name)
+    cls = found if isinstance(found, Class) and found.node is node else Class(node, frame)
+    instance = Instance(cls, values.number(("entry", id(node))))
+    ready = start.copy()
+    ready.contexts, ready.loops = (), ()
+    init = objects.method(m, cls, "__init__", ready, frame)
+    if init is not None:
+        done = calls.call_function(
+            m, replace(init, owner=instance), Arguments(open=True), init.node, ready, None, entry=True
+        )
+        joined = join_all(world for _, world in done)
+        ready = joined[0] if joined else start.copy()
+    module = objects.is_module(m, cls, ready, frame)
+    for method in methods:
+        if method in m.entered or method.name == "__init__":
+            continue
+        bound = objects.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
+        function = bound[0][0] if bound else None
+        if not isinstance(function, Function) or function.node is not method:
+            function = Function(method, replace_code(m, cls, frame), owner=instance, cls=cls)
+        world = ready.copy()
+        _enter_function(m, function, world, assumed=module and _computes(method))
+
+
+def replace_code(m: Machine, cls: Class, frame: Frame) -> Frame:
+    """The frame of the class body, which a method's frame lies in."""
+    return Frame(cls, cls.node, frame.module, frame)
+
+
+def _plain(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return not any(isinstance(d, ast.Name) and d.id in ("property", "classmethod") for d in method.decorator_list)
+
+
+def _computes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a method of a module is part of its forward: not the ones that train, save or configure it."""
+    return not method.name.startswith("__") and not any(
+        isinstance(inner, ast.Attribute) and inner.attr in ("backward", "zero_grad", "state_dict")
+        for inner in ast.walk(method)
+    )
+
+
+def _enter_function(m: Machine, function: Function, world: World, assumed: bool = False) -> None:
+    """Run a function with unknown arguments, as often as a training step needs to show what it leaves behind."""
+    world.contexts, world.loops = (), ()
+    code = function.node
+    given = Arguments(open=True)
+    if assumed:
+        world.contexts = (Region(Autocast(("assumed",)), code, 0, assumed=True),)
+        given = Arguments(_activations(function), {}, True)
+    repeated = _is_step(code)
+    worlds = [world]
+    for number in (1, 2, 3) if repeated else (1,):
+        after: list[World] = []
+        logged = len(m.log)
+        for one in worlds:
+            m.starts.setdefault((code, number), []).append(one.trace)
+            results = calls.call_function(m, function, given, code, one, None, entry=True, in_model=assumed)
+            after += [done for _, done in results]
+        worlds = join_all(after)
+        m.rounds.setdefault((code, number), []).extend(done.copy() for done in worlds)
+        if not worlds or len(m.log) == logged:
+            break
+    _enter_closures(m, function, worlds)
+
+
+def _activations(function: Function) -> tuple[Value, ...]:
+    parameters = function.node.args.args[1 if function.owner is not None else 0 :]
+    required = len(function.node.args.args) - len(function.node.args.defaults)
+    own = 1 if function.owner is not None else 0
+    return tuple(
+        tensors.argument(parameter) if position + own < required else sym("argument", id(function.node), parameter.arg)
+        for position, parameter in enumerate(parameters)
+        if position + own < required
+    )
+
+
+def _is_step(code: FunctionNode) -> bool:
+    """Whether a function is (part of) a training step, which its caller repeats: it runs backward and steps or unscales,
+    outside any loop of its own."""
+    found = set()
+    for inner in ast.walk(code):
+        if isinstance(inner, ast.Attribute) and inner.attr in ("backward", "step", "unscale_", "update"):
+            found.add(inner.attr)
+    return (
+        "backward" in found and len(found) > 1 and not any(isinstance(n, ast.For | ast.While) for n in ast.walk(code))
+    )
+
+
+def _enter_closures(m: Machine, function: Function, worlds: list[World]) -> None:
+    """Functions that this one defined and nothing called."""
+    for inner in ast.walk(function.node):
+        if inner is function.node or not isinstance(inner, ast.FunctionDef) or inner in m.entered or not worlds:
+            continue
+        world = worlds[0].copy()
+        for scope, space in list(world.spaces.items()):
+            found = space.get(inner.name)
+            if isinstance(scope, int) and isinstance(found, Function) and found.node is inner:
+                _enter_function(m, found, world)
+                break

@@ -1,0 +1,71 @@
+"""Frames: where code runs. A frame is a function call (or a module, or a class body) with its scope and its caller."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from amplint.source.interpret.world import World
+from amplint.source.module import FunctionNode, Module
+from amplint.source.values import Value
+
+Results = list[tuple[Value, World]]  # of evaluating something: a value for each world that it led to
+Code = ast.Module | ast.ClassDef | FunctionNode
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """One activation of `code`. Variables live in the World under `scope`, because worlds differ in them.
+
+    `roles` says what each name or attribute path in the code is used as (roles.py).
+    """
+
+    scope: object
+    code: Code
+    module: Module
+    parent: Frame | None = None  # the frame that encloses it in the source
+    caller: Frame | None = None
+    call: ast.AST | None = None  # where the caller called
+    owner: Value | None = None  # what `self` is
+    cls: Value | None = None  # the class that the method was found in, for super()
+    roles: dict[str, str] = field(default_factory=dict)
+    outer: frozenset[str] = frozenset()  # names declared global or nonlocal
+    in_model: bool = False  # inside a model's forward
+    entry: bool = False  # nothing in the project calls it: what it is given is unknown
+
+    @property
+    def name(self) -> str:
+        return getattr(self.code, "name", "<module>" if isinstance(self.code, ast.Module) else "<lambda>")
+
+    def stack(self) -> Iterator[Frame]:
+        """This frame and its callers, innermost first."""
+        frame: Frame | None = self
+        while frame is not None:
+            yield frame
+            frame = frame.caller
+
+    def depth(self) -> int:
+        return sum(1 for _ in self.stack())
+
+
+def scopes(frame: Frame) -> Iterator[Frame]:
+    """The frames in which a name is looked up: this one, then what encloses it; class bodies are invisible inside."""
+    yield frame
+    above = frame.parent
+    while above is not None:
+        if not isinstance(above.code, ast.ClassDef):
+            yield above
+        above = above.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a call passes; `open` if there may be more (an unknown *args or **kwargs)."""
+
+    args: tuple[Value, ...] = ()
+    kwargs: dict[str, Value] = field(default_factory=dict)
+    open: bool = False
+
+    def values(self) -> tuple[Value, ...]:
+        return (*self.args, *self.kwargs.values())

@@ -1,0 +1,668 @@
+"""Library calls: what rules/apis says they return and do, builtins, and operations on tensors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import replace
+
+from amplint.source import events
+from amplint.source.interpret import calls, conditions, expressions, methods, objects, protocol, tensors
+from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret.library import Api
+from amplint.source.interpret.machine import Machine, device_value, site
+from amplint.source.interpret.world import World
+from amplint.source.values import (
+    KNOWN,
+    NONE,
+    Autocast,
+    Bound,
+    Checkpoint,
+    Choice,
+    Class,
+    Const,
+    Device,
+    Function,
+    Gradient,
+    GradMode,
+    Imported,
+    Instance,
+    Items,
+    Lib,
+    Many,
+    Mapping,
+    Model,
+    NullContext,
+    Object,
+    Optimizer,
+    Owners,
+    Parameter,
+    Parameters,
+    Partial,
+    Region,
+    Scaler,
+    StateDict,
+    Sym,
+    Tensor,
+    Test,
+    Value,
+    fresh,
+    serial,
+    sym,
+)
+
+NEVER = object()  # what a call that does not return is said to return
+_LIKE = frozenset(
+    ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
+)
+_CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
+_MAKES = {"optimizer", "scaler", "model", "autocast", "callable-scaler", "managed"}
+
+
+def makes(m: Machine, callee: Value) -> bool:
+    """Whether calling this makes something that training is made of."""
+    if isinstance(callee, Lib):
+        api = m.library.find(callee.name)
+        return (api is not None and api.returns in _MAKES) or _is_layer(callee.name)
+    return isinstance(callee, Class)
+
+
+def _is_layer(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return name.startswith("torch.nn.") and last[:1].isupper() and not name.startswith("torch.nn.utils")
+
+
+def call(
+    m: Machine,
+    name: str,
+    given: Arguments,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    receiver: Value | None = None,
+) -> Results:
+    """`torch.x.y(…)`."""
+    if name.startswith("builtins."):
+        return _builtin(m, name.removeprefix("builtins."), given, node, world, frame)
+    api = m.library.find(name)
+    if api is not None:
+        return _api(m, name, api, given, node, world, frame, receiver)
+    if name == "functools.partial" and given.args:
+        return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
+    if _is_layer(name):
+        return [(Model(name, site(node, frame), given.args, tuple(given.kwargs.items())), world)]
+    made = created(name, given, world, node)
+    if made is not None:
+        return [(made, world)]
+    op = tensors.op_of(name)
+    if op:
+        return [(operation(m, op, given.args, given.kwargs, node, world, frame), world)]
+    if name.startswith("torch."):
+        last = name.rpartition(".")[2]
+        if given.args and last in tensors.VIEWS:
+            return [(view_any(given.args[0], node), world)]
+        if given.args and last.islower() and any(True for _ in tensors.tensors_in(given.values())):
+            return [(operation(m, last, given.args, given.kwargs, node, world, frame), world)]
+        if name in ("torch.float16", "torch.half") or last[:1].isupper():
+            return [(Object(name, site(node, frame)), world)]
+    last = name.rpartition(".")[2]
+    if last[:1].isupper() and not any(True for _ in tensors.tensors_in(given.values())):
+        hand = [protocol.hand_over(world, value) for value in given.values() if isinstance(value, Scaler)]
+        return [(Object(name, site(node, frame)), world)] if not hand else [(fresh("call"), world)]
+    return calls.unknown(m, Lib(name), given, node, world, frame)
+
+
+def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor | None:
+    """A tensor made from nothing: torch.zeros, torch.arange, …"""
+    if not name.startswith("torch."):
+        return None
+    last = name.rpartition(".")[2]
+    dtype = tensors.dtype_of(given.kwargs.get("dtype"))
+    if last in _CREATE:
+        return Tensor(dtype or "float32", made=last, node=node, identity=serial())
+    if last in ("arange", "randint", "randperm"):
+        floats = any(isinstance(value, Const) and isinstance(value.value, float) for value in given.args)
+        return Tensor(dtype or ("float32" if floats else "integer"), made=last, node=node, identity=serial())
+    if last in ("tensor", "as_tensor", "from_numpy"):
+        of, region, scaler = tensors.provenance(given.args)
+        kind = dtype or _constant_dtype(given.args[0] if given.args else NONE)
+        return Tensor(
+            kind, KNOWN, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
+        )
+    if last in _LIKE and given.args and isinstance(given.args[0], Tensor):
+        like = given.args[0]
+        return Tensor(dtype or like.dtype, like.trust, made=last, node=node, identity=serial())
+    return None
+
+
+def _constant_dtype(value: Value) -> str:
+    match value:
+        case Const(value=bool()):
+            return "bool"
+        case Const(value=int()):
+            return "integer"
+        case Const(value=float()):
+            return "float32"
+    return ""
+
+
+# -- what rules/apis says ----------------------------------------------------------------------------------------------
+
+
+def _api(
+    m: Machine,
+    name: str,
+    api: Api,
+    given: Arguments,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    receiver: Value | None,
+) -> Results:
+    bound = api.bind(given.args, given.kwargs)
+    if receiver is not None:
+        bound["self"] = receiver
+
+    def role(which: str) -> Value | None:
+        return api.argument(which, bound)
+
+    effect = _EFFECTS.get(api.does)
+    if effect is not None:
+        results = effect(m, api, bound, given, node, world, frame)
+        if results is not None:
+            return results
+    match api.returns:
+        case "optimizer":
+            parameters = role("parameters")
+            made: Value = Optimizer(
+                site(node, frame), owners_in(parameters), name, node, closure=name.endswith("LBFGS")
+            )
+            world.drop("gradients", made)
+            protocol.register(world, made)  # type: ignore[arg-type]
+            m.emit(events.Create, node, world, frame, value=made)
+        case "scaler":
+            made = Scaler(site(node, frame), role("enabled") or Const(True), node, role("device"))
+            for key in list(world.space("updates")):
+                if key[0] == made:
+                    world.drop("updates", key)
+            m.emit(events.Create, node, world, frame, value=made)
+        case "autocast":
+            made = Autocast(
+                site(node, frame),
+                device_value(role("device")),
+                role("dtype"),
+                role("enabled") or Const(True),
+                role("cache") or Const(True),
+                node,
+            )
+            m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))
+        case "null-context":
+            made = NullContext()
+        case "no-grad" | "enable-grad":
+            made = GradMode(api.returns == "enable-grad")
+        case "same":
+            value = role("model") or role("object") or (given.args[0] if given.args else fresh("call"))
+            made = Items(given.args) if len(given.args) > 1 and "model" not in api.roles else value
+        case "copy":
+            made = sym("copy", site(node, frame), given.args[0] if given.args else NONE)
+            if given.args and (given.args[0] in m.models or isinstance(given.args[0], Instance | Model)):
+                m.models.add(made)
+        case "model":
+            made = Model(name, site(node, frame), given.args, tuple(given.kwargs.items()))
+        case "parameters":
+            made = Parameters(frozenset().union(*(owners_in(value) for value in given.values())))
+        case "tensor":
+            op = tensors.op_of(name) or name.rpartition(".")[2]
+            made = operation(m, op, given.args, given.kwargs, node, world, frame)
+        case "constant":
+            made = sym("constant", name, *given.args)
+        case "device":
+            made = device_value(given.args[0]) if given.args else fresh("device")  # type: ignore[assignment]
+            if not isinstance(made, Device):
+                made = Device("", made)
+        case "checkpoint":
+            made = Checkpoint(site(node, frame))
+        case "scheduler" | "managed" | "callable-scaler":
+            made = Object(name, site(node, frame), api.returns)
+        case _:
+            made = NONE if api.does else fresh("call")
+    return [(made, world)]
+
+
+Bindings = dict[str, Value]
+
+
+def _clip(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    if api.fixed.get("unscales"):
+        for optimizer in protocol.optimizers(world):
+            world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
+    else:
+        how = api.argument("how", bound)
+        of = owners_in(api.argument("parameters", bound))
+        clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
+    return [(fresh("norm"), world)]
+
+
+def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """Gradients are clipped."""
+    sure, _ = protocol.owners(world, of)
+    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
+    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
+    for optimizer, before in touched:
+        if before.kind == "entry":
+            seen = world.get("clipped", optimizer) or ()
+            world.set("clipped", optimizer, (*seen, event))
+
+
+def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    sure, _ = protocol.owners(world, of)
+    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
+    m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched)
+
+
+def _save(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    value = api.argument("object", bound)
+    parts, complete, mapping = saved_parts(value) if value is not None else ((), False, None)
+    scaler = api.argument("scaler", bound)
+    optimizer = api.argument("optimizer", bound)
+    parts += tuple(part for part in (scaler, optimizer) if part is not None and part != NONE)
+    event = events.Save(
+        node, frame, world.contexts, world.loops, world.facts, parts, complete, api.does == "register", mapping
+    )
+    m.observe(event)
+    return None
+
+
+def saved_parts(value: Value) -> tuple[tuple[Value, ...], bool, ast.AST | None]:
+    """What a saved value holds the state of; whether that is all; and the dict that names it."""
+    match value:
+        case StateDict():
+            return (value.of,), True, None
+        case Optimizer() | Scaler():
+            return (value,), True, None
+        case Mapping():
+            parts: list[Value] = []
+            complete = not value.open
+            for _, item in value.items:
+                inner, known, _ = saved_parts(item)
+                parts += inner
+                complete &= known
+            return tuple(parts), complete, value.node
+        case Items():
+            held = [saved_parts(item) for item in value.items]
+            return tuple(part for parts, _, _ in held for part in parts), all(known for _, known, _ in held), None
+        case Choice():
+            yes, no = saved_parts(value.yes), saved_parts(value.no)
+            return (*yes[0], *no[0]), yes[1] and no[1], yes[2] or no[2]
+        case Const() | Test():
+            return (), True, None
+        case Tensor() | Parameter() | Sym(kind="argument" | "element" | "attr" | "op" | "constant"):
+            return (), isinstance(value, Tensor | Parameter), None
+    return (), False, None
+
+
+def _load_state(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    target = api.argument("model", bound) or api.argument("object", bound)
+    if target is not None:
+        m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, target, fresh("state")))
+    return None
+
+
+def _backward(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    loss = api.argument("loss", bound) or fresh("loss")
+    methods.backward(m, loss, node, world, frame, managed=not api.roles.get("plain"))
+    return [(NONE, world)]
+
+
+def _launch(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    """A launcher calls a function for you: in another process or thread, from a command line."""
+    target = api.argument("target", bound)
+    if target is None:
+        return None
+    args = api.argument("args", bound)
+    passed = objects.elements(args) if args is not None else []
+    leading = tuple(fresh("rank") for _ in range(api.fixed.get("leading", 0)))
+    inner = Arguments((*leading, *(passed or ())), {}, passed is None or args is None)
+    if isinstance(target, Function | Bound | Partial | Imported):
+        outside, world.contexts = world.contexts, ()
+        results = calls.call(m, target, inner, node, world, frame)
+        for _, after in results:
+            after.contexts = outside
+        return [(fresh("launched"), after) for _, after in results]
+    return None
+
+
+def _exit(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    return [(Const(NEVER), world)]
+
+
+def _step(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    optimizer = api.argument("optimizer", bound)
+    if isinstance(optimizer, Optimizer):
+        methods.step(m, optimizer, None, node, world, frame)
+    return [(fresh("call"), world)]
+
+
+def _unscale(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    for value in given.values():
+        protocol.hand_over(world, value)
+    return [(NONE, world)]
+
+
+def _zero(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    objects.zero_gradients(m, owners_in(api.argument("parameters", bound)), node, world, frame)
+    return [(NONE, world)]
+
+
+def _cast(
+    m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    model = api.argument("model", bound)
+    dtype = tensors.dtype_of(api.argument("dtype", bound))
+    if model is not None and dtype:
+        methods.cast_model(m, model, dtype, node, world, frame)
+        return [(model, world)]
+    return None
+
+
+_Effect = Callable[[Machine, Api, Bindings, Arguments, ast.AST, World, Frame], Results | None]
+_EFFECTS: dict[str, _Effect] = {
+    "clip": _clip,
+    "save": _save,
+    "register": _save,
+    "load": _load_state,
+    "backward": _backward,
+    "launch": _launch,
+    "exit": _exit,
+    "step": _step,
+    "unscale": _unscale,
+    "zero-grad": _zero,
+    "cast": _cast,
+}
+
+
+def owners_in(value: Value | None) -> Owners:
+    """The models whose parameters a value holds: Parameters, parameter groups, lists of them; empty if not known."""
+    match value:
+        case Parameters() | Parameter() | Gradient():
+            return value.of
+        case Items():
+            return _union([owners_in(item) for item in value.items])
+        case Many():
+            return owners_in(value.item)
+        case Mapping():
+            inner = value.get(Const("params"))
+            return owners_in(inner) if inner is not None else _union([owners_in(item) for _, item in value.items])
+        case Choice():
+            return owners_in(value.yes) | owners_in(value.no)
+        case Model() | Instance():
+            return frozenset((value,))
+        case Tensor():
+            return value.of
+        case Sym(kind="attr" | "item", parts=(Value() as owner, *_)):
+            return owners_in(owner) if isinstance(owner, Parameters) else frozenset()
+    return frozenset()
+
+
+def _union(parts: list[Owners]) -> Owners:
+    """Of a list of parameter groups; unknown (empty) if any is."""
+    return frozenset().union(*parts) if parts and all(parts) else frozenset()
+
+
+# -- builtins ----------------------------------------------------------------------------------------------------------
+
+
+def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    args = given.args
+    first = args[0] if args else None
+    match name:
+        case "getattr" if len(args) >= 2:
+            return _getattr(m, given, node, world, frame)
+        case "setattr" if len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
+            target = ast.copy_location(ast.Attribute(ast.Constant(None), args[1].value, ast.Store()), node)
+            return [(NONE, after) for after in objects.set_attribute(m, args[0], target, args[2], world, frame)]
+        case "list" | "tuple" | "set" | "sorted" | "reversed" | "iter" if first is not None:
+            known = first.items if isinstance(first, Items) else None
+            value: Value = Items(known, "list") if known is not None else first
+            return [
+                (
+                    value
+                    if isinstance(value, Items | Many | Parameters | Mapping)
+                    else Many(objects.element(m, value, node)),
+                    world,
+                )
+            ]
+        case "next" if first is not None:
+            return [(objects.element(m, first, node), world)]
+        case "enumerate" if first is not None:
+            known = objects.elements(first)
+            if known is not None:
+                pairs = tuple(Items((Const(i), value)) for i, value in enumerate(known))
+                return [(Items(pairs, "list"), world)]
+            return [(Many(Items((fresh("element"), objects.element(m, first, node)))), world)]
+        case "zip" if args:
+            return [(_zip(m, args, node), world)]
+        case "map" if len(args) == 2 and first is not None:
+            known = objects.elements(args[1])
+            one = known[0] if known else objects.element(m, args[1], node)
+            return [
+                (Many(value), after) for value, after in calls.call(m, first, Arguments((one,)), node, world, frame)
+            ]
+        case "filter" if len(args) == 2:
+            return [
+                (
+                    args[1]
+                    if isinstance(args[1], Parameters | Items | Many)
+                    else Many(objects.element(m, args[1], node)),
+                    world,
+                )
+            ]
+        case "dict":
+            items = tuple((Const(key), value) for key, value in given.kwargs.items())
+            base = first if isinstance(first, Mapping) else None
+            call_node = node if isinstance(node, ast.Call) else None
+            return [
+                (
+                    Mapping(
+                        (*(base.items if base else ()), *items), given.open or (bool(args) and base is None), call_node
+                    ),
+                    world,
+                )
+            ]
+        case "bool" if first is not None:
+            formula = conditions.truth(first)
+            return [(Const(formula) if isinstance(formula, bool) else Test(formula), world)]
+        case "float" if isinstance(first, Const) and isinstance(first.value, str):
+            try:
+                return [(Const(float(first.value)), world)]
+            except ValueError:
+                return [(fresh("call"), world)]
+        case "float" | "int" | "abs" if isinstance(first, Const) and isinstance(first.value, int | float):
+            try:
+                return [(Const({"float": float, "int": int, "abs": abs}[name](first.value)), world)]
+            except (OverflowError, ValueError):
+                return [(fresh("call"), world)]
+        case "sum" if first is not None:
+            return [(_sum(m, args, node, world, frame), world)]
+        case "exit" | "quit":
+            return [(Const(NEVER), world)]
+        case "isinstance" if len(args) == 2:
+            return [(_isinstance(args[0], args[1]), world)]
+        case "callable" | "hasattr" | "issubclass":
+            return [(Test(("truth", sym("call", name, *args))), world)]
+        case "range":
+            return [(Many(fresh("element")), world)]
+        case "len" | "min" | "max" | "round" | "id" | "type" | "str" | "any" | "all" | "repr":
+            tensor = tensors.opaque(args, world, node) if name in ("min", "max") else None
+            return [(tensor or sym("call", name, *map(conditions.key, args)), world)]
+        case "print" | "open" | "input":
+            return [(NONE if name == "print" else fresh("call"), world)]
+        case "eval":
+            return [(fresh("call"), world)]
+        case "vars" | "super":
+            return [(fresh("call"), world)]
+    return calls.unknown(m, Lib(f"builtins.{name}"), given, node, world, frame)
+
+
+def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    owner, name = given.args[0], given.args[1]
+    if not (isinstance(name, Const) and isinstance(name.value, str)):
+        return [(sym("item", owner, name), world)]
+    target = ast.copy_location(ast.Attribute(ast.Constant(None), name.value, ast.Load()), node)
+    results = expressions.attribute(m, owner, name.value, target, world, frame)
+    if len(given.args) == 3 and len(results) == 1 and isinstance(results[0][0], Sym):
+        return [(conditions.choice(("truth", sym("has", owner, name)), results[0][0], given.args[2]), world)]
+    return results
+
+
+def _zip(m: Machine, args: tuple[Value, ...], node: ast.AST) -> Value:
+    known = [objects.elements(value) for value in args]
+    lengths = {len(items) for items in known if items is not None}
+    if all(items is not None for items in known) and len(lengths) == 1:
+        rows = zip(*(items for items in known if items is not None), strict=True)
+        return Items(tuple(Items(row) for row in rows), "list")
+    return Many(Items(tuple(objects.element(m, value, node) for value in args)))
+
+
+def _sum(m: Machine, args: tuple[Value, ...], node: ast.AST, world: World, frame: Frame) -> Value:
+    parts = objects.elements(args[0])
+    values = tuple(parts) if parts is not None else (objects.element(m, args[0], node),)
+    if any(True for _ in tensors.tensors_in(values)):
+        return operation(m, "add", values, {}, node, world, frame)
+    return sym("call", "sum", *map(conditions.key, args))
+
+
+def _isinstance(value: Value, cls: Value) -> Value:
+    if isinstance(value, Const) and value.value is None:
+        return Const(False)
+    if isinstance(value, Instance) and isinstance(cls, Class):
+        known = {value.cls, *value.cls.bases}
+        if cls in known:
+            return Const(True)
+    if isinstance(value, Items | Mapping) and isinstance(cls, Lib) and cls.name.startswith("builtins."):
+        kinds = {
+            "builtins.dict": isinstance(value, Mapping),
+            "builtins.list": isinstance(value, Items) and value.kind == "list",
+        }
+        if cls.name in kinds:
+            return Const(kinds[cls.name])
+    if isinstance(value, Tensor) and isinstance(cls, Lib) and value.dtype:
+        return Const(cls.name == "torch.Tensor")
+    return Test(("isinstance", conditions.key(value), cls))
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def operation(
+    m: Machine,
+    op: str,
+    operands: tuple[Value, ...],
+    kwargs: dict[str, Value],
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    in_place: bool = False,
+) -> Tensor:
+    """Run an op on tensors and tell of it."""
+    every = (*operands, *kwargs.values())
+    result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
+    if in_place and isinstance(operands[0], Tensor):
+        result = replace(result, dtype=operands[0].dtype, trust=operands[0].trust)
+    region = tensors.region_of(world)
+    signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
+    if m.once(op, node, signature, region):
+        event = events.Operation(
+            node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
+        )
+        m.observe(event)
+    if op in tensors.LOSSES and not frame.in_model:
+        m.emit(events.Loss, node, world, frame, name=op)
+    return result
+
+
+def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False) -> Tensor:
+    """The same numbers in another shape. `deeper`: an element of what may be a tuple of tensors."""
+    if tensor.made == "" and deeper:
+        return replace(tensor, identity=serial())
+    return replace(tensor, identity=serial(), parents=(tensor,) if tensor.made == "" else tensor.parents)
+
+
+def view_any(value: Value, node: ast.AST) -> Value:
+    match value:
+        case Tensor():
+            return view(value, node)
+        case Items() if value.items:
+            return view_any(value.items[0], node)
+        case Sym():
+            return sym("item", value, "view")
+    return value
+
+
+def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> Value:
+    """An attribute of a tensor, or of a model's output that is taken for one."""
+    match name:
+        case "dtype":
+            if tensor.dtype in ("", "low"):
+                return sym("dtype", tensor.dtype or tensor.identity)
+            return Lib(f"torch.{tensor.dtype}")
+        case "device" | "shape" | "is_cuda" | "requires_grad" | "ndim" | "layout" | "itemsize" | "grad_fn":
+            return sym("attr", f"tensor {tensor.identity}", name)
+        case "grad":
+            return Gradient(tensor.of)
+        case "T" | "mT" | "H" | "real" | "imag":
+            return view(tensor, node)
+        case "data":
+            return replace(tensor, of=frozenset(), scaler=None)
+    return Tensor("", KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())
+
+
+def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """Weights change other than by an optimizer's step."""
+    event = m.emit(events.ChangeWeights, node, world, frame, of=of, how=how)
+    mark_stale(world, event)
+
+
+def mark_stale(world: World, event: events.Event) -> None:
+    """Inside an enabled autocast region the cast copies of the weights are stale from here on."""
+    for context in world.contexts:
+        if isinstance(context, Region):
+            if tensors.enabled(context, world) and context.autocast.cache != Const(False):
+                world.set("stale weights", context.node, events.Stale(event.node, event))
+            return
+
+
+def augmented(m: Machine, node: ast.AugAssign, old: Value, operand: Value, world: World, frame: Frame) -> Results:
+    """`old op= operand`."""
+    if isinstance(old, Items) and isinstance(operand, Items) and isinstance(node.op, ast.Add):
+        return [(Items((*old.items, *operand.items), old.kind), world)]
+    if isinstance(old, Parameter | Parameters):
+        change_weights(m, old.of, "assigned in place", node, world, frame)
+        return [(old, world)]
+    if isinstance(old, Gradient):
+        return [(old, world)]
+    value = expressions.binary(m, node.op, old, operand, node, world, frame)
+    if isinstance(old, Tensor) and isinstance(value, Tensor) and old.dtype:
+        value = replace(value, dtype=old.dtype, trust=old.trust)
+    return [(value, world)]
+
+
+__all__ = ["NEVER", "call", "operation", "owners_in", "view"]

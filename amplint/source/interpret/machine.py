@@ -1,0 +1,97 @@
+"""The state of one reading: the project's files, the log of events, what has been entered, and how much work is left."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from amplint.source import events
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.library import Library
+from amplint.source.interpret.project import Project
+from amplint.source.interpret.roles import Roles
+from amplint.source.interpret.world import World, extend
+from amplint.source.module import Module
+from amplint.source.values import Const, Device, Value, number
+
+E = TypeVar("E", bound=events.Event)
+
+MOST_STEPS = 400_000  # expressions and statements evaluated per file; beyond it the reading ends where it is
+MOST_FRAMES = 24
+
+
+class Exhausted(Exception):
+    """The work limit of a file is used up: what was seen so far stands."""
+
+
+@dataclass(eq=False)
+class Machine:
+    project: Project
+    library: Library
+    log: list[events.Event] = field(default_factory=list)
+    entered: set[ast.AST] = field(default_factory=set)  # code that some call reached
+    models: set[Value] = field(default_factory=set)  # unknown things that are used as models
+    texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
+    rounds: dict[tuple[ast.AST, int], list[World]] = field(default_factory=dict)  # (loop, round) → worlds at its end
+    starts: dict[tuple[ast.AST, int], list[Any]] = field(default_factory=dict)  # … and their traces at its start
+    steps: int = 0
+    loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
+    late: set[Any] = field(default_factory=set)  # fields being looked up (objects._late_field)
+    _roles: dict[Module, Roles] = field(default_factory=dict)
+    _seen: set[Any] = field(default_factory=set)
+    _scopes: int = 0
+
+    def tick(self) -> None:
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            raise Exhausted
+
+    def scope(self) -> int:
+        """A name for the variables of a new frame."""
+        self._scopes += 1
+        return self._scopes
+
+    def roles(self, module: Module, code: ast.AST) -> dict[str, str]:
+        if module not in self._roles:
+            self._roles[module] = Roles(module)
+        return self._roles[module].of(code)
+
+    def emit(self, kind: type[E], node: ast.AST, world: World, frame: Frame, **fields: Any) -> E:
+        """Record an event where `world` is."""
+        event = kind(node, frame, world.contexts, world.loops, world.facts, **fields)
+        self.log.append(event)
+        world.trace = extend(world.trace, event)
+        return event
+
+    def once(self, *key: Any) -> bool:
+        """True the first time a key is met; for events of which one tells as much as many."""
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def observe(self, event: events.Event) -> None:
+        """Record an event that does not belong to the story of a step."""
+        self.log.append(event)
+
+    def describe(self, formula: Any, node: ast.AST, frame: Frame) -> None:
+        """Remember how a condition reads in the source."""
+        if not isinstance(formula, bool) and formula not in self.texts:
+            self.texts[formula] = " ".join(frame.module.source(node).split())
+
+
+def site(node: ast.AST, frame: Frame) -> int:
+    """A name for what is made at a place: the place and the calls that led there."""
+    calls = tuple(id(above.call) for above in frame.stack() if above.call is not None)
+    return number((frame.module.path, id(node), *calls))
+
+
+def device_value(value: Value | None) -> Value | None:
+    """A torch.device for what names one."""
+    match value:
+        case Const(value=str() as text):
+            return Device(text.partition(":")[0], value)
+        case Const(value=int()) if not isinstance(value.value, bool):
+            return Device("cuda", value)
+    return value

@@ -1,0 +1,722 @@
+"""Methods of what training is made of: scalers, optimizers, models, parameters, gradients, tensors."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+from amplint.source import events
+from amplint.source.interpret import calls, conditions, library_calls, objects, protocol, tensors
+from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.values import (
+    NONE,
+    Bound,
+    Checkpoint,
+    Choice,
+    Class,
+    Const,
+    Device,
+    Gradient,
+    Instance,
+    Items,
+    Many,
+    Mapping,
+    Model,
+    NullContext,
+    Object,
+    Optimizer,
+    Owners,
+    Parameter,
+    Parameters,
+    Region,
+    Scaled,
+    Scaler,
+    StateDict,
+    Sym,
+    Tensor,
+    Test,
+    Value,
+    fresh,
+    serial,
+    sym,
+)
+
+CASTS = {
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "double": "float64",
+    "long": "integer",
+    "int": "integer",
+    "bool": "bool",
+}
+_MODEL_ONLY = frozenset(("parameters named_parameters modules named_modules children named_children").split())
+_MODEL_SELF = frozenset(
+    ("train eval cuda cpu to requires_grad_ apply share_memory xpu compile half float double bfloat16 type").split()
+)
+
+
+def call(
+    m: Machine, owner: Value, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    """`owner.name(…)`; None where nothing is known about it."""
+    match owner:
+        case Scaler():
+            return _scaler(m, owner, name, given, node, world, frame)
+        case Optimizer():
+            return _optimizer(m, owner, name, given, node, world, frame)
+        case Tensor():
+            return _tensor(m, owner, name, given, node, world, frame)
+        case Parameters() | Parameter():
+            return _parameters(m, owner, name, given, node, world, frame)
+        case Gradient():
+            return _gradient(m, owner, name, given, node, world, frame)
+        case Model():
+            return _model(m, owner, name, given, node, world, frame)
+        case Instance() | objects.Super():
+            return _instance(m, owner, name, given, node, world, frame)
+        case Object():
+            return _object(m, owner, name, given, node, world, frame)
+        case Items() | Many() | Mapping():
+            return _container(m, owner, name, given, node, world, frame)
+        case Checkpoint():
+            if name == "get" and given.args:
+                key = given.args[0]
+                default = given.args[1] if len(given.args) > 1 else NONE
+                has = ("truth", sym("has", owner, key))
+                return [(conditions.choice(has, Checkpoint(owner.site, (*owner.path, key)), default), world)]
+            return [(sym("call", name, owner), world)]
+        case Const(value=str()):
+            return [(_text(owner, name, given), world)]
+        case Device() | Bound() | StateDict():
+            return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
+        case Sym():
+            return _unknown(m, owner, name, given, node, world, frame)
+    return None
+
+
+# -- scaler and optimizer ----------------------------------------------------------------------------------------------
+
+
+def _off(scaler: Scaler, world: World) -> bool:
+    """Whether the scaler is known to be disabled here: then its methods pass everything through."""
+    return world.known(conditions.truth(scaler.enabled)) is False
+
+
+def _scaler(
+    m: Machine, scaler: Scaler, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    args = given.args
+    match name:
+        case "scale" if args:
+            return [(scaled(m, args[0], scaler, node, world), world)]
+        case "unscale_" if args:
+            if _off(scaler, world):
+                return [(NONE, world)]
+            for optimizer, after in optimizers_in(m, args[0], world, frame):
+                event = m.emit(
+                    events.Unscale, node, after, frame,
+                    scaler=scaler, optimizer=optimizer, before=protocol.gradients(after, optimizer), state="",
+                )  # fmt: skip
+                event.before, event.state = protocol.unscale(after, event, scaler, optimizer)
+            return [(NONE, world)]
+        case "step" if args:
+            results: Results = []
+            for optimizer, after in optimizers_in(m, args[0], world, frame):
+                closure = len(args) > 1 or "closure" in given.kwargs
+                step(m, optimizer, None if _off(scaler, after) else scaler, node, after, frame, closure)
+                results.append((fresh("call"), after))
+            return results or [(fresh("call"), world)]
+        case "update":
+            if not _off(scaler, world):
+                event_update = m.emit(events.Update, node, world, frame, scaler=scaler, pairs=())
+                event_update.pairs = protocol.update(world, scaler)
+            return [(NONE, world)]
+        case "state_dict":
+            return [(StateDict(scaler), world)]
+        case "load_state_dict" if args:
+            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, scaler, args[0]))
+            return [(NONE, world)]
+        case "is_enabled":
+            formula = conditions.truth(scaler.enabled)
+            return [(Const(formula) if isinstance(formula, bool) else Test(formula), world)]
+        case "get_scale":
+            return [(sym("scale of", scaler, serial()), world)]
+    return None
+
+
+def scaled(m: Machine, value: Value, scaler: Scaler, node: ast.AST, world: World) -> Value:
+    """scaler.scale(value)."""
+    if _off(scaler, world):
+        return value
+    match value:
+        case Items():
+            return Items(tuple(scaled(m, item, scaler, node, world) for item in value.items), value.kind)
+        case Tensor():
+            return replace(value, scaler=scaler, made="scale", node=node, parents=(value,), identity=serial())
+    of, region, _ = tensors.provenance((value,))
+    return Tensor("", of=of, region=region or tensors.region_of(world), scaler=scaler, made="scale", node=node,
+                  identity=serial())  # fmt: skip
+
+
+def optimizers_in(m: Machine, value: Value, world: World, frame: Frame) -> list[tuple[Optimizer, World]]:
+    """The optimizers that an argument of the scaler stands for, in this world; what is handed to a scaler is one."""
+    match value:
+        case Optimizer():
+            protocol.register(world, value)
+            return [(value, world)]
+        case Choice():
+            plain = objects.blend(value) if not objects.tells(value) else value
+            picked = calls.split(m, value, world)
+            if len(picked) == 1 and isinstance(picked[0][0], Optimizer | Sym | Instance):
+                return optimizers_in(m, picked[0][0], world, frame)
+            return [] if isinstance(plain, Choice) else []
+        case Sym() | Instance() | Object():
+            optimizer = Optimizer(value)
+            protocol.register(world, optimizer, entry=True)
+            return [(optimizer, world)]
+        case Many():
+            return optimizers_in(m, value.item, world, frame)
+    return []
+
+
+def step(
+    m: Machine,
+    optimizer: Optimizer,
+    scaler: Value | None,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    closure: bool = False,
+) -> None:
+    """optimizer.step() or scaler.step(optimizer)."""
+    clips = world.get("clipped", optimizer) or ()
+    event = m.emit(
+        events.Step, node, world, frame,
+        optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
+    )  # fmt: skip
+    event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
+    event.halves = _halves(world, optimizer, event.before)
+    library_calls.mark_stale(world, event)
+
+
+def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
+    """The models that this optimizer surely trains and that are float16 here."""
+    trained = set(optimizer.of)
+    if not trained and len(protocol.optimizers(world)) == 1:
+        for origin in before.origins:
+            if isinstance(origin, events.Backward):
+                trained |= tensors.provenance((origin.loss,))[0]
+    found = []
+    for model in trained:
+        dtype = world.get(("dtype of", model), "dtype")
+        if any(side == Const("float16") for side in objects.contents(dtype or NONE)):
+            found.append(model)
+    return tuple(found)
+
+
+def _optimizer(
+    m: Machine, optimizer: Optimizer, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    match name:
+        case "step":
+            closure = bool(given.args) or "closure" in given.kwargs
+            if closure:
+                function = given.args[0] if given.args else given.kwargs["closure"]
+                results = calls.call(m, function, Arguments(), node, world, frame)
+            else:
+                results = [(NONE, world)]
+            for _, after in results:
+                step(m, optimizer, None, node, after, frame, closure)
+            return [(fresh("call"), after) for _, after in results]
+        case "zero_grad":
+            event = m.emit(events.ZeroGradient, node, world, frame, touched=())
+            event.touched = protocol.zero(world, event, [optimizer])
+            return [(NONE, world)]
+        case "state_dict":
+            return [(StateDict(optimizer), world)]
+        case "load_state_dict" if given.args:
+            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, optimizer, given.args[0]))
+            return [(NONE, world)]
+        case "add_param_group" | "train" | "eval" | "register_step_post_hook":
+            return [(NONE, world)]
+        case "clip_grad_norm":
+            library_calls.clip(m, optimizer.of or frozenset((optimizer,)), "norm", node, world, frame)
+            return [(fresh("norm"), world)]
+        case "backward" if given.args:
+            backward(m, given.args[0], node, world, frame, managed=True)
+            return [(NONE, world)]
+    return None
+
+
+def scale_and_step(m: Machine, scaler: Object, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """A callable scaler (timm's NativeScaler): backward, unscale and clip, step and update in one call."""
+    api = m.library.find(scaler.name + ".__call__")
+    bound = api.bind(given.args, given.kwargs) if api else dict(given.kwargs)
+    loss = bound.get("loss") or (given.args[0] if given.args else fresh("loss"))
+    optimizer = bound.get("optimizer") or (given.args[1] if len(given.args) > 1 else NONE)
+    inner = Scaler(scaler)
+    backward(m, scaled(m, loss, inner, node, world), node, world, frame)
+    results: Results = []
+    for updating, after in world.decide(conditions.truth(bound.get("need_update", Const(True)))):
+        if updating:
+            for one, _ in optimizers_in(m, optimizer, after, frame):
+                step(m, one, inner, node, after, frame)
+            event = m.emit(events.Update, node, after, frame, scaler=inner, pairs=())
+            event.pairs = protocol.update(after, inner)
+        results.append((fresh("norm"), after))
+    return results
+
+
+# -- losses and tensors ------------------------------------------------------------------------------------------------
+
+
+def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
+    """Gradients of a loss (or of each of several) are accumulated."""
+    of, region, scaler = tensors.provenance((loss,))
+    managed = managed or any(isinstance(context, Scaled) for context in world.contexts)
+    if region is not None and not tensors.enabled(region, world):
+        region = None
+    event = m.emit(events.Backward, node, world, frame, loss=loss, scaler=scaler, managed=managed)
+    event.touched = protocol.backward(world, event, of, scaler, managed, region)
+
+
+_IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
+
+
+def _tensor(
+    m: Machine, tensor: Tensor, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    if name == "backward":
+        backward(m, tensor, node, world, frame)
+        return [(NONE, world)]
+    if name == "detach" or name == "detach_":
+        return [(replace(tensor, of=frozenset(), scaler=None, identity=serial()), world)]
+    if name in CASTS and not given.args:
+        return [(tensors.cast(tensor, CASTS[name], world, node, name), world)]
+    if name in ("to", "type", "type_as"):
+        return [(_converted(tensor, name, given, node, world), world)]
+    if name in tensors.NUMBERS:
+        return [(fresh("number") if name != "size" else sym("attr", f"tensor {tensor.identity}", name), world)]
+    if name in tensors.VIEWS or name in _IN_PLACE_KEEP:
+        return [(library_calls.view(tensor, node), world)]
+    if name in ("values", "items", "keys", "get", "to_tuple"):  # a model's output may be a dict of tensors
+        inner = library_calls.view(tensor, node, deeper=True)
+        return [(Many(Items((fresh("key"), inner))) if name == "items" else Many(inner), world)]
+    op = tensors.op_of(f"torch.Tensor.{name}")
+    plain = name.rstrip("_") if name.endswith("_") and not name.startswith("_") else name
+    if not op and plain != name:
+        op = tensors.op_of(f"torch.Tensor.{plain}") or plain
+    if op or name in tensors.policy() or name in tensors.BOOLEAN or name in tensors.INTEGER:
+        in_place = plain != name
+        result = library_calls.operation(
+            m, op or name, (tensor, *given.args), given.kwargs, node, world, frame, in_place
+        )
+        return [(result, world)]
+    if name in ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new"):
+        dtype = tensors.dtype_of(given.kwargs.get("dtype")) or tensor.dtype
+        made = Tensor(dtype, tensor.trust, made=name, node=node, parents=(tensor,), identity=serial())
+        if name == "new_full":
+            library_calls.operation(m, "full", (tensor, *given.args), given.kwargs, node, world, frame)
+        return [(made, world)]
+    result = tensors.opaque((tensor, *given.values()), world, node)
+    for value in given.values():
+        protocol.hand_over(world, value)
+    return [(result or Tensor(identity=serial()), world)]
+
+
+def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST, world: World) -> Value:
+    """x.to(…), x.type(…), x.type_as(…)."""
+    if name == "type_as" or (given.args and isinstance(given.args[0], Tensor)):
+        other = given.args[0] if given.args else NONE
+        dtype = other.dtype if isinstance(other, Tensor) else ""
+        return replace(tensors.cast(tensor, dtype, world, node, "to"), trust=getattr(other, "trust", 2))
+    for value in (*given.args, given.kwargs.get("dtype")):
+        dtype = tensors.dtype_of(value)
+        if dtype:
+            return tensors.cast(tensor, dtype, world, node, "float" if dtype == "float32" else "to")
+    if any(isinstance(value, Sym) and value.kind in ("dtype", "argument", "attr") for value in given.values()):
+        unknown = given.kwargs.get("dtype") is not None or any(
+            isinstance(v, Sym) and (v.kind == "dtype" or (v.kind == "attr" and v.parts[-1] == "dtype"))
+            for v in given.args
+        )
+        if unknown:
+            return tensors.cast(tensor, "", world, node, "to")
+    return library_calls.view(tensor, node)
+
+
+# -- parameters and gradients ------------------------------------------------------------------------------------------
+
+
+def _parameters(
+    m: Machine, owner: Parameters | Parameter, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    if name in ("copy_", "fill_", "uniform_", "normal_", "zero_", "clamp_", "mul_", "add_", "sub_", "lerp_", "div_",
+                "addcmul_", "addcdiv_"):  # fmt: skip
+        gradients = [v for v in (*given.args,) if isinstance(v, Gradient)]
+        if gradients:
+            library_calls.read_gradient(m, owner.of, "manual update", node, world, frame)
+        library_calls.change_weights(m, owner.of, name, node, world, frame)
+        return [(owner, world)]
+    if name in ("size", "numel", "dim", "item", "register_hook"):
+        return [(sym("call", name, owner), world)]
+    if name in ("append", "extend", "update") and given.args:
+        return [(NONE, world)]
+    if name in (
+        "float",
+        "half",
+        "bfloat16",
+        "to",
+        "cuda",
+        "detach",
+        "clone",
+        "view",
+        "t",
+        "transpose",
+        "requires_grad_",
+    ):
+        return [(owner, world)]
+    op = tensors.op_of(f"torch.Tensor.{name}")
+    if op:
+        return [(library_calls.operation(m, op, (owner, *given.args), given.kwargs, node, world, frame), world)]
+    return [(owner, world)]
+
+
+_LINEAR = frozenset(
+    ("mul_ div_ mul div add_ copy_ view reshape clone detach cpu cuda to float contiguous sub_ half").split()
+)
+
+
+def _gradient(
+    m: Machine, owner: Gradient, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    if name in ("zero_", "fill_"):
+        objects.zero_gradients(m, owner.of, node, world, frame)
+    elif name in ("clamp_", "clamp", "clip_", "clamp_min_", "clamp_max_"):
+        library_calls.clip(m, owner.of, "hand", node, world, frame)
+    elif name in ("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"):
+        library_calls.read_gradient(m, owner.of, name, node, world, frame)
+        return [(fresh("number"), world)]
+    elif name in ("isnan", "isinf", "isfinite", "nan_to_num_"):
+        return [(fresh("number"), world)]
+    elif name in _LINEAR and any(_from_scale(value) for value in given.values()):
+        for optimizer in protocol.owners(world, owner.of)[0]:  # unscaled by hand: p.grad.mul_(1 / scaler.get_scale())
+            world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
+    return [(owner, world)]
+
+
+def _from_scale(value: Value) -> bool:
+    return isinstance(value, Sym) and (
+        value.kind == "scale of" or any(isinstance(part, Value) and _from_scale(part) for part in value.parts)
+    )
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """A model is called."""
+    if isinstance(model, Model):
+        op = tensors.op_of(model.name)
+        if op in tensors.LOSSES:
+            return [(library_calls.operation(m, op, given.args, given.kwargs, node, world, frame), world)]
+        _tell_forward(m, model, node, world, frame)
+        if op:
+            # the reduction and eps arguments of the constructor matter to no dtype
+            result = library_calls.operation(m, op, given.args, {}, node, world, frame)
+            return [(tag(result, model), world)]
+        return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
+    _tell_forward(m, model, node, world, frame)
+    if isinstance(model, Instance):
+        function = objects.method(m, model.cls, "forward", world, frame)
+        if function is not None:
+            bound = replace(function, owner=model)
+            results = calls.call_function(m, bound, given, node, world, frame, in_model=True)
+            return [(tag(value, model), after) for value, after in results]
+    for value in given.values():
+        protocol.hand_over(world, value)
+    result = tensors.opaque(given.values(), world, node, frozenset((model,)))
+    if result is None:
+        result = Tensor("", of=frozenset((model,)), region=tensors.region_of(world), node=node, identity=serial())
+    return [(replace(result, of=result.of | {model}), world)]
+
+
+def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: Frame) -> None:
+    if frame.in_model:
+        return
+    outer = next((context for context in world.contexts if isinstance(context, Region)), None)
+    stale = world.get("stale weights", outer.node) if outer is not None else None
+    changed = stale.event if stale is not None and _changed(world, model, stale.event) else None
+    m.emit(events.Forward, node, world, frame, model=model, stale=changed)
+
+
+def _changed(world: World, model: Value, event: events.Event) -> bool:
+    """Whether the weights that an event changed are surely this model's."""
+    if isinstance(event, events.Step):
+        sure, _ = protocol.owners(world, frozenset((model,)))
+        return event.optimizer in sure
+    return isinstance(event, events.ChangeWeights) and any(protocol.related(world, model, one) for one in event.of)
+
+
+def _through_parts(m: Machine, model: Model, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """nn.Sequential runs its parts; any other library module is opaque."""
+    if model.name == "torch.nn.Sequential" and given.args:
+        parts = [
+            part for arg in model.args for part in (objects.elements(arg) or [arg] if isinstance(arg, Items) else [arg])
+        ]
+        results: Results = [(given.args[0], world)]
+        for part in parts:
+            inside = replace_frame(frame)
+            results = [
+                after
+                for value, before in results
+                for after in calls.call(m, part, Arguments((value,)), node, before, inside)
+            ]
+        return results
+    result = tensors.opaque(given.values(), world, node, frozenset((model,)))
+    region = tensors.region_of(world)
+    return [(result or Tensor("", of=frozenset((model,)), region=region, node=node, identity=serial()), world)]
+
+
+def replace_frame(frame: Frame) -> Frame:
+    """The same frame, inside a model: its parts tell no forwards of their own."""
+    return replace(frame, in_model=True)
+
+
+def tag(value: Value, model: Value) -> Value:
+    """What a model returned, as coming from it."""
+    match value:
+        case Tensor():
+            return replace(value, of=value.of | {model})
+        case Items():
+            return Items(tuple(tag(item, model) for item in value.items), value.kind)
+        case Many():
+            return Many(tag(value.item, model))
+        case Mapping():
+            return Mapping(tuple((key, tag(item, model)) for key, item in value.items), value.open, value.node)
+        case Choice():
+            return conditions.choice(value.formula, tag(value.yes, model), tag(value.no, model))
+        case Sym(kind="call" | "unknown" | "item" | "op" | "joined" | "element"):
+            return Tensor("", of=frozenset((model,)), identity=serial())
+    return value
+
+
+def _model(
+    m: Machine, model: Value, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    of: Owners = frozenset((model,))
+    match name:
+        case "parameters" | "buffers":
+            return [(Parameters(of), world)]
+        case "named_parameters":
+            return [(Many(Items((fresh("key"), Parameter(of)))), world)]
+        case "modules" | "children":
+            return [(Many(sym("item", model, "*")), world)]
+        case "named_modules" | "named_children":
+            return [(Many(Items((fresh("key"), sym("item", model, "*")))), world)]
+        case "zero_grad":
+            objects.zero_gradients(m, of, node, world, frame)
+            return [(NONE, world)]
+        case "state_dict":
+            return [(StateDict(model), world)]
+        case "load_state_dict":
+            source = given.args[0] if given.args else NONE
+            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, model, source))
+            library_calls.change_weights(m, of, name, node, world, frame)
+            return [(fresh("call"), world)]
+        case "forward":
+            return forward(m, model, given, node, world, frame)
+        case "no_sync" | "join":
+            return [(NullContext(), world)]
+        case "clip_grad_norm_":
+            library_calls.clip(m, of, "norm", node, world, frame)
+            return [(fresh("norm"), world)]
+    if name in _MODEL_SELF:
+        dtype = CASTS.get(name, "")
+        if name in ("to", "type"):
+            dtype = next((d for d in map(tensors.dtype_of, given.values()) if d), "")
+        if dtype:
+            cast_model(m, model, dtype, node, world, frame)
+        return [(model, world)]
+    return None
+
+
+def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """The parameters of a model are cast in place."""
+    world.set(("dtype of", model), "dtype", Const(dtype))
+    m.emit(events.Cast, node, world, frame, model=model, dtype=dtype)
+
+
+def _instance(
+    m: Machine,
+    owner: Instance | objects.Super,
+    name: str,
+    given: Arguments,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+) -> Results | None:
+    """A method that an object inherits from a library class."""
+    instance = owner.owner if isinstance(owner, objects.Super) else owner
+    cls = instance.cls if isinstance(instance, Instance) else None
+    if not isinstance(cls, Class):
+        return None
+    api = m.library.find_first(objects.library_bases(m, cls, world, frame))
+    if api is not None and api.returns == "scaler":
+        return _scaler(m, Scaler(instance), name, given, node, world, frame)
+    if name == "__init__":
+        return [(NONE, world)]
+    if api is not None and api.returns == "managed":
+        return _object(m, Object(cls.node.name, instance, "managed"), name, given, node, world, frame)
+    if objects.is_module(m, cls, world, frame) or name in _MODEL_ONLY:
+        if isinstance(owner, objects.Super) and name == "__call__":
+            return forward(m, instance, given, node, world, frame)
+        return _model(m, instance, name, given, node, world, frame)
+    if name == "state_dict":
+        return [(StateDict(instance), world)]
+    return None
+
+
+def _object(
+    m: Machine, owner: Object, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    """A method of a library object, as rules/apis describes it."""
+    api = m.library.find(f"{owner.name}.{name}")
+    if api is not None:
+        return library_calls.call(m, f"{owner.name}.{name}", given, node, world, frame, receiver=owner)
+    if name == "state_dict":
+        return [(StateDict(owner), world)]
+    if owner.kind == "managed":
+        if name == "backward" and given.args:
+            backward(m, given.args[0], node, world, frame, managed=True)
+            return [(NONE, world)]
+        return [(tensors.opaque(given.values(), world, node) or fresh("call"), world)]
+    return None
+
+
+def _container(
+    m: Machine, owner: Value, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    args = given.args
+    match owner, name:
+        case Mapping(), "get" if args:
+            found = owner.get(args[0])
+            default = args[1] if len(args) > 1 else NONE
+            if found is None and owner.open:
+                return [(sym("item", owner, args[0]), world)]
+            return [(found if found is not None else default, world)]
+        case Mapping(), "items":
+            return [
+                (
+                    Items(tuple(Items(pair) for pair in owner.items), "list")
+                    if not owner.open
+                    else Many(Items((fresh("key"), fresh("value")))),
+                    world,
+                )
+            ]
+        case Mapping(), "values":
+            values = tuple(value for _, value in owner.items)
+            return [(Items(values, "list") if not owner.open else Many(fresh("value")), world)]
+        case Many(), "items":
+            return [(owner, world)]
+        case Mapping(), "update" if args and isinstance(args[0], Mapping) and isinstance(node, ast.Call):
+            merged = Mapping((*owner.items, *args[0].items), owner.open or args[0].open, owner.node)
+            return _rebound(m, merged, node, world, frame)
+        case Items(), "append" if args and isinstance(node, ast.Call):
+            in_loop = bool(world.loops)
+            grown: Value = Items((*owner.items, args[0]), owner.kind)
+            if in_loop:
+                grown = Many(objects.merge_elements([*owner.items, args[0]]))
+            return _rebound(m, grown, node, world, frame)
+        case Many(), "append" if args and isinstance(node, ast.Call):
+            return _rebound(m, Many(objects.merge_elements([owner.item, args[0]])), node, world, frame)
+        case ((Items() | Many()), "extend") if args and isinstance(node, ast.Call):
+            if isinstance(args[0], Parameters) or isinstance(owner, Many):
+                return _rebound(m, args[0] if isinstance(args[0], Parameters) else owner, node, world, frame)
+            more = objects.elements(args[0])
+            if more is not None and isinstance(owner, Items):
+                return _rebound(m, Items((*owner.items, *more), owner.kind), node, world, frame)
+            return [(NONE, world)]
+        case ((Items() | Many() | Mapping()), ("pop" | "index" | "count" | "keys" | "copy" | "insert" | "sort")):
+            item = owner.item if isinstance(owner, Many) else fresh("item")
+            return [(owner if name == "copy" else item, world)]
+    return None
+
+
+def _rebound(m: Machine, value: Value, node: ast.Call, world: World, frame: Frame) -> Results:
+    """A list or dict changed in place: the variable that holds it now holds another value."""
+    from amplint.source.interpret import flow
+
+    assert isinstance(node.func, ast.Attribute)
+    target = node.func.value
+    if isinstance(target, ast.Name | ast.Attribute):
+        return [(NONE, after) for after in flow.assign(m, target, value, world, frame)]
+    return [(NONE, world)]
+
+
+def _text(owner: Const, name: str, given: Arguments) -> Value:
+    """Methods of known strings that conditions use."""
+    text = owner.value
+    args = [value.value if isinstance(value, Const) else None for value in given.args]
+    if isinstance(text, str) and all(isinstance(arg, str) for arg in args):
+        if name in ("lower", "upper", "strip") and not args:
+            return Const(getattr(text, name)())
+        if name in ("startswith", "endswith") and args:
+            return Const(getattr(text, name)(args[0]))
+    if name == "format" and isinstance(text, str):
+        return Const(text.replace("{}", "*"))
+    return fresh("text")
+
+
+# -- unknown receivers -------------------------------------------------------------------------------------------------
+
+_TENSOR_METHODS = frozenset(
+    (
+        "softmax log_softmax masked_fill masked_fill_ matmul bmm sigmoid relu tanh exp log rsqrt sqrt mean var std "
+        "norm clamp transpose permute view reshape unsqueeze squeeze contiguous type_as chunk detach expand "
+        "flatten"
+    ).split()
+)
+
+
+def _unknown(
+    m: Machine, owner: Sym, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    """A method of something unknown, by what only one kind of thing has."""
+    is_model = owner in m.models
+    if name == "backward":
+        if given.args and not isinstance(given.args[0], Const):
+            backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
+        else:
+            backward(m, owner, node, world, frame)
+        return [(NONE, world)]
+    if is_model or name in _MODEL_ONLY:
+        if name in _MODEL_ONLY:
+            m.models.add(owner)
+        result = _model(m, owner, name, given, node, world, frame)
+        if result is not None:
+            return result
+    if name == "unscale_" and given.args:
+        return _scaler(m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame)
+    if name == "step" and given.args and isinstance(given.args[0], Optimizer):
+        return _scaler(m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame)
+    if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
+        scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
+        return [(scaled(m, given.args[0], scaler, node, world), world)]
+    if name == "state_dict":
+        return [(StateDict(owner), world)]
+    if name == "load_state_dict" and given.args:
+        m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, owner, given.args[0]))
+        return [(fresh("call"), world)]
+    if name in ("to", "cuda", "cpu", "train", "eval", "requires_grad_", "share_memory"):
+        dtype = next((d for d in map(tensors.dtype_of, given.values()) if d), "")
+        return [(Tensor(dtype, made="to", node=node, identity=serial()) if dtype else owner, world)]
+    if name in ("float", "half", "bfloat16", "double") and not given.args:
+        return [(Tensor(CASTS[name], made=name, node=node, parents=(owner,), identity=serial()), world)]
+    if name in _TENSOR_METHODS:
+        return _tensor(m, Tensor(identity=serial(), node=node), name, given, node, world, frame)
+    if name in ("startswith", "endswith", "lower", "upper", "strip", "get", "is_available", "exists"):
+        return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
+    return None

@@ -1,0 +1,87 @@
+"""The files of the same project: where an import is looked for, and what was looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amplint.source.module import Module, Unreadable
+
+MOST_FILES = 40  # of one project, in one reading
+_MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
+
+
+@dataclass(eq=False)
+class Project:
+    """Finds and reads the local modules that a file imports.
+
+    Roots are the file's own folder, the folders given, the project's root and its `src/`. `sought` lists every path that
+    was read or looked for, so that a cache knows what a result depends on.
+    """
+
+    main: Module
+    roots: tuple[Path, ...] = ()
+    modules: dict[Path, Module | None] = field(default_factory=dict)
+    sought: set[Path] = field(default_factory=set)
+    _tops: dict[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def around(cls, main: Module, roots: tuple[str, ...] = ()) -> Project:
+        """The project of a file on disk; a file that is not there (standard input) has none."""
+        path = Path(main.path)
+        if not path.is_file():
+            return cls(main)
+        folder = path.resolve().parent
+        top = project_root(folder)
+        found = [folder, *map(Path, roots), *([top, top / "src"] if top else [])]
+        return cls(main, tuple(dict.fromkeys(found)), {path.resolve(): main})
+
+    def find(self, name: str, level: int, importer: Module) -> Module | None:
+        """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the project."""
+        parts = name.split(".") if name else []
+        if level:
+            base = Path(importer.path).resolve().parent
+            for _ in range(level - 1):
+                base = base.parent
+            return self._at(base, parts)
+        if not parts:
+            return None
+        for root in self.roots:
+            module = self._at(root, parts)
+            if module is not None:
+                return module
+        return None
+
+    def has(self, top: str) -> bool:
+        """Whether a top-level package or module of this name lies in the project."""
+        if top not in self._tops:
+            places = [root / top for root in self.roots]
+            self.sought.update(place.with_name(top + ".py") for place in places)
+            self._tops[top] = any(place.is_dir() or place.with_name(top + ".py").is_file() for place in places)
+        return self._tops[top]
+
+    def _at(self, base: Path, parts: list[str]) -> Module | None:
+        place = base.joinpath(*parts)
+        candidates = [place / "__init__.py"] if not parts else [place.with_suffix(".py"), place / "__init__.py"]
+        for path in candidates:
+            self.sought.add(path)
+            if path not in self.modules:
+                self.modules[path] = _read(path) if len(self.modules) < MOST_FILES else None
+            if self.modules[path] is not None:
+                return self.modules[path]
+        return None
+
+
+def project_root(folder: Path) -> Path | None:
+    """The nearest folder above that says it is a project."""
+    for place in (folder, *folder.parents[:6]):
+        if any((place / marker).exists() for marker in _MARKERS):
+            return place
+    return None
+
+
+def _read(path: Path) -> Module | None:
+    try:
+        return Module.read(str(path), path.read_bytes()) if path.is_file() else None
+    except (OSError, Unreadable):
+        return None

@@ -1,0 +1,180 @@
+"""The two state machines of loss scaling, as torch/amp/grad_scaler.py has them.
+
+Per optimizer's gradients: none | plain | scaled | unscaled | mixed; only backward, unscale_, step and zero_grad change
+it. Per (scaler, optimizer): ready | unscaled | stepped, reset by update. Each function performs one transition in a world
+and returns the state before it, for the event that tells of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from amplint.source.events import Event, Gradients
+from amplint.source.interpret.world import World
+from amplint.source.values import (
+    Instance,
+    Items,
+    Many,
+    Mapping,
+    Model,
+    Optimizer,
+    Owners,
+    Region,
+    Scaler,
+    Sym,
+    Value,
+)
+
+UNKNOWN: dict[str, Any] = {"gradients": Gradients("unknown"), "updates": "unknown", "stale weights": None}
+_ACCUMULATES = ("plain", "scaled", "managed")
+
+
+def register(world: World, optimizer: Optimizer, entry: bool = False) -> None:
+    """Make an optimizer known; with `entry` its gradients may hold anything."""
+    if world.get("gradients", optimizer) is None:
+        world.set("gradients", optimizer, Gradients("entry" if entry else "none"))
+
+
+def optimizers(world: World) -> list[Optimizer]:
+    return list(world.space("gradients"))
+
+
+def gradients(world: World, optimizer: Optimizer) -> Gradients:
+    state: Gradients | None = world.get("gradients", optimizer)
+    return state if state is not None else Gradients("entry")
+
+
+def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
+    """The optimizers that surely, and those that perhaps, hold parameters of the models `of`.
+
+    One optimizer in a world owns all parameters. With several, one whose parameters are unknown perhaps owns any.
+    """
+    known = optimizers(world)
+    if len(known) == 1:
+        return known, []
+    sure = [one for one in known if any(related(world, model, owned) for model in of for owned in one.of)]
+    perhaps = [one for one in known if one not in sure and (not of or not one.of)]
+    return sure, perhaps
+
+
+def related(world: World, one: Value, other: Value) -> bool:
+    """Whether two models are the same or one is part of the other."""
+    return one == other or _part(world, one, other) or _part(world, other, one)
+
+
+def _part(world: World, part: Value, whole: Value, depth: int = 4) -> bool:
+    if isinstance(part, Sym) and part.kind in ("attr", "item") and isinstance(part.parts[0], Value):
+        return part.parts[0] == whole or _part(world, part.parts[0], whole, depth)
+    if depth == 0:
+        return False
+    return any(
+        inner == part or _part(world, part, inner, depth - 1) for inner in _children(world, whole) if inner is not whole
+    )
+
+
+def _children(world: World, whole: Value) -> list[Value]:
+    match whole:
+        case Instance():
+            inner = [value for value in world.space(whole).values() if isinstance(value, Value)]
+        case Model():
+            inner = [*whole.args, *(value for _, value in whole.kwargs)]
+        case Items():
+            inner = list(whole.items)
+        case Mapping():
+            inner = [value for _, value in whole.items]
+        case Many():
+            inner = [whole.item]
+        case _:
+            inner = []
+    return [value for value in inner if isinstance(value, Instance | Model | Items | Many | Mapping | Sym)]
+
+
+def backward(
+    world: World, event: Event, of: Owners, scaler: Value | None, managed: bool, region: Region | None
+) -> tuple[tuple[Optimizer, Gradients], ...]:
+    """A backward pass adds to the gradients of every optimizer that owns parameters of the loss's models."""
+    sure, perhaps = owners(world, of)
+    kind = "managed" if managed else "scaled" if scaler is not None else "plain"
+    touched = []
+    for optimizer in sure:
+        before = gradients(world, optimizer)
+        touched.append((optimizer, before))
+        world.set("gradients", optimizer, _accumulate(before, kind, scaler, region, event))
+    for optimizer in perhaps:
+        before = gradients(world, optimizer)
+        world.set("gradients", optimizer, replace(UNKNOWN["gradients"], origins=(*before.origins, event)))
+    return tuple(touched)
+
+
+def _accumulate(before: Gradients, kind: str, scaler: Value | None, region: Region | None, event: Event) -> Gradients:
+    new = Gradients(kind, scaler, region, origins=(event,))
+    if before.stepped or before.kind in ("none", "entry"):
+        return new
+    if before.kind in ("unknown", "managed") or kind == "managed":
+        return replace(before, origins=(*before.origins, event))
+    if before.kind == kind and before.scaler == scaler and not before.stale:
+        return replace(new, region=before.region or region, origins=(*before.origins, event))
+    return replace(new, kind="mixed", origins=(*before.origins, event), by=before.by)
+
+
+def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) -> tuple[Gradients, str]:
+    before = gradients(world, optimizer)
+    state = pair(world, scaler, optimizer)
+    after = before if before.kind in ("none", "unknown") else replace(before, kind="unscaled", by=(event,))
+    world.set("gradients", optimizer, after)
+    world.set("updates", (scaler, optimizer), "unscaled")
+    return before, state
+
+
+def pair(world: World, scaler: Value, optimizer: Optimizer) -> str:
+    return world.get("updates", (scaler, optimizer)) or "ready"
+
+
+def step(world: World, event: Event, scaler: Scaler | None, optimizer: Optimizer) -> tuple[Gradients, str]:
+    before = gradients(world, optimizer)
+    state = ""
+    if scaler is not None:
+        state = pair(world, scaler, optimizer)
+        world.set("updates", (scaler, optimizer), "stepped")
+    after = replace(before, stepped=True)
+    if scaler is not None and before.kind == "scaled":
+        after = replace(after, kind="unscaled")
+    world.set("gradients", optimizer, after)
+    return before, state
+
+
+def update(world: World, scaler: Scaler) -> tuple[tuple[Optimizer, str], ...]:
+    """The scale may change: pairs are ready again; scaled gradients that no step has used carry the old scale."""
+    pairs = [(key[1], state) for key, state in world.space("updates").items() if key[0] == scaler]
+    for optimizer, _ in pairs:
+        world.drop("updates", (scaler, optimizer))
+    for optimizer, state in list(world.space("gradients").items()):
+        if state.scaler == scaler and state.kind == "scaled" and not state.stepped:
+            world.set("gradients", optimizer, replace(state, stale=True))
+    return tuple(pairs)
+
+
+def zero(world: World, event: Event, zeroed: list[Optimizer]) -> tuple[tuple[Optimizer, Gradients], ...]:
+    touched = []
+    for optimizer in zeroed:
+        before = gradients(world, optimizer)
+        touched.append((optimizer, before))
+        lost = before.kind in (*_ACCUMULATES, "unscaled", "mixed") and not before.stepped
+        after = Gradients(lost=lost, origins=before.origins if lost else (), by=(event,) if lost else ())
+        world.set("gradients", optimizer, after)
+    return tuple(touched)
+
+
+def hand_over(world: World, value: Value) -> None:
+    """Something unknown was given a scaler or an optimizer: what it did with it is not known."""
+    if isinstance(value, Optimizer) and world.get("gradients", value) is not None:
+        world.set("gradients", value, UNKNOWN["gradients"])
+        for key in list(world.space("updates")):
+            if key[1] == value:
+                world.set("updates", key, "unknown")
+    elif isinstance(value, Scaler):
+        for optimizer in optimizers(world):
+            world.set("updates", (value, optimizer), "unknown")
+            if gradients(world, optimizer).scaler == value:
+                world.set("gradients", optimizer, UNKNOWN["gradients"])

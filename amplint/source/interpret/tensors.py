@@ -1,0 +1,256 @@
+"""Tensors: the dtype that an operation's result has under the autocast policy, and where tensors come from.
+
+The policy is data (rules/ops.toml). What cannot be known stays "".
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from amplint import knowledge
+from amplint.source.interpret.world import World
+from amplint.source.values import (
+    ASSUMED,
+    GIVEN,
+    KNOWN,
+    Choice,
+    Const,
+    Items,
+    Lib,
+    Many,
+    Mapping,
+    Owners,
+    Parameter,
+    Region,
+    Sym,
+    Tensor,
+    Value,
+    serial,
+)
+
+HALF = ("float16", "bfloat16", "low")
+_RANK = {"bool": 0, "integer": 1, "low": 2, "float16": 2, "bfloat16": 2, "float32": 3, "float64": 4, "complex": 5}
+DTYPES = {
+    **dict.fromkeys(("float16", "half", "HalfTensor"), "float16"),
+    **dict.fromkeys(("bfloat16", "BFloat16Tensor"), "bfloat16"),
+    **dict.fromkeys(("float32", "float", "FloatTensor"), "float32"),
+    **dict.fromkeys(("float64", "double", "DoubleTensor"), "float64"),
+    **dict.fromkeys(("int64", "long", "int32", "int", "int16", "short", "int8", "uint8", "LongTensor"), "integer"),
+    "bool": "bool",
+    **dict.fromkeys(("complex64", "complex128", "cfloat"), "complex"),
+}
+# Methods and functions whose result holds the same numbers in the same dtype.
+VIEWS = frozenset(
+    (
+        "view reshape transpose permute contiguous squeeze unsqueeze expand expand_as flatten unflatten t movedim "
+        "swapaxes repeat repeat_interleave clone roll flip narrow index_select gather take select view_as "
+        "reshape_as chunk split tensor_split unbind requires_grad_ retain_grad cuda cpu triu tril diagonal "
+        "as_strided unfold pin_memory broadcast_to rearrange repeat tile swapdims T mT H data real"
+    ).split()
+)
+NUMBERS = frozenset(("item tolist numpy size dim numel stride storage_offset get_device ndimension nelement").split())
+BOOLEAN = frozenset(
+    ("eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bool all any").split()
+)
+INTEGER = frozenset(("argmax argmin argsort long int nonzero searchsorted bincount floor_divide").split())
+LOSSES = frozenset(
+    (
+        "cross_entropy_loss nll_loss nll_loss_nd mse_loss l1_loss smooth_l1_loss huber_loss kl_div ctc_loss "
+        "poisson_nll_loss binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss "
+        "hinge_embedding_loss margin_ranking_loss triplet_margin_loss soft_margin_loss multi_margin_loss "
+        "multilabel_margin_loss gaussian_nll_loss multilabel_soft_margin_loss triplet_margin_with_distance_loss "
+        "cross_entropy"
+    ).split()
+)
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    return dict(knowledge.ops()["aliases"])
+
+
+@cache
+def policy(device: str = "cuda") -> dict[str, str]:
+    """Op → "lower", "fp32", "promote" or "banned"."""
+    lists = knowledge.ops()[device]
+    table = dict.fromkeys(lists["lower"], "lower")
+    for group in ("fp32", "fp32_set_opt_dtype", "fp32_append_dtype"):
+        table |= dict.fromkeys(lists.get(group, ()), "fp32")
+    table |= dict.fromkeys(lists.get("promote", ()), "promote")
+    table |= dict.fromkeys(lists.get("banned", ()), "banned")
+    table |= {op: table[through] for op, through in knowledge.ops().get("decomposes", {}).items() if through in table}
+    return table
+
+
+def op_of(name: str) -> str:
+    """The op that a dotted library name calls, or ""."""
+    return _aliases().get(name, "")
+
+
+def dtype_of(value: Value | None) -> str:
+    """The dtype that `torch.float16`, "float16" … names, or ""."""
+    match value:
+        case Lib():
+            return DTYPES.get(value.name.removeprefix("torch.").removeprefix("cuda."), "")
+        case Const(value=str() as text):
+            return DTYPES.get(text.removeprefix("torch.").removeprefix("cuda."), "")
+    return ""
+
+
+def region_of(world: World) -> Region | None:
+    """The innermost autocast region if it is (or may be) enabled."""
+    for context in reversed(world.contexts):
+        if isinstance(context, Region):
+            return context if enabled(context, world) else None
+    return None
+
+
+def enabled(region: Region, world: World) -> bool:
+    """False only where the region is known to be disabled."""
+    from amplint.source.interpret.conditions import truth
+
+    if dtype_of(region.autocast.dtype) == "float32":
+        return False
+    return world.known(truth(region.autocast.enabled)) is not False
+
+
+def region_dtype(region: Region) -> str:
+    """What autocast casts to in a region: "float16", "bfloat16" or "low"."""
+    if region.assumed:
+        return "low"
+    if region.autocast.dtype is None:
+        return "float16" if device_type(region.autocast.device) in ("cuda", "mps", "xpu") else "low"
+    dtype = dtype_of(region.autocast.dtype)
+    return dtype if dtype in HALF else "low"
+
+
+def device_type(value: Value | None) -> str:
+    """ "cuda", "cpu" … where the device is a constant, else ""."""
+    from amplint.source.values import Device
+
+    match value:
+        case Const(value=str() as text):
+            return text.partition(":")[0]
+        case Device():
+            return value.type
+    return ""
+
+
+def tensors_in(values: Iterable[Value]) -> Iterator[Tensor]:
+    """All tensors in values, inside containers too."""
+    for value in values:
+        match value:
+            case Tensor():
+                yield value
+            case Items():
+                yield from tensors_in(value.items)
+            case Many():
+                yield from tensors_in((value.item,))
+            case Mapping():
+                yield from tensors_in(item for _, item in value.items)
+            case Choice():
+                yield from tensors_in((value.yes, value.no))
+
+
+def provenance(values: Iterable[Value]) -> tuple[Owners, Region | None, Any]:
+    """The models, the autocast region and the scaler that anything in `values` came from."""
+    of: set[Value] = set()
+    region = None
+    scaler = None
+    for tensor in tensors_in(values):
+        of |= tensor.of
+        region = region or tensor.region
+        scaler = scaler or tensor.scaler
+    return frozenset(of), region, scaler
+
+
+def promote(operands: Iterable[Value]) -> tuple[str, int]:
+    """The dtype that PyTorch's type promotion gives, and how far it can be trusted."""
+    dtype, trust = "", KNOWN
+    for operand in operands:
+        match operand:
+            case Tensor():
+                found, how = operand.dtype, operand.trust
+            case Parameter():
+                found, how = "float32", KNOWN
+            case Const():
+                continue  # Python scalars do not promote
+            case Choice():
+                found, how = promote((operand.yes,))
+                if promote((operand.no,))[0] != found:
+                    return "", KNOWN
+            case Sym() | Many() | Items():
+                found, how = "", KNOWN
+            case _:
+                continue
+        if found == "":
+            return "", KNOWN
+        if dtype == "" or _RANK[found] > _RANK[dtype]:
+            dtype, trust = found, how
+        elif _RANK[found] == _RANK[dtype]:
+            trust = min(trust, how)
+            if found != dtype:
+                dtype = "float32" if {found, dtype} == {"float16", "bfloat16"} else "low"
+    return dtype, trust
+
+
+def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, dtype: Value | None = None) -> Tensor:
+    """The result of `op` on `operands` here."""
+    of, made_under, scaler = provenance(operands)
+    region = region_of(world)
+    result, trust = _result(op, operands, region)
+    if dtype_of(dtype):
+        result, trust = dtype_of(dtype), KNOWN
+    return Tensor(
+        result,
+        trust,
+        of,
+        region or made_under,
+        scaler,
+        op,
+        node,
+        operands[:3],
+        serial(),
+    )
+
+
+def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tuple[str, int]:
+    if op in BOOLEAN:
+        return "bool", KNOWN
+    if op in INTEGER:
+        return "integer", KNOWN
+    dtype, trust = promote(operands)
+    if region is None or dtype in ("float64", "complex"):
+        return dtype, trust
+    trust_here = ASSUMED if region.assumed else KNOWN
+    match policy(device_type(region.autocast.device) if device_type(region.autocast.device) == "cpu" else "cuda").get(
+        op
+    ):
+        case "lower":
+            return region_dtype(region), trust_here
+        case "fp32":
+            return "float32", KNOWN
+    return dtype, trust
+
+
+def cast(tensor: Value, dtype: str, world: World, node: ast.AST, made: str) -> Tensor:
+    """An explicit cast: `.float()`, `.to(dtype)`."""
+    of, region, scaler = provenance((tensor,))
+    return Tensor(dtype, KNOWN, of, region, scaler, made, node, (tensor,), serial())
+
+
+def argument(node: ast.AST) -> Tensor:
+    """What a forward that nothing calls is taken to be given: an activation in low precision."""
+    return Tensor("low", GIVEN, made="argument", node=node, identity=serial())
+
+
+def opaque(values: Iterable[Value], world: World, node: ast.AST, of: Owners = frozenset()) -> Tensor | None:
+    """What an unknown function makes of tensors: something that depends on the same models; None without any tensor."""
+    values = tuple(values)
+    found, region, scaler = provenance(values)
+    if not (found or of or region or any(True for _ in tensors_in(values))):
+        return None
+    return Tensor("", KNOWN, found | of, region_of(world) or region, scaler, "", node, (), serial())

@@ -1,0 +1,234 @@
+"""A world: one way the script can run. Worlds fork on conditions, and join again where nothing that matters differs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+from amplint.source.interpret import conditions
+from amplint.source.values import Choice, Formula, Tensor, Value, fresh, significant
+
+Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
+
+# Spaces in which two worlds must agree to be joined: the protocol states (protocol.py).
+PROTOCOL = ("gradients", "updates", "stale weights")
+MOST_WORLDS = 32
+
+
+class Fork:
+    """In a trace: where two worlds went different ways and met again."""
+
+    __slots__ = ("formula", "no", "yes")
+
+    def __init__(self, formula: Formula, yes: tuple[Any, ...], no: tuple[Any, ...]):
+        self.formula = formula
+        self.yes = yes
+        self.no = no
+
+
+class World:
+    """Variables, fields and protocol states by owner (`spaces`), the answers so far (`facts`), what is entered
+    (`contexts`, `loops`), and what has happened (`trace`). Copying is cheap: spaces are shared until written to."""
+
+    __slots__ = ("_own", "contexts", "facts", "loops", "spaces", "trace")
+
+    def __init__(self) -> None:
+        self.spaces: dict[Hashable, dict[Any, Any]] = {}
+        self._own: set[Hashable] = set()
+        self.facts: conditions.Facts = {}
+        self.contexts: tuple[Value, ...] = ()
+        self.loops: tuple[Any, ...] = ()
+        self.trace: Trace = None
+
+    def copy(self) -> World:
+        twin = World()
+        twin.spaces = dict(self.spaces)
+        self._own = set()
+        twin.facts, twin.contexts, twin.loops, twin.trace = self.facts, self.contexts, self.loops, self.trace
+        return twin
+
+    def space(self, owner: Hashable) -> dict[Any, Any]:
+        """Read only."""
+        return self.spaces.get(owner) or {}
+
+    def get(self, owner: Hashable, name: Hashable) -> Any:
+        inner = self.spaces.get(owner)
+        return None if inner is None else inner.get(name)
+
+    def set(self, owner: Hashable, name: Hashable, value: Any) -> None:
+        if owner not in self._own:
+            self.spaces[owner] = dict(self.spaces.get(owner) or {})
+            self._own.add(owner)
+        self.spaces[owner][name] = value
+
+    def drop(self, owner: Hashable, name: Hashable) -> None:
+        if name in self.space(owner):
+            self.set(owner, name, None)
+            del self.spaces[owner][name]
+
+    def forget(self, owner: Hashable) -> None:
+        """Drop a whole space: the variables of a call that returned."""
+        self.spaces.pop(owner, None)
+        self._own.discard(owner)
+
+    def decide(self, formula: Formula) -> list[tuple[bool, World]]:
+        """Both answers that are possible here, each with its world. This world itself is one of them."""
+        known = conditions.evaluate(formula, self.facts)
+        if known is not None:
+            return [(known, self)]
+        outcomes = []
+        for answer in (True, False):
+            facts = conditions.assume(formula, answer, self.facts)
+            if facts is not None:
+                outcomes.append((answer, facts))
+        worlds = [self.copy() for _ in outcomes[1:]]
+        result = []
+        for (answer, facts), world in zip(outcomes, [self, *worlds], strict=True):
+            world.facts = facts
+            result.append((answer, world))
+        return result
+
+    def known(self, formula: Formula) -> bool | None:
+        return conditions.evaluate(formula, self.facts)
+
+    def suppose(self, formula: Formula) -> None:
+        """Take a formula as true without asking (the script would have crashed otherwise)."""
+        facts = conditions.assume(formula, True, self.facts)
+        if facts is not None:
+            self.facts = facts
+
+
+def join_all(worlds: Iterable[World], most: int = MOST_WORLDS) -> list[World]:
+    """Join what can be joined. Above `most` worlds, what differs is forgotten: a join forgets, it never invents."""
+    joined: list[World] = []
+    for world in worlds:
+        for index, other in enumerate(joined):
+            met = join(other, world)
+            if met is not None:
+                joined[index] = met
+                break
+        else:
+            joined.append(world)
+    while len(joined) > most:
+        last = joined.pop()
+        _blur(joined[-1], last)
+    return joined
+
+
+def join(left: World, right: World) -> World | None:
+    """One world that stands for both, or None if they differ in a protocol state or in where they are.
+
+    Variables that differ become Choices by a condition on which the two worlds differ.
+    """
+    if left.contexts != right.contexts or left.loops != right.loops:
+        return None
+    for owner in PROTOCOL:
+        mine, other = left.spaces.get(owner), right.spaces.get(owner)
+        if mine is not other and (mine or {}) != (other or {}):
+            return None
+    differing = [
+        (owner, name)
+        for owner in {**left.spaces, **right.spaces}
+        if left.spaces.get(owner) is not right.spaces.get(owner) and owner not in PROTOCOL
+        for name in {**left.space(owner), **right.space(owner)}
+        if left.get(owner, name) is not right.get(owner, name)
+    ]
+    formula = _difference(left, right)
+    if formula is None and differing:
+        formula = ("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
+    for owner, name in differing:
+        mine, other = left.get(owner, name), right.get(owner, name)
+        left.set(owner, name, _meet(formula, mine, other))
+    left.trace = _weave(formula, left.trace, right.trace)
+    if left.facts is not right.facts:
+        left.facts = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
+    return left
+
+
+def _difference(left: World, right: World) -> Formula | None:
+    """A formula that is true in `left` and false in `right`."""
+    if left.facts is right.facts:
+        return None
+    for mine, other, swapped in ((left.facts, right.facts, False), (right.facts, left.facts, True)):
+        for atom, answer in mine.items():
+            if atom[0] == "is" or other.get(atom) == answer:
+                continue
+            opposite = conditions.evaluate(atom, other)
+            if opposite is not None and opposite is not answer:
+                return atom if answer is not swapped else conditions.negate(atom)
+    return None
+
+
+def _meet(formula: Formula, mine: Any, other: Any) -> Any:
+    """The value of a variable that is `mine` where the formula holds and `other` where it does not."""
+    if mine == other or other is None:
+        return mine
+    if mine is None:
+        return other
+    if not isinstance(mine, Value) or not isinstance(other, Value):
+        return mine
+    if not (significant(mine) or significant(other)) and isinstance(mine, Tensor) and isinstance(other, Tensor):
+        if mine.scaler == other.scaler and mine.region == other.region:
+            return _blend(mine, other)
+    return conditions.choice(formula, _reduce(formula, True, mine), _reduce(formula, False, other))
+
+
+def _reduce(formula: Formula, answer: bool, value: Value) -> Value:
+    """Drop what a Choice by the same formula cannot be."""
+    while isinstance(value, Choice) and value.formula == formula:
+        value = value.yes if answer else value.no
+    return value
+
+
+def _blend(mine: Value, other: Value) -> Value:
+    """A value that promises no more than both do."""
+    if isinstance(mine, Tensor) and isinstance(other, Tensor):
+        return Tensor(
+            dtype=mine.dtype if mine.dtype == other.dtype else "",
+            trust=min(mine.trust, other.trust),
+            of=mine.of | other.of,
+            region=mine.region if mine.region == other.region else None,
+            identity=mine.identity,
+        )
+    return fresh("joined")
+
+
+def _weave(formula: Formula | None, left: Trace, right: Trace) -> Trace:
+    """A trace that tells both: the common past, then a Fork."""
+    yes: list[Any] = []
+    no: list[Any] = []
+    one, other = left, right
+    while one is not other:
+        if one is not None and (other is None or one[2] >= other[2]):
+            yes.append(one[1])
+            one = one[0]
+        else:
+            assert other is not None
+            no.append(other[1])
+            other = other[0]
+    if not yes and not no:
+        return left
+    return extend(one, Fork(formula, tuple(reversed(yes)), tuple(reversed(no))))
+
+
+def extend(trace: Trace, item: Any) -> Trace:
+    return (trace, item, trace[2] + 1 if trace else 1)
+
+
+def _blur(kept: World, lost: World) -> None:
+    """Make `kept` stand for `lost` too, by forgetting every protocol state in which they differ."""
+    from amplint.source.interpret.protocol import UNKNOWN
+
+    for owner in PROTOCOL:
+        for name in kept.space(owner).keys() | lost.space(owner).keys():
+            if kept.get(owner, name) != lost.get(owner, name):
+                kept.set(owner, name, UNKNOWN[owner])
+    kept.facts = {atom: answer for atom, answer in kept.facts.items() if lost.facts.get(atom) == answer}
+    kept.loops = kept.loops if kept.loops == lost.loops else kept.loops[: min(len(kept.loops), len(lost.loops))]
+    for owner in kept.spaces.keys() | lost.spaces.keys():
+        if owner in PROTOCOL or kept.spaces.get(owner) is lost.spaces.get(owner):
+            continue
+        for name in kept.space(owner).keys() | lost.space(owner).keys():
+            mine, other = kept.get(owner, name), lost.get(owner, name)
+            if mine != other and isinstance(mine, Value) and isinstance(other, Value):
+                kept.set(owner, name, _blend(mine, other))

@@ -1,0 +1,404 @@
+"""What a name can stand for while amplint runs a script in its head.
+
+Values are immutable; what changes (variables, fields, the state of gradients) lives in the World. A value says what a
+thing *does*, not what it is called: a Scaler is whatever came from a GradScaler constructor or is used as one.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amplint.source.interpret.frames import Frame
+    from amplint.source.module import FunctionNode, Module
+
+Formula = Any  # see conditions.py
+
+
+class Value:
+    """Base of all abstract values."""
+
+    __slots__ = ()
+
+
+class Const(Value):
+    """A known Python constant. `True` and `1` are different constants here."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Const) and type(self.value) is type(other.value) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+    def __repr__(self) -> str:
+        return f"Const({self.value!r})"
+
+
+NONE = Const(None)
+FALSE = Const(False)
+TRUE = Const(True)
+
+
+class Sym(Value):
+    """Something unknown, named by how it came to be: `args.amp` is ("attr", args, "amp").
+
+    Interned: the same origin gives the same object, so `if args.amp:` early and late ask about one thing.
+    """
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: str, parts: tuple[Hashable, ...]):
+        self.kind = kind
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        if self.kind == "attr":
+            return f"{self.parts[0]!r}.{self.parts[1]}"
+        return f"<{self.kind} {', '.join(str(part) for part in self.parts)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Lib(Value):
+    """A name of an installed library: `torch.cuda.amp.autocast`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imported(Value):
+    """A name imported from a file of the project; the file is read when the name is used (calls.resolve)."""
+
+    module: str
+    name: str  # "" for the module itself
+    level: int
+    importer: Module
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace(Value):
+    """A module of the project itself."""
+
+    module: Module
+
+
+@dataclass(frozen=True, slots=True)
+class Function(Value):
+    """A function or lambda of the project, with the frame it closes over; `owner` is the object a method is bound to."""
+
+    node: FunctionNode
+    frame: Frame
+    defaults: tuple[tuple[str, Value], ...] = ()
+    decorators: tuple[Value, ...] = ()
+    owner: Value | None = None
+    cls: Class | None = None
+
+    @property
+    def name(self) -> str:
+        return getattr(self.node, "name", "<lambda>")
+
+
+@dataclass(frozen=True, slots=True)
+class Class(Value):
+    """A class of the project."""
+
+    node: ast.ClassDef
+    frame: Frame
+    bases: tuple[Value, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Class) and self.node is other.node
+
+    def __hash__(self) -> int:
+        return hash(self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance(Value):
+    """An object of a project class, named by where it was made."""
+
+    cls: Class
+    site: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Object(Value):
+    """An object of a library class that amplint knows nothing special about, or an engine that owns precision itself."""
+
+    name: str
+    site: Hashable
+    kind: str = ""  # what rules/apis says the call returns: "managed", "scheduler", …
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(Value):
+    """A method that was taken but not called: `step = optimizer.step`."""
+
+    receiver: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Value):
+    """functools.partial."""
+
+    function: Value
+    args: tuple[Value, ...]
+    kwargs: tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Items(Value):
+    """A tuple, list or set whose elements are known."""
+
+    items: tuple[Value, ...]
+    kind: str = "tuple"
+
+
+@dataclass(frozen=True, slots=True)
+class Many(Value):
+    """A collection of unknown length; `item` stands for each element."""
+
+    item: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping(Value):
+    """A dict whose constant keys are known; `open` if it may hold others."""
+
+    items: tuple[tuple[Value, Value], ...]
+    open: bool = False
+    node: ast.AST | None = field(default=None, compare=False)
+
+    def get(self, key: Value) -> Value | None:
+        return next((value for known, value in self.items if known == key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Value):
+    """One of two values, decided by a condition: what a variable holds after `if`/`else` assigned it in both arms."""
+
+    formula: Formula
+    yes: Value
+    no: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Test(Value):
+    """A boolean that is known as a condition: `x is not None`."""
+
+    formula: Formula
+
+
+KNOWN, ASSUMED, GIVEN = 2, 1, 0
+
+# -- what training is made of ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Value):
+    """A library nn.Module: `torch.nn.Linear(…)`, a torchvision model. Project modules are Instances, unknown ones Syms."""
+
+    name: str
+    site: Hashable
+    args: tuple[Value, ...] = ()
+    kwargs: tuple[tuple[str, Value], ...] = ()
+
+
+Owners = frozenset[Value]  # the models whose parameters something is about; empty: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters(Value):
+    """The parameters of some models."""
+
+    of: Owners
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter(Value):
+    """One parameter, met while iterating over Parameters."""
+
+    of: Owners
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient(Value):
+    """The `.grad` of parameters."""
+
+    of: Owners
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer(Value):
+    """An optimizer, named by where it was made (or by the unknown thing that is used as one)."""
+
+    site: Hashable
+    of: Owners = frozenset()
+    name: str = ""
+    node: ast.AST | None = field(default=None, compare=False)
+    closure: bool = False  # LBFGS: step() calls the forward and backward itself
+
+
+@dataclass(frozen=True, slots=True)
+class Scaler(Value):
+    """A GradScaler. `enabled` is the value given for it; unknown things that are used as scalers count as enabled."""
+
+    site: Hashable
+    enabled: Value = TRUE
+    node: ast.AST | None = field(default=None, compare=False)
+    device: Value | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Autocast(Value):
+    """A torch.autocast object (not entered yet). Missing arguments are None."""
+
+    site: Hashable
+    device: Value | None = None
+    dtype: Value | None = None
+    enabled: Value = TRUE
+    cache: Value = TRUE
+    node: ast.AST | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NullContext(Value):
+    """contextlib.nullcontext(), suppress(), and other contexts without an effect on precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradMode(Value):
+    """torch.no_grad(), inference_mode() (`enabled` false) or enable_grad()."""
+
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(Value):
+    """apex's amp.scale_loss(loss, optimizer): gradients are unscaled when it is left."""
+
+    loss: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Managing(Value):
+    """A call of a @contextmanager function: what its body holds open at the yield, and what it yields."""
+
+    contexts: tuple[Value, ...]
+    bound: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Region(Value):
+    """An entered autocast: the `with` (or decorated function) and how many loops were open when it was entered.
+
+    `assumed` marks the region that a model's forward is judged in when nothing in the project calls it.
+    """
+
+    autocast: Autocast
+    node: ast.AST
+    loops: int
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor(Value):
+    """A tensor: its dtype as far as known, and what it was computed from and under.
+
+    dtype: "float32", "float16", "bfloat16", "float64", "low" (autocast's dtype, not known which), "integer", "bool",
+    "complex" or "" (unknown). `trust` says what that rests on: KNOWN (seen), ASSUMED (a model judged in an assumed
+    autocast region) or GIVEN (an argument of such a model, taken to be an activation).
+    `made` is the op that produced it (views keep it), `parents` what it was made of.
+    """
+
+    dtype: str = ""
+    trust: int = 2
+    of: Owners = frozenset()
+    region: Region | None = None
+    scaler: Scaler | None = None
+    made: str = ""
+    node: ast.AST | None = field(default=None, compare=False)
+    parents: tuple[Value, ...] = field(default=(), compare=False)
+    identity: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Device(Value):
+    """A torch.device; `type` is "cuda", "cpu", … where that is a constant, else ""."""
+
+    type: str
+    text: Value
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict(Value):
+    """`x.state_dict()`."""
+
+    of: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Value):
+    """What torch.load returned, or an entry of it (`path` of keys)."""
+
+    site: Hashable
+    path: tuple[Value, ...] = ()
+
+
+_interned: dict[tuple[Hashable, ...], Sym] = {}
+_numbers: dict[Hashable, int] = {}
+_fresh: Iterator[int] = iter(())
+
+
+def reset() -> None:
+    """Forget all interned symbols; called once per reading, so that two readings in one process are alike."""
+    global _fresh
+    _interned.clear()
+    _numbers.clear()
+    _fresh = iter(range(1, 1 << 62))
+
+
+def sym(kind: str, *parts: Hashable) -> Sym:
+    """The symbol of this origin."""
+    key = (kind, *parts)
+    found = _interned.get(key)
+    if found is None:
+        found = _interned[key] = Sym(kind, parts)
+    return found
+
+
+def fresh(kind: str = "unknown") -> Sym:
+    """A symbol that equals no other."""
+    return Sym(kind, (next(_fresh),))
+
+
+def serial() -> int:
+    """A number that no other call returned in this reading."""
+    return next(_fresh)
+
+
+SIGNIFICANT = (Scaler, Optimizer, Autocast, Function, Class, Instance, Partial, Bound, Object, Model)
+
+
+def number(key: Hashable) -> int:
+    """The same small number for the same key: a name that is cheap to compare."""
+    return _numbers.setdefault(key, len(_numbers))
+
+
+def significant(value: Value | None) -> bool:
+    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on events."""
+    if isinstance(value, Choice):
+        return significant(value.yes) or significant(value.no)
+    if isinstance(value, Items):
+        return any(significant(item) for item in value.items)
+    if isinstance(value, Lib):
+        return "autocast" in value.name or "GradScaler" in value.name
+    return isinstance(value, SIGNIFICANT)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes import RULES
+
+from amplint.source.triage import may_hold
+
+CLIP = replace(RULES["AMP105"], triggers=("clip_grad", "unscale"))
+AMP = replace(RULES["AMP601"], triggers=("amp.",))
+ALWAYS = replace(RULES["AMP110"], triggers=())
+
+
+@pytest.mark.parametrize(
+    ("data", "rules", "expected"),
+    [
+        (b"x.clip_grad_norm_(y)", [CLIP], True),
+        (b"x.clip(y)", [CLIP], False),
+        (b"import torch.cuda.amp.autocast", [CLIP, AMP], True),
+        (b"ampere", [CLIP, AMP], False),
+        (b"", [CLIP, ALWAYS], True),
+        (b"clip_grad", [], False),
+        (b"\xff\x00clip_grad", [CLIP], True),
+    ],
+)
+def test_a_file_without_a_word_of_any_rule_can_hold_nothing(data, rules, expected):
+    assert may_hold(data, rules) is expected
+
+
+def test_extra_words_count_as_triggers():
+    assert may_hold(b"MyScaler()", [CLIP], ("MyScaler",))
+    assert not may_hold(b"MyScaler()", [CLIP], ())

@@ -1,0 +1,537 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import fake_check, make_finding, make_related
+
+from amplint import cache, checks, engine, files, parallel
+from amplint.config import Settings, load
+from amplint.engine import Job, check_data, run
+from amplint.files import File, discover
+from amplint.findings import Applicability
+from amplint.repair import ROUNDS
+
+SAFE = frozenset({Applicability.SAFE})
+BOTH = SAFE | {Applicability.UNSAFE}
+pytestmark = pytest.mark.usefixtures("fake")
+
+
+def job(**fields: object) -> Job:
+    return Job(load(["."], {}), **fields)  # type: ignore[arg-type]
+
+
+def put(path: str, content: str | bytes = "bad_call()\n") -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def found(path: str = ".", **flags: object) -> list[str]:
+    settings = load(["."], {key.replace("_", "-"): value for key, value in flags.items()})
+    return [file.path for file in discover([path], settings)]
+
+
+def check(path: str, **fields: object) -> engine.Outcome:
+    [outcome] = run(discover([path], load(["."], {})), job(**fields))
+    return outcome
+
+
+# -- discovery ----------------------------------------------------------------------------------------------------
+
+
+def test_discovery():
+    for path in ("b.py", "a.pyi", "c.txt", "sub/d.py", "build/e.py", "x/.venv/f.py", "x/site-packages/g.py"):
+        put(path)
+    put("env/pyvenv.cfg"), put("env/h.py"), put("x.py/inner.py")
+    assert found() == ["a.pyi", "b.py", "sub/d.py", "x.py/inner.py"]
+    assert found("sub") == ["sub/d.py"]
+    assert found(exclude=["sub", "x.py"]) == ["a.pyi", "b.py", "build/e.py", "x/.venv/f.py", "x/site-packages/g.py"]
+    assert found(extend_exclude=["sub/*", "*.pyi"]) == ["b.py", "x.py/inner.py"]
+
+
+def test_named_files_are_checked_whatever_their_name():
+    put("build/e.py"), put("script")
+    settings = load(["."], {})
+    assert discover(["build/e.py", "script"], settings) == [File("build/e.py", True), File("script", True)]
+    assert discover(["build/e.py", "script"], settings, force_exclude=True) == [File("script", True)]
+    assert discover(["build"], settings) == [File("build/e.py")]
+    assert discover(["build"], settings, force_exclude=True) == []
+
+
+def test_each_file_once_and_named_if_it_was_named():
+    put("a.py"), put("sub/b.py")
+    settings = load(["."], {})
+    twice = discover([".", "sub", "./a.py", os.path.abspath("a.py")], settings)
+    assert twice == [File("a.py", True), File("sub/b.py")]
+
+
+def test_loops_of_links_end():
+    put("sub/a.py")
+    os.symlink("..", "sub/up")
+    os.symlink("loop.py", "loop.py")
+    assert found() == ["loop.py", "sub/a.py"]
+    assert check("loop.py").findings[0].message.startswith("cannot read: too many levels of symbolic links")
+
+
+def test_an_editors_lock_is_no_file():
+    os.symlink("user@host.1234", ".#a.py")
+    assert found() == []
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+DEEP = "x = " + "(" * 10_000 + ")" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("def f(:\n", "syntax error"),
+        ("print 'hello'\n", "(Python 2?)"),
+        (b"x = 1\n\0\n", "NUL byte"),
+        (b"x = '\xe9'\n", "not text in its encoding"),
+        (b"# coding: klingon\n", "not text in its encoding"),
+        (b"# coding: undefined\n", "undefined"),
+        (DEEP, "nest"),
+        ("x = " + "-" * 100_000 + "1", "too deeply"),
+        ("a" + ".b" * 100_000, "too deeply"),
+        ("if x:\n  a\n b\n", "syntax error"),
+        ("x = [" + "1, " * 7_000_000 + "]", "amplint reads up to 5 MB: exclude it"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_and_the_others_are_checked(content, words):
+    put("good.py"), put("wrong.py", content)
+    outcomes = run(discover([".", "wrong.py"], load(["."], {})), job())
+    assert [outcome.failed for outcome in outcomes] == [False, True]
+    assert [finding.code for finding in outcomes[0].findings] == ["AMP105"]
+    [finding] = outcomes[1].findings
+    assert finding.code == "AMP902"
+    assert words in finding.message
+    assert "\n" not in finding.message
+
+
+def test_declared_encodings_are_honoured():
+    put("latin.py", "# coding: latin-1\nx = 'é'; bad_call()\n".encode("latin-1"))
+    put("bom.py", b"\xef\xbb\xbfbad_call()\n")
+    for path, column in (("latin.py", 10), ("bom.py", 1)):
+        [finding] = check(path).findings
+        assert (finding.code, finding.range.start.column) == ("AMP105", column)
+
+
+def test_files_that_are_no_files():
+    os.symlink("nowhere.py", "broken.py")
+    os.mkfifo("pipe.py")
+    put("gone.py")
+    listed = discover(["."], load(["."], {}))
+    os.unlink("gone.py")
+    messages = [outcome.findings[0].message for outcome in run(listed, job())]
+    assert messages == ["broken link", "no such file or folder", "not a regular file"]
+    assert check("missing").findings[0].message == "no such file or folder"
+    assert "notebooks" in check(put("a.ipynb", '{"bad_call()": 1}')).findings[0].message
+
+
+def test_permission_denied(monkeypatch):
+    put("a.py"), put("sub/b.py")
+
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "sub")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", denied)
+        assert check("a.py").findings[0].message == "cannot read: permission denied"
+    monkeypatch.setattr(os, "scandir", denied)
+    [file] = discover(["sub"], Settings())
+    assert run([file], Job(Settings()))[0].findings[0].message == "cannot read the folder: permission denied"
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("crash", "internal error in {place}: ValueError: boom; please report"),
+        ("deep", "internal error in {place}: RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_an_error_inside_a_check_is_a_line_not_a_traceback(word, words):
+    put("a.py", f"{word}_call()\n"), put("b.py")
+    outcomes = run(discover(["."], load(["."], {})), job())
+    [finding] = outcomes[0].findings
+    assert finding.message.split(": ", 1)[1] in words.format(place="x").split(": ", 1)[1] + "; please report"
+    assert finding.message.startswith("internal error in ")
+    assert "Traceback" in outcomes[0].trace
+    assert outcomes[0].failed
+    assert outcomes[1].findings[0].code == "AMP105"
+
+
+def test_a_file_that_takes_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr(engine, "SECONDS", 0.2)
+    put("a.py", "hang_call()\n"), put("b.py")
+    outcomes = run(discover(["."], load(["."], {})), job())
+    assert outcomes[0].findings[0].message.startswith("took more than 0.2 s of processor time")
+    assert outcomes[1].findings[0].code == "AMP105"
+
+
+def test_nothing_is_imported_or_run():
+    put("a.py", "import os\nos.mkdir('made')\nbad_call()\n")
+    check("a.py")
+    assert not os.path.exists("made")
+
+
+# -- triage -------------------------------------------------------------------------------------------------------
+
+
+def test_only_candidates_are_parsed_unless_they_were_named():
+    put("plain.py", "def f(:\n")
+    assert not run(discover(["."], load(["."], {})), job())[0].failed
+    assert check("plain.py").failed
+
+
+def test_a_use_of_the_users_own_wrapper_is_a_candidate():
+    put("a.py", "from ours import Scaler, def f(:\n")
+    settings = replace(load(["."], {}), apis=({"names": ["ours.Scaler"]},))
+    assert run(discover(["."], settings), Job(settings))[0].failed
+    settings = replace(settings, apis=({"names": ["ours.*.Other"]},))
+    assert not run(discover(["."], settings), Job(settings))[0].failed
+
+
+# -- selection and suppression ------------------------------------------------------------------------------------
+
+
+def test_only_selected_codes_and_named_notes_are_shown():
+    data = b"bad_call()\nwarn_call()\nhint_call()\n"
+
+    def codes(**flags: object) -> list[str]:
+        return [finding.code for finding in check_data("a.py", data, Job(load(["."], flags))).findings]
+
+    assert codes() == ["AMP105", "AMP601"]
+    assert codes(select=["ALL"]) == ["AMP105", "AMP601", "AMP132"]
+    assert codes(select=["AMP6"]) == ["AMP601"]
+    ignored = replace(load(["."], {"per-file-ignores": {"a.py": ["AMP1"]}}))
+    assert [f.code for f in check_data("a.py", data, Job(ignored)).findings] == ["AMP601"]
+
+
+def test_suppressions_and_their_warnings():
+    outcome = check_data("a.py", b"bad_call()  # amplint: ignore[AMP105] ok\nbad_call()  # amplint: ignore\n", job())
+    assert [finding.range.start.row for finding in outcome.findings] == [2]
+    assert outcome.warnings[0].startswith('a.py:2: "# amplint: ignore" names no codes')
+
+
+def test_findings_in_other_files_go_there_once_if_they_were_asked_for(monkeypatch):
+    put("main.py", "bad_call()\n"), put("lib.py", "\n\nbad_call()\nbad_call()  # noqa: AMP105\n"), put("other.py")
+
+    def across(module, settings):
+        if module.path != "main.py":
+            return [finding for finding in fake_check(module, settings) if finding.range.start.row != 4]
+        places = [("lib.py", 3), ("lib.py", 4), ("lib.py", 1), ("lib.py", 1), ("other.py", 1), ("main.py", 1)]
+        return [
+            make_finding(os.path.abspath(path), row) if path != "main.py" else make_finding(path, row)
+            for path, row in places
+        ]
+
+    monkeypatch.setattr(checks, "check_module", across)
+    outcomes = run(discover(["main.py", "lib.py"], load(["."], {})), job())
+    rows = {outcome.path: [finding.range.start.row for finding in outcome.findings] for outcome in outcomes}
+    assert rows == {"lib.py": [1, 3, 3], "main.py": [1]}  # 3 twice: the ranges differ
+
+
+# -- fixes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "allowed", "after", "left"),
+    [
+        ("bad_call()\n", SAFE, "good_call()\n", []),
+        ("a; bad_call(); bad_call()  # x\r\nb\r\n", SAFE, "a; good_call(); good_call()  # x\r\nb\r\n", []),
+        ("bad_call()", SAFE, "good_call()", []),
+        ("risky_call()\n", SAFE, "risky_call()\n", ["AMP101"]),
+        ("risky_call(); bad_call()\n", BOTH, "calm_call(); good_call()\n", []),
+        ("shown_call()\n", BOTH, "shown_call()\n", ["AMP110"]),
+        ("warn_call(); bad_call()\n", SAFE, "warn_call(); good_call()\n", ["AMP601"]),
+        ("first_call()\n", SAFE, "good_call()\n", []),  # a second round
+        ("bad_call()  # noqa\n", SAFE, "bad_call()  # noqa\n", []),
+        # fixes that do not work are dropped, the others stay
+        ("broken_call(); bad_call()\n", SAFE, "broken_call(); good_call()\n", ["AMP105"]),
+        ("stubborn_call()\nbad_call()\n", SAFE, "stubborn_call()\ngood_call()\n", ["AMP105"]),
+        ("stubborn_call(); bad_call()\n", SAFE, "stubborn_call(); good_call()\n", ["AMP105"]),
+    ],
+)
+def test_fixes(before, allowed, after, left):
+    path = put("a.py", before)
+    outcome = check(path, fix=allowed, write=True)
+    assert Path(path).read_bytes().decode() == after
+    assert [finding.code for finding in outcome.findings] == left
+    assert not outcome.failed
+    assert check(path, fix=allowed, write=True).fixed == ()  # a fixed point
+    assert sorted(os.listdir(".")) == ["a.py"]
+
+
+def test_fixes_that_never_settle_change_nothing():
+    path = put("a.py", "endless_call()\n")
+    outcome = check(path, fix=SAFE, write=True)
+    assert Path(path).read_text() == "endless_call()\n"
+    assert "keep asking for more" in outcome.findings[-1].message
+    assert outcome.failed
+
+
+def test_ten_rounds_are_enough_for_ten_conflicts(monkeypatch):
+    def growing(module, settings):
+        row = module.text.count("x\n") + 1
+        from fakes import make_fix
+
+        return [make_finding(module.path, row, fix=make_fix((row, 1, row, 2, "x"), path=module.path))] * (row <= ROUNDS)
+
+    monkeypatch.setattr(checks, "check_module", growing)
+    path = put("a.py", "y\n" * 12 + "# _call(\n")
+    assert not check(path, fix=SAFE, write=True).failed
+    assert Path(path).read_text().count("x") == ROUNDS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfx = '\xc3\xa9'; bad_call()\r\n",
+        "# coding: latin-1\nx = 'é'; bad_call()\n".encode("latin-1"),
+        b"x = 'a\x0cb'\rbad_call()\r\n\nz",
+    ],
+)
+def test_bytes_outside_the_edits_are_kept(data):
+    path = put("a.py", data)
+    check(path, fix=SAFE, write=True)
+    assert Path(path).read_bytes() == data.replace(b"bad_call()", b"good_call()")
+
+
+def test_a_fix_that_the_encoding_cannot_hold_is_dropped():
+    data = "# coding: latin-1\nx = 'é'; wide_call(); bad_call()\n".encode("latin-1")
+    path = put("a.py", data)
+    outcome = check(path, fix=SAFE, write=True)
+    assert Path(path).read_bytes() == data.replace(b"bad", b"good")
+    assert len(outcome.findings) == 1
+
+
+def test_a_file_that_is_not_given_back_byte_for_byte_is_reported():
+    data = b"# coding: utf-7\nx = '+AOk-'  # +AOk\nbad_call()\n"
+    path = put("a.py", data)
+    outcome = check(path, fix=SAFE, write=True)
+    assert Path(path).read_bytes() == data
+    assert [finding.code for finding in outcome.findings] == ["AMP903", "AMP105"]
+
+
+def test_mode_and_links_are_kept():
+    path = put("real/a.py")
+    os.chmod(path, 0o755)
+    os.symlink("real/a.py", "link.py")
+    check("link.py", fix=SAFE, write=True)
+    assert os.path.islink("link.py")
+    assert Path(path).read_text() == "good_call()\n"
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
+
+
+def _no_space(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _read_only(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "stub", "words"),
+    [
+        (tempfile, "mkstemp", _read_only, "read-only file system"),
+        (os, "fsync", _no_space, "no space left on device"),
+        (os, "replace", _no_space, "no space left on device"),
+        (os, "access", lambda *args: False, "the file is read-only"),
+    ],
+)
+def test_what_cannot_be_written_stays_as_it_was(monkeypatch, module, function, stub, words):
+    path = put("a.py", "bad_call()\n")
+    monkeypatch.setattr(module, function, stub)
+    outcome = check(path, fix=SAFE, write=True)
+    assert outcome.failed
+    assert [finding.code for finding in outcome.findings] == ["AMP105", "AMP902"]
+    assert outcome.findings[1].message == f"cannot write the fixes: {words}"
+    assert outcome.fixed == ()
+    assert Path(path).read_text() == "bad_call()\n"
+    assert os.listdir(".") == ["a.py"]
+
+
+def test_a_file_that_changed_meanwhile_is_not_overwritten(monkeypatch):
+    path = put("a.py")
+
+    def check_and_change(module, settings):
+        put("a.py", "somebody_else()\n")
+        return fake_check(module, settings)
+
+    monkeypatch.setattr(checks, "check_module", check_and_change)
+    assert "changed meanwhile" in check(path, fix=SAFE, write=True).findings[-1].message
+    assert Path(path).read_text() == "somebody_else()\n"
+
+
+# -- cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that were really checked."""
+    seen: list[str] = []
+
+    def counting(module, settings):
+        seen.append(module.text)
+        return fake_check(module, settings)
+
+    monkeypatch.setattr(checks, "check_module", counting)
+    return seen
+
+
+def cached(path: str = "a.py", **fields: object) -> engine.Outcome:
+    settings = load(["."], {})
+    return check(path, cache=cache.open_cache(replace(settings, **fields)))  # type: ignore[arg-type]
+
+
+def test_a_second_run_checks_nothing_and_finds_the_same(checked):
+    put("a.py", "bad_call()\nwarn_call()\nshown_call()  # amplint: ignore\n"), put("b.py", "fine_call()\n")
+    first = [cached("a.py"), cached("b.py")]
+    assert [cached("a.py"), cached("b.py")] == first
+    assert len(checked) == 2
+    assert Path(".amplint_cache/.gitignore").read_text() == "*\n"
+
+
+def test_everything_that_decides_the_result_is_asked_for(checked, monkeypatch):
+    put("a.py")
+    cached()
+    cached(target_torch=(2, 5))
+    cached(target_dtype="bfloat16")
+    cached(apis=({"names": ["x"]},))
+    cached(roots=("elsewhere",))
+    put("a.py", "bad_call() \n")
+    cached()
+    put("sub/c.py")
+    cached(os.path.abspath("a.py"))
+    monkeypatch.setattr(cache, "__version__", "9")
+    cached()
+    assert len(checked) == 8
+
+
+def test_entries_are_replaced_not_piled_up(checked):
+    for number in range(5):
+        put("a.py", f"bad_call(){' ' * number}\n")
+        cached()
+    assert len(list(Path(".amplint_cache").rglob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"content": 1}', b"\xff", b'{"a":' * 100_000])
+def test_damaged_entries_are_ignored(checked, content):
+    put("a.py")
+    expected = cached()
+    [entry] = Path(".amplint_cache").rglob("*.json")
+    entry.write_bytes(content)
+    assert cached() == expected
+    assert cached() == expected
+    assert len(checked) == 2
+
+
+@pytest.mark.parametrize("blocker", ["file", "makedirs", "replace"])
+def test_a_cache_that_cannot_be_written_is_no_cache(checked, monkeypatch, blocker):
+    put("a.py")
+    if blocker == "file":
+        put(".amplint_cache", "in the way")
+    else:
+        monkeypatch.setattr(os, blocker, _read_only)
+    assert [finding.code for finding in cached().findings] == ["AMP105"]
+    assert [finding.code for finding in cached().findings] == ["AMP105"]
+    assert len(checked) == 2
+    assert not list(Path(".").rglob("*.json.*"))
+
+
+def test_a_result_holds_as_long_as_its_dependencies(monkeypatch):
+    put("a.py"), put("lib.py", "1")
+    runs = []
+
+    def depending(module, settings):
+        runs.append(1)
+        found = [
+            replace(finding, related=(make_related("lib.py", 1, "here"),)) for finding in fake_check(module, settings)
+        ]
+        return SimpleNamespace(findings=found, dependencies=("lib.py", "absent.py"))
+
+    monkeypatch.setattr(checks, "check_module", depending)
+    first = cached()
+    assert cached() == first
+    assert len(runs) == 1
+    put("lib.py", "2")
+    assert cached() == first
+    assert len(runs) == 2
+    put("absent.py")
+    cached(), cached()
+    assert len(runs) == 3
+    os.unlink("lib.py")
+    cached(), cached()
+    assert len(runs) == 4
+
+
+def test_fixes_come_out_of_the_cache_whole(checked):
+    put("a.py", "bad_call()\n")
+    cached()
+    settings = load(["."], {})
+    outcome = check("a.py", cache=cache.open_cache(settings), fix=SAFE, write=True)
+    assert len(outcome.fixed) == 1
+    assert Path("a.py").read_text() == "good_call()\n"
+    assert len(checked) == 2  # at first, and after the fix
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="the fake check reaches workers by fork")
+
+
+@needs_fork
+def test_processes_change_nothing(monkeypatch):
+    for number in range(150):
+        put(
+            f"f{number:03}.py",
+            "bad_call()\n" * (number % 3) + "crash_call()\n" * (number == 7) + "def f(:" * (number == 8),
+        )
+    listed = discover(["."], load(["."], {}))
+    monkeypatch.setattr(parallel, "_processors", lambda: 1)
+    alone = run(listed, job())
+    monkeypatch.setattr(parallel, "_processors", lambda: 3)
+    together = run(listed, job())
+    assert [replace(outcome, trace="") for outcome in together] == [replace(outcome, trace="") for outcome in alone]
+
+
+@needs_fork
+def test_a_file_that_kills_its_process_kills_nothing_else(monkeypatch):
+    for number in range(80):
+        put(f"f{number:03}.py", "bad_call()\n" if number != 40 else "die_call()\n")
+
+    def deadly(module, settings):
+        if "die_call" in module.text:
+            os._exit(1)
+        return fake_check(module, settings)
+
+    monkeypatch.setattr(checks, "check_module", deadly)
+    monkeypatch.setattr(parallel, "_processors", lambda: 2)
+    outcomes = run(discover(["."], load(["."], {})), job())
+    assert [outcome.path for outcome in outcomes if outcome.failed] == ["f040.py"]
+    assert outcomes[40].findings[0].message.startswith("amplint crashed on this file")
+    assert sum(len(outcome.findings) for outcome in outcomes) == 80
+
+
+def test_few_files_need_no_pool(monkeypatch):
+    monkeypatch.setattr(parallel, "_processors", lambda: 8)
+    monkeypatch.setattr(parallel, "_pool", lambda workers: pytest.fail("a pool"))
+    put("a.py")
+    run(discover(["."], load(["."], {})), job())
+
+
+def test_source_of_what_is_gone_is_empty():
+    assert engine.source("gone.py") == ""
+    assert engine.source(put("a.py", b"\xff")) == engine.source(put("b.py", b"# coding: undefined\n")) == ""
+    assert files.SUFFIXES == (".py", ".pyi")
