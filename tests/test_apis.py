@@ -32,7 +32,7 @@ ROLES = {
 }
 FIXED = {
     **dict.fromkeys(("device", "dtype", "how"), str),
-    **dict.fromkeys(("enabled", "closure", "decorator", "unscales"), bool),
+    **dict.fromkeys(("enabled", "closure", "decorator", "unscales", "managed"), bool),
     "leading": int,
 }
 

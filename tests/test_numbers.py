@@ -421,6 +421,6 @@ def test_602_moved_arguments() -> None:
     assert torch.amp.GradScaler(2.0**10)._device == 1024.0
     assert torch.amp.GradScaler(2.0**10)._init_scale == 65536
     assert torch.amp.GradScaler(False).is_enabled()
-    with torch.cpu.amp.autocast(HALF):
-        assert torch.get_autocast_dtype("cpu") == BF16
+    with pytest.raises(TypeError, match=r"must be bool, not torch.dtype"), torch.cpu.amp.autocast(HALF):
+        pass
     assert torch.cuda.amp.GradScaler in torch.amp.GradScaler.__subclasses__()

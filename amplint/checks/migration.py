@@ -90,8 +90,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                 yield found(
                     "AMP602",
                     create,
-                    f"{text(create.module, node.args[0])} is passed as `enabled` here, not as dtype: autocast runs in its "
-                    "default dtype",
+                    f"{text(create.module, node.args[0])} is passed as `enabled` here, not as dtype: TypeError",
                     help=f"write dtype={text(create.module, node.args[0])}",
                 )
         elif isinstance(value, Scaler) and _number(value.device) and node.args:

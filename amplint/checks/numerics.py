@@ -9,7 +9,7 @@ from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.values import ASSUMED, GIVEN, KNOWN, Choice, Const, Lib, Sym, Tensor, Value
+from amplint.source.values import ASSUMED, GIVEN, KNOWN, Choice, Const, Lib, Question, Sym, Tensor, Value
 
 LARGEST = 65504.0  # torch.finfo(torch.float16).max
 VANISHES = 2.0**-25  # and below: rounds to zero in float16
@@ -27,14 +27,14 @@ _FILLS = {
 _SILENT = {"where", "index_put"}  # become -inf without an error
 
 
-def constants(value: Value | None) -> list[float]:
+def constants(value: Value | None) -> list[Const]:
     """The finite numbers that a value may be. A choice that depends on a dtype is its author's answer to this very
     question: none."""
     match value:
         case Const(value=bool()):
             return []
         case Const(value=int() | float() as number) if math.isfinite(number):
-            return [float(number)]
+            return [value]
         case Choice():
             if _about_dtype(value.formula):
                 return []
@@ -42,12 +42,19 @@ def constants(value: Value | None) -> list[float]:
     return []
 
 
+def number(constant: Const) -> float:
+    assert isinstance(constant.value, int | float)
+    return float(constant.value)
+
+
 def _about_dtype(formula: object) -> bool:
     if isinstance(formula, Sym):
         return formula.kind == "dtype" or any(map(_about_dtype, formula.parts))
     if isinstance(formula, Lib):
         return formula.name.startswith("torch.") and tensors.dtype_of(formula) != ""
-    return isinstance(formula, tuple) and any(map(_about_dtype, formula))
+    if isinstance(formula, Question):
+        return any(map(_about_dtype, formula.parts))
+    return isinstance(formula, tuple | frozenset) and any(map(_about_dtype, formula))
 
 
 def _half(value: Value, trust: int) -> bool:
@@ -68,7 +75,7 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
         if position is None or _guarded(event):
             continue
         candidates = [*event.args[1:], *(value for name, value in event.kwargs if name in ("value", "min", "max"))]
-        large = [number for value in candidates for number in constants(value) if abs(number) > LARGEST]
+        large = [number(one) for value in candidates for one in constants(value) if abs(number(one)) > LARGEST]
         if event.name == "where":
             target = next((value for value in event.args[1:] if isinstance(value, Tensor)), None)
         else:
@@ -116,30 +123,34 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             continue
         others = [value for value in event.args if value is not target]
         others += [value for name, value in event.kwargs if name in ("min", "other")]
-        small = [number for value in others for number in constants(value) if 0 < number < SMALLEST_NORMAL]
+        small = [one for value in others for one in constants(value) if 0 < number(one) < SMALLEST_NORMAL]
         if not small:
             continue
-        number = min(small)
-        if number <= VANISHES:
+        eps = min(small, key=number)
+        place = eps.node if eps.node in event.module.parents else None
+        use = [(event, "added to a half tensor here")] if place is not None and place.lineno != event.node.lineno else []  # type: ignore[attr-defined]
+        if number(eps) <= VANISHES:
             severity = Severity.NOTE
             if target.trust == KNOWN:
                 severity = Severity.ERROR if target.dtype == "float16" else Severity.WARNING
             yield found(
                 "AMP403",
                 event,
-                f"{number:g} is zero in float16 (anything up to 3e-8 is): it protects nothing from being zero",
+                f"{number(eps):g} is zero in float16 (anything up to 3e-8 is): it protects nothing from being zero",
+                node=place,
                 severity=severity,
-                evidence=_made(script, target),
+                evidence=[*_made(script, target), *use],
                 help="add it to a float32 tensor: x.float() + eps",
             )
         elif _divides(script, event.result):
             yield found(
                 "AMP403",
                 event,
-                f"{number:g} is below float16's smallest normal number (6.1e-05), and the tensor it is added to has about "
+                f"{number(eps):g} is below float16's smallest normal number (6.1e-05), and the tensor it is added to has about "
                 "three digits: the result is imprecise where it matters",
+                node=place,
                 severity=Severity.NOTE,
-                evidence=_made(script, target),
+                evidence=[*_made(script, target), *use],
                 help="compute it in float32, or use a larger eps for float16",
             )
 

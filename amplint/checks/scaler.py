@@ -227,11 +227,24 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     return found(
         "AMP105",
         clip,
-        "gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
+        node=_call_towards(clip, backwards),
+        message="gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
         "the limit acts as if it were that much smaller",
         evidence=evidence,
         help=f"call {name} before clipping",
     )
+
+
+def _call_towards(event: events.Event, others: list[events.Backward]) -> ast.AST | None:
+    """Where the function that ran `others` calls the helper that `event` is in: what is wrong is wrong there, the helper
+    serves other callers, too. None if the event is not in a helper of that function."""
+    for other in others:
+        call = None
+        for frame in event.frame.stack():
+            if frame is other.frame:
+                return call
+            call = frame.call
+    return None
 
 
 def _measures(clip: events.Clip) -> bool:

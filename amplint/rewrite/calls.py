@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amplint.findings import Edit
 from amplint.rewrite import commas
 from amplint.rewrite.expressions import frame_of, replace
-from amplint.rewrite.layout import start
+from amplint.rewrite.layout import end, start
 from amplint.rewrite.text import CannotEdit, changed, plain
 from amplint.source.module import Module
 
@@ -49,7 +49,7 @@ def change_call(
         if key in values:
             new = new.with_changes(value=_argument(values[key]).value)
         if isinstance(key, int) and key in names:
-            new = _protected(_argument(f"{names[key]}=_").with_changes(value=new.value))
+            new = _argument(f"{names[key]}=_").with_changes(value=new.value)
         slots[index] = slots[index]._replace(node=new)
     for text in reversed(add_positional_first):
         slots = commas.insert(slots, 1, _argument(text))
@@ -92,7 +92,7 @@ def add_parameter(module: Module, function: ast.FunctionDef | ast.AsyncFunctionD
     begin = module.offset(module.range(function).start)
     old = plain(module, begin, start(module, function.body[0]))
     tree = commas.parsed(lambda: cst.parse_module(old + "pass\n"))
-    if tree.code != old + "pass\n":
+    if commas.code(tree) != old + "pass\n":
         raise CannotEdit("LibCST does not give the signature back as it is")
     sample = commas.parsed(lambda: cst.parse_module(f"def f({text}): pass\n")).body[0].params
     if len(sample.params) != 1 or sample.star_arg != cst.MaybeSentinel.DEFAULT or sample.star_kwarg:
@@ -112,7 +112,7 @@ def add_parameter(module: Module, function: ast.FunctionDef | ast.AsyncFunctionD
         place += 1
     slots = commas.insert(slots, place, new)
     changes = {"params": _signature(commas.join(slots)), "whitespace_before_params": slots[0].gap}
-    code = tree.with_changes(body=[definition.with_changes(**changes)]).code
+    code = commas.code(tree.with_changes(body=[definition.with_changes(**changes)]))
     return _checked(module, begin, old, code.removesuffix("pass\n"), "pass")
 
 
@@ -150,8 +150,7 @@ def _parsed_call(module: Module, call: ast.Call) -> tuple[Any, str]:
     import libcst as cst
 
     frame_of(module, call)  # refuses f-strings
-    span = module.range(call)
-    old = plain(module, module.offset(span.start), module.offset(span.end))
+    old = plain(module, start(module, call), end(module, call))
     tree = commas.parsed(lambda: cst.parse_expression(f"({old})"))
     if not isinstance(tree, cst.Call) or commas.code(tree) != f"({old})":
         raise CannotEdit("LibCST does not give the call back as it is")
@@ -197,21 +196,23 @@ def _keyword_place(slots: Sequence[commas.Slot]) -> int:
 
 def _rewritten_call(module: Module, call: ast.Call, tree: Any, old: str, slots: list[commas.Slot]) -> list[Edit]:
     """The edits that give the call the arguments in `slots`."""
-    if len(slots) > 2:
-        slots = [slots[0], *(slot._replace(node=_protected(slot.node)) for slot in slots[1:])]
+    alone = len(slots) == 2
+    slots = [slots[0], *(slot._replace(node=_protected(slot.node, alone)) for slot in slots[1:])]
     changes = {"args": commas.join(slots), "whitespace_before_args": slots[0].gap}
     new = commas.code(commas.parsed(lambda: tree.with_changes(**changes)))
-    return _checked(module, module.offset(module.range(call).start), old, new[1:-1], "")
+    return _checked(module, start(module, call), old, new[1:-1], "")
 
 
-def _protected(arg: Any) -> Any:
-    """The argument with parentheses where it could do without them as the only or an unnamed one."""
+def _protected(arg: Any, alone: bool) -> Any:
+    """The argument, in parentheses where it can do without them only as the only one, or only without a name."""
     import libcst as cst
 
-    bare = isinstance(arg.value, cst.GeneratorExp) or (arg.keyword and isinstance(arg.value, cst.NamedExpr))
-    if not bare or arg.value.lpar:
+    needy: tuple[type, ...] = () if alone and not arg.keyword else (cst.GeneratorExp,)
+    needy += (cst.NamedExpr,) if arg.keyword else ()
+    value = arg.value
+    if type(value) not in needy or value.lpar:
         return arg
-    return arg.with_changes(value=arg.value.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()]))
+    return arg.with_changes(value=value.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()]))
 
 
 def _checked(module: Module, begin: int, old: str, new: str, tail: str) -> list[Edit]:

@@ -137,14 +137,17 @@ def parsed(make: Callable[[], Any]) -> Any:
 
     try:
         return make()
-    except (cst.ParserSyntaxError, RecursionError) as error:
-        raise CannotEdit(f"LibCST cannot parse it: {type(error).__name__}") from None
+    except (cst.ParserSyntaxError, RecursionError):
+        raise CannotEdit("LibCST cannot parse it") from None
     except cst.CSTValidationError as error:
         raise CannotEdit(str(error).rstrip(".").lower()) from None
 
 
 def code(node: Any) -> str:
-    """The text of a LibCST node."""
+    """The text of a LibCST node; CannotEdit where it is nested too deeply to be written."""
     import libcst as cst
 
-    return cst.Module([]).code_for_node(node)
+    try:
+        return (node if isinstance(node, cst.Module) else cst.Module([])).code_for_node(node)
+    except RecursionError:
+        raise CannotEdit("nested too deeply") from None

@@ -28,8 +28,6 @@ from amplint.source.module import Module
 
 _TEMPLATES: tuple[type[ast.AST], ...] = (ast.JoinedStr, getattr(ast, "TemplateStr", ast.JoinedStr))
 
-# -- expressions ------------------------------------------------------------------------------------------------------
-
 
 def replace(module: Module, node: ast.expr, text: str) -> list[Edit]:
     """Replace an expression. `text` gets parentheses where it needs them; parentheses that only the old expression
@@ -64,7 +62,7 @@ def wrap_call(module: Module, node: ast.expr, template: str) -> list[Edit]:
     if not hole:
         raise ValueError(f"no {{}} in {template!r}")
     frame = frame_of(module, node)
-    begin, stop = module.offset(module.range(node).start), module.offset(module.range(node).end)
+    begin, stop = start(module, node), end(module, node)
     old = module.text[begin:stop]
     wanted = frame.parsed(*_place(module, node), f"({head}({old}){tail})")
     if wanted is None:
@@ -118,8 +116,7 @@ def frame_of(module: Module, node: ast.AST) -> Frame:
             first = _case_start(module, above)
             return Frame(module, "match _:\n ", first, start(module, above.body[0]), "pass")
         if isinstance(above, ast.ExceptHandler):
-            first = module.offset(module.range(above).start)
-            return Frame(module, "try: pass\n", first, start(module, above.body[0]), "pass")
+            return Frame(module, "try: pass\n", start(module, above), start(module, above.body[0]), "pass")
         if isinstance(above, ast.stmt):
             return _statement_frame(module, above)
     raise CannotEdit("not an expression of a statement")
@@ -139,17 +136,16 @@ def _statement_frame(module: Module, stmt: ast.stmt) -> Frame:
 
 
 def _case_start(module: Module, case: ast.match_case) -> int:
-    return first_token(module, module.offset(module.range(case.pattern).start)).start
+    return first_token(module, start(module, case.pattern)).start
 
 
 def _place(module: Module, node: ast.expr) -> tuple[int, int]:
     """The text to replace for `node`. A generator that is a call's only argument owns the call's parentheses in the
     syntax tree; they stay."""
-    span = module.range(node)
-    begin, stop = module.offset(span.start), module.offset(span.end)
+    begin, stop = start(module, node), end(module, node)
     above = module.parents.get(node)
     if isinstance(node, ast.GeneratorExp) and isinstance(above, ast.Call) and above.args == [node]:
-        after = token_after(module, module.offset(module.range(above.func).end))
+        after = token_after(module, end(module, above.func))
         while after.text == ")":
             after = token_after(module, after.end)
         if after.start == begin:
@@ -159,9 +155,9 @@ def _place(module: Module, node: ast.expr) -> tuple[int, int]:
 
 def _groups(module: Module, node: ast.expr) -> list[tuple[int, int]]:
     """The pairs of parentheses that merely group `node`, innermost first, as ranges that include them."""
-    known, span = layout(module), module.range(node)
-    left = token_at(module, module.offset(span.start)) - 1
-    right = bisect_left(known.starts, module.offset(span.end))
+    known = layout(module)
+    left = token_at(module, start(module, node)) - 1
+    right = bisect_left(known.starts, end(module, node))
     groups = []
     while left >= 0 and right < len(known.tokens):
         opening, closing = known.tokens[left], known.tokens[right]

@@ -63,10 +63,10 @@ def _for_types_only(module: Module, node: ast.AST) -> bool:
 
 
 def add_import(module: Module, statement: str, before: ast.AST | None = None) -> list[Edit]:
-    """Add an import at the top of the file: after the last one there of the same package, or else after the last one.
+    """Add an import at the top of the file: among those of the same package there, or else after the last one.
 
-    Names that it would bind and that are bound so already are left out. It stands before the statement that holds
-    `before`. Raises CannotEdit where a name means something else.
+    Names that the file imports so already are left out. The import stands before the statement that holds `before`.
+    Raises CannotEdit where the file uses a name for something else.
     """
     new = ast.parse(statement).body[0]
     if not isinstance(new, Import):
@@ -123,8 +123,8 @@ def _is_bound(module: Module, new: Import, alias: ast.alias) -> bool:
     for stmt in _imports(module):
         if _scope(module, stmt) is module.tree and not _for_types_only(module, stmt):
             for other in stmt.names:
-                same = _bound(stmt, other) == _bound(new, alias)
-                if same and (isinstance(new, ast.ImportFrom) or alias.asname or other.name.startswith(alias.name)):
+                loads = isinstance(new, ast.ImportFrom) or alias.asname or f"{other.name}.".startswith(f"{alias.name}.")
+                if _bound(stmt, other) == _bound(new, alias) and loads:
                     return True
     return False
 

@@ -134,17 +134,16 @@ def is_operand(text: str) -> bool:
 # -- statements -------------------------------------------------------------------------------------------------------
 
 
-def start(module: Module, stmt: ast.stmt) -> int:
-    """Offset of a statement's first character, its decorators included."""
-    decorators = getattr(stmt, "decorator_list", None)
-    if decorators:
-        return first_token(module, module.offset(module.range(decorators[0]).start)).start
-    return module.offset(module.range(stmt).start)
+def start(module: Module, node: ast.AST) -> int:
+    """Offset of a node's first character; a decorated definition's decorators are included."""
+    if decorators := getattr(node, "decorator_list", None):
+        return first_token(module, start(module, decorators[0])).start
+    return module.offset(module.range(node).start)
 
 
-def end(module: Module, stmt: ast.AST) -> int:
+def end(module: Module, node: ast.AST) -> int:
     """Offset after a node's last character."""
-    return module.offset(module.range(stmt).end)
+    return module.offset(module.range(node).end)
 
 
 def suite(module: Module, stmt: ast.stmt) -> list[ast.stmt]:
@@ -245,7 +244,7 @@ def comment_top(module: Module, stmt: ast.stmt) -> int:
     return row if top == 1 else top
 
 
-# -- indentation ----------------------------------------------------------------------------------------------------
+# -- indentation ------------------------------------------------------------------------------------------------------
 
 
 def margin_of(module: Module, stmt: ast.stmt) -> str:

@@ -1,8 +1,7 @@
 """Edits of whole statements: insert, delete, move, indent under a new header, move out of a `with`.
 
-Every function takes nodes of `module.tree` and returns edits that do not overlap; nothing outside them changes.
-Edits that begin at one place belong in the order in which they are returned.
-Text that amplint adds is given as lines in relative indentation of 4 spaces; it gets the file's own.
+New text is given as lines with relative indentation in steps of 4 spaces; it gets the file's own indentation.
+A block that stands on its header's line (`if c: step()`) is moved to lines of its own where something is added to it.
 """
 
 from __future__ import annotations
@@ -119,6 +118,8 @@ def _runs(module: Module, stmts: Sequence[ast.stmt]) -> list[list[ast.stmt]]:
     """The statements in the order of the file, those that follow one another in a block together."""
     runs: list[list[ast.stmt]] = []
     for stmt in sorted(stmts, key=lambda stmt: start(module, stmt)):
+        if any(above in stmts for above in module.ancestors(stmt)):
+            continue  # it goes with the statement around it
         block, index, _ = consecutive(module, [stmt])
         if runs and index and block[index - 1] is runs[-1][-1]:
             runs[-1].append(stmt)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from amplint.source.interpret.frames import Frame
     from amplint.source.module import FunctionNode, Module
 
-Formula = Any  # see conditions.py
-
 
 class Value:
     """Base of all abstract values."""
@@ -27,10 +25,11 @@ class Value:
 class Const(Value):
     """A known Python constant. `True` and `1` are different constants here."""
 
-    __slots__ = ("value",)
+    __slots__ = ("node", "value")
 
-    def __init__(self, value: object):
+    def __init__(self, value: object, node: ast.AST | None = None):
         self.value = value
+        self.node = node  # the literal
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Const) and type(self.value) is type(other.value) and self.value == other.value
@@ -63,6 +62,24 @@ class Sym(Value):
         if self.kind == "attr":
             return f"{self.parts[0]!r}.{self.parts[1]}"
         return f"<{self.kind} {', '.join(str(part) for part in self.parts)}>"
+
+
+class Question:
+    """A condition that is not decided: an atom such as ("none", x), or "not", "and", "or" of others (conditions.py).
+
+    Interned, like Sym: equal questions are one object."""
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: str, parts: tuple[Any, ...]):
+        self.kind = kind
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({', '.join(map(repr, self.parts))})"
+
+
+Formula = Question | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +241,10 @@ class Parameters(Value):
 
 @dataclass(frozen=True, slots=True)
 class Parameter(Value):
-    """One parameter, met while iterating over Parameters."""
+    """One parameter, met while iterating over Parameters; `dtype` if it was cast."""
 
     of: Owners
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +371,18 @@ class Checkpoint(Value):
     path: tuple[Value, ...] = ()
 
 
+def ask(kind: str, *parts: Any) -> Question:
+    """The question of this kind about these things."""
+    key = (kind, *parts)
+    found = _questions.get(key)
+    if found is None:
+        found = _questions[key] = Question(kind, parts)
+    return found
+
+
+MOST_PARTS = 16  # of a container that a symbol is named by
 _interned: dict[tuple[Hashable, ...], Sym] = {}
+_questions: dict[tuple[Hashable, ...], Question] = {}
 _numbers: dict[Hashable, int] = {}
 _fresh: Iterator[int] = iter(())
 
@@ -362,17 +391,41 @@ def reset() -> None:
     """Forget all interned symbols; called once per reading, so that two readings in one process are alike."""
     global _fresh
     _interned.clear()
+    _questions.clear()
     _numbers.clear()
     _fresh = iter(range(1, 1 << 62))
 
 
 def sym(kind: str, *parts: Hashable) -> Sym:
     """The symbol of this origin."""
+    if any(isinstance(part, Items | Mapping | Many | Choice) and weight(part) > MOST_PARTS for part in parts):
+        return fresh(kind)
     key = (kind, *parts)
     found = _interned.get(key)
     if found is None:
         found = _interned[key] = Sym(kind, parts)
     return found
+
+
+def weight(value: Value, most: int = MOST_PARTS) -> int:
+    """How many values a container holds, counted up to a little more than `most`."""
+    match value:
+        case Items():
+            inner: tuple[Value, ...] = value.items
+        case Mapping():
+            inner = tuple(item for _, item in value.items)
+        case Many():
+            inner = (value.item,)
+        case Choice():
+            inner = (value.yes, value.no)
+        case _:
+            return 1
+    total = 1
+    for item in inner:
+        total += weight(item, most - total)
+        if total > most:
+            break
+    return total
 
 
 def fresh(kind: str = "unknown") -> Sym:

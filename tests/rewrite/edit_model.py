@@ -7,6 +7,9 @@ field and new value. The text after the edits must parse to the tree after the c
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from random import Random
@@ -20,7 +23,9 @@ from amplint.source.module import Module
 
 Change = tuple[ast.AST, str, Any]
 Outcome = tuple[list[Edit], list[Change]] | None
-OPERATIONS: list[Callable[[Module, Random], Outcome]] = []
+Operation = Callable[[Module, Random], Outcome]
+OPERATIONS: list[Operation] = []
+LOSE_COMMENTS: list[Operation] = []  # with what they remove
 TEXTS = """a|a + b|lambda: 0|yield x|a, b|x if y else z|not a|await q|[1]|a := 1|-1|1|'s'|f(x)|x.y|(c)|a or b|x[0]|{1}
 |yield|a ** b|*a, b|(
   a)|f(
@@ -28,13 +33,19 @@ TEXTS = """a|a + b|lambda: 0|yield x|a, b|x if y else z|not a|await q|[1]|a := 1
   b)""".replace("\n|", "|").split("|")
 
 
-def operation(function: Callable[[Module, Random], Outcome]) -> Callable[[Module, Random], Outcome]:
+def operation(function: Operation) -> Operation:
     OPERATIONS.append(function)
     return function
 
 
-def check(module: Module, outcome: Outcome) -> None:
-    """The edits do what the change says, and leave the rest alone (`apply` refuses edits that overlap)."""
+def loses_comments(function: Operation) -> Operation:
+    LOSE_COMMENTS.append(function)
+    return function
+
+
+def check(module: Module, operation: Operation, rnd: Random) -> None:
+    """The edits do what the change says and lose no comment (`apply` refuses edits that overlap)."""
+    outcome = operation(module, rnd)
     if outcome is None:
         return
     found, changes = outcome
@@ -42,7 +53,14 @@ def check(module: Module, outcome: Outcome) -> None:
         wanted = ast.dump(module.tree)
     text = apply(module.text, found)
     assert ast.dump(ast.parse(text)) == wanted
-    assert all(edit.text.replace(module.newline, "").isprintable() or "\t" in edit.text for edit in found)
+    assert operation in LOSE_COMMENTS or comments(text) >= comments(module.text)
+    assert all(edit.text.replace(module.newline, "").replace("\t", "").isprintable() for edit in found)
+
+
+def comments(text: str) -> Counter[str]:
+    rows = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n"))
+    tokens = tokenize.generate_tokens(rows.readline)
+    return Counter(token.string for token in tokens if token.type == tokenize.COMMENT)
 
 
 @contextmanager
@@ -111,6 +129,7 @@ def inserts_after(module: Module, rnd: Random) -> Outcome:
 
 
 @operation
+@loses_comments
 def deletes(module: Module, rnd: Random) -> Outcome:
     owner, name, block, index = where(module, rnd.choice(nodes(module, ast.stmt)))
     gone = run(block, index, rnd)
@@ -155,6 +174,7 @@ def indents(module: Module, rnd: Random) -> Outcome:
 
 
 @operation
+@loses_comments
 def dedents(module: Module, rnd: Random) -> Outcome:
     blocks = nodes(module, ast.With, ast.AsyncWith)
     if not blocks:
@@ -220,6 +240,7 @@ def swapped(module: Module, node: ast.expr, new: ast.expr) -> list[Change]:
 
 
 @operation
+@loses_comments
 def replaces(module: Module, rnd: Random) -> Outcome:
     node, text = expression(module, rnd), rnd.choice(TEXTS)
     return node and (edits.replace(module, node, text), swapped(module, node, parsed(text)))
@@ -244,6 +265,7 @@ def wraps(module: Module, rnd: Random) -> Outcome:
 
 
 @operation
+@loses_comments
 def changes_calls(module: Module, rnd: Random) -> Outcome:
     calls = nodes(module, ast.Call)
     if not calls:

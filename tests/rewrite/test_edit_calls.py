@@ -35,6 +35,7 @@ def first(module, kind):
         ("f(a,\n  b)", {"add_positional_first": ["x"]}, "f(x,\n  a,\n  b)"),
         ("f(a, b)", {"values": {0: "x"}}, "f(x, b)"),
         ("f(a, k=b)", {"values": {"k": "x or y"}}, "f(a, k=x or y)"),
+        ("f(k=b)", {"values": {"k": "a := 1"}}, "f(k=(a := 1))"),
         ("f(a, b)", {"keywords_for_positional": {1: "k"}, "values": {1: "x"}}, "f(a, k=x)"),
         ("f(a, b, c=1)", {"keywords_for_positional": {0: "i", 1: "k"}}, "f(i=a, k=b, c=1)"),
         ("f(a := 1)", {"keywords_for_positional": {0: "i"}}, "f(i=(a := 1))"),

@@ -70,6 +70,12 @@ def test_add_import_adds_only_the_names_that_are_missing():
     assert edited(module, edits) == "from torch.amp import autocast\nfrom torch.amp import GradScaler\n"
 
 
+@pytest.mark.parametrize(("existing", "needed"), [("torch.amp.x", False), ("torch.amplifier", True), ("torch", True)])
+def test_add_import_of_a_submodule(existing, needed):
+    module = read(f"import {existing}\n")
+    assert bool(add_import(module, "import torch.amp")) is needed
+
+
 def test_add_import_stays_before_what_needs_it():
     module = read("import os\nuse(1)\nimport sys\n")
     assert edited(module, add_import(module, "import torch", before=stmt(module, "use"))).startswith(

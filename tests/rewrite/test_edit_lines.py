@@ -130,6 +130,7 @@ def test_delete_several_at_once_leaves_no_block_empty():
     module = read("if a:\n    b; c\n    # about d\n    d\ne\n")
     names = [stmt(module, name) for name in "dbc"]
     assert edited(module, delete(module, *names)) == "if a:\n    pass\ne\n"
+    assert edited(module, delete(module, stmt(module, "if"), *names)) == "e\n"
     assert edited(module, delete(module, *names[:2])) == "if a:\n    c\n    # about d\ne\n"
 
 

@@ -26,6 +26,7 @@ with_ = a @ b|a, b = b, a|*a, b = c|x = [i for i in f(j) if k]|x += -a ** -b|f(a
 MULTI = [
     "s = '''a\n  b\n'''",
     "s = f('''\n# no comment\n    ''', a,\n      b)",
+    "s = f'''a {b}\n    # no comment\n  {c!r:{w}}''' f'{d}'",
     "f(a,\n  b)",
     "f(\n    a,  # A\n    # about b\n    b  # B\n)",
     "f(\n    a,  # A\n    b=1,  # B\n)",
@@ -123,4 +124,4 @@ def test_edits_do_what_the_model_says_on_any_program(text, rnd):
     module = Module("train.py", text, ast.parse(text))
     for operation in OPERATIONS:
         with suppress(CannotEdit):
-            check(module, operation(module, rnd))
+            check(module, operation, rnd)

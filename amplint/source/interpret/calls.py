@@ -44,6 +44,7 @@ from amplint.source.values import (
     Sym,
     Tensor,
     Value,
+    ask,
     fresh,
     significant,
     sym,
@@ -125,7 +126,7 @@ def split(m: Machine, value: Value, world: World) -> Results:
     if known is not None:
         return split(m, value.yes if known else value.no, world)
     if value.no == NONE or value.yes == NONE:
-        world.suppose(value.formula if value.no == NONE else ("not", value.formula))
+        world.suppose(value.formula if value.no == NONE else conditions.negate(value.formula))
         return split(m, value.yes if value.no == NONE else value.no, world)
     if not significant(value) and not objects.tells(value):
         return [(objects.blend(value), world)]
@@ -233,6 +234,18 @@ def unknown(
 
 
 @lru_cache(maxsize=4096)
+def abstract(node: FunctionNode) -> bool:
+    """Whether a function is there to be overridden: it only raises NotImplementedError."""
+    body = node.body if isinstance(node.body, list) else []
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    match body:
+        case [ast.Raise(exc=ast.Name(id="NotImplementedError") | ast.Call(func=ast.Name(id="NotImplementedError")))]:
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
 def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
     """(is a generator, defines functions or classes inside, names declared global or nonlocal)."""
     generator, nested = False, False
@@ -292,6 +305,9 @@ def call_function(
     code = function.node
     if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
         return unknown(m, sym("recursive", id(code)), given, node, world, caller)
+    idle = caller is not None and not m.relevance(function.frame.module).matters(code)
+    if caller is not None and (abstract(code) or idle):
+        return unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
     generator, nested, _ = shape(code)
     manager = any(isinstance(d, Lib) and d.name.endswith("contextmanager") for d in function.decorators)
     if generator and not manager and not entry:
@@ -407,7 +423,7 @@ def _entry_value(frame: Frame, name: str, default: Value | None) -> Value:
     unknown_value = argument(frame, name)
     match default:
         case Const(value=float() as number) if 0 < abs(number) <= 1e-2 or abs(number) > 1e4:
-            return conditions.choice(("given", unknown_value), unknown_value, default)
+            return conditions.choice(ask("given", unknown_value), unknown_value, default)
     return unknown_value
 
 
@@ -435,6 +451,8 @@ def instantiate(m: Machine, cls: Class, given: Arguments, node: ast.AST, world: 
         m.emit(events.Create, node, world, frame, value=scaler)
         return [(scaler, world)]
     instance = Instance(cls, place)
+    if m.alone and objects.is_module(m, cls, world, frame):
+        return [(instance, world)]
     init = objects.method(m, cls, "__init__", world, frame)
     if init is None:
         objects.fill_fields(cls, instance, given.args, given.kwargs, world)

@@ -1,8 +1,8 @@
 """Conditions: what is asked of unknown values, and what follows from the answers of one world.
 
-A formula is True, False, an atom, ("not", f), ("and", f, g) or ("or", f, g). An atom is a tuple whose first item says
-what is asked: ("truth", k), ("none", k), ("eq", k, constant), ("cmp", op, k, k'). Equal questions are equal atoms, which
-is what makes `if args.amp:` early and late agree. Facts map atoms (and undecided compounds) to their answers.
+A formula is True, False or a Question. Atoms ask one thing: ("truth", k), ("none", k), ("eq", k, constant),
+("cmp", op, k, k'); ("not", f), ("and", f, g) and ("or", f, g) combine them. Equal questions are one object, which is what
+makes `if args.amp:` early and late agree. Facts map questions to their answers.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from amplint.source.values import (
     Lib,
     Many,
     Mapping,
+    Question,
     Sym,
     Tensor,
     Test,
     Value,
+    ask,
     fresh,
+    sym,
 )
 
 Facts = dict[Any, Any]
 MOST_ATOMS = 16  # of a formula
 MOST_BRANCHES = 8  # of a choice
+_FULL = {Lib("torch.float32"), Lib("torch.float"), Lib("torch.float64"), Lib("torch.double")}
 _NEGATED = {"!=": "==", "not in": "in", "is not": "is", ">=": "<", "<=": ">"}
 
 
@@ -38,7 +42,7 @@ def key(value: Value) -> Any:
 def negate(formula: Formula) -> Formula:
     if isinstance(formula, bool):
         return not formula
-    return formula[1] if formula[0] == "not" else ("not", formula)
+    return formula.parts[0] if formula.kind == "not" else ask("not", formula)
 
 
 def both(left: Formula, right: Formula) -> Formula:
@@ -64,15 +68,15 @@ def choose(formula: Formula, yes: Formula, no: Formula) -> Formula:
 def _compound(operator: str, left: Formula, right: Formula) -> Formula:
     """A compound formula; one that grew too large to reason about becomes a question of its own."""
     if _weight(left) + _weight(right) > MOST_ATOMS:
-        return ("truth", fresh("formula"))
-    return (operator, left, right)
+        return ask("truth", fresh("formula"))
+    return ask(operator, left, right)
 
 
 def _weight(formula: Formula) -> int:
     match formula:
-        case ("and" | "or", left, right):
+        case Question(kind="and" | "or", parts=(left, right)):
             return _weight(left) + _weight(right)
-        case ("not", inner):
+        case Question(kind="not", parts=(inner,)):
             return _weight(inner)
     return 1
 
@@ -106,7 +110,7 @@ def truth(value: Value) -> Formula:
         case Mapping() if value.items or not value.open:
             return bool(value.items)
         case Sym() | Tensor() | Many() | Mapping() | Lib():
-            return ("truth", key(value))
+            return ask("truth", key(value))
         case _:
             return True  # objects are true
 
@@ -124,7 +128,7 @@ def compare(operator: str, left: Value, right: Value) -> Formula:
         return result
     if isinstance(left, Const) and isinstance(right, Const):
         return _compare_constants(operator, left.value, right.value)
-    return ("cmp", operator, key(left), key(right))
+    return ask("cmp", operator, key(left), key(right))
 
 
 def _equal(left: Value, right: Value) -> Formula:
@@ -140,11 +144,13 @@ def _equal(left: Value, right: Value) -> Formula:
         if isinstance(left, Test) and isinstance(right.value, bool):
             return left.formula if right.value else negate(left.formula)
         if isinstance(left, Sym | Tensor | Many | Lib):
-            return ("none", key(left)) if right.value is None else ("eq", key(left), right)
+            return ask("none", key(left)) if right.value is None else ask("eq", key(left), right)
         return False  # an object is neither None nor a constant
     if left == right:
         return True
-    return ("cmp", "==", *sorted((key(left), key(right)), key=repr))
+    if sym("dtype", "low") in (left, right) and {left, right} & _FULL:
+        return False  # half precision, not known which
+    return ask("cmp", "==", frozenset((key(left), key(right))))
 
 
 def _compare_constants(operator: str, left: Any, right: Any) -> Formula:
@@ -158,7 +164,7 @@ def _compare_constants(operator: str, left: Any, right: Any) -> Formula:
                 return left in right
     except TypeError:
         pass
-    return ("cmp", operator, Const(left), Const(right))
+    return ask("cmp", operator, Const(left), Const(right))
 
 
 def evaluate(formula: Formula, facts: Facts) -> bool | None:
@@ -168,28 +174,34 @@ def evaluate(formula: Formula, facts: Facts) -> bool | None:
     known = facts.get(formula)
     if known is not None:
         return bool(known)
-    match formula:
-        case ("not", inner):
-            answer = evaluate(inner, facts)
-            return None if answer is None else not answer
-        case ("and", left, right):
-            return _combine(evaluate(left, facts), evaluate(right, facts), False)
-        case ("or", left, right):
-            return _combine(evaluate(left, facts), evaluate(right, facts), True)
-        case ("truth", subject):
-            if ("is", subject) in facts:
-                return bool(facts["is", subject].value)
-            return False if facts.get(("none", subject)) else None
-        case ("none", subject):
-            if ("is", subject) in facts:
-                return facts["is", subject].value is None
-            return False if facts.get(("truth", subject)) else None
-        case ("eq", subject, constant):
-            if ("is", subject) in facts:
-                return bool(facts["is", subject] == constant)
-            if facts.get(("none", subject)) or (facts.get(("truth", subject)) is False and constant.value):
-                return False
+    kind, parts = formula.kind, formula.parts
+    if kind == "not":
+        answer = evaluate(parts[0], facts)
+        return None if answer is None else not answer
+    if kind == "and":
+        return _combine(evaluate(parts[0], facts), evaluate(parts[1], facts), False)
+    if kind == "or":
+        return _combine(evaluate(parts[0], facts), evaluate(parts[1], facts), True)
+    if kind in ("truth", "none", "eq"):
+        return _follows(kind, parts, facts)
     return None
+
+
+def _follows(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
+    """What other answers about the same thing imply."""
+    subject = parts[0]
+    value = facts.get(("is", subject))
+    if value is not None:
+        if kind == "truth":
+            return bool(value.value)
+        return value.value is None if kind == "none" else bool(value == parts[1])
+    none = facts.get(ask("none", subject))
+    if kind == "truth":
+        return False if none else None
+    true = facts.get(ask("truth", subject))
+    if kind == "none":
+        return False if true else None
+    return False if none or (true is False and parts[1].value) else None
 
 
 def _combine(left: bool | None, right: bool | None, absorbing: bool) -> bool | None:
@@ -203,31 +215,17 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
     known = evaluate(formula, facts)
     if known is not None:
         return facts if known is answer else None
-    match formula:
-        case ("not", inner):
-            return assume(inner, not answer, facts)
-        case ("and", left, right) if answer:
-            half = assume(left, True, facts)
-            return None if half is None else assume(right, True, half)
-        case ("or", left, right) if not answer:
-            half = assume(left, False, facts)
-            return None if half is None else assume(right, False, half)
-        case ("and" | "or", left, right):
-            for side, other in ((left, right), (right, left)):
-                if evaluate(side, facts) is not None:
-                    return assume(other, answer, facts)
-        case ("eq", subject, constant) if answer:
-            return {**facts, formula: True, ("is", subject): constant}
+    assert isinstance(formula, Question)
+    kind, parts = formula.kind, formula.parts
+    if kind == "not":
+        return assume(parts[0], not answer, facts)
+    if kind in ("and", "or"):
+        if answer is (kind == "and"):
+            half = assume(parts[0], answer, facts)
+            return None if half is None else assume(parts[1], answer, half)
+        for side, other in (parts, parts[::-1]):
+            if evaluate(side, facts) is not None:
+                return assume(other, answer, facts)
+    if kind == "eq" and answer:
+        return {**facts, formula: True, ("is", parts[0]): parts[1]}
     return {**facts, formula: answer}
-
-
-def undecided(formula: Formula, facts: Facts) -> Formula | None:
-    """The first atom of the formula that the facts do not answer, or None."""
-    if evaluate(formula, facts) is not None:
-        return None
-    match formula:
-        case ("not", inner):
-            return undecided(inner, facts)
-        case ("and" | "or", left, right):
-            return undecided(left, facts) or undecided(right, facts)
-    return formula

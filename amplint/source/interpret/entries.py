@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 from amplint import knowledge
 from amplint.source import values
 from amplint.source.events import Event
-from amplint.source.interpret import calls, flow, objects, tensors
+from amplint.source.interpret import calls, flow, objects, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.machine import Exhausted, Machine
@@ -39,10 +40,14 @@ def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any]
     values.reset()
     machine = Machine(Project.around(module, roots), Library((*apis, *knowledge.apis())))
     complete = True
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 6000))
     try:
         _run(machine, module)
-    except Exhausted:
+    except (Exhausted, RecursionError):
         complete = False
+    finally:
+        sys.setrecursionlimit(limit)
     return Reading(module, machine.log, machine, complete)
 
 
@@ -60,7 +65,7 @@ def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame) -> None:
     """Run what a top-level statement defines, if no call has reached it."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
-            if node not in m.entered:
+            if node not in m.entered and m.relevance(frame.module).begins(node):
                 found = start.get(frame.scope, node.name)
                 function = found if isinstance(found, Function) and found.node is node else Function(node, frame)
                 _enter_function(m, function, start.copy())
@@ -74,13 +79,15 @@ def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame) -> None:
 
 def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> None:
     methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)]
-    if all(method in m.entered for method in methods):
+    relevance = m.relevance(frame.module)
+    if all(method in m.entered or not relevance.begins(method) for method in methods):
         return
     found = start.get(frame.scope, node.name)
     cls = found if isinstance(found, Class) and found.node is node else Class(node, frame)
     instance = Instance(cls, values.number(("entry", id(node))))
     ready = start.copy()
     ready.contexts, ready.loops = (), ()
+    m.alone = objects.is_module(m, cls, ready, frame)
     init = objects.method(m, cls, "__init__", ready, frame)
     if init is not None:
         done = calls.call_function(
@@ -88,16 +95,18 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         )
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
-    module = objects.is_module(m, cls, ready, frame)
+    module = m.alone
     for method in methods:
-        if method in m.entered or method.name == "__init__":
+        if method in m.entered or method.name == "__init__" or not relevance.begins(method):
             continue
         bound = objects.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
         function = bound[0][0] if bound else None
         if not isinstance(function, Function) or function.node is not method:
             function = Function(method, replace_code(m, cls, frame), owner=instance, cls=cls)
         world = ready.copy()
-        _enter_function(m, function, world, assumed=module and _computes(method))
+        m.alone = module and _computes(method)
+        _enter_function(m, function, world, assumed=m.alone)
+    m.alone = False
 
 
 def replace_code(m: Machine, cls: Class, frame: Frame) -> Frame:
@@ -120,6 +129,8 @@ def _computes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def _enter_function(m: Machine, function: Function, world: World, assumed: bool = False) -> None:
     """Run a function with unknown arguments, as often as a training step needs to show what it leaves behind."""
     world.contexts, world.loops = (), ()
+    protocol.begin(world)
+    m.in_entry = True
     code = function.node
     given = Arguments(open=True)
     if assumed:

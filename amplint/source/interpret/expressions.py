@@ -19,6 +19,7 @@ from amplint.source.values import (
     Checkpoint,
     Choice,
     Const,
+    Formula,
     Function,
     Gradient,
     Instance,
@@ -34,6 +35,7 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
+    ask,
     fresh,
     sym,
 )
@@ -85,7 +87,7 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
     m.tick()
     match node:
         case ast.Constant():
-            return [(Const(node.value), world)]
+            return [(Const(node.value, node), world)]
         case ast.Name():
             return _name(m, node, world, frame)
         case ast.Attribute():
@@ -205,9 +207,9 @@ def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
         known = Scaler(value, sym("attr", value, "is_enabled"))
     else:
         optimizer = Optimizer(value)
-        protocol.register(world, optimizer, entry=_given(value))
+        protocol.register(world, optimizer, entry=m.in_entry or _given(value))
         known = optimizer
-    return conditions.choice(("truth", value), known, NONE) if role.endswith("?") else known
+    return conditions.choice(ask("truth", value), known, NONE) if role.endswith("?") else known
 
 
 def _given(value: Sym) -> bool:
@@ -381,7 +383,7 @@ def _unary(op: ast.unaryop, value: Value) -> Value:
     match value:
         case Const(value=int() | float() as number) if not isinstance(op, ast.Invert) or isinstance(number, int):
             if isinstance(op, ast.USub):
-                return Const(-number)
+                return Const(-number, value.node)
             return Const(+number) if isinstance(op, ast.UAdd) else Const(~int(number))
         case Choice():
             return conditions.choice(value.formula, _unary(op, value.yes), _unary(op, value.no))
@@ -439,13 +441,13 @@ def _both(left: Value, right: Value, is_or: bool) -> Value:
 def _compare(m: Machine, node: ast.Compare, world: World, frame: Frame) -> Results:
     results: Results = []
     for values, after in each(m, [node.left, *node.comparators], world, frame):
-        formula: conditions.Formula = True
+        formula: Formula = True
         for number, op in enumerate(node.ops):
             left, right = values[number], values[number + 1]
             if isinstance(left, Tensor) or isinstance(right, Tensor):
                 if not isinstance(op, ast.Is | ast.IsNot | ast.In | ast.NotIn):
                     result = library_calls.operation(m, "eq", (left, right), {}, node, after, frame)
-                    formula = conditions.both(formula, ("truth", ("tensor", result.identity)))
+                    formula = conditions.both(formula, ask("truth", ("tensor", result.identity)))
                     if len(node.ops) == 1:
                         results.append((result, after))
                         break

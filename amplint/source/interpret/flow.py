@@ -16,6 +16,7 @@ from amplint.source.values import (
     Choice,
     Class,
     Const,
+    Formula,
     Function,
     Imported,
     Items,
@@ -24,6 +25,7 @@ from amplint.source.values import (
     Mapping,
     Tensor,
     Value,
+    ask,
     fresh,
     significant,
     sym,
@@ -265,27 +267,27 @@ def _match(m: Machine, node: ast.Match, world: World, frame: Frame, flow: Flow) 
     return join_all(after)
 
 
-def _pattern(value: Value, pattern: ast.pattern, number: int) -> conditions.Formula:
+def _pattern(value: Value, pattern: ast.pattern, number: int) -> Formula:
     match pattern:
         case ast.MatchValue(value=ast.Constant() as constant):
             return conditions.compare("==", value, Const(constant.value))
         case ast.MatchSingleton():
             return conditions.compare("is", value, Const(pattern.value))
         case ast.MatchOr():
-            formula: conditions.Formula = False
+            formula: Formula = False
             for option in pattern.patterns:
                 formula = conditions.either(formula, _pattern(value, option, number))
             return formula
         case ast.MatchAs(pattern=None):
             return True
-    return ("matches", conditions.key(value), number)
+    return ask("matches", conditions.key(value), number)
 
 
 def _try(m: Machine, node: ast.Try | ast.TryStar, world: World, frame: Frame, flow: Flow) -> list[World]:
     """Both edges: the body completes, or a handler runs from where the body began."""
     inner = Flow()
     fails = sym("fails", id(node)) if not world.loops else fresh("fails")
-    arms = world.decide(("truth", fails)) if node.handlers else [(False, world)]
+    arms = world.decide(ask("truth", fails)) if node.handlers else [(False, world)]
     after: list[World] = []
     for failed, arm in arms:
         if failed:

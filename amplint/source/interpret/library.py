@@ -60,6 +60,14 @@ class Library:
             self._found[name] = None if entry is None else _read(entry)
         return self._found[name]
 
+    def method(self, name: str) -> Api | None:
+        """The entry of a method that makes something part of a checkpoint, whatever object it is called on: such names
+        are telling enough."""
+        for full, entry in self._exact.items():
+            if entry.get("does") == "register" and full.endswith("." + name) and "_" in name:
+                return _read(entry)
+        return None
+
     def find_first(self, names: Iterable[str]) -> Api | None:
         return next((api for api in map(self.find, names) if api is not None), None)
 

@@ -46,6 +46,7 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
+    ask,
     fresh,
     serial,
     sym,
@@ -86,7 +87,9 @@ def call(
         return _builtin(m, name.removeprefix("builtins."), given, node, world, frame)
     api = m.library.find(name)
     if api is not None:
-        return _api(m, name, api, given, node, world, frame, receiver)
+        return apply(m, name, api, given, node, world, frame, receiver)
+    if name.startswith(("math.", "numpy.")) and not any(True for _ in tensors.tensors_in(given.values())):
+        return [(sym("number", name, *map(conditions.key, given.args)), world)]
     if name == "functools.partial" and given.args:
         return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
     if _is_layer(name):
@@ -107,8 +110,8 @@ def call(
             return [(Object(name, site(node, frame)), world)]
     last = name.rpartition(".")[2]
     if last[:1].isupper() and not any(True for _ in tensors.tensors_in(given.values())):
-        hand = [protocol.hand_over(world, value) for value in given.values() if isinstance(value, Scaler)]
-        return [(Object(name, site(node, frame)), world)] if not hand else [(fresh("call"), world)]
+        calls.unknown(m, Lib(name), given, node, world, frame)
+        return [(sym("made", name, site(node, frame)), world)]
     return calls.unknown(m, Lib(name), given, node, world, frame)
 
 
@@ -149,7 +152,7 @@ def _constant_dtype(value: Value) -> str:
 # -- what rules/apis says ----------------------------------------------------------------------------------------------
 
 
-def _api(
+def apply(
     m: Machine,
     name: str,
     api: Api,
@@ -159,6 +162,7 @@ def _api(
     frame: Frame,
     receiver: Value | None,
 ) -> Results:
+    """What a library call returns and does, by its entry."""
     bound = api.bind(given.args, given.kwargs)
     if receiver is not None:
         bound["self"] = receiver
@@ -190,7 +194,7 @@ def _api(
             made = Autocast(
                 site(node, frame),
                 device_value(role("device")),
-                role("dtype"),
+                sym("managed dtype") if api.fixed.get("managed") else role("dtype"),
                 role("enabled") or Const(True),
                 role("cache") or Const(True),
                 node,
@@ -202,7 +206,7 @@ def _api(
             made = GradMode(api.returns == "enable-grad")
         case "same":
             value = role("model") or role("object") or (given.args[0] if given.args else fresh("call"))
-            made = Items(given.args) if len(given.args) > 1 and "model" not in api.roles else value
+            made = Items(given.args) if len(given.args) > 1 and "args" in api.roles else value
         case "copy":
             made = sym("copy", site(node, frame), given.args[0] if given.args else NONE)
             if given.args and (given.args[0] in m.models or isinstance(given.args[0], Instance | Model)):
@@ -250,10 +254,8 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
     sure, _ = protocol.owners(world, of)
     touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
     event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
-    for optimizer, before in touched:
-        if before.kind == "entry":
-            seen = world.get("clipped", optimizer) or ()
-            world.set("clipped", optimizer, (*seen, event))
+    for optimizer in [one for one, before in touched if before.kind == "entry"] or ([None] if not touched else []):
+        world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
 
 
 def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
@@ -318,7 +320,7 @@ def _backward(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     loss = api.argument("loss", bound) or fresh("loss")
-    methods.backward(m, loss, node, world, frame, managed=not api.roles.get("plain"))
+    methods.backward(m, loss, node, world, frame, managed=api.roles.get("scaler") == "self")
     return [(NONE, world)]
 
 
@@ -507,7 +509,7 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
         case "isinstance" if len(args) == 2:
             return [(_isinstance(args[0], args[1]), world)]
         case "callable" | "hasattr" | "issubclass":
-            return [(Test(("truth", sym("call", name, *args))), world)]
+            return [(Test(ask("truth", sym("call", name, *args))), world)]
         case "range":
             return [(Many(fresh("element")), world)]
         case "len" | "min" | "max" | "round" | "id" | "type" | "str" | "any" | "all" | "repr":
@@ -529,7 +531,7 @@ def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: F
     target = ast.copy_location(ast.Attribute(ast.Constant(None), name.value, ast.Load()), node)
     results = expressions.attribute(m, owner, name.value, target, world, frame)
     if len(given.args) == 3 and len(results) == 1 and isinstance(results[0][0], Sym):
-        return [(conditions.choice(("truth", sym("has", owner, name)), results[0][0], given.args[2]), world)]
+        return [(conditions.choice(ask("truth", sym("has", owner, name)), results[0][0], given.args[2]), world)]
     return results
 
 
@@ -566,7 +568,7 @@ def _isinstance(value: Value, cls: Value) -> Value:
             return Const(kinds[cls.name])
     if isinstance(value, Tensor) and isinstance(cls, Lib) and value.dtype:
         return Const(cls.name == "torch.Tensor")
-    return Test(("isinstance", conditions.key(value), cls))
+    return Test(ask("isinstance", conditions.key(value), cls))
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -642,12 +644,10 @@ def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World
 
 
 def mark_stale(world: World, event: events.Event) -> None:
-    """Inside an enabled autocast region the cast copies of the weights are stale from here on."""
-    for context in world.contexts:
-        if isinstance(context, Region):
-            if tensors.enabled(context, world) and context.autocast.cache != Const(False):
-                world.set("stale weights", context.node, events.Stale(event.node, event))
-            return
+    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here on."""
+    outer = next((context for context in world.contexts if isinstance(context, Region)), None)
+    if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
+        world.set("stale weights", outer.node, events.Stale(event.node, event))
 
 
 def augmented(m: Machine, node: ast.AugAssign, old: Value, operand: Value, world: World, frame: Frame) -> Results:

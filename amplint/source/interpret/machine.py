@@ -10,6 +10,7 @@ from amplint.source import events
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.project import Project
+from amplint.source.interpret.relevance import Relevance
 from amplint.source.interpret.roles import Roles
 from amplint.source.interpret.world import World, extend
 from amplint.source.module import Module
@@ -17,7 +18,7 @@ from amplint.source.values import Const, Device, Value, number
 
 E = TypeVar("E", bound=events.Event)
 
-MOST_STEPS = 400_000  # expressions and statements evaluated per file; beyond it the reading ends where it is
+MOST_STEPS = 200_000  # expressions and statements evaluated per file; beyond it the reading ends where it is
 MOST_FRAMES = 24
 
 
@@ -35,10 +36,13 @@ class Machine:
     texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
     rounds: dict[tuple[ast.AST, int], list[World]] = field(default_factory=dict)  # (loop, round) → worlds at its end
     starts: dict[tuple[ast.AST, int], list[Any]] = field(default_factory=dict)  # … and their traces at its start
+    in_entry: bool = False  # running code that nothing calls: gradients may hold anything at first
+    alone: bool = False  # judging a class of modules by itself: what it is made of is judged by itself, too
     steps: int = 0
     loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
     late: set[Any] = field(default_factory=set)  # fields being looked up (objects._late_field)
     _roles: dict[Module, Roles] = field(default_factory=dict)
+    _relevance: dict[Module, Relevance] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)
     _scopes: int = 0
 
@@ -56,6 +60,11 @@ class Machine:
         if module not in self._roles:
             self._roles[module] = Roles(module)
         return self._roles[module].of(code)
+
+    def relevance(self, module: Module) -> Relevance:
+        if module not in self._relevance:
+            self._relevance[module] = Relevance(module)
+        return self._relevance[module]
 
     def emit(self, kind: type[E], node: ast.AST, world: World, frame: Frame, **fields: Any) -> E:
         """Record an event where `world` is."""

@@ -38,6 +38,7 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
+    ask,
     fresh,
     serial,
     sym,
@@ -85,7 +86,7 @@ def call(
             if name == "get" and given.args:
                 key = given.args[0]
                 default = given.args[1] if len(given.args) > 1 else NONE
-                has = ("truth", sym("has", owner, key))
+                has = ask("truth", sym("has", owner, key))
                 return [(conditions.choice(has, Checkpoint(owner.site, (*owner.path, key)), default), world)]
             return [(sym("call", name, owner), world)]
         case Const(value=str()):
@@ -193,6 +194,8 @@ def step(
 ) -> None:
     """optimizer.step() or scaler.step(optimizer)."""
     clips = world.get("clipped", optimizer) or ()
+    if len(protocol.optimizers(world)) == 1:
+        clips = (*clips, *(world.get("clipped", None) or ()))
     event = m.emit(
         events.Step, node, world, frame,
         optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
@@ -364,6 +367,9 @@ def _parameters(
         return [(sym("call", name, owner), world)]
     if name in ("append", "extend", "update") and given.args:
         return [(NONE, world)]
+    if isinstance(owner, Parameter) and (name in CASTS or name in ("to", "type")):
+        dtypes = (d for d in map(tensors.dtype_of, given.values()) if d)
+        return [(replace(owner, dtype=CASTS.get(name) or next(dtypes, owner.dtype)), world)]
     if name in (
         "float",
         "half",
@@ -429,7 +435,7 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
             return [(tag(result, model), world)]
         return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
     _tell_forward(m, model, node, world, frame)
-    if isinstance(model, Instance):
+    if isinstance(model, Instance) and not m.alone:
         function = objects.method(m, model.cls, "forward", world, frame)
         if function is not None:
             bound = replace(function, owner=model)
@@ -447,6 +453,8 @@ def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: 
     if frame.in_model:
         return
     outer = next((context for context in world.contexts if isinstance(context, Region)), None)
+    if tensors.region_of(world) is None:
+        outer = None  # no copies are used here
     stale = world.get("stale weights", outer.node) if outer is not None else None
     changed = stale.event if stale is not None and _changed(world, model, stale.event) else None
     m.emit(events.Forward, node, world, frame, model=model, stale=changed)
@@ -681,11 +689,15 @@ _TENSOR_METHODS = frozenset(
 )
 
 
+def _model_like(m: Machine, value: object) -> bool:
+    return isinstance(value, Model | Instance) or value in m.models
+
+
 def _unknown(
     m: Machine, owner: Sym, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     """A method of something unknown, by what only one kind of thing has."""
-    is_model = owner in m.models
+    is_model = owner in m.models or (owner.kind == "item" and _model_like(m, owner.parts[0]))
     if name == "backward":
         if given.args and not isinstance(given.args[0], Const):
             backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
@@ -717,6 +729,9 @@ def _unknown(
         return [(Tensor(CASTS[name], made=name, node=node, parents=(owner,), identity=serial()), world)]
     if name in _TENSOR_METHODS:
         return _tensor(m, Tensor(identity=serial(), node=node), name, given, node, world, frame)
+    api = m.library.method(name)
+    if api is not None:
+        return library_calls.apply(m, name, api, given, node, world, frame, owner)
     if name in ("startswith", "endswith", "lower", "upper", "strip", "get", "is_available", "exists"):
         return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
     return None

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import calls, expressions, flow, library_calls, protocol, tensors
+from amplint.source.interpret import calls, expressions, flow, library_calls, methods, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
@@ -66,6 +66,8 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
     seen = 0
     while isinstance(value, Imported) and seen < 8:
         seen += 1
+        if m.alone:
+            return Lib(f"{value.module}.{value.name}".strip("."))
         module = m.project.find(value.module, value.level, value.importer)
         if module is None:
             return Lib(f"{value.module}.{value.name}".strip("."))
@@ -323,13 +325,16 @@ def set_attribute(
             if value == NONE:
                 zero_gradients(m, owner.of, target, world, frame)
             return [world]
-        case Parameter():
+        case Parameter() if name == "data":
+            if isinstance(value, Parameter) and value.dtype:
+                for model in owner.of:
+                    methods.cast_model(m, model, value.dtype, target, world, frame)
             library_calls.change_weights(m, owner.of, f"assigned .{name}", target, world, frame)
             return [world]
         case Namespace(module=module):
             world.set(module_scope(module), name, value)
             return [world]
-        case Tensor() | Lib() | Const():
+        case Tensor() | Lib() | Const() | Parameter():
             return [world]
     value = expressions.typed(m, value, target, world, frame)
     world.set(owner, name, value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
+_TRAINS = (b"backward", b"GradScaler", b"autocast", b"zero_grad", b"torch.optim", b".half()", b"float16", b"apex")
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 
 
@@ -81,7 +82,9 @@ def project_root(folder: Path) -> Path | None:
 
 
 def _read(path: Path) -> Module | None:
+    """The module at a path, if it is one that trains: others are to a script what a library is."""
     try:
-        return Module.read(str(path), path.read_bytes()) if path.is_file() else None
+        data = path.read_bytes() if path.is_file() else b""
+        return Module.read(str(path), data) if any(word in data for word in _TRAINS) else None
     except (OSError, Unreadable):
         return None

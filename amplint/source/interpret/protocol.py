@@ -40,6 +40,14 @@ def optimizers(world: World) -> list[Optimizer]:
     return list(world.space("gradients"))
 
 
+def begin(world: World) -> None:
+    """Code that nothing calls begins: whatever ran before it may have left gradients behind, or none."""
+    for optimizer in optimizers(world):
+        world.set("gradients", optimizer, Gradients("entry"))
+    for key in list(world.space("updates")):
+        world.drop("updates", key)
+
+
 def gradients(world: World, optimizer: Optimizer) -> Gradients:
     state: Gradients | None = world.get("gradients", optimizer)
     return state if state is not None else Gradients("entry")

@@ -167,8 +167,27 @@ def provenance(values: Iterable[Value]) -> tuple[Owners, Region | None, Any]:
     return frozenset(of), region, scaler
 
 
-def promote(operands: Iterable[Value]) -> tuple[str, int]:
-    """The dtype that PyTorch's type promotion gives, and how far it can be trusted."""
+def is_number(value: Value) -> bool:
+    """Whether something unknown is surely a Python number: arithmetic on numbers, a size, a length."""
+    match value:
+        case Const(value=int() | float()):
+            return True
+        case Sym(kind="number" | "scale of"):
+            return True
+        case Sym(kind="call", parts=(str() as name, *_)):
+            return name in ("len", "round", "int", "float", "abs")
+        case Sym(kind="op" | "unary", parts=(_, *operands)):
+            return all(isinstance(operand, Value) and is_number(operand) for operand in operands)
+        case Sym(kind="item", parts=(Sym(kind="attr", parts=(_, "shape")), *_)):
+            return True
+        case Choice():
+            return is_number(value.yes) and is_number(value.no)
+    return False
+
+
+def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
+    """The dtype that PyTorch's type promotion gives, and how far it can be trusted. With `scalar` an unknown operand is
+    taken for a number: what one multiplies or divides a tensor by, if it is not known to be a tensor."""
     dtype, trust = "", KNOWN
     for operand in operands:
         match operand:
@@ -182,6 +201,8 @@ def promote(operands: Iterable[Value]) -> tuple[str, int]:
                 found, how = promote((operand.yes,))
                 if promote((operand.no,))[0] != found:
                     return "", KNOWN
+            case Sym() if scalar or is_number(operand):
+                continue
             case Sym() | Many() | Items():
                 found, how = "", KNOWN
             case _:
@@ -222,7 +243,7 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
         return "bool", KNOWN
     if op in INTEGER:
         return "integer", KNOWN
-    dtype, trust = promote(operands)
+    dtype, trust = promote(operands, scalar=op in ("mul", "div"))
     if region is None or dtype in ("float64", "complex"):
         return dtype, trust
     trust_here = ASSUMED if region.assumed else KNOWN

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from amplint.source.interpret import conditions
-from amplint.source.values import Choice, Formula, Tensor, Value, fresh, significant
+from amplint.source.values import Choice, Formula, Question, Tensor, Value, ask, fresh, significant
 
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
@@ -135,7 +135,7 @@ def join(left: World, right: World) -> World | None:
     ]
     formula = _difference(left, right)
     if formula is None and differing:
-        formula = ("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
+        formula = ask("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
     for owner, name in differing:
         mine, other = left.get(owner, name), right.get(owner, name)
         left.set(owner, name, _meet(formula, mine, other))
@@ -151,7 +151,7 @@ def _difference(left: World, right: World) -> Formula | None:
         return None
     for mine, other, swapped in ((left.facts, right.facts, False), (right.facts, left.facts, True)):
         for atom, answer in mine.items():
-            if atom[0] == "is" or other.get(atom) == answer:
+            if not isinstance(atom, Question) or other.get(atom) == answer:
                 continue
             opposite = conditions.evaluate(atom, other)
             if opposite is not None and opposite is not answer:
