@@ -86,7 +86,7 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
             module = None
             if result is None:
                 rules = [rule for code, rule in knowledge.rules().items() if code in settings.codes]
-                candidate = may_hold(data, rules, _words(settings))
+                candidate = may_hold(data, rules, settings.notes, _words(settings))
                 if not candidate and not named:
                     return outcome
                 module = Module.read(path, data)

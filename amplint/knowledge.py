@@ -27,6 +27,7 @@ class Rule:
     preview: bool
     since: str
     triggers: tuple[str, ...]  # a file that holds none of these words can hold no finding of the rule
+    with_words: tuple[tuple[str, ...], ...] = ()  # nor, above a note, one without a word of each of these groups
     min_torch: str = ""
     summary: str = ""  # first sentence of "What it does"
     text: str = field(default="", repr=False)  # the page below the front matter
@@ -64,6 +65,7 @@ def read_page(path: Path) -> Rule:
         preview=matter["preview"],
         since=matter["since"],
         triggers=tuple(matter["triggers"]),
+        with_words=tuple(tuple(group) for group in matter.get("with", ())),
         min_torch=matter.get("min-torch", ""),
         summary=" ".join(summary[1].split()) if summary else "",
         text=body.lstrip("\n"),

@@ -29,7 +29,7 @@ def check_module(module: Module, settings: Settings) -> Checked:
     reading = read(module, settings.roots, settings.apis)
     script = Script(reading, settings)
     findings: dict[object, Finding] = {}
-    for code, check in CHECKS.items():
+    for code, check in CHECKS:
         if code in settings.codes:
             for finding in check(script):
                 key = (finding.code, finding.path, finding.range)

@@ -42,6 +42,24 @@ def constants(value: Value | None) -> list[Const]:
     return []
 
 
+_FINFO = {"eps": 2.0**-10, "tiny": 2.0**-14, "smallest_normal": 2.0**-14, "resolution": 1e-3}
+
+
+def _at_half(value: Value) -> float:
+    """What a product or power of torch.finfo(x.dtype).eps is where x is float16; nan for anything else."""
+    match value:
+        case Sym(kind="attr", parts=(Sym(kind="finfo", parts=(Sym(),)), str() as name)):
+            return _FINFO.get(name, math.nan)
+        case Choice():
+            below = [number for number in (_at_half(value.yes), _at_half(value.no)) if not math.isnan(number)]
+            return below[0] if below else math.nan
+        case Sym(kind="op", parts=("Pow", Sym() as base, Const(value=int() as power))):
+            return float(_at_half(base) ** power)
+        case Sym(kind="op", parts=("Mult", Sym() as left, Const(value=int() | float() as factor))):
+            return float(_at_half(left) * factor)
+    return math.nan
+
+
 def number(constant: Const) -> float:
     assert isinstance(constant.value, int | float)
     return float(constant.value)
@@ -119,6 +137,14 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
         if event.name not in ("add", "clamp", "clamp_min", "maximum", "sub") or _guarded(event):
             continue
         target = next((value for value in event.args if isinstance(value, Tensor)), None)
+        if target is not None and any(0 < _at_half(value) < SMALLEST_NORMAL for value in event.args):
+            yield found(
+                "AMP403",
+                event,
+                "this eps follows the tensor's dtype, but in float16 it is below the smallest normal number (6.1e-05)",
+                severity=Severity.NOTE,
+                help="choose it by dtype: 1e-7 is still a (subnormal) number in float16, finfo.tiny a normal one",
+            )
         if target is None or not _half(target, GIVEN):
             continue
         others = [value for value in event.args if value is not target]
@@ -128,7 +154,9 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             continue
         eps = min(small, key=number)
         place = eps.node if eps.node in event.module.parents else None
-        use = [(event, "added to a half tensor here")] if place is not None and place.lineno != event.node.lineno else []  # type: ignore[attr-defined]
+        use = (
+            [(event, "added to a half tensor here")] if place is not None and place.lineno != event.node.lineno else []
+        )  # type: ignore[attr-defined]
         if number(eps) <= VANISHES:
             severity = Severity.NOTE
             if target.trust == KNOWN:
@@ -229,3 +257,33 @@ def _becomes_weights(script: Script, scores: Tensor) -> bool:
             return False
         nodes = grown
     return False
+
+
+@rule("AMP407")
+def unnormalised_contraction(script: Script) -> Iterator[Finding]:
+    """Products of products are divided by their own normaliser only afterwards, when they have overflowed."""
+    products = {event.result.node: event for event in script.events(events.Operation) if event.name in _PRODUCTS}
+    for event in script.events(events.Operation):
+        if event.name != "div" or len(event.args) < 2:
+            continue
+        above, below = event.args[0], event.args[1]
+        if not isinstance(above, Tensor) or not isinstance(below, Tensor) or not _half(above, ASSUMED):
+            continue
+        product = products.get(above.node)  # type: ignore[arg-type]
+        if product is None or not _derives(below, above.node) or not any(_product(part) for part in product.args):
+            continue
+        yield found(
+            "AMP407",
+            product,
+            f"a product of sums is normalised only afterwards: in float16 it is inf from {LARGEST:.0f} on before the division",
+            severity=Severity.NOTE if above.trust == ASSUMED else Severity.WARNING,
+            evidence=[(product, "multiplied and summed in half precision"), (event, "normalised after it")],
+            help="compute both in float32: .float() under torch.autocast(device_type, enabled=False)",
+        )
+
+
+def _derives(tensor: Tensor, node: object, depth: int = 4) -> bool:
+    """Whether a tensor was computed from the one made at `node`."""
+    if tensor.node is node:
+        return True
+    return depth > 0 and any(isinstance(part, Tensor) and _derives(part, node, depth - 1) for part in tensor.parents)

@@ -36,14 +36,14 @@ class Script:
 
 
 Check = Callable[[Script], Iterable[Finding]]
-CHECKS: dict[str, Check] = {}
+CHECKS: list[tuple[str, Check]] = []
 
 
 def rule(code: str) -> Callable[[Check], Check]:
     """Register a check under its rule's code."""
 
     def register(check: Check) -> Check:
-        CHECKS[code] = check
+        CHECKS.append((code, check))
         return check
 
     return register

@@ -17,11 +17,14 @@ from amplint.checks.registry import (
 )
 from amplint.findings import Finding, Severity
 from amplint.source import events
+from amplint.source.interpret import conditions
 from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
 from amplint.source.values import (
     FALSE,
+    Checkpoint,
     Optimizer,
     Region,
+    Scaled,
     Scaler,
     Sym,
     Tensor,
@@ -29,7 +32,7 @@ from amplint.source.values import (
 )
 
 
-def _backwards(event: events.Step | events.Clip, gradients: events.Gradients) -> list[events.Backward]:
+def _backwards(event: events.Event, gradients: events.Gradients) -> list[events.Backward]:
     return [origin for origin in gradients.origins if isinstance(origin, events.Backward)]
 
 
@@ -193,6 +196,31 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP104")
+def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
+    """Scaled and unscaled gradients are added up, and the step divides both by the scale."""
+    for step in script.events(events.Step):
+        before = step.before
+        backwards = _backwards(step, before)
+        scaled = [b for b in backwards if b.scaler is not None]
+        if step.scaler is None or before.kind != "mixed" or not scaled:
+            continue
+        for backward in backwards:
+            if backward.scaler is None and not _flag_decides(script, backward, scaled):
+                yield found(
+                    "AMP104",
+                    backward,
+                    "this loss is not scaled, but its gradients are added to scaled ones and divided by the loss scale with "
+                    "them: next to nothing is left of it",
+                    evidence=[
+                        (scaled[-1], "these gradients are scaled"),
+                        (backward, "these are not"),
+                        (step, "both are divided"),
+                    ],
+                    help=f"scale every loss of the step: {receiver(step)}.scale(loss).backward()",
+                )
+
+
 @rule("AMP105")
 def clip_before_unscale(script: Script) -> Iterator[Finding]:
     """Gradients are clipped while they are still multiplied by the loss scale."""
@@ -267,6 +295,25 @@ def _measures(clip: events.Clip) -> bool:
     return False
 
 
+@rule("AMP106")
+def scaled_gradient_read(script: Script) -> Iterator[Finding]:
+    """Gradients are read or changed by a rule that depends on their size, while they are still scaled."""
+    for read in script.events(events.ReadGradient):
+        for _, before in read.touched:
+            if before.kind == "scaled" and not before.stepped and isinstance(before.scaler, Scaler):
+                scaler = _scaler_name(script, before)
+                yield found(
+                    "AMP106",
+                    read,
+                    "the gradient is still multiplied by the loss scale (65536 at first) here",
+                    evidence=[
+                        *((b, "these gradients are scaled") for b in _backwards(read, before)[-1:]),
+                        (read, "read scaled"),
+                    ],
+                    help=f"call {scaler}.unscale_(optimizer) first, once per step",
+                )
+
+
 @rule("AMP108")
 def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
     """Scaled gradients are added to gradients that were unscaled already: unscale_ runs in every micro-batch."""
@@ -317,6 +364,99 @@ def missing_update(script: Script) -> Iterator[Finding]:
             f"{name}.update() does not run after {text(step.module, step.node)}: the next round raises RuntimeError",
             evidence=[(step, "steps"), (event, "comes again without an update() in between")],
             help=f"call {name}.update() once per iteration, after the last {name}.step()",
+        )
+
+
+@rule("AMP111")
+def misplaced_update(script: Script) -> Iterator[Finding]:
+    """update() between unscale_ and step, or without a step: the scaler forgets what it has done."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "unscaled" or before.stepped or step.state != "ready":
+            continue
+        update = _last_update(script, step)
+        if update is not None and before.by and isinstance(before.by[0], events.Unscale):
+            yield found(
+                "AMP111",
+                update,
+                f"{receiver(update)}.update() runs between unscale_ and step: the step divides the gradients by the scale a "
+                "second time",
+                evidence=[
+                    (before.by[0], "unscaled"),
+                    (update, "the scaler forgets that"),
+                    (step, "and unscales again"),
+                ],
+                help="call it once, after the step",
+            )
+    for update in script.events(events.Update):
+        for optimizer, waiting in update.waiting:
+            step = next((s for s in _steps(script, optimizer, True) if s.scaler == update.scaler), None)
+            if update.pairs or step is None or not same_function(step, update):
+                continue
+            yield found(
+                "AMP111",
+                update,
+                f"{receiver(update)}.update() runs although nothing was stepped or unscaled since the last one: AssertionError",
+                evidence=[
+                    *((b, "gradients wait for a step") for b in _backwards(step, waiting)[-1:]),
+                    (update, "updates before it"),
+                    (step, "the step comes later"),
+                ],
+                help="call it once, after the step, under the step's condition",
+            )
+
+
+def _last_update(script: Script, step: events.Step) -> events.Update | None:
+    last = None
+    for event in script.reading.events:
+        if event is step:
+            break
+        if isinstance(event, events.Update) and event.scaler == step.scaler:
+            last = event
+    return last
+
+
+@rule("AMP112")
+def update_between_optimizers(script: Script) -> Iterator[Finding]:
+    """update() after one optimizer's step, while another's scaled gradients still wait for theirs."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "scaled" or not before.stale or not before.by:
+            continue
+        update = before.by[0]
+        if not isinstance(update, events.Update) or not any(state == "stepped" for _, state in update.pairs):
+            continue
+        other = next((s for s in script.events(events.Step) if s.optimizer == update.pairs[0][0] and s.scaler), None)
+        yield found(
+            "AMP112",
+            update,
+            f"{receiver(update)}.update() runs before {_named(step)} has stepped: if it changes the scale, those gradients are "
+            "divided by the wrong one",
+            evidence=[
+                *((b, "gradients are scaled with the old scale") for b in _backwards(step, before)[-1:]),
+                (other, "another optimizer steps"),
+                (update, "the scale may change"),
+                (step, "and divides by the new one"),
+            ],
+            help="call update() once per iteration, after the last step",
+        )
+
+
+@rule("AMP113")
+def step_skipped_without_update(script: Script) -> Iterator[Finding]:
+    """A path skips the step after unscale_ and forgets update(): the next unscale_ raises."""
+    for unscale in script.events(events.Unscale):
+        before = unscale.before
+        if unscale.state != "unscaled" or before.kind != "scaled" or before.stepped:
+            continue
+        step = next(_steps(script, unscale.optimizer, scaled=True), None)
+        name = receiver(unscale)
+        yield found(
+            "AMP113",
+            unscale,
+            f"a path skips the step after this and never calls {name}.update(): the next unscale_ raises RuntimeError",
+            evidence=[(unscale, "unscaled"), (step, "skipped on one path") if step is not None else (None, "")],
+            help=f"call {name}.update() on that path, too",
         )
 
 
@@ -453,3 +593,152 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             ],
             help="call it after the step, or before the forward",
         )
+
+
+@rule("AMP133")
+def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
+    """The scaler's state is saved but never loaded, or loaded from where it may be missing or empty."""
+    loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
+    for load in loads:
+        source = load.source
+        if isinstance(source, Checkpoint) and source.path and not _guarded(load):
+            yield found(
+                "AMP133",
+                load,
+                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
+                "RuntimeError (its state is empty)",
+                severity=Severity.NOTE,
+                help='load it only if it is there: if checkpoint.get("scaler"): …',
+            )
+    for save in script.events(events.Save):
+        if not save.registers:
+            continue
+        for part in save.parts:
+            if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:
+                yield found(
+                    "AMP133",
+                    save,
+                    "a scaler that may be disabled becomes part of the checkpoint: its state is then empty, and loading that "
+                    "into an enabled scaler raises RuntimeError",
+                    severity=Severity.NOTE,
+                    help="register it only where it is enabled",
+                )
+    saves = [s for s in script.events(events.Save) if any(isinstance(p, Scaler) for p in s.parts) and not s.registers]
+    resumes = [load for load in script.events(events.Load) if isinstance(load.target, Optimizer)]
+    if saves and resumes and not loads and ".load_state_dict" in script.module.text:
+        if not any("scaler" in text(load.module, load.node) for load in script.events(events.Load)):
+            yield found(
+                "AMP133",
+                resumes[0],
+                "the optimizer's state is restored, the scaler's is not, although it was saved: the scale starts at 65536 again",
+                evidence=[(saves[0], "saved here"), (resumes[0], "not restored here")],
+                help="load the scaler's state beside the optimizer's",
+            )
+
+
+def _guarded(load: events.Load) -> bool:
+    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence."""
+    for above in load.module.ancestors(load.node):
+        if isinstance(above, ast.Try):
+            return True
+        if isinstance(above, ast.If) and "scaler" in text(load.module, above.test, 200):
+            test = text(load.module, above.test, 200)
+            if any(word in test for word in (" in ", ".get(", "[", "keys")):
+                return True
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+    return False
+
+
+@rule("AMP134")
+def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
+    """One optimizer is unscaled and not stepped, another is stepped and not unscaled."""
+    for step in script.events(events.Step):
+        if step.scaler is None:
+            continue
+        unscales = [u for u in script.events(events.Unscale) if u.scaler == step.scaler and same_function(u, step)]
+        stepped = {
+            s.optimizer for s in script.events(events.Step) if s.scaler == step.scaler and same_function(s, step)
+        }
+        unscaled = {u.optimizer for u in unscales}
+        if not unscaled or step.optimizer in unscaled or not unscaled - stepped:
+            continue
+        odd = next(u for u in unscales if u.optimizer not in stepped)
+        yield found(
+            "AMP134",
+            step,
+            f"{first_argument(step)} is stepped but was not unscaled, and {first_argument(odd)} was unscaled but is not "
+            "stepped: one of them is the wrong one",
+            evidence=[(odd, "unscaled, never stepped"), (step, "stepped, not unscaled")],
+            help="unscale and step the same optimizers",
+        )
+
+
+@rule("AMP136")
+def wrong_accumulation(script: Script) -> Iterator[Finding]:
+    """Gradients of micro-batches are thrown away before the step that should add them up."""
+    for zero in script.events(events.ZeroGradient):
+        for optimizer, before in zero.touched:
+            if before.kind not in ("scaled", "plain") or before.stepped:
+                continue
+            step = next(
+                (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
+            )
+            if step is None or not _every_n_batches(step) or _every_n_batches(zero):
+                continue
+            yield found(
+                "AMP136",
+                zero,
+                "gradients are set to zero in every micro-batch, but the step runs only every few: it uses the last one alone",
+                evidence=[
+                    (zero, "every micro-batch"),
+                    *((b, "gradients are computed") for b in _backwards(step, before)[-1:]),
+                    (step, "every few micro-batches"),
+                ],
+                help="set them to zero where the step is, after it",
+            )
+
+
+@rule("AMP136")
+def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
+    """apex: scale_loss without delay_unscale in a loop of micro-batches."""
+    for backward in script.events(events.Backward):
+        context = next((one for one in reversed(backward.contexts) if isinstance(one, Scaled)), None)
+        if context is None or context.delayed:
+            continue
+        if any(before.kind == "managed" and not before.stepped for _, before in backward.touched):
+            yield found(
+                "AMP136",
+                backward,
+                "apex unscales the gradients after every micro-batch, and checks each for overflow by itself",
+                severity=Severity.NOTE,
+                help="pass delay_unscale=True to scale_loss in all micro-batches but the last",
+            )
+
+
+def _every_n_batches(event: events.Event) -> bool:
+    """Whether a condition counts batches (`i % n == 0`) before this runs."""
+    module = event.module
+    function = module.function(event.node)
+    counts = {
+        target.id
+        for assign in ast.walk(function or module.tree)
+        if isinstance(assign, ast.Assign) and _has_modulo(assign.value)
+        for target in assign.targets
+        if isinstance(target, ast.Name)
+    }
+    for above in module.ancestors(event.node):
+        if above is function:
+            return False
+        if isinstance(above, ast.If) and (
+            _has_modulo(above.test) or any(isinstance(n, ast.Name) and n.id in counts for n in ast.walk(above.test))
+        ):
+            return True
+    return False
+
+
+def _has_modulo(node: ast.AST) -> bool:
+    return any(
+        isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Mod) and not isinstance(inner.left, ast.Constant)
+        for inner in ast.walk(node)
+    )

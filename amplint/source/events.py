@@ -153,10 +153,12 @@ class Step(Event):
 
 @dataclass(eq=False, slots=True)
 class Update(Event):
-    """scaler.update(), with the state of each of its optimizers before."""
+    """scaler.update(), with the state of each of its optimizers before, and the optimizers whose scaled gradients wait for
+    a step."""
 
     scaler: Scaler
     pairs: tuple[tuple[Optimizer, str], ...]
+    waiting: tuple[tuple[Optimizer, Gradients], ...] = ()
 
 
 @dataclass(eq=False, slots=True)

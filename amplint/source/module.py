@@ -12,7 +12,7 @@ import re
 import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from amplint.findings import Location, Range
@@ -69,8 +69,8 @@ class Module:
     """One file: `path` as the user gave it, `text` as decoded, `tree` as parsed. Compared by identity."""
 
     path: str
-    text: str
-    tree: ast.Module
+    text: str = field(repr=False)
+    tree: ast.Module = field(repr=False)
     encoding: str = "utf-8"
 
     @classmethod
@@ -123,6 +123,12 @@ class Module:
         """The line end that new lines get: the file's first one."""
         match = _LINE_END.search(self.text)
         return match[0] if match else "\n"
+
+    def rows(self, node: ast.AST) -> str:
+        """The text of all rows that a node stands on."""
+        first, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
+        end = self.starts[last] if last < len(self.starts) else len(self.text)
+        return self.text[self.starts[first - 1] : end]
 
     # -- structure ------------------------------------------------------------------------------------------------
 

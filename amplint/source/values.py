@@ -301,9 +301,10 @@ class GradMode(Value):
 
 @dataclass(frozen=True, slots=True)
 class Scaled(Value):
-    """apex's amp.scale_loss(loss, optimizer): gradients are unscaled when it is left."""
+    """apex's amp.scale_loss(loss, optimizer): gradients are unscaled when it is left, unless that is `delayed`."""
 
     loss: Value
+    delayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from amplint.source.interpret import (
     tensors,
 )
 from amplint.source.interpret.frames import Arguments, Frame, Results
-from amplint.source.interpret.machine import MOST_FRAMES, Machine, site
-from amplint.source.interpret.world import World, join_all
+from amplint.source.interpret.machine import MOST_FRAMES, Machine, device_value, site
+from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.module import FunctionNode
 from amplint.source.values import (
     NONE,
+    Autocast,
     Bound,
     Choice,
     Class,
@@ -213,7 +214,12 @@ def unknown(
     frame: Frame,
     receiver: Value | None = None,
 ) -> Results:
-    """An unknown call: what it does with a scaler or an optimizer is not known; it has no other effect."""
+    """An unknown call: what it does with a scaler or an optimizer is not known; it has no other effect. A factory of
+    autocast contexts says so in its name."""
+    if "autocast" in _last_name(callee):
+        device = given.kwargs.get("device_type") or (given.args[0] if given.args else None)
+        enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
+        return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()
     for value in values:
         protocol.hand_over(world, value)
@@ -228,6 +234,15 @@ def unknown(
         of = frozenset((callee,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)
     return [(result if result is not None else fresh("call"), world)]
+
+
+def _last_name(callee: Value) -> str:
+    match callee:
+        case Lib():
+            return callee.name.rpartition(".")[2]
+        case Sym(kind="attr" | "name", parts=(_, str() as name)):
+            return name
+    return ""
 
 
 # -- functions ---------------------------------------------------------------------------------------------------------
@@ -305,7 +320,7 @@ def call_function(
     code = function.node
     if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
         return unknown(m, sym("recursive", id(code)), given, node, world, caller)
-    idle = caller is not None and not m.relevance(function.frame.module).matters(code)
+    idle = caller is not None and not m.relevance(function.frame.module).matters(code, m.alone)
     if caller is not None and (abstract(code) or idle):
         return unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
     generator, nested, _ = shape(code)
@@ -317,6 +332,7 @@ def call_function(
     frame.in_model |= in_model
     bind(m, function, given, world, frame)
     outside = world.contexts
+    known = set(world.space("gradients"))
     starts = [world]
     for decorator in reversed(function.decorators):
         starts = [after for before in starts for _, after in contexts.enter(m, decorator, code, code, before, frame)]
@@ -337,10 +353,40 @@ def call_function(
     for _, after in left.returns:
         contexts.leave(after, outside)
     results = _join_results(left.returns, frame)
-    if not nested:
-        for _, after in results:
-            after.forget(frame.scope)
+    for value, after in results:
+        _clean_up(value, after, frame, known, nested)
     return results
+
+
+def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], nested: bool) -> None:
+    """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
+    optimizers that nothing holds any more."""
+    made = [optimizer for optimizer in world.space("gradients") if optimizer not in known]
+    if nested or made:
+        held = [
+            inner
+            for owner, space in (*world.spaces.items(), (None, {"": value}))
+            if owner != frame.scope and owner not in PROTOCOL
+            for one in space.values()
+            if isinstance(one, Value)
+            for inner in objects.contents(one)
+        ]
+        lives_on = nested and any(isinstance(one, Function | Partial) and _defined_in(one, frame) for one in held)
+        if lives_on:
+            return
+        for optimizer in made:
+            if optimizer not in held and isinstance(optimizer.site, int):
+                world.drop("gradients", optimizer)
+                for key in list(world.space("updates")):
+                    if key[1] == optimizer:
+                        world.drop("updates", key)
+    world.forget(frame.scope)
+
+
+def _defined_in(value: Value, frame: Frame) -> bool:
+    if isinstance(value, Partial):
+        return _defined_in(value.function, frame)
+    return isinstance(value, Function) and value.frame is frame
 
 
 def _join_results(results: Results, frame: Frame) -> Results:
@@ -451,7 +497,7 @@ def instantiate(m: Machine, cls: Class, given: Arguments, node: ast.AST, world: 
         m.emit(events.Create, node, world, frame, value=scaler)
         return [(scaler, world)]
     instance = Instance(cls, place)
-    if m.alone and objects.is_module(m, cls, world, frame):
+    if m.alone:
         return [(instance, world)]
     init = objects.method(m, cls, "__init__", world, frame)
     if init is None:

@@ -57,29 +57,36 @@ def _run(m: Machine, module: Module) -> None:
     worlds = join_all(flow.run(m, module.tree.body, [World()], frame, flow.Flow()))
     start = worlds[0] if worlds else World()
     m.loaded[module] = dict(start.spaces)
-    for node in module.tree.body:
-        _enter(m, node, start, frame)
+    for called in (False, True):  # callers first: what they call is then judged as they call it
+        for node in module.tree.body:
+            _enter(m, node, start, frame, called)
 
 
-def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame) -> None:
+def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame, called: bool) -> None:
     """Run what a top-level statement defines, if no call has reached it."""
     match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
+        case ast.FunctionDef() | ast.AsyncFunctionDef() if m.relevance(frame.module).named(node.name) is called:
             if node not in m.entered and m.relevance(frame.module).begins(node):
                 found = start.get(frame.scope, node.name)
                 function = found if isinstance(found, Function) and found.node is node else Function(node, frame)
+                m.alone = not m.relevance(frame.module).steps(node)
                 _enter_function(m, function, start.copy())
+                m.alone = False
         case ast.ClassDef():
-            _enter_class(m, node, start, frame)
+            _enter_class(m, node, start, frame, called)
         case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
             for inner in ast.iter_child_nodes(node):
                 if isinstance(inner, ast.stmt):
-                    _enter(m, inner, start, frame)
+                    _enter(m, inner, start, frame, called)
 
 
-def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> None:
-    methods = [inner for inner in node.body if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)]
+def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame, called: bool) -> None:
     relevance = m.relevance(frame.module)
+    methods = [
+        inner
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and relevance.named(inner.name) is called
+    ]
     if all(method in m.entered or not relevance.begins(method) for method in methods):
         return
     found = start.get(frame.scope, node.name)
@@ -87,7 +94,8 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     instance = Instance(cls, values.number(("entry", id(node))))
     ready = start.copy()
     ready.contexts, ready.loops = (), ()
-    m.alone = objects.is_module(m, cls, ready, frame)
+    module = objects.is_module(m, cls, ready, frame)
+    m.alone = module or not relevance.steps(node)
     init = objects.method(m, cls, "__init__", ready, frame)
     if init is not None:
         done = calls.call_function(
@@ -95,7 +103,6 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         )
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
-    module = m.alone
     for method in methods:
         if method in m.entered or method.name == "__init__" or not relevance.begins(method):
             continue
@@ -104,8 +111,9 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         if not isinstance(function, Function) or function.node is not method:
             function = Function(method, replace_code(m, cls, frame), owner=instance, cls=cls)
         world = ready.copy()
-        m.alone = module and _computes(method)
-        _enter_function(m, function, world, assumed=m.alone)
+        assumed = module and _computes(method)
+        m.alone = assumed or not relevance.steps(method)
+        _enter_function(m, function, world, assumed)
     m.alone = False
 
 

@@ -23,6 +23,9 @@ from amplint.source.values import (
     Lib,
     Many,
     Mapping,
+    Optimizer,
+    Scaler,
+    Sym,
     Tensor,
     Value,
     ask,
@@ -70,7 +73,7 @@ def execute(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow) 
             return [
                 after
                 for value, before in expressions.evaluate(m, node.value, world, frame)
-                for after in _assign_all(m, node.targets, value, before, frame, node.value)
+                for after in _assign_all(m, node.targets, _wrapped(node, value, before, frame), before, frame)
             ]
         case ast.AnnAssign():
             if node.value is None:
@@ -78,7 +81,7 @@ def execute(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow) 
             return [
                 after
                 for value, before in expressions.evaluate(m, node.value, world, frame)
-                for after in assign(m, node.target, value, before, frame, node.value)
+                for after in assign(m, node.target, value, before, frame)
             ]
         case ast.AugAssign():
             return _augmented(m, node, world, frame)
@@ -144,18 +147,28 @@ def _expression(m: Machine, node: ast.Expr, world: World, frame: Frame, flow: Fl
     return after
 
 
+def _wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
+    """`optimizer = Lookahead(optimizer)`: an unknown wrapper that takes its argument's name keeps its identity."""
+    if isinstance(value, Sym) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
+        target = expressions.path_text(node.targets[0])
+        for argument in node.value.args:
+            if isinstance(argument, ast.Name) and argument.id == target:
+                old = world.get(frame.scope, target)
+                if isinstance(old, Optimizer | Scaler):
+                    return old
+    return value
+
+
 def _assign_all(
-    m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame, source: ast.expr
+    m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame
 ) -> list[World]:
     worlds = [world]
     for target in targets:
-        worlds = [after for before in worlds for after in assign(m, target, value, before, frame, source)]
+        worlds = [after for before in worlds for after in assign(m, target, value, before, frame)]
     return worlds
 
 
-def assign(
-    m: Machine, target: ast.expr, value: Value, world: World, frame: Frame, source: ast.expr | None = None
-) -> list[World]:
+def assign(m: Machine, target: ast.expr, value: Value, world: World, frame: Frame) -> list[World]:
     """Bind a target to a value."""
     match target:
         case ast.Name():

@@ -21,15 +21,15 @@ class Frame:
     `roles` says what each name or attribute path in the code is used as (roles.py).
     """
 
-    scope: object
+    scope: object = field(repr=False)
     code: Code
     module: Module
-    parent: Frame | None = None  # the frame that encloses it in the source
-    caller: Frame | None = None
+    parent: Frame | None = field(default=None, repr=False)  # the frame that encloses it in the source
+    caller: Frame | None = field(default=None, repr=False)
     call: ast.AST | None = None  # where the caller called
-    owner: Value | None = None  # what `self` is
-    cls: Value | None = None  # the class that the method was found in, for super()
-    roles: dict[str, str] = field(default_factory=dict)
+    owner: Value | None = field(default=None, repr=False)  # what `self` is
+    cls: Value | None = field(default=None, repr=False)  # the class that the method was found in, for super()
+    roles: dict[str, str] = field(default_factory=dict, repr=False)
     outer: frozenset[str] = frozenset()  # names declared global or nonlocal
     in_model: bool = False  # inside a model's forward
     entry: bool = False  # nothing in the project calls it: what it is given is unknown

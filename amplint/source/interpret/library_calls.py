@@ -13,6 +13,7 @@ from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine, device_value, site
 from amplint.source.interpret.world import World
 from amplint.source.values import (
+    FALSE,
     KNOWN,
     NONE,
     Autocast,
@@ -40,6 +41,7 @@ from amplint.source.values import (
     Parameters,
     Partial,
     Region,
+    Scaled,
     Scaler,
     StateDict,
     Sym,
@@ -57,6 +59,14 @@ _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
 )
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
+_NEVER_HERE = {  # the script runs as it is written
+    "torch.jit.is_scripting",
+    "torch.jit.is_tracing",
+    "torch.compiler.is_compiling",
+    "torch.compiler.is_exporting",
+    "torch._dynamo.is_compiling",
+    "torch.onnx.is_in_onnx_export",
+}
 _MAKES = {"optimizer", "scaler", "model", "autocast", "callable-scaler", "managed"}
 
 
@@ -94,6 +104,10 @@ def call(
         return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
     if _is_layer(name):
         return [(Model(name, site(node, frame), given.args, tuple(given.kwargs.items())), world)]
+    if name in _NEVER_HERE:
+        return [(FALSE, world)]
+    if name == "torch.finfo" and given.args:
+        return [(sym("finfo", given.args[0]), world)]
     made = created(name, given, world, node)
     if made is not None:
         return [(made, world)]
@@ -226,6 +240,8 @@ def apply(
                 made = Device("", made)
         case "checkpoint":
             made = Checkpoint(site(node, frame))
+        case "scaled-loss":
+            made = Scaled(role("loss") or fresh("loss"), (role("delay") or FALSE) != FALSE)
         case "scheduler" | "managed" | "callable-scaler":
             made = Object(name, site(node, frame), api.returns)
         case _:

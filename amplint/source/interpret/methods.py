@@ -132,8 +132,7 @@ def _scaler(
             return results or [(fresh("call"), world)]
         case "update":
             if not _off(scaler, world):
-                event_update = m.emit(events.Update, node, world, frame, scaler=scaler, pairs=())
-                event_update.pairs = protocol.update(world, scaler)
+                protocol.update(world, m.emit(events.Update, node, world, frame, scaler=scaler, pairs=()))
             return [(NONE, world)]
         case "state_dict":
             return [(StateDict(scaler), world)]
@@ -267,8 +266,7 @@ def scale_and_step(m: Machine, scaler: Object, given: Arguments, node: ast.AST, 
         if updating:
             for one, _ in optimizers_in(m, optimizer, after, frame):
                 step(m, one, inner, node, after, frame)
-            event = m.emit(events.Update, node, after, frame, scaler=inner, pairs=())
-            event.pairs = protocol.update(after, inner)
+            protocol.update(after, m.emit(events.Update, node, after, frame, scaler=inner, pairs=()))
         results.append((fresh("norm"), after))
     return results
 

@@ -35,6 +35,7 @@ from amplint.source.values import (
     Model,
     Namespace,
     NullContext,
+    Object,
     Optimizer,
     Parameter,
     Parameters,
@@ -150,6 +151,10 @@ def method(m: Machine, cls: Class, name: str, world: World, frame: Frame) -> Fun
 
 def is_module(m: Machine, cls: Class, world: World, frame: Frame) -> bool:
     """Whether objects of the class are nn.Modules: by their base, or because they define a forward."""
+    if any(isinstance(base, Lib) and base.name.startswith("torch.nn.") for base in cls.bases):
+        return True
+    if cls.bases and world.get(cls, "forward") is not None:
+        return True
     if any(name.startswith("torch.nn.") for name in library_bases(m, cls, world, frame)):
         return True
     return method(m, cls, "forward", world, frame) is not None and bool(cls.bases)
@@ -289,6 +294,10 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
             if name == "param_groups":
                 of = owner.of or frozenset((owner,))
                 return [(Many(Mapping(((Const("params"), Parameters(of)),), True)), world)]
+        case Object():
+            api = m.library.find(f"{owner.name}.{name}")
+            if api is not None and api.returns == "scaler":
+                return [(Scaler(sym("attr", owner, name), sym("attr", owner, "is_enabled")), world)]
         case Device(type=kind):
             if name == "type":
                 return [(Const(kind) if kind else sym("attr", owner.text, "type"), world)]
@@ -336,6 +345,7 @@ def set_attribute(
             return [world]
         case Tensor() | Lib() | Const() | Parameter():
             return [world]
+    world.drop("gradients", Optimizer(sym("attr", owner, name)))  # what was taken for one before it was set
     value = expressions.typed(m, value, target, world, frame)
     world.set(owner, name, value)
     return [world]

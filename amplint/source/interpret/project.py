@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from amplint.source.module import Module, Unreadable
@@ -84,7 +85,17 @@ def project_root(folder: Path) -> Path | None:
 def _read(path: Path) -> Module | None:
     """The module at a path, if it is one that trains: others are to a script what a library is."""
     try:
-        data = path.read_bytes() if path.is_file() else b""
+        stamp = path.stat()
+    except OSError:
+        return None
+    return _parse(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, changed: int, size: int) -> Module | None:
+    """Kept while the file stays as it is: the files of a project import the same ones again and again."""
+    try:
+        data = path.read_bytes()
         return Module.read(str(path), data) if any(word in data for word in _TRAINS) else None
     except (OSError, Unreadable):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from amplint.source.events import Event, Gradients
+from amplint.source.events import Event, Gradients, Update
 from amplint.source.interpret.world import World
 from amplint.source.values import (
     Instance,
@@ -152,15 +152,18 @@ def step(world: World, event: Event, scaler: Scaler | None, optimizer: Optimizer
     return before, state
 
 
-def update(world: World, scaler: Scaler) -> tuple[tuple[Optimizer, str], ...]:
+def update(world: World, event: Update) -> None:
     """The scale may change: pairs are ready again; scaled gradients that no step has used carry the old scale."""
-    pairs = [(key[1], state) for key, state in world.space("updates").items() if key[0] == scaler]
-    for optimizer, _ in pairs:
+    scaler = event.scaler
+    event.pairs = tuple((key[1], state) for key, state in world.space("updates").items() if key[0] == scaler)
+    for optimizer, _ in event.pairs:
         world.drop("updates", (scaler, optimizer))
+    waiting = []
     for optimizer, state in list(world.space("gradients").items()):
         if state.scaler == scaler and state.kind == "scaled" and not state.stepped:
-            world.set("gradients", optimizer, replace(state, stale=True))
-    return tuple(pairs)
+            waiting.append((optimizer, state))
+            world.set("gradients", optimizer, replace(state, stale=True, by=(event,)))
+    event.waiting = tuple(waiting)
 
 
 def zero(world: World, event: Event, zeroed: list[Optimizer]) -> tuple[tuple[Optimizer, Gradients], ...]:
@@ -176,7 +179,7 @@ def zero(world: World, event: Event, zeroed: list[Optimizer]) -> tuple[tuple[Opt
 
 def hand_over(world: World, value: Value) -> None:
     """Something unknown was given a scaler or an optimizer: what it did with it is not known."""
-    if isinstance(value, Optimizer) and world.get("gradients", value) is not None:
+    if isinstance(value, Optimizer) and gradients(world, value).kind not in ("none", "entry"):
         world.set("gradients", value, UNKNOWN["gradients"])
         for key in list(world.space("updates")):
             if key[1] == value:

@@ -1,89 +1,113 @@
 """Relevance: which functions can matter to precision, so that the others need not be run.
 
 A function matters if it (or a function or class of the same file that it names) uses a word of training or of half-
-precision numerics. This is the same judgement as triage's, one level down: it decides nothing, it only saves work.
+precision numerics. This is the same judgement as triage's, one level down: it decides nothing, it only saves work, so it
+looks at words in the text, comments and all.
 """
 
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
+from functools import cached_property
 
-from amplint.source.module import FunctionNode, Module
+from amplint.source.module import Module
 
 # Words that no training step does without, and those that only matter once a training step is being run.
 _STEP = frozenset(
     (
-        "backward step zero_grad unscale_ autocast GradScaler amp half bfloat16 float16 scale_loss get_scale "
-        "clip_grad_norm_ clip_grad_value_ clip_grad_norm dispatch_clip_grad add_recoverable"
+        "backward step zero_grad unscale_ autocast GradScaler amp scale_loss get_scale clip_grad_norm_ clip_grad_value_ "
+        "clip_grad_norm dispatch_clip_grad add_recoverable"
     ).split()
 )
 _AROUND = frozenset(
     (
         "update scale no_grad inference_mode enable_grad parameters state_dict load_state_dict save grad optim optimizer "
-        "contextmanager nullcontext param_groups"
+        "contextmanager nullcontext param_groups half bfloat16 float16"
     ).split()
 )
 _NUMERICS = frozenset(
-    (
-        "matmul bmm baddbmm einsum softmax log_softmax masked_fill masked_fill_ full_like new_full binary_cross_entropy "
-        "BCELoss rsqrt clamp clamp_ log eps"
-    ).split()
+    "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps".split()
 )
-_SMALL = 40  # nodes: running so little costs no more than asking
-_LARGEST, _SMALLEST = 65504, 6.2e-5
+_WORD = re.compile(r"[A-Za-z_]\w*")
+# A matrix product, or a constant that half precision may not hold.
+_SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
+_SMALL_LINES = 5  # running so little costs no more than asking
 
 
 class Relevance:
     """The functions and classes of a module that matter."""
 
     def __init__(self, module: Module):
-        self._words: dict[ast.AST, set[str]] = {}
-        self._size: dict[ast.AST, int] = {}
-        self._scan(module.tree, ())
-        self._begins = self._closure({code for code, words in self._words.items() if _begins(words)})
+        self._lines: dict[ast.AST, int] = {}
+        self._words: dict[ast.AST, frozenset[str]] = {}
+        self._signs: set[ast.AST] = set()
+        self._text = module.text
+        for code in _definitions(module.tree):
+            text = module.rows(code)
+            self._lines[code] = (code.end_lineno or code.lineno) - code.lineno + 1
+            self._words[code] = frozenset(_WORD.findall(text))
+            if _SIGN.search(text):
+                self._signs.add(code)
+        self._steps = self._closure({code for code, words in self._words.items() if _steps(words)})
+        self._numeric = {code for code, words in self._words.items() if words & _NUMERICS} | self._signs
+
+    @cached_property
+    def _matters(self) -> set[ast.AST]:
         around = {code for code, words in self._words.items() if words & _AROUND}
-        self._matters = self._closure(self._begins | around)
+        return self._closure(self._steps | self._numeric | around)
 
     def _closure(self, relevant: set[ast.AST]) -> set[ast.AST]:
         """These, and what names one of them."""
-        while True:
+        while relevant:
             names = {code.name for code in relevant if isinstance(code, ast.FunctionDef | ast.ClassDef)}
             grown = relevant | {code for code, words in self._words.items() if words & names}
             if len(grown) == len(relevant):
-                return grown
+                break
             relevant = grown
+        return relevant
 
-    def _scan(self, node: ast.AST, enclosing: tuple[ast.AST, ...]) -> None:
-        word = None
-        match node:
-            case ast.Name():
-                word = node.id
-            case ast.Attribute():
-                word = node.attr
-            case ast.BinOp(op=ast.MatMult()):
-                word = ""  # a word of its own for what matters without a name
-            case ast.Constant(value=float() | int() as number) if not isinstance(number, bool):
-                word = "" if abs(number) > _LARGEST or 0 < abs(number) < _SMALLEST else None
-        for code in enclosing:
-            self._size[code] += 1
-            if word is not None:
-                self._words[code].add(word)
-        inner = enclosing
-        if isinstance(node, ast.ClassDef | FunctionNode):
-            inner = (*enclosing, node)
-            self._words[node], self._size[node] = set(), 0
-        for child in ast.iter_child_nodes(node):
-            self._scan(child, inner)
-
-    def matters(self, code: ast.AST) -> bool:
-        """Whether to run a function (or the methods of a class) that a call reaches."""
-        return code in self._matters or self._size.get(code, 0) < _SMALL
+    def matters(self, code: ast.AST, alone: bool = False) -> bool:
+        """Whether to run a function (or the methods of a class) that a call reaches; `alone`: for its numerics only."""
+        if self._lines.get(code, 0) <= _SMALL_LINES:
+            return True
+        return code in (self._numeric if alone else self._matters)
 
     def begins(self, code: ast.AST) -> bool:
         """Whether to run a function (or class) that nothing calls."""
-        return code in self._begins
+        return code in self._steps or code in self._numeric
+
+    def steps(self, code: ast.AST) -> bool:
+        """Whether it can be part of a training step."""
+        return code in self._steps
+
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        return Counter(_WORD.findall(self._text))
+
+    def named(self, name: str) -> bool:
+        """Whether a definition's name stands anywhere else in the file: something may call it."""
+        return self._counts[name] > 1
 
 
-def _begins(words: set[str]) -> bool:
+def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """All functions and classes, nested ones too; expressions are not looked into."""
+    found: list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef] = []
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.append(node)
+        for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):
+                pending += inner
+    return found
+
+
+def _steps(words: frozenset[str]) -> bool:
     saves = bool(words & {"save", "load_state_dict"}) and any("optim" in word or "scaler" in word for word in words)
-    return bool(words & _STEP or words & _NUMERICS or "" in words) or saves
+    return bool(words & _STEP) or saves
+
+

@@ -7,11 +7,13 @@ piece of code (module, class, function), for names, attribute paths (`self.scale
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 
-from amplint.source.module import FunctionNode, Module
+from amplint.source.module import Module
 
-_CODE = (ast.ClassDef, *FunctionNode.__args__)
+Uses = dict[str, set[str]]  # path → how it is used
+_TELLING = re.compile(r"unscale_|zero_grad|\.step\(|get_scale|param_groups|parameters\(|\.train\(|\.eval\(|modules\(")
 _MODEL_METHODS = {"parameters", "named_parameters", "train", "eval", "modules", "named_modules", "children"}
 
 
@@ -30,77 +32,74 @@ def path_of(node: ast.AST) -> str | None:
 
 
 class Roles:
-    """Evidence per piece of code, and the roles that follow from it."""
+    """The roles in each piece of code of a module, found out when they are asked for."""
 
     def __init__(self, module: Module):
-        self._uses: dict[ast.AST, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._backward: set[ast.AST] = set()
+        self._module = module
         self._roles: dict[ast.AST, dict[str, str]] = {}
-        self._scan(module.tree, (module.tree,))
-
-    def _scan(self, node: ast.AST, enclosing: tuple[ast.AST, ...]) -> None:
-        for child in ast.iter_child_nodes(node):
-            match child:
-                case ast.Call(func=ast.Attribute()):
-                    self._call(child, child.func, enclosing)
-                case ast.If() | ast.IfExp() | ast.While():
-                    for tested in _tested(child.test):
-                        self._note(tested, "tested", enclosing)
-                case ast.Attribute(attr="param_groups"):
-                    self._note(child.value, "param_groups", enclosing)
-            self._scan(child, (*enclosing, child) if isinstance(child, _CODE) else enclosing)
-
-    def _call(self, call: ast.Call, function: ast.Attribute, enclosing: tuple[ast.AST, ...]) -> None:
-        method, receiver = function.attr, function.value
-        if method in ("zero_grad", "unscale_", "get_scale") or method in _MODEL_METHODS:
-            self._note(receiver, method, enclosing)
-        if method == "unscale_" and call.args:
-            self._note(call.args[0], "unscaled", enclosing)
-        if method == "update" and not call.args and not call.keywords:
-            self._note(receiver, "update", enclosing)
-        if method == "step":
-            self._note(receiver, "step(x)" if call.args else "step()", enclosing)
-            if call.args:
-                path = path_of(call.args[0])
-                if path is not None:
-                    self._note(receiver, f"steps {path}", enclosing)
-                    self._note(call.args[0], f"stepped by {path_of(receiver)}", enclosing)
-        if method == "backward":
-            self._backward.update(enclosing)
-        if method == "backward" and isinstance(receiver, ast.Call) and isinstance(receiver.func, ast.Attribute):
-            if receiver.func.attr == "scale" and len(receiver.args) == 1:
-                self._note(receiver.func.value, "scale().backward()", enclosing)
-
-    def _note(self, node: ast.AST, use: str, enclosing: tuple[ast.AST, ...]) -> None:
-        path = path_of(node)
-        if path is not None:
-            for code in enclosing:
-                self._uses[code][path].add(use)
 
     def of(self, code: ast.AST) -> dict[str, str]:
         """Path → "scaler", "optimizer" or "model", with "?" after it if the code asks whether the thing exists."""
         if code not in self._roles:
-            self._roles[code] = self._infer(code)
+            module = self._module
+            text = module.text if isinstance(code, ast.Module) else module.rows(code)
+            self._roles[code] = _infer(code) if _TELLING.search(text) else {}
         return self._roles[code]
 
-    def _infer(self, code: ast.AST) -> dict[str, str]:
-        uses = self._uses.get(code)
-        if uses is None:
-            return {}
-        roles: dict[str, str] = {}
-        for path, seen in uses.items():
-            role = _role(seen, uses)
-            if role:
-                roles[path] = role + "?" if "tested" in seen else role
-        if code in self._backward and not any(role.startswith("optimizer") for role in roles.values()):
-            # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
-            stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
-            if len(stepping) == 1:
-                roles[stepping[0]] = "optimizer"
-        return roles
+
+def _infer(code: ast.AST) -> dict[str, str]:
+    uses: Uses = defaultdict(set)
+    backward = False
+    for node in ast.walk(code):
+        match node:
+            case ast.Call(func=ast.Attribute()):
+                _note_call(node, node.func, uses)
+                backward |= node.func.attr == "backward"
+            case ast.If() | ast.IfExp() | ast.While():
+                for tested in _tested(node.test):
+                    _note(tested, "tested", uses)
+            case ast.Attribute(attr="param_groups"):
+                _note(node.value, "param_groups", uses)
+    roles: dict[str, str] = {}
+    for path, seen in uses.items():
+        role = _role(seen, uses)
+        if role:
+            roles[path] = role + "?" if "tested" in seen else role
+    if backward and not any(role.startswith("optimizer") for role in roles.values()):
+        # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
+        stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
+        if len(stepping) == 1:
+            roles[stepping[0]] = "optimizer"
+    return roles
 
 
-def _role(seen: set[str], uses: dict[str, set[str]]) -> str:
+def _note_call(call: ast.Call, function: ast.Attribute, uses: Uses) -> None:
+    method, receiver = function.attr, function.value
+    if method in ("zero_grad", "unscale_", "get_scale") or method in _MODEL_METHODS:
+        _note(receiver, method, uses)
+    if method == "unscale_" and call.args:
+        _note(call.args[0], "unscaled", uses)
+    if method == "update" and not call.args and not call.keywords:
+        _note(receiver, "update", uses)
+    if method == "step":
+        _note(receiver, "step(x)" if call.args else "step()", uses)
+        path = path_of(call.args[0]) if call.args else None
+        if path is not None:
+            _note(receiver, f"steps {path}", uses)
+            _note(call.args[0], f"stepped by {path_of(receiver)}", uses)
+    if method == "backward":
+        match receiver:
+            case ast.Call(func=ast.Attribute(attr="scale", value=scaler), args=[_]):
+                _note(scaler, "scale().backward()", uses)
+
+
+def _note(node: ast.AST, use: str, uses: Uses) -> None:
+    path = path_of(node)
+    if path is not None:
+        uses[path].add(use)
+
+
+def _role(seen: set[str], uses: Uses) -> str:
     if seen & {"unscale_", "scale().backward()"} or ("get_scale" in seen and seen & {"step(x)", "update"}):
         return "scaler"
     if "step(x)" in seen and "update" in seen and not seen & {"zero_grad", "step()"}:
