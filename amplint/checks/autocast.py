@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found, rule, text
-from amplint.findings import Finding, Severity
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
@@ -56,6 +57,7 @@ def weights_change_in_region(script: Script) -> Iterator[Finding]:
                 (forward, "the model runs on the old copies"),
             ],
             help="enter autocast in every iteration, around the forward and the loss only",
+            fix=fixes.region_into_loop(changed.module, outer.node),
         )
 
 
@@ -77,6 +79,7 @@ def backward_in_region(script: Script) -> Iterator[Finding]:
             "their forward's",
             evidence=[(_entered(script, region), "the region"), (backward, "backward inside it")],
             help="end the region after the loss",
+            fix=fixes.leave_after_loss(backward.module, region.node, backward.node),
         )
 
 
@@ -106,12 +109,14 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                             f"@{text(module, decorator)} without parentheses passes the function as an argument of "
                             "autocast: its body never runs in autocast, and calling it fails",
                             "write @torch.autocast(device_type=…)",
+                            fixes.add_parentheses(module, decorator, script.settings.target_device),
                         )
             case ast.Call() if _lacks_device(module, node):
                 yield place.found(
                     node,
                     f"{text(module, node)} raises TypeError: device_type is required",
                     'pass the device type: torch.autocast("cuda")',
+                    fixes.add_device(module, node, script.settings.target_device),
                 )
 
 
@@ -131,6 +136,7 @@ def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Findin
                 item,
                 f"`{word}` gives one of its operands: only {text(module, entered, 40)} is entered",
                 "separate context managers with a comma",
+                fixes.split_contexts(module, item),
             )
 
 
@@ -140,10 +146,10 @@ class _Place:
     def __init__(self, script: Script):
         self.script = script
 
-    def found(self, node: ast.AST, message: str, help: str) -> Finding:
+    def found(self, node: ast.AST, message: str, help: str, fix: Fix | None = None) -> Finding:
         module = self.script.module
         severity = Severity.ERROR
-        return Finding("AMP207", message, module.path, module.range(node), severity, help=help)
+        return Finding("AMP207", message, module.path, module.range(node), severity, help=help, fix=fix)
 
 
 def is_autocast(module: Module, node: ast.AST) -> bool:
@@ -185,6 +191,7 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
             severity=severity,
             evidence=[(_entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="compute it under torch.autocast(device_type, enabled=False)",
+            fix=fixes.float32_island(event.module, event.node, _device(script, region)),
         )
 
 
@@ -238,4 +245,23 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
             severity=Severity.WARNING if region.assumed else None,
             evidence=[(_entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="use binary_cross_entropy_with_logits on logits, or leave autocast for the loss",
+            fix=_bce_fix(script, event, region),
         )
+
+
+def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | None:
+    call = event.node
+    if not isinstance(call, ast.Call) or not call.args:
+        return None
+    prediction = call.args[0]
+    match prediction:
+        case ast.Call(func=ast.Attribute(attr="sigmoid")):
+            return fixes.with_logits(event.module, call, prediction) or fixes.float32_island(
+                event.module, call, _device(script, region), [prediction]
+            )
+    return fixes.float32_island(event.module, call, _device(script, region), [prediction])
+
+
+def _device(script: Script, region: Region) -> str:
+    """The device type of a region, or the one the user targets."""
+    return tensors.device_type(region.autocast.device) or script.settings.target_device

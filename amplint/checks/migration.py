@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint import knowledge
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding
+from amplint.rewrite.fixes import migration as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
@@ -31,15 +32,23 @@ for _name in (
     MOVED[f"torch.cuda.amp.{_name}"] = MOVED[f"torch.cuda.amp.{_name.rpartition('.')[2]}"]
 
 
+_OLD_ORDER = (
+    "enabled",
+    "dtype",
+    "cache_enabled",
+)  # what followed the device in nobody's API: torch.cuda.amp.autocast's
+_OLD_SCALER = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
+
+
 @rule("AMP601")
 def deprecated_amp_api(script: Script) -> Iterator[Finding]:
     """torch.cuda.amp.* and torch.cpu.amp.*, by whatever name the file reaches them."""
     module = script.module
     severity = knowledge.rules()["AMP601"].severity
-    for node, old in deprecated_uses(module):
+    uses = [(node, old) for node, old in deprecated_uses(module) if script.settings.target_torch >= MOVED[old][1]]
+    fix = fixes.to_torch_amp(module, uses) if uses else None
+    for node, old in uses:
         new, since = MOVED[old]
-        if script.settings.target_torch < since:
-            continue
         device = old.split(".")[1]
         arguments = f'("{device}", …)' if new.endswith(("autocast", "GradScaler")) else f'(device_type="{device}")'
         yield Finding(
@@ -49,6 +58,7 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
             module.range(node),
             severity,
             help=f"use {new}{arguments}",
+            fix=fix,
         )
 
 
@@ -85,6 +95,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                     f"the second positional argument of torch.autocast is dtype, not enabled: {text(create.module, position)} "
                     "raises TypeError",
                     help=f"write enabled={text(create.module, position)}",
+                    fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_ORDER[: len(node.args) - 1], 1))),
                 )
             elif isinstance(value.enabled, Lib) and dtype_of(value.enabled) and node.args:
                 yield found(
@@ -92,6 +103,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                     create,
                     f"{text(create.module, node.args[0])} is passed as `enabled` here, not as dtype: TypeError",
                     help=f"write dtype={text(create.module, node.args[0])}",
+                    fix=fixes.name_arguments(create.module, node, {0: "dtype"}) if len(node.args) == 1 else None,
                 )
         elif isinstance(value, Scaler) and _number(value.device) and node.args:
             yield found(
@@ -100,6 +112,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                 f"the first argument of torch.amp.GradScaler is the device, not init_scale: {text(create.module, node.args[0])} "
                 "is ignored as a scale",
                 help=f'write torch.amp.GradScaler("cuda", init_scale={text(create.module, node.args[0])})',
+                fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_SCALER[: len(node.args)])), '"cuda"'),
             )
 
 

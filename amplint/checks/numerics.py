@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found, rule
-from amplint.findings import Finding, Severity
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.values import ASSUMED, GIVEN, KNOWN, Choice, Const, Lib, Question, Sym, Tensor, Value
@@ -117,7 +119,55 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             severity=severity,
             evidence=_made(script, target),
             help="use torch.finfo(x.dtype).min of the tensor that is filled",
+            fix=_limit(event, target),
         )
+
+
+def _limit(event: events.Operation, target: Tensor) -> Fix | None:
+    """The constant in the call → the limit of the filled tensor's dtype."""
+    call = event.node
+    if not isinstance(call, ast.Call):
+        return None
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg in ("value", "min", "max"))]
+    if isinstance(call.func, ast.Attribute) and event.name in ("masked_fill", "fill", "clamp", "index_fill"):
+        tensor: ast.expr = call.func.value
+        if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F"):
+            tensor = call.args[0]
+    elif event.name == "where" and len(call.args) == 3:
+        tensor = call.args[1] if isinstance(event.args[1], Tensor) else call.args[2]
+    elif event.name == "full_like":
+        tensor = call.args[0]
+    else:
+        return None
+    literals = [
+        node for node in given if isinstance(node, ast.Constant | ast.UnaryOp | ast.Call) and node is not tensor
+    ]
+    for node in literals:
+        value = _literal(node)
+        if value is not None and abs(value) > LARGEST:
+            return fixes.finfo_limit(event.module, tensor, node, value < 0, _additive(event))
+    return None
+
+
+def _literal(node: ast.expr) -> float | None:
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return float(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _literal(operand)
+            return None if inner is None else -inner
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as text)]):
+            try:
+                return float(text)
+            except ValueError:
+                return None
+    return None
+
+
+def _additive(event: events.Operation) -> bool:
+    """Whether the filled tensor itself was made to be added: a mask, not scores."""
+    target = event.args[0]
+    return isinstance(target, Tensor) and target.made in ("zeros", "zeros_like", "full", "ones")
 
 
 def _made(script: Script, tensor: Tensor) -> list[tuple[events.Event | None, str]]:
@@ -169,6 +219,7 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 severity=severity,
                 evidence=[*_made(script, target), *use],
                 help="add it to a float32 tensor: x.float() + eps",
+                fix=_in_float32(event, target),
             )
         elif _divides(script, event.result):
             yield found(
@@ -181,6 +232,22 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 evidence=[*_made(script, target), *use],
                 help="compute it in float32, or use a larger eps for float16",
             )
+
+
+def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
+    node = event.node
+    match node:
+        case ast.BinOp():
+            return fixes.eps_in_float32(event.module, node.left if event.args[0] is target else node.right)
+        case ast.Call(func=ast.Attribute(value=tensor)) if event.args[0] is target and event.name.startswith("clamp"):
+            if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F") and node.args:
+                return fixes.eps_in_float32(event.module, node.args[0])
+            return fixes.eps_in_float32(event.module, tensor) if not _in_place(node) else None
+    return None
+
+
+def _in_place(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_")
 
 
 def _divides(script: Script, result: Tensor) -> bool:
@@ -221,6 +288,7 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
             severity=severity,
             evidence=_made(script, left),
             help="scale q before the product, or use F.scaled_dot_product_attention",
+            fix=fixes.scale_first(event.module, event.node),
         )
 
 

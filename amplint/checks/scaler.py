@@ -15,7 +15,8 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
-from amplint.findings import Finding, Severity
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
 from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
@@ -81,7 +82,25 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                     (step, f"and {text(step.module, step.node)} uses them"),
                 ],
                 help="scale the loss with torch.amp.GradScaler, or use dtype=torch.bfloat16",
+                fix=_complete(script, backward, step, region),
             )
+
+
+def _complete(script: Script, backward: events.Backward, step: events.Step, region: Region) -> Fix | None:
+    """A scaler made beside the optimizer, where everything stands in one function."""
+    create = next((c for c in script.events(events.Create) if c.value == step.optimizer), None)
+    if create is None or any(
+        not same_function(create, one) or one.module is not script.module for one in (backward, step)
+    ):
+        return None
+    others = [b for b in script.events(events.Backward) if b.node is not backward.node and same_function(b, backward)]
+    steps = {s.node for s in script.events(events.Step) if s.optimizer == step.optimizer}
+    clips = [c for c in script.events(events.Clip) if same_function(c, step)]
+    if others or len(steps) != 1:
+        return None
+    return fixes.add_scaler(
+        script.module, create.node, backward.node, step.node, [clip.node for clip in clips], region.autocast.node
+    )
 
 
 def _half_without_scaler(region: Region | None) -> Severity | None:
@@ -139,6 +158,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 severity=Severity.WARNING,
                 evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
                 help=f"call {_scaler_name(script, before)}.step({_named(step)}) instead",
+                fix=_through_scaler(script, step),
             )
         else:
             yield found(
@@ -147,7 +167,16 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 f"{_named(step)} steps with gradients that are still multiplied by the loss scale (65536 at first)",
                 evidence=evidence,
                 help=f"call {_scaler_name(script, before)}.step({_named(step)}) instead",
+                fix=_through_scaler(script, step),
             )
+
+
+def _through_scaler(script: Script, step: events.Step) -> Fix | None:
+    origin = next((b for b in step.before.origins if same_function(b, step)), None)
+    if origin is None or not isinstance(step.node, ast.Call):
+        return None
+    updates = any(u.scaler == step.before.scaler for u in script.events(events.Update))
+    return fixes.step_through_scaler(step.module, step.node, _scaler_name(script, step.before), not updates)
 
 
 def _named(step: events.Step) -> str:
@@ -185,6 +214,7 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                     (step, f"{receiver(step)} divides them by the scale and steps"),
                 ],
                 help=f"call {receiver(step)}.scale(loss).backward()",
+                fix=_scale_loss(script, backward, step),
             )
     for discard in script.events(events.Discard):
         if isinstance(discard.value, Tensor):
@@ -194,6 +224,16 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                 "the scaled loss is dropped: scale() returns it and leaves its argument as it is",
                 help="call backward() on what scale() returns",
             )
+
+
+def _scale_loss(script: Script, backward: events.Backward, step: events.Step) -> Fix | None:
+    if not same_function(backward, step) or not isinstance(backward.node, ast.Call) or not receiver(step):
+        return None
+    dropped = [
+        d.node for d in script.events(events.Discard) if isinstance(d.value, Tensor) and same_function(d, backward)
+    ]
+    statement = dropped[0] if dropped and isinstance(dropped[0], ast.stmt) else None
+    return fixes.scale_backward(backward.module, backward.node, receiver(step), statement)
 
 
 @rule("AMP104")
@@ -218,6 +258,7 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
                         (step, "both are divided"),
                     ],
                     help=f"scale every loss of the step: {receiver(step)}.scale(loss).backward()",
+                    fix=_scale_loss(script, backward, step),
                 )
 
 
@@ -247,6 +288,7 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     step = next(_steps(script, optimizer, scaled=True), None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
+    place = _call_towards(clip, backwards)
     if step is not None:
         evidence += [(step, "unscaled only here, after the clip")]
         name = f"{receiver(step)}.unscale_({first_argument(step)})"
@@ -255,12 +297,33 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     return found(
         "AMP105",
         clip,
-        node=_call_towards(clip, backwards),
+        node=place,
         message="gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
         "the limit acts as if it were that much smaller",
         evidence=evidence,
         help=f"call {name} before clipping",
+        fix=_unscale_first(script, clip, place or clip.node, optimizer, step),
     )
+
+
+def _unscale_first(
+    script: Script, clip: events.Clip, place: ast.AST, optimizer: Optimizer, step: events.Step | None
+) -> Fix | None:
+    """unscale_ before the first of the clips of a step; the fix of one mends the others, too."""
+    module = clip.module
+    if step is None or step.module is not module or module.function(place) is not module.function(step.node):
+        return None
+    for other in script.events(events.Clip):
+        if other is clip:
+            break
+        if (
+            other.node is not clip.node
+            and same_function(other, clip)
+            and not alternatives(module, other.node, clip.node)
+        ):
+            if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
+                return None
+    return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
 
 
 def _call_towards(event: events.Event, others: list[events.Backward]) -> ast.AST | None:
@@ -338,7 +401,14 @@ def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
                     (step, "the step comes later") if step is not None else (None, ""),
                 ],
                 help="call unscale_ once per step, under the same condition as the step",
+                fix=_move_unscale(unscale, step),
             )
+
+
+def _move_unscale(unscale: events.Unscale, step: events.Step | None) -> Fix | None:
+    if step is None or not same_function(unscale, step):
+        return None
+    return fixes.move_under_step(unscale.module, unscale.node, step.node)
 
 
 @rule("AMP110")
@@ -364,7 +434,18 @@ def missing_update(script: Script) -> Iterator[Finding]:
             f"{name}.update() does not run after {text(step.module, step.node)}: the next round raises RuntimeError",
             evidence=[(step, "steps"), (event, "comes again without an update() in between")],
             help=f"call {name}.update() once per iteration, after the last {name}.step()",
+            fix=_update_after(script, step),
         )
+
+
+def _update_after(script: Script, step: events.Step) -> Fix | None:
+    """update() after the last step through this scaler, unless one stands somewhere already (under another condition)."""
+    if any(update.scaler == step.scaler for update in script.events(events.Update)):
+        return None
+    steps = [s for s in script.events(events.Step) if s.scaler == step.scaler]
+    if not all(same_function(s, step) and s.module is step.module for s in steps):
+        return None
+    return fixes.update_after(step.module, [s.node for s in steps], receiver(step))
 
 
 @rule("AMP111")
@@ -487,6 +568,7 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
                 severity=severity,
                 evidence=[(create, "made here"), (backward, "and used here")],
                 help="create it once, beside the optimizer",
+                fix=fixes.move_before_loops(create.module, create.node),
             )
 
 
@@ -536,7 +618,23 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             node=None if event is maker else _optimizer_entry(at) or save.node,
             evidence=[(maker, "the scaler"), (save, "saved without it")],
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+            fix=_save_scaler(script, save, maker),
         )
+
+
+def _save_scaler(script: Script, save: events.Save, maker: events.Create | None) -> Fix | None:
+    """The scaler's state beside the optimizer's, where the scaler has a name."""
+    if not isinstance(save.mapping, ast.Dict) or maker is None or maker.module is not save.module:
+        return None
+    entry = _optimizer_entry(save.mapping)
+    statement = script.module.statement(maker.node)
+    if entry is None or not isinstance(statement, ast.Assign) or statement.value is not maker.node:
+        return None
+    target = statement.targets[0]
+    in_reach = isinstance(target, ast.Attribute) or same_function(maker, save)
+    if not in_reach or not isinstance(target, ast.Name | ast.Attribute):
+        return None
+    return fixes.add_state(script.module, save.mapping, entry, text(script.module, target))
 
 
 def _saves_scaler(script: Script) -> bool:
@@ -592,7 +690,15 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
                 (step, "before this uses them"),
             ],
             help="call it after the step, or before the forward",
+            fix=_zero_after(script, zero, step),
         )
+
+
+def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | None:
+    if not same_function(zero, step):
+        return None
+    update = next((u for u in script.events(events.Update) if u.scaler == step.scaler and same_function(u, step)), None)
+    return fixes.zero_after(zero.module, zero.node, step.node, update.node if update else None)
 
 
 @rule("AMP133")

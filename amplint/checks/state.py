@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found, receiver, rule, text
 from amplint.findings import Finding
+from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
 from amplint.source.values import Instance, Items, Many, Mapping, Model, Sym, Value
 
@@ -50,6 +51,7 @@ def half_model_trained(script: Script) -> Iterator[Finding]:
             "is zero",
             evidence=[(cast, "parameters become float16"), (step, "and are trained like that")],
             help="keep the weights in float32 and run the forward under torch.autocast, with a GradScaler",
+            fix=fixes.drop_half(cast.module, cast.node),
         )
 
 
@@ -64,6 +66,7 @@ def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
             "and float16 training)",
             evidence=[(cast, "parameters become float16"), (step, "their gradients are to be unscaled")],
             help="keep trained parameters in float32: autocast casts what it needs",
+            fix=fixes.parameters_to_float(cast.module, cast.node),
         )
 
 
@@ -83,6 +86,7 @@ def half_batchnorm(script: Script) -> Iterator[Finding]:
                 "the running averages are lost",
                 evidence=[(cast, f"{text(cast.module, cast.node)} casts them, too"), (step, "the model is trained")],
                 help="cast the BatchNorm modules back to float32",
+                fix=fixes.batchnorm_to_float(cast.module, cast.node),
             )
 
 

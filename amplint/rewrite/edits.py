@@ -5,6 +5,7 @@ A shape that a function does not handle raises CannotEdit.
 """
 
 from amplint.rewrite.calls import add_argument, add_parameter, change_call, takes_keyword_only
+from amplint.rewrite.dicts import add_entry
 from amplint.rewrite.expressions import needs_parentheses, replace, wrap_call
 from amplint.rewrite.imports import add_import, binding_of, change_import, remove_import_name
 from amplint.rewrite.lines import (
@@ -15,12 +16,14 @@ from amplint.rewrite.lines import (
     insert_before,
     move_after,
     move_before,
+    sink_header,
 )
 from amplint.rewrite.text import CannotEdit
 
 __all__ = [
     "CannotEdit",
     "add_argument",
+    "add_entry",
     "add_import",
     "add_parameter",
     "binding_of",
@@ -36,6 +39,7 @@ __all__ = [
     "needs_parentheses",
     "remove_import_name",
     "replace",
+    "sink_header",
     "takes_keyword_only",
     "wrap_call",
 ]

@@ -283,6 +283,28 @@ def dedent_tail(module: Module, block: ast.With | ast.AsyncWith, first: int) -> 
     return edits + _shift(module, range(row, module.at(extent(module, block)).row + 1), inner, outer)
 
 
+def sink_header(module: Module, block: ast.With, loop: ast.For, first: int, stop: int) -> list[Edit]:
+    """`with x: for …: a; b; c` → `for …: a; with x: b; c`: the header moves into the loop, around body[first:stop]."""
+    outer, inner = margin_of(module, block), margin_of(module, loop)
+    header_row, loop_row = module.at(start(module, block)).row, module.at(start(module, loop)).row
+    kept, leaves = loop.body[first], loop.body[stop] if stop < len(loop.body) else None
+    if module.at(_gap(module, block.body, 0)).row != header_row or not all(
+        one is None or begins_line(module, one) for one in (block, loop, kept, leaves)
+    ):
+        raise CannotEdit("the header or the loop does not have rows of its own")
+    header = module.line(header_row)[len(outer) :].rstrip()
+    kept_row = comment_top(module, kept)
+    last_row = module.at(extent(module, loop)).row
+    edits = [edit(module, row_start(module, header_row), row_start(module, header_row + 1), "")]
+    edits += _shift(module, range(header_row + 1, kept_row), inner, outer)
+    begin = row_start(module, kept_row)
+    edits.append(edit_within(module, begin, f"{outer}{unit(module, outer)}{header}\n"))
+    if leaves is not None:
+        edits += _shift(module, range(comment_top(module, leaves), last_row + 1), inner, outer)
+    assert loop_row > header_row
+    return edits
+
+
 def _shift(module: Module, rows: Sequence[int], old: str, new: str) -> list[Edit]:
     """Give the rows of a block that is indented by `old` the indentation `new`."""
     edits = []

@@ -159,9 +159,7 @@ def _wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Valu
     return value
 
 
-def _assign_all(
-    m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame
-) -> list[World]:
+def _assign_all(m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame) -> list[World]:
     worlds = [world]
     for target in targets:
         worlds = [after for before in worlds for after in assign(m, target, value, before, frame)]

@@ -109,5 +109,3 @@ def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDe
 def _steps(words: frozenset[str]) -> bool:
     saves = bool(words & {"save", "load_state_dict"}) and any("optim" in word or "scaler" in word for word in words)
     return bool(words & _STEP) or saves
-
-

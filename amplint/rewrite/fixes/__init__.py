@@ -1,0 +1,66 @@
+"""The fixes that findings carry: one module a family, as in checks/. A shape that cannot be edited gets no fix."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+from amplint.findings import Applicability, Edit, Fix
+from amplint.source.module import FunctionNode, Module
+
+
+def attempt(message: str, applicability: Applicability, build: Callable[[], list[Edit]]) -> Fix | None:
+    """The fix that `build` makes, or None where its shape cannot be edited."""
+    from amplint.rewrite.edits import CannotEdit
+
+    try:
+        edits = build()
+    except CannotEdit:
+        return None
+    return Fix(message, applicability, tuple(sorted(set(edits)))) if edits else None
+
+
+def roots(text: str) -> set[str]:
+    """The names that an expression starts from: `self` and `i` in `self.scalers[i]`."""
+    return {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+
+
+def bound_before(module: Module, text: str, place: ast.AST) -> bool:
+    """Whether the names in `text` have their values where `place` stands: no local of its function that is only assigned
+    further down."""
+    function = module.function(place)
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return True
+    arguments = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
+    for name in roots(text) - arguments:
+        stores = [
+            node.lineno
+            for node in ast.walk(function)
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        ]
+        if stores and min(stores) >= place.lineno:  # type: ignore[attr-defined]
+            return False
+    return True
+
+
+def suite_of(module: Module, statement: ast.stmt) -> list[ast.stmt]:
+    """The block that a statement stands in."""
+    parent = module.parents[statement]
+    for _, block in ast.iter_fields(parent):
+        if isinstance(block, list) and statement in block:
+            return block
+    return [statement]
+
+
+def conditions_above(module: Module, node: ast.AST) -> list[tuple[ast.AST, str]]:
+    """The branches and loops that a node stands under inside its function, each with the arm it is in."""
+    above: list[tuple[ast.AST, str]] = []
+    inner = node
+    for parent in module.ancestors(node):
+        if isinstance(parent, FunctionNode):
+            break
+        if isinstance(parent, ast.If | ast.For | ast.While | ast.Try | ast.Match | ast.match_case | ast.ExceptHandler):
+            arm = next((name for name, part in ast.iter_fields(parent) if isinstance(part, list) and inner in part), "")
+            above.append((parent, arm))
+        inner = parent
+    return above

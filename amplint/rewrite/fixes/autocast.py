@@ -1,0 +1,151 @@
+"""Fixes of family 2, autocast regions."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.findings import Applicability, Edit, Fix
+from amplint.rewrite import edits
+from amplint.rewrite.fixes import attempt
+from amplint.source.module import Module
+
+SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+
+
+def leave_after_loss(module: Module, region: ast.AST, backward: ast.AST) -> Fix | None:
+    """Move the backward, and all that follows it, out of the `with`: everything after the loss runs outside."""
+    if not isinstance(region, ast.With) or len(region.items) != 1:
+        return None
+    statement = module.statement(backward)
+    if statement not in region.body or statement is region.body[0]:
+        return None
+    first = region.body.index(statement)
+    if _computes(region.body[first:]):
+        return None
+    return attempt("end the region after the loss", SAFE, lambda: edits.dedent_tail(module, region, first))
+
+
+def _computes(statements: list[ast.stmt]) -> bool:
+    """Whether statements call a model or compute a loss again, which would then run in float32: assignments from calls
+    other than of a gradient's norm."""
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Attribute) and node.attr in ("matmul", "softmax", "cross_entropy", "mse_loss"):
+                return True
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+                return True
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+            name = ast.unparse(statement.value.func)
+            if not any(
+                word in name for word in ("clip", "item", "detach", "norm", "get_", "step", "time", "float", "len")
+            ):
+                return True
+    return False
+
+
+def region_into_loop(module: Module, region: ast.AST) -> Fix | None:
+    """`with autocast: for …` → `for …: … with autocast:` around the forward and the loss only."""
+    if not isinstance(region, ast.With) or len(region.items) != 1 or len(region.body) != 1:
+        return None
+    loop = region.body[0]
+    if not isinstance(loop, ast.For) or loop.orelse or region.items[0].optional_vars is not None:
+        return None
+    backwards = [one for one in loop.body if _calls(one, "backward")]
+    if len(backwards) != 1:
+        return None
+    stop = loop.body.index(backwards[0])
+    first = next((i for i, one in enumerate(loop.body[:stop]) if not _calls(one, "zero_grad")), None)
+    if first is None or _computes(loop.body[stop:]):
+        return None
+    return attempt(
+        "enter autocast in every iteration, around the forward and the loss",
+        SAFE,
+        lambda: edits.sink_header(module, region, loop, first, stop),
+    )
+
+
+def _calls(statement: ast.stmt, method: str) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == method for node in ast.walk(statement))
+
+
+def split_contexts(module: Module, item: ast.BoolOp) -> Fix | None:
+    """`with a and b:` → `with a, b:`."""
+    text = ", ".join(module.source(value) for value in item.values)
+    if "\n" in text or "\r" in text:
+        pieces = _between(module, item)
+        return pieces
+    start, end = module.offset(module.range(item).start), module.offset(module.range(item).end)
+    from amplint.rewrite.text import edit
+
+    return attempt("enter both", SAFE, lambda: [edit(module, start, end, text)])
+
+
+def _between(module: Module, item: ast.BoolOp) -> Fix | None:
+    """Replace each `and` by a comma where the operands span rows."""
+    from amplint.rewrite.text import edit
+
+    made = []
+    for left, right in zip(item.values, item.values[1:], strict=False):
+        start, end = module.offset(module.range(left).end), module.offset(module.range(right).start)
+        gap = module.text[start:end]
+        if gap.strip() not in ("and", "or"):
+            return None
+        made.append(edit(module, start, end, ", " if "\n" not in gap else gap.replace(" " + gap.strip(), ",", 1)))
+    return attempt("enter both", SAFE, lambda: made)
+
+
+def add_parentheses(module: Module, node: ast.expr, device: str) -> Fix | None:
+    """`@autocast` → `@autocast("cuda")`, or `()` where the old API fixes the device."""
+    names = module.dotted(node)
+    arguments = "" if any(name.startswith(("torch.cuda.", "torch.cpu.")) for name in names) else f'"{device}"'
+    return attempt("call it", SAFE, lambda: edits.replace(module, node, f"{module.source(node)}({arguments})"))
+
+
+def add_device(module: Module, call: ast.Call, device: str) -> Fix | None:
+    return attempt(
+        f'pass device_type "{device}"',
+        SAFE,
+        lambda: edits.change_call(module, call, add_positional_first=[f'"{device}"']),
+    )
+
+
+def float32_island(module: Module, node: ast.AST, device: str, cast: list[ast.expr] | None = None) -> Fix | None:
+    """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands."""
+    statement = module.statement(node)
+    torch = edits.binding_of(module, "torch", at=statement)
+    if torch is None or not isinstance(statement, ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign | ast.Return):
+        return None
+    header = f'with {torch}.autocast(device_type="{device}", enabled=False):'
+
+    def build() -> list[Edit]:
+        made = edits.indent_under(module, [statement], header)
+        for operand in cast or ():
+            made += edits.replace(module, operand, _float(module, operand))
+        return made
+
+    return attempt("compute it in float32", SAFE, build)
+
+
+def _float(module: Module, operand: ast.expr) -> str:
+    text = module.source(operand)
+    simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
+    return f"{text}.float()" if simple else f"({text}).float()"
+
+
+def with_logits(module: Module, call: ast.Call, sigmoid: ast.Call) -> Fix | None:
+    """`F.binary_cross_entropy(torch.sigmoid(z), t)` → `F.binary_cross_entropy_with_logits(z, t)`."""
+    logits = sigmoid.args[0] if sigmoid.args else getattr(sigmoid.func, "value", None)
+    if not isinstance(logits, ast.expr) or not isinstance(call.func, ast.Attribute | ast.Name):
+        return None
+    name = module.source(call.func)
+    if not name.endswith("binary_cross_entropy"):
+        return None
+    text = module.source(logits)
+
+    def build() -> list[Edit]:
+        return [
+            *edits.replace(module, call.func, name + "_with_logits"),
+            *edits.replace(module, call.args[0], text),
+        ]
+
+    return attempt("use logits", SAFE, build)

@@ -1,0 +1,112 @@
+"""Fixes of family 6, migration."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.findings import Applicability, Edit, Fix
+from amplint.rewrite import edits
+from amplint.rewrite.fixes import attempt
+from amplint.source.module import Module
+
+SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+# Positional parameters of the old functions; the new ones begin with the device and have another order.
+_OLD = {
+    "autocast": ("enabled", "dtype", "cache_enabled"),
+    "GradScaler": ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled"),
+    "custom_fwd": ("fwd",),
+    "custom_bwd": ("bwd",),
+}
+
+
+def to_torch_amp(module: Module, uses: list[tuple[ast.AST, str]]) -> Fix | None:
+    """All uses of deprecated names in a file at once: imports and calls depend on one another."""
+
+    def build() -> list[Edit]:
+        made: list[Edit] = []
+        for statement, names in _imports(module, uses).items():
+            made += edits.change_import(module, statement, "torch.amp", names)
+        for node, old in uses:
+            if not isinstance(node, ast.alias):
+                made += _use(module, node, old)
+        return made
+
+    return attempt("use torch.amp", SAFE, build)
+
+
+def _imports(module: Module, uses: list[tuple[ast.AST, str]]) -> dict[ast.ImportFrom, list[str]]:
+    found: dict[ast.ImportFrom, list[str]] = {}
+    for node, _ in uses:
+        if isinstance(node, ast.alias):
+            statement = module.parents[node]
+            assert isinstance(statement, ast.ImportFrom)
+            found.setdefault(statement, []).append(node.name)
+    return found
+
+
+def _use(module: Module, node: ast.AST, old: str) -> list[Edit]:
+    """One use: the name, if it is a dotted one, and the arguments of the call."""
+    _, device, _, *_, name = old.split(".")
+    parent = module.parents[node]
+    function = _new_name(module, node, name)
+    called = isinstance(parent, ast.Call) and parent.func is node
+    if name.startswith("custom_"):
+        if called:
+            assert isinstance(parent, ast.Call)
+            return edits.change_call(module, parent, func=function, add_keywords={"device_type": f'"{device}"'})
+        if _decorates(parent, node):
+            text = function or module.source(node)
+            return edits.replace(module, _expr(node), f'{text}(device_type="{device}")')
+        raise edits.CannotEdit("not called here")
+    if called:
+        assert isinstance(parent, ast.Call)
+        names = dict(enumerate(_OLD[name][: len(parent.args)]))
+        return edits.change_call(
+            module, parent, func=function, keywords_for_positional=names, add_positional_first=[f'"{device}"']
+        )
+    if _is_reference(module, node):
+        return edits.replace(module, _expr(node), function) if function else []
+    raise edits.CannotEdit("passed on, not called")
+
+
+def _expr(node: ast.AST) -> ast.expr:
+    assert isinstance(node, ast.expr)
+    return node
+
+
+def _decorates(parent: ast.AST, node: ast.AST) -> bool:
+    return node in getattr(parent, "decorator_list", ())
+
+
+def _is_reference(module: Module, node: ast.AST) -> bool:
+    """A name in an annotation or an isinstance check: its arguments do not matter."""
+    for above in module.ancestors(node):
+        match above:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass")):
+                return True
+            case ast.arg() | ast.AnnAssign():
+                return True
+            case ast.stmt():
+                return False
+    return False
+
+
+def _new_name(module: Module, node: ast.AST, name: str) -> str | None:
+    """The new dotted name, by the file's own binding of torch; None for a bare name, which the import changes."""
+    if isinstance(node, ast.Name):
+        return None
+    torch = edits.binding_of(module, "torch", at=module.statement(node))
+    if torch is None:
+        raise edits.CannotEdit("the file has no name for torch here")
+    return f"{torch}.amp.{name}"
+
+
+def name_arguments(module: Module, call: ast.Call, names: dict[int, str], first: str = "") -> Fix | None:
+    """Give positional arguments the names of the parameters they were meant for."""
+    return attempt(
+        "name the arguments",
+        SAFE,
+        lambda: edits.change_call(
+            module, call, keywords_for_positional=names, add_positional_first=[first] if first else []
+        ),
+    )

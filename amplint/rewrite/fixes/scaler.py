@@ -1,0 +1,202 @@
+"""Fixes of family 1, the scaler protocol."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.findings import Applicability, Edit, Fix
+from amplint.rewrite import edits
+from amplint.rewrite.fixes import attempt, bound_before, conditions_above, suite_of
+from amplint.source.module import Module
+
+SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+
+
+def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, step: ast.AST) -> Fix | None:
+    """Insert unscale_ before the statement that clips. Where the step has conditions that the clip has not, the clip moves
+    to it: gradients can be unscaled once per step only."""
+    statement = module.statement(clip)
+    call = f"{scaler}.unscale_({optimizer})"
+    if not bound_before(module, scaler, clip) or not bound_before(module, optimizer, clip):
+        return None
+    above_clip, above_step = conditions_above(module, clip), conditions_above(module, step)
+    extra = [one for one in above_step if one not in above_clip]
+    if not extra:
+        return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, statement, [call]))
+    if not isinstance(statement, ast.Expr) or len(extra) > 1 or not isinstance(extra[0][0], ast.If):
+        return None
+    target = module.statement(step)
+    lines = [call, *_lines(module, statement)]
+
+    def build() -> list[Edit]:
+        return [*edits.delete(module, statement), *edits.insert_before(module, target, lines)]
+
+    return attempt(f"clip where the step is, after {call}", UNSAFE, build)
+
+
+def _lines(module: Module, statement: ast.stmt) -> list[str]:
+    """The text of a statement as lines that start at column 0."""
+    first, *rest = module.source(statement).splitlines()
+    indent = len(module.line(statement.lineno)) - len(module.line(statement.lineno).lstrip())
+    return [first, *(line[indent:] if line[:indent].isspace() else line for line in rest)]
+
+
+def step_through_scaler(module: Module, step: ast.Call, scaler: str, update: bool) -> Fix | None:
+    """`optimizer.step()` → `scaler.step(optimizer)`, and an update after it if there is none."""
+    assert isinstance(step.func, ast.Attribute)
+    if not bound_before(module, scaler, step) or step.args or step.keywords:
+        return None
+    optimizer = module.source(step.func.value)
+    statement = module.statement(step)
+
+    def build() -> list[Edit]:
+        changed = edits.replace(module, step, f"{scaler}.step({optimizer})")
+        return changed + (edits.insert_after(module, statement, [f"{scaler}.update()"]) if update else [])
+
+    return attempt(f"call {scaler}.step({optimizer})", SAFE, build)
+
+
+def drop_second_step(module: Module, step: ast.AST) -> Fix | None:
+    statement = module.statement(step)
+    if not isinstance(statement, ast.Expr):
+        return None
+    return attempt("remove the second step", SAFE, lambda: edits.delete(module, statement))
+
+
+def scale_backward(module: Module, backward: ast.Call, scaler: str, dropped: ast.stmt | None = None) -> Fix | None:
+    """`loss.backward()` → `scaler.scale(loss).backward()`; a scale() whose result was dropped goes away."""
+    if not isinstance(backward.func, ast.Attribute) or not bound_before(module, scaler, backward):
+        return None
+    receiver = backward.func.value
+
+    def build() -> list[Edit]:
+        changed = edits.wrap_call(module, receiver, f"{scaler}.scale({{}})")
+        return changed + (edits.delete(module, dropped) if dropped is not None else [])
+
+    return attempt(f"scale the loss with {scaler}", SAFE, build)
+
+
+def move_under_step(module: Module, unscale: ast.AST, step: ast.AST) -> Fix | None:
+    """Move unscale_, and what follows it in its block up to the step's `if`, to the step."""
+    first = module.statement(unscale)
+    suite = suite_of(module, first)
+    target = module.statement(step)
+    branch = next((one for one, _ in conditions_above(module, step) if one in suite), None)
+    if not isinstance(branch, ast.If) or branch.orelse or not isinstance(first, ast.Expr):
+        return None
+    moved = suite[suite.index(first) : suite.index(branch)]
+    if not moved or not all(isinstance(one, ast.Expr) or _only_clips(one) for one in moved):
+        return None
+    return attempt("unscale and clip where the step is", SAFE, lambda: edits.move_before(module, moved, target))
+
+
+def _only_clips(statement: ast.stmt) -> bool:
+    """An assignment of a clip's norm, or an `if` around expressions: as good as the bare call."""
+    match statement:
+        case ast.Assign(value=ast.Call()):
+            return "clip" in ast.unparse(statement.value)
+        case ast.If(orelse=[]):
+            return all(isinstance(inner, ast.Expr) or _only_clips(inner) for inner in statement.body)
+    return False
+
+
+def update_after(module: Module, steps: list[ast.AST], scaler: str) -> Fix | None:
+    """Insert update() after the last step through the scaler in its block."""
+    last = max(steps, key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    statement = module.statement(last)
+    if len({tuple(conditions_above(module, step)) for step in steps}) > 1:
+        return None
+    return attempt(
+        f"insert {scaler}.update()", SAFE, lambda: edits.insert_after(module, statement, [f"{scaler}.update()"])
+    )
+
+
+def move_before_loops(module: Module, create: ast.AST) -> Fix | None:
+    """Move the scaler's constructor before the outermost loop of its function."""
+    statement = module.statement(create)
+    loops = [one for one, _ in conditions_above(module, statement) if isinstance(one, ast.For | ast.While)]
+    if not loops or not isinstance(statement, ast.Assign) or module.parents[statement] not in loops:
+        return None
+    outermost = loops[-1]
+    assert isinstance(outermost, ast.stmt)
+    inside = {node.id for node in ast.walk(outermost) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    used = {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
+    if used & inside:
+        return None
+    return attempt("create it once, before the loop", SAFE, lambda: edits.move_before(module, [statement], outermost))
+
+
+def add_state(module: Module, mapping: ast.Dict, entry: ast.AST, scaler: str) -> Fix | None:
+    """Add the scaler's state to a dict literal, after the optimizer's, in its key style."""
+    if not bound_before(module, scaler, mapping):
+        return None
+    key = next((k for k, v in zip(mapping.keys, mapping.values, strict=True) if v is entry), None)
+    if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+        return None
+    name = "scaler" + key.value.removeprefix("optimizer").removeprefix("optim").removeprefix("_optimizer")
+    if not key.value.startswith("optim"):
+        name = "scaler"
+    quoted = module.source(key).replace(key.value, name)
+    text = f"{quoted}: {scaler}.state_dict()"
+    return attempt("save the scaler's state, too", UNSAFE, lambda: edits.add_entry(module, mapping, entry, text))
+
+
+def add_scaler(
+    module: Module,
+    create: ast.AST,
+    backward: ast.AST,
+    step: ast.AST,
+    clips: list[ast.AST],
+    autocast: ast.AST | None,
+) -> Fix | None:
+    """The whole protocol for one optimizer, one backward and one step: made beside the optimizer, scale, unscale_ before
+    the first clip, step, update."""
+    made, torch = module.statement(create), edits.binding_of(module, "torch", at=module.statement(create))
+    match backward, step:
+        case ast.Call(func=ast.Attribute(value=loss)), ast.Call(func=ast.Attribute(value=owner), args=[], keywords=[]):
+            pass
+        case _:
+            return None
+    if torch is None or not isinstance(made, ast.Assign) or not isinstance(made.targets[0], ast.Name | ast.Attribute):
+        return None
+    optimizer = module.source(owner)
+    target = module.source(made.targets[0])
+    name = target.rpartition(".")[0] + "." * ("." in target) + free_name(module)
+    enabled = _enabled(module, autocast)
+    between = [clip for clip in clips if backward.lineno < clip.lineno < step.lineno]  # type: ignore[attr-defined]
+
+    def build() -> list[Edit]:
+        changes = edits.insert_after(module, made, [f'{name} = {torch}.amp.GradScaler("cuda"{enabled})'])
+        changes += edits.wrap_call(module, loss, f"{name}.scale({{}})")
+        if between:
+            changes += edits.insert_before(module, module.statement(between[0]), [f"{name}.unscale_({optimizer})"])
+        changes += edits.replace(module, step, f"{name}.step({optimizer})")
+        return changes + edits.insert_after(module, module.statement(step), [f"{name}.update()"])
+
+    return attempt("scale the loss with a GradScaler", UNSAFE, build)
+
+
+def free_name(module: Module) -> str:
+    """`scaler`, or `grad_scaler` where that is taken (a StandardScaler, say)."""
+    taken = {node.id for node in ast.walk(module.tree) if isinstance(node, ast.Name)}
+    taken |= {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+    return "grad_scaler" if "scaler" in taken else "scaler"
+
+
+def _enabled(module: Module, autocast: ast.AST | None) -> str:
+    """The region's own switch, for the scaler to follow."""
+    if isinstance(autocast, ast.Call):
+        for keyword in autocast.keywords:
+            if keyword.arg == "enabled" and isinstance(keyword.value, ast.Name | ast.Attribute):
+                return f", enabled={module.source(keyword.value)}"
+    return ""
+
+
+def zero_after(module: Module, zero: ast.AST, step: ast.AST, update: ast.AST | None) -> Fix | None:
+    """Move zero_grad to after the step (and the update that follows it in the same block)."""
+    statement, target = module.statement(zero), module.statement(step)
+    if update is not None and module.statement(update) in suite_of(module, target):
+        target = module.statement(update)
+    if not isinstance(statement, ast.Expr) or statement not in suite_of(module, target):
+        return None
+    return attempt("set gradients to zero after the step", SAFE, lambda: edits.move_after(module, [statement], target))

@@ -1,0 +1,67 @@
+"""Fixes of family 3, low-precision state."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.findings import Applicability, Fix
+from amplint.rewrite import edits
+from amplint.rewrite.fixes import attempt
+from amplint.source.module import Module
+
+SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+
+
+def drop_half(module: Module, cast: ast.AST) -> Fix | None:
+    """`model.half()` → `model`: the weights stay in float32."""
+    match cast:
+        case ast.Call(func=ast.Attribute(attr="half", value=model), args=[], keywords=[]):
+            statement = module.statement(cast)
+            if isinstance(statement, ast.Expr) and statement.value is cast:
+                return attempt("remove the cast", UNSAFE, lambda: edits.delete(module, statement))
+            return attempt(
+                "keep the weights in float32", UNSAFE, lambda: edits.replace(module, cast, module.source(model))
+            )
+    return None
+
+
+def _name_of(module: Module, cast: ast.AST) -> str | None:
+    """The name that holds the model after the statement of the cast."""
+    statement = module.statement(cast)
+    match statement:
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() as target]):
+            return module.source(target)
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as model))):
+            return module.source(model)
+    return None
+
+
+def batchnorm_to_float(module: Module, cast: ast.AST) -> Fix | None:
+    """Cast the BatchNorm modules back after the cast of the model."""
+    name = _name_of(module, cast)
+    nn = edits.binding_of(module, "torch.nn", at=module.statement(cast))
+    if nn is None and (torch := edits.binding_of(module, "torch", at=module.statement(cast))):
+        nn = f"{torch}.nn"
+    if name is None or nn is None:
+        return None
+    lines = [
+        f"for module in {name}.modules():",
+        f"    if isinstance(module, {nn}.modules.batchnorm._BatchNorm):",
+        "        module.float()",
+    ]
+    statement = module.statement(cast)
+    return attempt("keep batch normalisation in float32", SAFE, lambda: edits.insert_after(module, statement, lines))
+
+
+def parameters_to_float(module: Module, cast: ast.AST) -> Fix | None:
+    """Cast the trained parameters back after the cast of the model."""
+    name = _name_of(module, cast)
+    if name is None:
+        return None
+    lines = [
+        f"for p in {name}.parameters():",
+        "    if p.requires_grad:",
+        "        p.data = p.data.float()",
+    ]
+    statement = module.statement(cast)
+    return attempt("train float32 parameters", SAFE, lambda: edits.insert_after(module, statement, lines))
