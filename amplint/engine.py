@@ -134,7 +134,7 @@ def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job:
 def _check(module: Module, settings: Settings) -> cache.Result:
     """What the checks find and the comments in the file do not hide."""
     result = checks.check_module(module, settings)
-    found: Iterable[Finding] = getattr(result, "findings", result)
+    found = result.findings
     comments = suppress.read(module.text)
     findings = [
         finding
@@ -144,7 +144,7 @@ def _check(module: Module, settings: Settings) -> cache.Result:
         and not (finding.path == module.path and comments.hide(finding))
     ]
     warnings = tuple(f"{module.path}:{row}: {text}" for row, text in comments.warnings)
-    return cache.Result(tuple(sorted(findings, key=_order)), warnings, getattr(result, "dependencies", ()))
+    return cache.Result(tuple(sorted(findings, key=_order)), warnings, result.dependencies)
 
 
 def _order(finding: Finding) -> tuple[str, Range, str, str]:

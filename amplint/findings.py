@@ -17,7 +17,8 @@ class Severity(StrEnum):
 
 
 class Applicability(StrEnum):
-    """Who may apply a fix: anyone (meaning kept but for the defect), someone who asked for it, or nobody but a reader."""
+    """Who may apply a fix: anyone (meaning kept but for the defect), someone who asked for it, or nobody but a
+    reader."""
 
     SAFE = "safe"
     UNSAFE = "unsafe"
@@ -50,7 +51,8 @@ class Edit:
 
 @dataclass(frozen=True)
 class Fix:
-    """What a person would read before applying ("insert scaler.unscale_(optimizer)"), and the edits, which do not overlap."""
+    """What a person would read before applying ("insert scaler.unscale_(optimizer)"), and the edits, which do not
+    overlap."""
 
     message: str
     applicability: Applicability

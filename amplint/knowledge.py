@@ -1,4 +1,5 @@
-"""Reads rules/: what amplint knows, as data. A person corrects a rule's words, an op's policy or a library's API there."""
+"""Reads rules/: what amplint knows, as data. A person corrects a rule's words, an op's policy or a library's API
+there."""
 
 from __future__ import annotations
 

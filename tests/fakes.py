@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from amplint.checks import Checked
 from amplint.config import Settings
 from amplint.findings import Applicability, Edit, Finding, Fix, Location, Range, Related, Severity
 from amplint.knowledge import Rule
@@ -32,7 +33,9 @@ def make_rule(code: str, name: str, severity: str = "error", *, default: bool = 
     """A rule with little behind it."""
     text = f"## What it does\n\nFinds {name}.\n"
     triggers = ("_call(",)
-    return Rule(code, name, "test", Severity(severity), "mixed", default, preview, "0.1.0", triggers, "", name, text)
+    return Rule(
+        code, name, "test", Severity(severity), "mixed", default, preview, "0.1.0", triggers, summary=name, text=text
+    )
 
 
 RULES = {
@@ -50,9 +53,9 @@ RULES = {
 }
 
 
-def fake_check(module: Module, settings: Settings) -> list[Finding]:
+def fake_check(module: Module, settings: Settings) -> Checked:
     """Stands in for amplint.checks.check_module."""
-    return list(_find(module))
+    return Checked(tuple(_find(module)))
 
 
 def _find(module: Module) -> Iterator[Finding]:

@@ -22,8 +22,9 @@ def check_module(module: Module, settings: Settings) -> Checked:
 
     A finding met more than once (in another round, world or call) is one finding. Suppressions are not applied here.
     """
-    from amplint.checks import autocast, migration, numerics, scaler, state  # noqa: F401  registers the checks
+    from amplint.checks import autocast, migration, numerics, state  # noqa: F401  registers the checks
     from amplint.checks.registry import CHECKS, Script
+    from amplint.checks.scaler import accumulation, life, order, scaling  # noqa: F401
     from amplint.source.interpret.entries import read
 
     reading = read(module, settings.roots, settings.apis)

@@ -187,7 +187,8 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP211",
             event,
-            f"autocast casts these operands back to {_half(event.result)}: .float() in front of {event.name} has no effect",
+            f"autocast casts these operands back to {_half(event.result)}: .float() in front of {event.name} has no "
+            f"effect",
             severity=severity,
             evidence=[(_entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="compute it under torch.autocast(device_type, enabled=False)",
@@ -207,7 +208,7 @@ def _cast_by_hand(value: Value) -> bool:
 
 
 def _float32(value: Value) -> bool:
-    return isinstance(value, Parameter) or value.dtype == "float32"  # type: ignore[union-attr]
+    return isinstance(value, Parameter) or (isinstance(value, Tensor) and value.dtype == "float32")
 
 
 def _lexical(event: events.Event, region: Region) -> bool:
@@ -241,7 +242,8 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP216",
             event,
-            "binary cross entropy on probabilities is refused inside a CUDA autocast region (RuntimeError); on a CPU it runs",
+            "binary cross entropy on probabilities is refused inside a CUDA autocast region (RuntimeError); on a "
+            "CPU it runs",
             severity=Severity.WARNING if region.assumed else None,
             evidence=[(_entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="use binary_cross_entropy_with_logits on logits, or leave autocast for the loss",

@@ -63,8 +63,8 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
 
 
 def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
-    """Every place that names a deprecated API: imports of it, and uses through any import. Names that a fallback imports
-    from two places are left alone: they serve old versions, too."""
+    """Every place that names a deprecated API: imports of it, and uses through any import. Names that a fallback
+    imports from two places are left alone: they serve old versions, too."""
     for node in ast.walk(module.tree):
         match node:
             case ast.ImportFrom(level=0):
@@ -89,12 +89,12 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
         if isinstance(value, Autocast):
             position = _position(node, "dtype")
             if _boolean(value.dtype) and position is not None:
+                flag = text(create.module, position)
                 yield found(
                     "AMP602",
                     create,
-                    f"the second positional argument of torch.autocast is dtype, not enabled: {text(create.module, position)} "
-                    "raises TypeError",
-                    help=f"write enabled={text(create.module, position)}",
+                    f"the second positional argument of torch.autocast is dtype, not enabled: {flag} raises TypeError",
+                    help=f"write enabled={flag}",
                     fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_ORDER[: len(node.args) - 1], 1))),
                 )
             elif isinstance(value.enabled, Lib) and dtype_of(value.enabled) and node.args:
@@ -106,12 +106,12 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                     fix=fixes.name_arguments(create.module, node, {0: "dtype"}) if len(node.args) == 1 else None,
                 )
         elif isinstance(value, Scaler) and _number(value.device) and node.args:
+            scale = text(create.module, node.args[0])
             yield found(
                 "AMP602",
                 create,
-                f"the first argument of torch.amp.GradScaler is the device, not init_scale: {text(create.module, node.args[0])} "
-                "is ignored as a scale",
-                help=f'write torch.amp.GradScaler("cuda", init_scale={text(create.module, node.args[0])})',
+                f"the first argument of torch.amp.GradScaler is the device, not init_scale: {scale} is no scale there",
+                help=f'write torch.amp.GradScaler("cuda", init_scale={scale})',
                 fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_SCALER[: len(node.args)])), '"cuda"'),
             )
 

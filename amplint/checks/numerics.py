@@ -96,10 +96,8 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             continue
         candidates = [*event.args[1:], *(value for name, value in event.kwargs if name in ("value", "min", "max"))]
         large = [number(one) for value in candidates for one in constants(value) if abs(number(one)) > LARGEST]
-        if event.name == "where":
-            target = next((value for value in event.args[1:] if isinstance(value, Tensor)), None)
-        else:
-            target = event.args[0] if event.args else None
+        filled = event.args[1:] if event.name == "where" else event.args[:1]
+        target = next((value for value in filled if isinstance(value, Tensor)), None)
         if not large or target is None or not _half(target, ASSUMED):
             continue
         assert isinstance(target, Tensor)
@@ -203,10 +201,10 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
         if not small:
             continue
         eps = min(small, key=number)
-        place = eps.node if eps.node in event.module.parents else None
-        use = (
-            [(event, "added to a half tensor here")] if place is not None and place.lineno != event.node.lineno else []
-        )  # type: ignore[attr-defined]
+        module = event.module
+        place = eps.node if eps.node in module.parents else None
+        elsewhere = place is not None and module.range(place).start.row != module.range(event.node).start.row
+        use = [(event, "added to a half tensor here")] if elsewhere else []
         if number(eps) <= VANISHES:
             severity = Severity.NOTE
             if target.trust == KNOWN:
@@ -225,7 +223,8 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP403",
                 event,
-                f"{number(eps):g} is below float16's smallest normal number (6.1e-05), and the tensor it is added to has about "
+                f"{number(eps):g} is below float16's smallest normal number (6.1e-05), and the tensor it is added "
+                f"to has about "
                 "three digits: the result is imprecise where it matters",
                 node=place,
                 severity=Severity.NOTE,
@@ -284,7 +283,8 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP406",
             event,
-            f"the scores are scaled after the product: in float16 it is inf from {LARGEST:.0f} on, and softmax then gives nan",
+            f"the scores are scaled after the product: in float16 it is inf from {LARGEST:.0f} on, and softmax then "
+            f"gives nan",
             severity=severity,
             evidence=_made(script, left),
             help="scale q before the product, or use F.scaled_dot_product_attention",
@@ -337,13 +337,14 @@ def unnormalised_contraction(script: Script) -> Iterator[Finding]:
         above, below = event.args[0], event.args[1]
         if not isinstance(above, Tensor) or not isinstance(below, Tensor) or not _half(above, ASSUMED):
             continue
-        product = products.get(above.node)  # type: ignore[arg-type]
+        product = products.get(above.node)
         if product is None or not _derives(below, above.node) or not any(_product(part) for part in product.args):
             continue
         yield found(
             "AMP407",
             product,
-            f"a product of sums is normalised only afterwards: in float16 it is inf from {LARGEST:.0f} on before the division",
+            f"a product of sums is normalised only afterwards: in float16 it is inf from {LARGEST:.0f} on before "
+            f"the division",
             severity=Severity.NOTE if above.trust == ASSUMED else Severity.WARNING,
             evidence=[(product, "multiplied and summed in half precision"), (event, "normalised after it")],
             help="compute both in float32: .float() under torch.autocast(device_type, enabled=False)",

@@ -126,6 +126,8 @@ def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
 
 def _arm(branch: ast.AST, inside: ast.AST) -> str:
     for name, value in ast.iter_fields(branch):
-        if value is inside or (isinstance(value, list) and inside in value):
+        if isinstance(value, list) and inside in value:
             return f"{name}{value.index(inside)}" if name in ("handlers", "cases") else name
+        if value is inside:
+            return name
     return ""

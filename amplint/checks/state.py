@@ -47,7 +47,8 @@ def half_model_trained(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP301",
             cast,
-            "the trained weights are float16: an update smaller than 1/2048 of a weight is lost, and Adam's eps of 1e-8 "
+            "the trained weights are float16: an update smaller than 1/2048 of a weight is lost, and Adam's eps of "
+            "1e-8 "
             "is zero",
             evidence=[(cast, "parameters become float16"), (step, "and are trained like that")],
             help="keep the weights in float32 and run the forward under torch.autocast, with a GradScaler",
@@ -62,7 +63,8 @@ def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP303",
             cast,
-            f"{receiver(step)} cannot unscale gradients of float16 parameters: ValueError (with a fused optimizer no error, "
+            f"{receiver(step)} cannot unscale gradients of float16 parameters: ValueError (with a fused optimizer "
+            f"no error, "
             "and float16 training)",
             evidence=[(cast, "parameters become float16"), (step, "their gradients are to be unscaled")],
             help="keep trained parameters in float32: autocast casts what it needs",
@@ -82,7 +84,8 @@ def half_batchnorm(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP302",
                 cast,
-                "batch normalisation becomes float16: running variances overflow to inf above 65504, and small updates of "
+                "batch normalisation becomes float16: running variances overflow to inf above 65504, and small "
+                "updates of "
                 "the running averages are lost",
                 evidence=[(cast, f"{text(cast.module, cast.node)} casts them, too"), (step, "the model is trained")],
                 help="cast the BatchNorm modules back to float32",
@@ -115,7 +118,7 @@ def _has_batchnorm(script: Script, model: Value, depth: int = 5) -> bool:
 def _repaired(script: Script, cast: events.Cast) -> bool:
     """Whether modules of the model are cast back afterwards: `for m in model.modules(): if …BatchNorm: m.float()`."""
     for other in script.events(events.Cast):
-        if other.dtype == "float32" and isinstance(other.model, Sym) and other.model.kind == "item":
-            if other.model.parts[0] == cast.model:
-                return True
+        part = other.model
+        if other.dtype == "float32" and isinstance(part, Sym) and part.kind == "item" and part.parts[0] == cast.model:
+            return True
     return False

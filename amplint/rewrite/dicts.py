@@ -11,8 +11,8 @@ from amplint.source.module import Module
 
 
 def add_entry(module: Module, mapping: ast.Dict, after: ast.expr, text: str) -> list[Edit]:
-    """Add `text` ("key: value") after the entry whose value is `after`, laid out as the entries are: on a row of its own,
-    under the keys, where they have rows of their own; with a comma behind where the last entry had one."""
+    """Add `text` ("key: value") after the entry whose value is `after`, laid out as the entries are: on a row of its
+    own, under the keys, where they have rows of their own; with a comma behind where the last entry had one."""
     if after not in mapping.values:
         raise CannotEdit("not an entry of the dict")
     index = mapping.values.index(after)

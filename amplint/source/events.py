@@ -1,7 +1,7 @@
 """Events: what a script does that matters to precision, in the order in which it does it.
 
-An event knows where it stands (`node`, `frame`), what was active (`contexts`, `loops`), under which answers (`facts`), and
-the state of the gradients it met. It does not know whether that is good: checks/ does.
+An event knows where it stands (`node`, `frame`), what was active (`contexts`, `loops`), under which answers
+(`facts`), and the state of the gradients it met. It does not know whether that is good: checks/ does.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Step(Event):
 
 @dataclass(eq=False, slots=True)
 class Update(Event):
-    """scaler.update(), with the state of each of its optimizers before, and the optimizers whose scaled gradients wait for
-    a step."""
+    """scaler.update(), with the state of each of its optimizers before, and the optimizers whose scaled gradients
+    wait for a step."""
 
     scaler: Scaler
     pairs: tuple[tuple[Optimizer, str], ...]
@@ -191,8 +191,8 @@ class Discard(Event):
 
 @dataclass(eq=False, slots=True)
 class Save(Event):
-    """A checkpoint is written, or objects are registered to be part of one. `parts` are the things whose state it holds;
-    `complete` if it holds no others. `mapping` is the dict that names them."""
+    """A checkpoint is written, or objects are registered to be part of one. `parts` are the things whose state it
+    holds; `complete` if it holds no others. `mapping` is the dict that names them."""
 
     parts: tuple[Value, ...]
     complete: bool

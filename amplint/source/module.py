@@ -173,7 +173,8 @@ class Module:
         return table
 
     def dotted(self, node: ast.AST) -> set[str]:
-        """The full dotted names that a name or attribute chain may stand for: `amp.autocast` → {"torch.cuda.amp.autocast"}.
+        """The full dotted names that a name or attribute chain may stand for: `amp.autocast` →
+        {"torch.cuda.amp.autocast"}.
 
         By the import table alone: a name that the file also assigns may stand for something else."""
         if isinstance(node, ast.Name):

@@ -108,7 +108,8 @@ class Namespace(Value):
 
 @dataclass(frozen=True, slots=True)
 class Function(Value):
-    """A function or lambda of the project, with the frame it closes over; `owner` is the object a method is bound to."""
+    """A function or lambda of the project, with the frame it closes over; `owner` is the object a method is bound
+    to."""
 
     node: FunctionNode
     frame: Frame
@@ -147,7 +148,8 @@ class Instance(Value):
 
 @dataclass(frozen=True, slots=True)
 class Object(Value):
-    """An object of a library class that amplint knows nothing special about, or an engine that owns precision itself."""
+    """An object of a library class that amplint knows nothing special about, or an engine that owns precision
+    itself."""
 
     name: str
     site: Hashable
@@ -221,7 +223,8 @@ KNOWN, ASSUMED, GIVEN = 2, 1, 0
 
 @dataclass(frozen=True, slots=True)
 class Model(Value):
-    """A library nn.Module: `torch.nn.Linear(…)`, a torchvision model. Project modules are Instances, unknown ones Syms."""
+    """A library nn.Module: `torch.nn.Linear(…)`, a torchvision model. Project modules are Instances, unknown ones
+    Syms."""
 
     name: str
     site: Hashable
@@ -448,7 +451,8 @@ def number(key: Hashable) -> int:
 
 
 def significant(value: Value | None) -> bool:
-    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on events."""
+    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on
+    events."""
     if isinstance(value, Choice):
         return significant(value.yes) or significant(value.no)
     if isinstance(value, Items):

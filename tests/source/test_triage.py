@@ -29,5 +29,12 @@ def test_a_file_without_a_word_of_any_rule_can_hold_nothing(data, rules, expecte
 
 
 def test_extra_words_count_as_triggers():
-    assert may_hold(b"MyScaler()", [CLIP], ("MyScaler",))
-    assert not may_hold(b"MyScaler()", [CLIP], ())
+    assert may_hold(b"MyScaler()", [CLIP], (), ("MyScaler",))
+    assert not may_hold(b"MyScaler()", [CLIP])
+
+
+def test_words_that_belong_together_are_needed_together_unless_notes_are_wanted():
+    rule = replace(CLIP, with_words=(("scale", "amp"), ("step",)))
+    assert may_hold(b"clip_grad amp step", [rule])
+    assert not may_hold(b"clip_grad amp", [rule])
+    assert may_hold(b"clip_grad", [rule], notes={"AMP105"})

@@ -26,8 +26,8 @@ def roots(text: str) -> set[str]:
 
 
 def bound_before(module: Module, text: str, place: ast.AST) -> bool:
-    """Whether the names in `text` have their values where `place` stands: no local of its function that is only assigned
-    further down."""
+    """Whether the names in `text` have their values where `place` stands: no local of its function that is only
+    assigned further down."""
     function = module.function(place)
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return True

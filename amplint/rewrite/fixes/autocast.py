@@ -7,6 +7,7 @@ import ast
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
+from amplint.rewrite.text import edit
 from amplint.source.module import Module
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
@@ -70,27 +71,14 @@ def _calls(statement: ast.stmt, method: str) -> bool:
 
 def split_contexts(module: Module, item: ast.BoolOp) -> Fix | None:
     """`with a and b:` → `with a, b:`."""
-    text = ", ".join(module.source(value) for value in item.values)
-    if "\n" in text or "\r" in text:
-        pieces = _between(module, item)
-        return pieces
-    start, end = module.offset(module.range(item).start), module.offset(module.range(item).end)
-    from amplint.rewrite.text import edit
-
-    return attempt("enter both", SAFE, lambda: [edit(module, start, end, text)])
-
-
-def _between(module: Module, item: ast.BoolOp) -> Fix | None:
-    """Replace each `and` by a comma where the operands span rows."""
-    from amplint.rewrite.text import edit
-
     made = []
     for left, right in zip(item.values, item.values[1:], strict=False):
         start, end = module.offset(module.range(left).end), module.offset(module.range(right).start)
         gap = module.text[start:end]
         if gap.strip() not in ("and", "or"):
             return None
-        made.append(edit(module, start, end, ", " if "\n" not in gap else gap.replace(" " + gap.strip(), ",", 1)))
+        text = ", " if gap.isascii() and not {"\n", "\r"} & set(gap) else gap.replace(" " + gap.strip(), ",", 1)
+        made.append(edit(module, start, end, text))
     return attempt("enter both", SAFE, lambda: made)
 
 

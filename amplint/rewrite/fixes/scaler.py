@@ -13,8 +13,8 @@ SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 
 def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, step: ast.AST) -> Fix | None:
-    """Insert unscale_ before the statement that clips. Where the step has conditions that the clip has not, the clip moves
-    to it: gradients can be unscaled once per step only."""
+    """Insert unscale_ before the statement that clips. Where the step has conditions that the clip has not, the clip
+    moves to it: gradients can be unscaled once per step only."""
     statement = module.statement(clip)
     call = f"{scaler}.unscale_({optimizer})"
     if not bound_before(module, scaler, clip) or not bound_before(module, optimizer, clip):
@@ -111,6 +111,22 @@ def update_after(module: Module, steps: list[ast.AST], scaler: str) -> Fix | Non
     )
 
 
+def update_behind(module: Module, update: ast.AST, step: ast.AST) -> Fix | None:
+    """Move update() to right behind the step, where both stand in one block."""
+    statement, target = module.statement(update), module.statement(step)
+    if not isinstance(statement, ast.Expr) or statement not in suite_of(module, target):
+        return None
+    return attempt("update after the step", SAFE, lambda: edits.move_after(module, [statement], target))
+
+
+def drop_update(module: Module, update: ast.AST) -> Fix | None:
+    """Remove an update() that another one, after the last step, makes needless."""
+    statement = module.statement(update)
+    if not isinstance(statement, ast.Expr):
+        return None
+    return attempt("update once, after the last step", SAFE, lambda: edits.delete(module, statement))
+
+
 def move_before_loops(module: Module, create: ast.AST) -> Fix | None:
     """Move the scaler's constructor before the outermost loop of its function."""
     statement = module.statement(create)
@@ -126,7 +142,7 @@ def move_before_loops(module: Module, create: ast.AST) -> Fix | None:
     return attempt("create it once, before the loop", SAFE, lambda: edits.move_before(module, [statement], outermost))
 
 
-def add_state(module: Module, mapping: ast.Dict, entry: ast.AST, scaler: str) -> Fix | None:
+def add_state(module: Module, mapping: ast.Dict, entry: ast.expr, scaler: str) -> Fix | None:
     """Add the scaler's state to a dict literal, after the optimizer's, in its key style."""
     if not bound_before(module, scaler, mapping):
         return None
@@ -149,8 +165,8 @@ def add_scaler(
     clips: list[ast.AST],
     autocast: ast.AST | None,
 ) -> Fix | None:
-    """The whole protocol for one optimizer, one backward and one step: made beside the optimizer, scale, unscale_ before
-    the first clip, step, update."""
+    """The whole protocol for one optimizer, one backward and one step: made beside the optimizer, scale, unscale_
+    before the first clip, step, update."""
     made, torch = module.statement(create), edits.binding_of(module, "torch", at=module.statement(create))
     match backward, step:
         case ast.Call(func=ast.Attribute(value=loss)), ast.Call(func=ast.Attribute(value=owner), args=[], keywords=[]):

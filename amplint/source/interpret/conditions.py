@@ -1,8 +1,8 @@
 """Conditions: what is asked of unknown values, and what follows from the answers of one world.
 
 A formula is True, False or a Question. Atoms ask one thing: ("truth", k), ("none", k), ("eq", k, constant),
-("cmp", op, k, k'); ("not", f), ("and", f, g) and ("or", f, g) combine them. Equal questions are one object, which is what
-makes `if args.amp:` early and late agree. Facts map questions to their answers.
+("cmp", op, k, k'); ("not", f), ("and", f, g) and ("or", f, g) combine them. Equal questions are one object, which is
+what makes `if args.amp:` early and late agree. Facts map questions to their answers.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from amplint.source.values import (
 def enter(
     m: Machine, value: Value, node: ast.AST, statement: ast.AST, world: World, frame: Frame
 ) -> list[tuple[Value, World]]:
-    """Enter a context manager; returns what `as` binds, for each world. `statement` is the with, or the decorated code."""
+    """Enter a context manager; returns what `as` binds, for each world. `statement` is the with, or the decorated
+    code."""
     match value:
         case Choice():
             if not (significant(value) or _matters(value)):

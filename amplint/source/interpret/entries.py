@@ -172,8 +172,8 @@ def _activations(function: Function) -> tuple[Value, ...]:
 
 
 def _is_step(code: FunctionNode) -> bool:
-    """Whether a function is (part of) a training step, which its caller repeats: it runs backward and steps or unscales,
-    outside any loop of its own."""
+    """Whether a function is (part of) a training step, which its caller repeats: it runs backward and steps or
+    unscales, outside any loop of its own."""
     found = set()
     for inner in ast.walk(code):
         if isinstance(inner, ast.Attribute) and inner.attr in ("backward", "step", "unscale_", "update"):

@@ -444,14 +444,14 @@ def _compare(m: Machine, node: ast.Compare, world: World, frame: Frame) -> Resul
         formula: Formula = True
         for number, op in enumerate(node.ops):
             left, right = values[number], values[number + 1]
-            if isinstance(left, Tensor) or isinstance(right, Tensor):
-                if not isinstance(op, ast.Is | ast.IsNot | ast.In | ast.NotIn):
-                    result = library_calls.operation(m, "eq", (left, right), {}, node, after, frame)
-                    formula = conditions.both(formula, ask("truth", ("tensor", result.identity)))
-                    if len(node.ops) == 1:
-                        results.append((result, after))
-                        break
-                    continue
+            on_tensor = isinstance(left, Tensor) or isinstance(right, Tensor)
+            if on_tensor and not isinstance(op, ast.Is | ast.IsNot | ast.In | ast.NotIn):
+                result = library_calls.operation(m, "eq", (left, right), {}, node, after, frame)
+                formula = conditions.both(formula, ask("truth", ("tensor", result.identity)))
+                if len(node.ops) == 1:
+                    results.append((result, after))
+                    break
+                continue
             formula = conditions.both(formula, conditions.compare(_COMPARISONS[type(op)], left, right))
         else:
             m.describe(formula, node, frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from amplint.source import events
@@ -356,7 +357,14 @@ def _unrolled(
     return join_all(run(m, node.orelse, worlds, frame, flow) + left.breaks)
 
 
-def rounds(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow, item: object = None) -> list[World]:
+def rounds(
+    m: Machine,
+    node: ast.For | ast.AsyncFor | ast.While,
+    world: World,
+    frame: Frame,
+    flow: Flow,
+    item: Callable[[], Value] | None = None,
+) -> list[World]:
     """Run a loop's body until nothing new happens, three rounds at most; the rounds are kept apart in `m.rounds`."""
     outer, worlds, breaks = world.loops, [world], []
     before: list[object] = []
@@ -369,7 +377,7 @@ def rounds(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow, i
             if isinstance(node, ast.While):
                 entering += [w for answer, w in decide(m, node.test, one, frame) if answer]
             else:
-                assert callable(item) and isinstance(node, ast.For | ast.AsyncFor)
+                assert item is not None
                 entering += assign(m, node.target, item(), one, frame)
         m.starts.setdefault((node, number), [w.trace for w in entering])
         worlds = join_all(run(m, node.body, entering, frame, inner) + inner.continues)
@@ -386,7 +394,7 @@ def rounds(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow, i
         one.loops = outer
     if not worlds and breaks:
         return join_all(breaks)
-    return join_all(run(m, getattr(node, "orelse", []), ended, frame, flow) + breaks)
+    return join_all(run(m, node.orelse, ended, frame, flow) + breaks)
 
 
 def state(world: World) -> object:

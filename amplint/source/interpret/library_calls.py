@@ -270,7 +270,8 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
     sure, _ = protocol.owners(world, of)
     touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
     event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
-    for optimizer in [one for one, before in touched if before.kind == "entry"] or ([None] if not touched else []):
+    waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
+    for optimizer in waiting or ([] if touched else [None]):
         world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
 
 
@@ -471,16 +472,16 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
         case "next" if first is not None:
             return [(objects.element(m, first, node), world)]
         case "enumerate" if first is not None:
-            known = objects.elements(first)
-            if known is not None:
-                pairs = tuple(Items((Const(i), value)) for i, value in enumerate(known))
+            listed = objects.elements(first)
+            if listed is not None:
+                pairs = tuple(Items((Const(i), value)) for i, value in enumerate(listed))
                 return [(Items(pairs, "list"), world)]
             return [(Many(Items((fresh("element"), objects.element(m, first, node)))), world)]
         case "zip" if args:
             return [(_zip(m, args, node), world)]
         case "map" if len(args) == 2 and first is not None:
-            known = objects.elements(args[1])
-            one = known[0] if known else objects.element(m, args[1], node)
+            listed = objects.elements(args[1])
+            one = listed[0] if listed else objects.element(m, args[1], node)
             return [
                 (Many(value), after) for value, after in calls.call(m, first, Arguments((one,)), node, world, frame)
             ]
@@ -515,7 +516,8 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
                 return [(fresh("call"), world)]
         case "float" | "int" | "abs" if isinstance(first, Const) and isinstance(first.value, int | float):
             try:
-                return [(Const({"float": float, "int": int, "abs": abs}[name](first.value)), world)]
+                number = float(first.value) if name == "float" else int(first.value)
+                return [(Const(abs(first.value) if name == "abs" else number), world)]
             except (OverflowError, ValueError):
                 return [(fresh("call"), world)]
         case "sum" if first is not None:
@@ -660,7 +662,8 @@ def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World
 
 
 def mark_stale(world: World, event: events.Event) -> None:
-    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here on."""
+    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here
+    on."""
     outer = next((context for context in world.contexts if isinstance(context, Region)), None)
     if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
         world.set("stale weights", outer.node, events.Stale(event.node, event))

@@ -1,4 +1,5 @@
-"""The state of one reading: the project's files, the log of events, what has been entered, and how much work is left."""
+"""The state of one reading: the project's files, the log of events, what has been entered, and how much work is
+left."""
 
 from __future__ import annotations
 

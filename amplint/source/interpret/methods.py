@@ -114,22 +114,22 @@ def _scaler(
         case "scale" if args:
             return [(scaled(m, args[0], scaler, node, world), world)]
         case "unscale_" if args:
-            if _off(scaler, world):
-                return [(NONE, world)]
-            for optimizer, after in optimizers_in(m, args[0], world, frame):
-                event = m.emit(
-                    events.Unscale, node, after, frame,
-                    scaler=scaler, optimizer=optimizer, before=protocol.gradients(after, optimizer), state="",
-                )  # fmt: skip
-                event.before, event.state = protocol.unscale(after, event, scaler, optimizer)
-            return [(NONE, world)]
+            split = calls.split(m, args[0], world)
+            for plain, after in split:
+                for optimizer in [] if _off(scaler, after) else optimizers_in(plain, after):
+                    before = protocol.gradients(after, optimizer)
+                    event = m.emit(
+                        events.Unscale, node, after, frame, scaler=scaler, optimizer=optimizer, before=before, state=""
+                    )
+                    event.before, event.state = protocol.unscale(after, event, scaler, optimizer)
+            return [(NONE, after) for _, after in split]
         case "step" if args:
-            results: Results = []
-            for optimizer, after in optimizers_in(m, args[0], world, frame):
-                closure = len(args) > 1 or "closure" in given.kwargs
-                step(m, optimizer, None if _off(scaler, after) else scaler, node, after, frame, closure)
-                results.append((fresh("call"), after))
-            return results or [(fresh("call"), world)]
+            closure = len(args) > 1 or "closure" in given.kwargs
+            split = calls.split(m, args[0], world)
+            for plain, after in split:
+                for optimizer in optimizers_in(plain, after):
+                    step(m, optimizer, None if _off(scaler, after) else scaler, node, after, frame, closure)
+            return [(fresh("call"), after) for _, after in split]
         case "update":
             if not _off(scaler, world):
                 protocol.update(world, m.emit(events.Update, node, world, frame, scaler=scaler, pairs=()))
@@ -161,24 +161,18 @@ def scaled(m: Machine, value: Value, scaler: Scaler, node: ast.AST, world: World
                   identity=serial())  # fmt: skip
 
 
-def optimizers_in(m: Machine, value: Value, world: World, frame: Frame) -> list[tuple[Optimizer, World]]:
-    """The optimizers that an argument of the scaler stands for, in this world; what is handed to a scaler is one."""
+def optimizers_in(value: Value, world: World) -> list[Optimizer]:
+    """The optimizers that an argument of the scaler stands for; what is handed to a scaler is one."""
     match value:
         case Optimizer():
             protocol.register(world, value)
-            return [(value, world)]
-        case Choice():
-            plain = objects.blend(value) if not objects.tells(value) else value
-            picked = calls.split(m, value, world)
-            if len(picked) == 1 and isinstance(picked[0][0], Optimizer | Sym | Instance):
-                return optimizers_in(m, picked[0][0], world, frame)
-            return [] if isinstance(plain, Choice) else []
+            return [value]
         case Sym() | Instance() | Object():
             optimizer = Optimizer(value)
             protocol.register(world, optimizer, entry=True)
-            return [(optimizer, world)]
+            return [optimizer]
         case Many():
-            return optimizers_in(m, value.item, world, frame)
+            return optimizers_in(value.item, world)
     return []
 
 
@@ -264,7 +258,7 @@ def scale_and_step(m: Machine, scaler: Object, given: Arguments, node: ast.AST, 
     results: Results = []
     for updating, after in world.decide(conditions.truth(bound.get("need_update", Const(True)))):
         if updating:
-            for one, _ in optimizers_in(m, optimizer, after, frame):
+            for one in optimizers_in(optimizer, after):
                 step(m, one, inner, node, after, frame)
             protocol.update(after, m.emit(events.Update, node, after, frame, scaler=inner, pairs=()))
         results.append((fresh("norm"), after))
@@ -322,10 +316,9 @@ def _tensor(
         if name == "new_full":
             library_calls.operation(m, "full", (tensor, *given.args), given.kwargs, node, world, frame)
         return [(made, world)]
-    result = tensors.opaque((tensor, *given.values()), world, node)
     for value in given.values():
         protocol.hand_over(world, value)
-    return [(result or Tensor(identity=serial()), world)]
+    return [(tensors.opaque((tensor, *given.values()), world, node) or Tensor(identity=serial()), world)]
 
 
 def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST, world: World) -> Value:
@@ -441,10 +434,10 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
             return [(tag(value, model), after) for value, after in results]
     for value in given.values():
         protocol.hand_over(world, value)
-    result = tensors.opaque(given.values(), world, node, frozenset((model,)))
-    if result is None:
-        result = Tensor("", of=frozenset((model,)), region=tensors.region_of(world), node=node, identity=serial())
-    return [(replace(result, of=result.of | {model}), world)]
+    output = tensors.opaque(given.values(), world, node, frozenset((model,)))
+    if output is None:
+        output = Tensor("", of=frozenset((model,)), region=tensors.region_of(world), node=node, identity=serial())
+    return [(replace(output, of=output.of | {model}), world)]
 
 
 def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: Frame) -> None:

@@ -222,7 +222,9 @@ def member(
     """A field or method that the project's code defines; None if it defines none."""
     if isinstance(owner, Class):
         for base in bases(m, owner, world, frame):
-            found = world.get(base, name) if isinstance(base, Class) else None
+            if not isinstance(base, Class):
+                continue
+            found = world.get(base, name)
             if isinstance(found, Value):
                 bound = replace(found, cls=base) if isinstance(found, Function) else found
                 if isinstance(bound, Function) and _kind(bound) == "classmethod":
@@ -234,7 +236,7 @@ def member(
             return None
         for base in list(bases(m, owner.cls, world, frame))[1:]:
             found = world.get(base, name) if isinstance(base, Class) else None
-            if isinstance(found, Function):
+            if isinstance(found, Function) and isinstance(base, Class):
                 return [(replace(found, owner=owner.owner, cls=base), world)]
         return None
     stored = world.get(owner, name)
@@ -242,7 +244,7 @@ def member(
         return [(stored, world)]
     for base in bases(m, owner.cls, world, frame):
         found = world.get(base, name) if isinstance(base, Class) else None
-        if isinstance(found, Function):
+        if isinstance(found, Function) and isinstance(base, Class):
             function = replace(found, cls=base)
             match _kind(function):
                 case "property":

@@ -17,8 +17,8 @@ _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 class Project:
     """Finds and reads the local modules that a file imports.
 
-    Roots are the file's own folder, the folders given, the project's root and its `src/`. `sought` lists every path that
-    was read or looked for, so that a cache knows what a result depends on.
+    Roots are the file's own folder, the folders given, the project's root and its `src/`. `sought` lists every path
+    that was read or looked for, so that a cache knows what a result depends on.
     """
 
     main: Module
@@ -39,7 +39,8 @@ class Project:
         return cls(main, tuple(dict.fromkeys(found)), {path.resolve(): main})
 
     def find(self, name: str, level: int, importer: Module) -> Module | None:
-        """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the project."""
+        """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the
+        project."""
         parts = name.split(".") if name else []
         if level:
             base = Path(importer.path).resolve().parent

@@ -1,8 +1,8 @@
 """The two state machines of loss scaling, as torch/amp/grad_scaler.py has them.
 
 Per optimizer's gradients: none | plain | scaled | unscaled | mixed; only backward, unscale_, step and zero_grad change
-it. Per (scaler, optimizer): ready | unscaled | stepped, reset by update. Each function performs one transition in a world
-and returns the state before it, for the event that tells of it.
+it. Per (scaler, optimizer): ready | unscaled | stepped, reset by update. Each function performs one transition in a
+world and returns the state before it, for the event that tells of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Relevance: which functions can matter to precision, so that the others need not be run.
 
 A function matters if it (or a function or class of the same file that it names) uses a word of training or of half-
-precision numerics. This is the same judgement as triage's, one level down: it decides nothing, it only saves work, so it
-looks at words in the text, comments and all.
+precision numerics. This is the same judgement as triage's, one level down: it decides nothing, it only saves work, so
+it looks at words in the text, comments and all.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from amplint.source.module import Module
 # Words that no training step does without, and those that only matter once a training step is being run.
 _STEP = frozenset(
     (
-        "backward step zero_grad unscale_ autocast GradScaler amp scale_loss get_scale clip_grad_norm_ clip_grad_value_ "
+        "backward step zero_grad unscale_ autocast GradScaler amp scale_loss get_scale clip_grad_norm_ "
+        "clip_grad_value_ "
         "clip_grad_norm dispatch_clip_grad add_recoverable"
     ).split()
 )
 _AROUND = frozenset(
     (
-        "update scale no_grad inference_mode enable_grad parameters state_dict load_state_dict save grad optim optimizer "
+        "update scale no_grad inference_mode enable_grad parameters state_dict load_state_dict save grad optim "
+        "optimizer "
         "contextmanager nullcontext param_groups half bfloat16 float16"
     ).split()
 )
 _NUMERICS = frozenset(
-    "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps".split()
+    (
+        "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps"
+    ).split()
 )
 _WORD = re.compile(r"[A-Za-z_]\w*")
 # A matrix product, or a constant that half precision may not hold.

@@ -52,9 +52,9 @@ def _infer(code: ast.AST) -> dict[str, str]:
     backward = False
     for node in ast.walk(code):
         match node:
-            case ast.Call(func=ast.Attribute()):
-                _note_call(node, node.func, uses)
-                backward |= node.func.attr == "backward"
+            case ast.Call(func=ast.Attribute() as function):
+                _note_call(node, function, uses)
+                backward |= function.attr == "backward"
             case ast.If() | ast.IfExp() | ast.While():
                 for tested in _tested(node.test):
                     _note(tested, "tested", uses)

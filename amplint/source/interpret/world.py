@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from amplint.source.interpret import conditions
-from amplint.source.values import Choice, Formula, Question, Tensor, Value, ask, fresh, significant
+from amplint.source.values import Choice, Formula, Question, Tensor, Value, ask, fresh
 
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
@@ -122,8 +122,8 @@ def join(left: World, right: World) -> World | None:
     """
     if left.contexts != right.contexts or left.loops != right.loops:
         return None
-    for owner in PROTOCOL:
-        mine, other = left.spaces.get(owner), right.spaces.get(owner)
+    for shared in PROTOCOL:
+        mine, other = left.spaces.get(shared), right.spaces.get(shared)
         if mine is not other and (mine or {}) != (other or {}):
             return None
     differing = [
@@ -134,7 +134,7 @@ def join(left: World, right: World) -> World | None:
         if left.get(owner, name) is not right.get(owner, name)
     ]
     formula = _difference(left, right)
-    if formula is None and differing:
+    if formula is None:
         formula = ask("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
     for owner, name in differing:
         mine, other = left.get(owner, name), right.get(owner, name)
@@ -167,9 +167,9 @@ def _meet(formula: Formula, mine: Any, other: Any) -> Any:
         return other
     if not isinstance(mine, Value) or not isinstance(other, Value):
         return mine
-    if not (significant(mine) or significant(other)) and isinstance(mine, Tensor) and isinstance(other, Tensor):
-        if mine.scaler == other.scaler and mine.region == other.region:
-            return _blend(mine, other)
+    tensors = isinstance(mine, Tensor) and isinstance(other, Tensor)
+    if tensors and (mine.scaler, mine.region) == (other.scaler, other.region):  # type: ignore[attr-defined]
+        return _blend(mine, other)
     return conditions.choice(formula, _reduce(formula, True, mine), _reduce(formula, False, other))
 
 
@@ -193,7 +193,7 @@ def _blend(mine: Value, other: Value) -> Value:
     return fresh("joined")
 
 
-def _weave(formula: Formula | None, left: Trace, right: Trace) -> Trace:
+def _weave(formula: Formula, left: Trace, right: Trace) -> Trace:
     """A trace that tells both: the common past, then a Fork."""
     yes: list[Any] = []
     no: list[Any] = []
@@ -219,10 +219,10 @@ def _blur(kept: World, lost: World) -> None:
     """Make `kept` stand for `lost` too, by forgetting every protocol state in which they differ."""
     from amplint.source.interpret.protocol import UNKNOWN
 
-    for owner in PROTOCOL:
-        for name in kept.space(owner).keys() | lost.space(owner).keys():
-            if kept.get(owner, name) != lost.get(owner, name):
-                kept.set(owner, name, UNKNOWN[owner])
+    for shared in PROTOCOL:
+        for name in kept.space(shared).keys() | lost.space(shared).keys():
+            if kept.get(shared, name) != lost.get(shared, name):
+                kept.set(shared, name, UNKNOWN[shared])
     kept.facts = {atom: answer for atom, answer in kept.facts.items() if lost.facts.get(atom) == answer}
     kept.loops = kept.loops if kept.loops == lost.loops else kept.loops[: min(len(kept.loops), len(lost.loops))]
     for owner in kept.spaces.keys() | lost.spaces.keys():

@@ -1,0 +1,118 @@
+"""Family 1, over several micro-batches and several optimizers."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    first_argument,
+    found,
+    rule,
+    same_function,
+)
+from amplint.checks.scaler.protocol import (
+    backwards_of,
+)
+from amplint.findings import Finding, Severity
+from amplint.source import events
+from amplint.source.values import (
+    Scaled,
+)
+
+
+@rule("AMP134")
+def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
+    """One optimizer is unscaled and not stepped, another is stepped and not unscaled."""
+    for step in script.events(events.Step):
+        if step.scaler is None:
+            continue
+        unscales = [u for u in script.events(events.Unscale) if u.scaler == step.scaler and same_function(u, step)]
+        stepped = {
+            s.optimizer for s in script.events(events.Step) if s.scaler == step.scaler and same_function(s, step)
+        }
+        unscaled = {u.optimizer for u in unscales}
+        if not unscaled or step.optimizer in unscaled or not unscaled - stepped:
+            continue
+        odd = next(u for u in unscales if u.optimizer not in stepped)
+        yield found(
+            "AMP134",
+            step,
+            f"{first_argument(step)} is stepped but was not unscaled, and {first_argument(odd)} was unscaled but is "
+            f"not "
+            "stepped: one of them is the wrong one",
+            evidence=[(odd, "unscaled, never stepped"), (step, "stepped, not unscaled")],
+            help="unscale and step the same optimizers",
+        )
+
+
+@rule("AMP136")
+def wrong_accumulation(script: Script) -> Iterator[Finding]:
+    """Gradients of micro-batches are thrown away before the step that should add them up."""
+    for zero in script.events(events.ZeroGradient):
+        for optimizer, before in zero.touched:
+            if before.kind not in ("scaled", "plain") or before.stepped:
+                continue
+            step = next(
+                (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
+            )
+            if step is None or not _every_n_batches(step) or _every_n_batches(zero):
+                continue
+            yield found(
+                "AMP136",
+                zero,
+                "gradients are set to zero in every micro-batch, but the step runs only every few: it uses the last "
+                "one alone",
+                evidence=[
+                    (zero, "every micro-batch"),
+                    *((b, "gradients are computed") for b in backwards_of(step, before)[-1:]),
+                    (step, "every few micro-batches"),
+                ],
+                help="set them to zero where the step is, after it",
+            )
+
+
+@rule("AMP136")
+def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
+    """apex: scale_loss without delay_unscale in a loop of micro-batches."""
+    for backward in script.events(events.Backward):
+        context = next((one for one in reversed(backward.contexts) if isinstance(one, Scaled)), None)
+        if context is None or context.delayed:
+            continue
+        if any(before.kind == "managed" and not before.stepped for _, before in backward.touched):
+            yield found(
+                "AMP136",
+                backward,
+                "apex unscales the gradients after every micro-batch, and checks each for overflow by itself",
+                severity=Severity.NOTE,
+                help="pass delay_unscale=True to scale_loss in all micro-batches but the last",
+            )
+
+
+def _every_n_batches(event: events.Event) -> bool:
+    """Whether a condition counts batches (`i % n == 0`) before this runs."""
+    module = event.module
+    function = module.function(event.node)
+    counts = {
+        target.id
+        for assign in ast.walk(function or module.tree)
+        if isinstance(assign, ast.Assign) and _has_modulo(assign.value)
+        for target in assign.targets
+        if isinstance(target, ast.Name)
+    }
+    for above in module.ancestors(event.node):
+        if above is function:
+            return False
+        if isinstance(above, ast.If) and (
+            _has_modulo(above.test) or any(isinstance(n, ast.Name) and n.id in counts for n in ast.walk(above.test))
+        ):
+            return True
+    return False
+
+
+def _has_modulo(node: ast.AST) -> bool:
+    return any(
+        isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Mod) and not isinstance(inner.left, ast.Constant)
+        for inner in ast.walk(node)
+    )

@@ -1,0 +1,212 @@
+"""Family 1, the scaler's life: made once, saved and restored with the optimizer."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    found,
+    receiver,
+    rule,
+    same_function,
+    text,
+)
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import scaler as fixes
+from amplint.source import events
+from amplint.source.interpret import conditions
+from amplint.source.values import (
+    FALSE,
+    Checkpoint,
+    Optimizer,
+    Scaler,
+    Sym,
+)
+
+
+@rule("AMP115")
+def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
+    """A GradScaler that does not live as long as the training it belongs to."""
+    for create in script.events(events.Create):
+        if not isinstance(create.value, Scaler) or create.value.enabled == FALSE:
+            continue
+        used = [b for b in script.events(events.Backward) if b.scaler == create.value]
+        for backward in used:
+            if not create.loops and not _one_epoch(create, backward):
+                continue
+            inner = len(backward.loops) > len(create.loops)
+            older = [o for o, _ in backward.touched if not _made_in(script, o, create)]
+            if not older:
+                continue
+            if not inner:
+                message = "a new GradScaler in every iteration starts at 65536 again: it never learns the scale"
+                severity = Severity.ERROR
+            else:
+                message = "a new GradScaler in every epoch starts at 65536 again, while the optimizer goes on"
+                severity = Severity.WARNING
+            yield found(
+                "AMP115",
+                create,
+                message,
+                severity=severity,
+                evidence=[(create, "made here"), (backward, "and used here")],
+                help="create it once, beside the optimizer",
+                fix=fixes.move_before_loops(create.module, create.node),
+            )
+
+
+def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> bool:
+    """Whether an optimizer is made in the same loop (or function) as the scaler: then both start anew together."""
+    for other in script.events(events.Create):
+        if other.value == optimizer:
+            depth = len(create.loops)
+            return [loop.node for loop in other.loops[:depth]] == [loop.node for loop in create.loops]
+    return not create.loops and not isinstance(optimizer.site, Sym)
+
+
+def _one_epoch(create: events.Create, backward: events.Backward) -> bool:
+    """Whether a function that nothing calls here is run once an epoch: it is told which epoch it runs, is given the
+    optimizer, and holds the one loop over batches."""
+    code = create.frame.code
+    if not create.frame.entry or not isinstance(code, ast.FunctionDef) or len(backward.loops) != 1:
+        return False
+    names = {argument.arg for argument in (*code.args.args, *code.args.kwonlyargs)}
+    return bool(names & {"epoch", "cur_epoch", "current_epoch", "epoch_idx", "epoch_num", "i_epoch", "ep"}) and any(
+        isinstance(optimizer.site, Sym) and optimizer.site.kind == "argument" for optimizer, _ in backward.touched
+    )
+
+
+@rule("AMP116")
+def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
+    """A checkpoint holds the optimizer's state but not the scaler's."""
+    scalers = {b.scaler for b in script.events(events.Backward) if isinstance(b.scaler, Scaler)}
+    scalers |= {s.scaler for s in script.events(events.Step) if isinstance(s.scaler, Scaler)}
+    scalers |= {c.value for c in script.events(events.Create) if isinstance(c.value, Scaler)}
+    scalers = {scaler for scaler in scalers if scaler.enabled != FALSE}
+    if not scalers or _saves_scaler(script):
+        return
+    for save in script.events(events.Save):
+        if save.module is not script.module or not _holds_optimizer(save):
+            continue
+        if not save.complete and not save.registers and save.mapping is None:
+            continue
+        maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
+        at = save.mapping if isinstance(save.mapping, ast.Dict) else None
+        event: events.Event = maker if save.registers and maker is not None else save
+        yield found(
+            "AMP116",
+            event,
+            "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of 65536 "
+            "again and skips steps",
+            node=None if event is maker else _optimizer_entry(at) or save.node,
+            evidence=[(maker, "the scaler"), (save, "saved without it")],
+            help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+            fix=_save_scaler(script, save, maker),
+        )
+
+
+def _save_scaler(script: Script, save: events.Save, maker: events.Create | None) -> Fix | None:
+    """The scaler's state beside the optimizer's, where the scaler has a name."""
+    if not isinstance(save.mapping, ast.Dict) or maker is None or maker.module is not save.module:
+        return None
+    entry = _optimizer_entry(save.mapping)
+    statement = script.module.statement(maker.node)
+    if entry is None or not isinstance(statement, ast.Assign) or statement.value is not maker.node:
+        return None
+    target = statement.targets[0]
+    in_reach = isinstance(target, ast.Attribute) or same_function(maker, save)
+    if not in_reach or not isinstance(target, ast.Name | ast.Attribute):
+        return None
+    return fixes.add_state(script.module, save.mapping, entry, text(script.module, target))
+
+
+def _saves_scaler(script: Script) -> bool:
+    """Whether the state of any scaler is saved or asked for."""
+    if any(isinstance(part, Scaler) for save in script.events(events.Save) for part in save.parts):
+        return True
+    names: set[str] = set()
+    for event in script.events(events.Event):
+        if isinstance(event, events.Step | events.Unscale) and event.scaler is not None:
+            names.add(receiver(event).rpartition(".")[2])
+    for node in ast.walk(script.module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
+                last = text(script.module, owner).rpartition(".")[2]
+                if last in names or "scaler" in last.lower():
+                    return True
+    return False
+
+
+def _holds_optimizer(save: events.Save) -> bool:
+    if any(isinstance(part, Optimizer) for part in save.parts):
+        return True
+    return isinstance(save.mapping, ast.Dict) and _optimizer_entry(save.mapping) is not None
+
+
+def _optimizer_entry(mapping: ast.Dict | None) -> ast.expr | None:
+    """The entry of a dict literal that holds an optimizer's state."""
+    if mapping is None:
+        return None
+    for key, value in zip(mapping.keys, mapping.values, strict=True):
+        match key, value:
+            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr="state_dict")) if "optim" in name:
+                return value
+    return None
+
+
+@rule("AMP133")
+def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
+    """The scaler's state is saved but never loaded, or loaded from where it may be missing or empty."""
+    loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
+    for load in loads:
+        source = load.source
+        if isinstance(source, Checkpoint) and source.path and not _guarded(load):
+            yield found(
+                "AMP133",
+                load,
+                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
+                "RuntimeError (its state is empty)",
+                severity=Severity.NOTE,
+                help='load it only if it is there: if checkpoint.get("scaler"): …',
+            )
+    for save in script.events(events.Save):
+        if not save.registers:
+            continue
+        for part in save.parts:
+            if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:
+                yield found(
+                    "AMP133",
+                    save,
+                    "a scaler that may be disabled becomes part of the checkpoint: its state is then empty, and "
+                    "loading that "
+                    "into an enabled scaler raises RuntimeError",
+                    severity=Severity.NOTE,
+                    help="register it only where it is enabled",
+                )
+    saves = [s for s in script.events(events.Save) if any(isinstance(p, Scaler) for p in s.parts) and not s.registers]
+    resumes = [load for load in script.events(events.Load) if isinstance(load.target, Optimizer)]
+    restored = loads or any("scaler" in text(load.module, load.node) for load in script.events(events.Load))
+    if saves and resumes and not restored:
+        yield found(
+            "AMP133",
+            resumes[0],
+            "the optimizer's state is restored, the scaler's was saved but is not: the scale starts at 65536 again",
+            evidence=[(saves[0], "saved here"), (resumes[0], "not restored here")],
+            help="load the scaler's state beside the optimizer's",
+        )
+
+
+def _guarded(load: events.Load) -> bool:
+    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence."""
+    for above in load.module.ancestors(load.node):
+        if isinstance(above, ast.Try):
+            return True
+        if isinstance(above, ast.If) and "scaler" in text(load.module, above.test, 200):
+            test = text(load.module, above.test, 200)
+            if any(word in test for word in (" in ", ".get(", "[", "keys")):
+                return True
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+    return False

@@ -1,0 +1,352 @@
+"""Family 1, in which order: backward, unscale_, clip, step, update, zero_grad."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    alternatives,
+    first_argument,
+    found,
+    receiver,
+    rule,
+    same_function,
+    text,
+)
+from amplint.checks.scaler.protocol import (
+    backwards_of,
+    is_disabled,
+    named,
+    scaler_name,
+    steps_of,
+)
+from amplint.findings import Finding, Fix
+from amplint.rewrite.fixes import scaler as fixes
+from amplint.source import events
+from amplint.source.values import (
+    Optimizer,
+    Scaler,
+)
+
+
+@rule("AMP105")
+def clip_before_unscale(script: Script) -> Iterator[Finding]:
+    """Gradients are clipped while they are still multiplied by the loss scale."""
+    for clip in script.events(events.Clip):
+        for optimizer, before in clip.touched:
+            if (
+                before.kind == "scaled"
+                and not before.stepped
+                and isinstance(before.scaler, Scaler)
+                and not _measures(clip)
+            ):
+                yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
+    unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
+    if unscales:
+        return
+    for step in script.events(events.Step):
+        if step.scaler is not None and step.before.kind == "entry" and not is_disabled(step.scaler):
+            for seen in step.clips:
+                if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
+                    yield _clipped(script, seen, step.optimizer, [])
+
+
+def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]) -> Finding:
+    step = next(steps_of(script, optimizer, scaled=True), None)
+    evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
+    evidence += [(clip, "clipped while scaled")]
+    place = _call_towards(clip, backwards)
+    if step is not None:
+        evidence += [(step, "unscaled only here, after the clip")]
+        name = f"{receiver(step)}.unscale_({first_argument(step)})"
+    else:
+        name = "scaler.unscale_(optimizer)"
+    return found(
+        "AMP105",
+        clip,
+        node=place,
+        message="gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
+        "the limit acts as if it were that much smaller",
+        evidence=evidence,
+        help=f"call {name} before clipping",
+        fix=_unscale_first(script, clip, place or clip.node, optimizer, step),
+    )
+
+
+def _unscale_first(
+    script: Script, clip: events.Clip, place: ast.AST, optimizer: Optimizer, step: events.Step | None
+) -> Fix | None:
+    """unscale_ before the first of the clips of a step; the fix of one mends the others, too."""
+    module = clip.module
+    if step is None or step.module is not module or module.function(place) is not module.function(step.node):
+        return None
+    for other in script.events(events.Clip):
+        if other is clip:
+            break
+        together = same_function(other, clip) and not alternatives(module, other.node, clip.node)
+        if other.node is clip.node or not together:
+            continue
+        if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
+            return None
+    return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
+
+
+def _call_towards(event: events.Event, others: list[events.Backward]) -> ast.AST | None:
+    """Where the function that ran `others` calls the helper that `event` is in: what is wrong is wrong there, the
+    helper serves other callers, too. None if the event is not in a helper of that function."""
+    for other in others:
+        call = None
+        for frame in event.frame.stack():
+            if frame is other.frame:
+                return call
+            call = frame.call
+    return None
+
+
+def _measures(clip: events.Clip) -> bool:
+    """Clipping with no limit only measures the norm."""
+    if not isinstance(clip.node, ast.Call):
+        return False
+    limit = clip.node.args[1] if len(clip.node.args) > 1 else None
+    for keyword in clip.node.keywords:
+        if keyword.arg in ("max_norm", "clip_value"):
+            limit = keyword.value
+    if limit is None:
+        return False
+    match limit:
+        case ast.Constant(value=None):
+            return True
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as number)]):
+            return number.strip("+-") in ("inf", "infinity")
+        case ast.Attribute(attr="inf"):
+            return True
+    return False
+
+
+@rule("AMP106")
+def scaled_gradient_read(script: Script) -> Iterator[Finding]:
+    """Gradients are read or changed by a rule that depends on their size, while they are still scaled."""
+    for read in script.events(events.ReadGradient):
+        for _, before in read.touched:
+            if before.kind == "scaled" and not before.stepped and isinstance(before.scaler, Scaler):
+                scaler = scaler_name(script, before)
+                yield found(
+                    "AMP106",
+                    read,
+                    "the gradient is still multiplied by the loss scale (65536 at first) here",
+                    evidence=[
+                        *((b, "these gradients are scaled") for b in backwards_of(read, before)[-1:]),
+                        (read, "read scaled"),
+                    ],
+                    help=f"call {scaler}.unscale_(optimizer) first, once per step",
+                )
+
+
+@rule("AMP108")
+def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
+    """Scaled gradients are added to gradients that were unscaled already: unscale_ runs in every micro-batch."""
+    for backward in script.events(events.Backward):
+        if backward.scaler is None:
+            continue
+        for optimizer, before in backward.touched:
+            if before.kind != "unscaled" or before.stepped or not before.by:
+                continue
+            unscale = before.by[0]
+            if not isinstance(unscale, events.Unscale) or unscale.scaler != backward.scaler:
+                continue
+            step = next(steps_of(script, optimizer, scaled=True), None)
+            yield found(
+                "AMP108",
+                unscale,
+                "unscale_ runs before all gradients of the step are there: the next backward adds scaled gradients to "
+                "unscaled ones, and a second unscale_ raises RuntimeError",
+                evidence=[
+                    (unscale, "gradients are unscaled"),
+                    (backward, "scaled gradients are added to them in the next micro-batch"),
+                    (step, "the step comes later") if step is not None else (None, ""),
+                ],
+                help="call unscale_ once per step, under the same condition as the step",
+                fix=_move_unscale(unscale, step),
+            )
+
+
+def _move_unscale(unscale: events.Unscale, step: events.Step | None) -> Fix | None:
+    if step is None or not same_function(unscale, step):
+        return None
+    return fixes.move_under_step(unscale.module, unscale.node, step.node)
+
+
+@rule("AMP110")
+def missing_update(script: Script) -> Iterator[Finding]:
+    """scaler.step() or unscale_() again, although update() has not run since the last step."""
+    for event in script.events(events.Event):
+        if not isinstance(event, events.Step | events.Unscale) or event.scaler is None or event.state != "stepped":
+            continue
+        step = next(
+            (
+                s
+                for s in steps_of(script, event.optimizer, scaled=True)
+                if s.scaler == event.scaler and s.module is event.module
+            ),
+            None,
+        )
+        if step is None:
+            continue
+        name = receiver(step)
+        yield found(
+            "AMP110",
+            step,
+            f"{name}.update() does not run after {text(step.module, step.node)}: the next round raises RuntimeError",
+            evidence=[(step, "steps"), (event, "comes again without an update() in between")],
+            help=f"call {name}.update() once per iteration, after the last {name}.step()",
+            fix=_update_after(script, step),
+        )
+
+
+def _update_after(script: Script, step: events.Step) -> Fix | None:
+    """update() after the last step through this scaler, unless one stands somewhere already (under another
+    condition)."""
+    if any(update.scaler == step.scaler for update in script.events(events.Update)):
+        return None
+    steps = [s for s in script.events(events.Step) if s.scaler == step.scaler]
+    if not all(same_function(s, step) and s.module is step.module for s in steps):
+        return None
+    return fixes.update_after(step.module, [s.node for s in steps], receiver(step))
+
+
+@rule("AMP111")
+def misplaced_update(script: Script) -> Iterator[Finding]:
+    """update() between unscale_ and step, or without a step: the scaler forgets what it has done."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "unscaled" or before.stepped or step.state != "ready":
+            continue
+        update = _last_update(script, step)
+        if update is not None and before.by and isinstance(before.by[0], events.Unscale):
+            yield found(
+                "AMP111",
+                update,
+                f"{receiver(update)}.update() runs between unscale_ and step: the step divides the gradients by the "
+                f"scale a "
+                "second time",
+                evidence=[
+                    (before.by[0], "unscaled"),
+                    (update, "the scaler forgets that"),
+                    (step, "and unscales again"),
+                ],
+                help="call it once, after the step",
+                fix=fixes.update_behind(update.module, update.node, step.node) if same_function(update, step) else None,
+            )
+    for update in script.events(events.Update):
+        for optimizer, waiting in update.waiting:
+            later = next((s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler), None)
+            if update.pairs or later is None or not same_function(later, update):
+                continue
+            yield found(
+                "AMP111",
+                update,
+                f"{receiver(update)}.update() runs although nothing was stepped or unscaled since the last one: "
+                f"AssertionError",
+                evidence=[
+                    *((b, "gradients wait for a step") for b in backwards_of(later, waiting)[-1:]),
+                    (update, "updates before it"),
+                    (later, "the step comes later"),
+                ],
+                help="call it once, after the step, under the step's condition",
+            )
+
+
+def _last_update(script: Script, step: events.Step) -> events.Update | None:
+    last = None
+    for event in script.reading.events:
+        if event is step:
+            break
+        if isinstance(event, events.Update) and event.scaler == step.scaler:
+            last = event
+    return last
+
+
+@rule("AMP112")
+def update_between_optimizers(script: Script) -> Iterator[Finding]:
+    """update() after one optimizer's step, while another's scaled gradients still wait for theirs."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "scaled" or not before.stale or not before.by:
+            continue
+        update = before.by[0]
+        if not isinstance(update, events.Update) or not any(state == "stepped" for _, state in update.pairs):
+            continue
+        other = next((s for s in script.events(events.Step) if s.optimizer == update.pairs[0][0] and s.scaler), None)
+        yield found(
+            "AMP112",
+            update,
+            f"{receiver(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
+            f"gradients are "
+            "divided by the wrong one",
+            evidence=[
+                *((b, "gradients are scaled with the old scale") for b in backwards_of(step, before)[-1:]),
+                (other, "another optimizer steps"),
+                (update, "the scale may change"),
+                (step, "and divides by the new one"),
+            ],
+            help="call update() once per iteration, after the last step",
+            fix=_drop_update(script, update, step),
+        )
+
+
+def _drop_update(script: Script, update: events.Update, step: events.Step) -> Fix | None:
+    """Only where another update follows the last step in the same block as that step."""
+    later = [u for u in script.events(events.Update) if u.scaler == update.scaler and u.node is not update.node]
+    if not any(same_function(u, step) and u.node.lineno > step.node.lineno for u in later):  # type: ignore[attr-defined]
+        return None
+    return fixes.drop_update(update.module, update.node)
+
+
+@rule("AMP113")
+def step_skipped_without_update(script: Script) -> Iterator[Finding]:
+    """A path skips the step after unscale_ and forgets update(): the next unscale_ raises."""
+    for unscale in script.events(events.Unscale):
+        before = unscale.before
+        if unscale.state != "unscaled" or before.kind != "scaled" or before.stepped:
+            continue
+        step = next(steps_of(script, unscale.optimizer, scaled=True), None)
+        name = receiver(unscale)
+        yield found(
+            "AMP113",
+            unscale,
+            f"a path skips the step after this and never calls {name}.update(): the next unscale_ raises RuntimeError",
+            evidence=[(unscale, "unscaled"), (step, "skipped on one path") if step is not None else (None, "")],
+            help=f"call {name}.update() on that path, too",
+        )
+
+
+@rule("AMP120")
+def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
+    """Gradients are thrown away before the step that should use them."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "none" or not before.lost or not before.by:
+            continue
+        zero = before.by[0]
+        backwards = backwards_of(step, before)[-1:]
+        yield found(
+            "AMP120",
+            zero,
+            "gradients are set to zero between backward and step: the step changes nothing, or raises AssertionError",
+            evidence=[
+                *((b, "gradients are computed") for b in backwards),
+                (zero, "and thrown away"),
+                (step, "before this uses them"),
+            ],
+            help="call it after the step, or before the forward",
+            fix=_zero_after(script, zero, step),
+        )
+
+
+def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | None:
+    if not same_function(zero, step):
+        return None
+    update = next((u for u in script.events(events.Update) if u.scaler == step.scaler and same_function(u, step)), None)
+    return fixes.zero_after(zero.module, zero.node, step.node, update.node if update else None)

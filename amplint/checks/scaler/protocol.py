@@ -1,0 +1,61 @@
+"""What the checks of the scaler protocol share: reading steps and backward passes off the events."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    alternatives,
+    first_argument,
+    receiver,
+    same_function,
+    text,
+)
+from amplint.source import events
+from amplint.source.values import (
+    FALSE,
+    Optimizer,
+    Scaler,
+    Value,
+)
+
+
+def backwards_of(event: events.Event, gradients: events.Gradients) -> list[events.Backward]:
+    return [origin for origin in gradients.origins if isinstance(origin, events.Backward)]
+
+
+def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[events.Step]:
+    """All steps of an optimizer, through a scaler or not."""
+    for step in script.events(events.Step):
+        if step.optimizer == optimizer and (step.scaler is not None) is scaled:
+            yield step
+
+
+def flag_decides(script: Script, event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> bool:
+    """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
+    the scaler chooses between them, and nothing is known to be wrong."""
+    return any(
+        same_function(event, other)
+        and other.module is event.module
+        and alternatives(event.module, event.node, other.node)
+        for other in others
+    )
+
+
+def named(step: events.Step) -> str:
+    """The optimizer as the source names it."""
+    return first_argument(step) if step.scaler is not None else receiver(step) or "the optimizer"
+
+
+def scaler_name(script: Script, gradients: events.Gradients) -> str:
+    for origin in gradients.origins:
+        scaled = next((n for n in ast.walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
+        if scaled is not None:
+            return text(origin.module, scaled.value)
+    return "scaler"
+
+
+def is_disabled(scaler: Value) -> bool:
+    return isinstance(scaler, Scaler) and scaler.enabled == FALSE

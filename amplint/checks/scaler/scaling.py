@@ -1,0 +1,228 @@
+"""Family 1, what is scaled: every loss that reaches a step through the scaler, and no other."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    found,
+    receiver,
+    rule,
+    same_function,
+    text,
+)
+from amplint.checks.scaler.protocol import (
+    backwards_of,
+    flag_decides,
+    is_disabled,
+    named,
+    scaler_name,
+    steps_of,
+)
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import scaler as fixes
+from amplint.source import events
+from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
+from amplint.source.values import (
+    Region,
+    Scaler,
+    Tensor,
+)
+
+
+@rule("AMP101")
+def fp16_without_scaler(script: Script) -> Iterator[Finding]:
+    """A loss computed under float16 autocast is differentiated and stepped on without a GradScaler."""
+    for step in script.events(events.Step):
+        before = step.before
+        if before.kind != "plain" or before.region is None or (step.closure and step.scaler):
+            continue
+        for backward in backwards_of(step, before):
+            region = backward.loss.region if isinstance(backward.loss, Tensor) else before.region
+            severity = _half_without_scaler(region)
+            if severity is None or (step.scaler is not None and not is_disabled(step.scaler)):
+                continue
+            scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
+            if any(same_function(backward, b) for b in scaled) or flag_decides(script, backward, scaled):
+                continue
+            assert region is not None
+            yield found(
+                "AMP101",
+                backward,
+                f"float16 gradients without a GradScaler: those below {2**-25:.2g} become zero, silently",
+                severity=severity,
+                evidence=[
+                    (_entering(script, region), "the loss is computed in float16 under this autocast"),
+                    (backward, "its gradients are computed unscaled"),
+                    (step, f"and {text(step.module, step.node)} uses them"),
+                ],
+                help="scale the loss with torch.amp.GradScaler, or use dtype=torch.bfloat16",
+                fix=_complete(script, backward, step, region),
+            )
+
+
+def _complete(script: Script, backward: events.Backward, step: events.Step, region: Region) -> Fix | None:
+    """A scaler made beside the optimizer, where everything stands in one function."""
+    create = next((c for c in script.events(events.Create) if c.value == step.optimizer), None)
+    if create is None or any(
+        not same_function(create, one) or one.module is not script.module for one in (backward, step)
+    ):
+        return None
+    others = [b for b in script.events(events.Backward) if b.node is not backward.node and same_function(b, backward)]
+    steps = {s.node for s in script.events(events.Step) if s.optimizer == step.optimizer}
+    clips = [c for c in script.events(events.Clip) if same_function(c, step)]
+    if others or len(steps) != 1:
+        return None
+    return fixes.add_scaler(
+        script.module, create.node, backward.node, step.node, [clip.node for clip in clips], region.autocast.node
+    )
+
+
+def _half_without_scaler(region: Region | None) -> Severity | None:
+    """How sure it is that a region runs in float16."""
+    if region is None or region.assumed:
+        return None
+    autocast = region.autocast
+    if autocast.dtype is not None and dtype_of(autocast.dtype) != "float16":
+        return None
+    if region_dtype(region) == "float16":
+        return Severity.ERROR
+    device = autocast.device
+    if device is None or device_type(device) in ("cpu", "xla", "hpu"):
+        return None
+    return Severity.WARNING  # float16 wherever the device is not a CPU
+
+
+def _entering(script: Script, region: Region) -> events.Event | None:
+    return next((event for event in script.events(events.Enter) if event.entered == region), None)
+
+
+@rule("AMP102")
+def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
+    """optimizer.step() on gradients that a scaler scaled."""
+    for step in script.events(events.Step):
+        before = step.before
+        if (
+            step.scaler is not None
+            or before.kind not in ("scaled", "unscaled")
+            or not isinstance(before.scaler, Scaler)
+        ):
+            continue
+        if flag_decides(script, step, steps_of(script, step.optimizer, scaled=True)):
+            continue
+        backward = backwards_of(step, before)[-1:]
+        evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backward]
+        if before.stepped and before.kind == "unscaled":
+            through = [s for s in steps_of(script, step.optimizer, scaled=True) if same_function(s, step)]
+            if not through:
+                continue
+            evidence += [(through[-1], "this already steps the optimizer")]
+            message = f"{named(step)} steps a second time, past the scaler's check for inf and nan"
+            yield found(
+                "AMP102",
+                step,
+                message,
+                evidence=evidence,
+                help="remove it: scaler.step() calls optimizer.step()",
+                fix=fixes.drop_second_step(step.module, step.node),
+            )
+        elif before.kind == "unscaled":
+            yield found(
+                "AMP102",
+                step,
+                f"{named(step)} bypasses the scaler: a step with inf or nan gradients is not skipped",
+                severity=Severity.WARNING,
+                evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
+                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
+                fix=_through_scaler(script, step),
+            )
+        else:
+            yield found(
+                "AMP102",
+                step,
+                f"{named(step)} steps with gradients that are still multiplied by the loss scale (65536 at first)",
+                evidence=evidence,
+                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
+                fix=_through_scaler(script, step),
+            )
+
+
+def _through_scaler(script: Script, step: events.Step) -> Fix | None:
+    origin = next((b for b in step.before.origins if same_function(b, step)), None)
+    if origin is None or not isinstance(step.node, ast.Call):
+        return None
+    updates = any(u.scaler == step.before.scaler for u in script.events(events.Update))
+    return fixes.step_through_scaler(step.module, step.node, scaler_name(script, step.before), not updates)
+
+
+@rule("AMP103")
+def backward_not_scaled(script: Script) -> Iterator[Finding]:
+    """scaler.step() on gradients of a loss that was never scaled; scaler.scale() whose result is dropped."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "plain" or is_disabled(step.scaler):
+            continue
+        scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
+        for backward in backwards_of(step, before):
+            if flag_decides(script, backward, scaled) or flag_decides(
+                script, step, steps_of(script, step.optimizer, scaled=False)
+            ):
+                continue
+            yield found(
+                "AMP103",
+                backward,
+                "the loss is not scaled, but the step divides its gradients by the loss scale (65536 at first)",
+                evidence=[
+                    (backward, "unscaled gradients are computed"),
+                    (step, f"{receiver(step)} divides them by the scale and steps"),
+                ],
+                help=f"call {receiver(step)}.scale(loss).backward()",
+                fix=_scale_loss(script, backward, step),
+            )
+    for discard in script.events(events.Discard):
+        if isinstance(discard.value, Tensor):
+            yield found(
+                "AMP103",
+                discard,
+                "the scaled loss is dropped: scale() returns it and leaves its argument as it is",
+                help="call backward() on what scale() returns",
+            )
+
+
+def _scale_loss(script: Script, backward: events.Backward, step: events.Step) -> Fix | None:
+    if not same_function(backward, step) or not isinstance(backward.node, ast.Call) or not receiver(step):
+        return None
+    dropped = [
+        d.node for d in script.events(events.Discard) if isinstance(d.value, Tensor) and same_function(d, backward)
+    ]
+    statement = dropped[0] if dropped and isinstance(dropped[0], ast.stmt) else None
+    return fixes.scale_backward(backward.module, backward.node, receiver(step), statement)
+
+
+@rule("AMP104")
+def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
+    """Scaled and unscaled gradients are added up, and the step divides both by the scale."""
+    for step in script.events(events.Step):
+        before = step.before
+        backwards = backwards_of(step, before)
+        scaled = [b for b in backwards if b.scaler is not None]
+        if step.scaler is None or before.kind != "mixed" or not scaled:
+            continue
+        for backward in backwards:
+            if backward.scaler is None and not flag_decides(script, backward, scaled):
+                yield found(
+                    "AMP104",
+                    backward,
+                    "this loss is not scaled, but its gradients are added to scaled ones and divided by the loss "
+                    "scale with "
+                    "them: next to nothing is left of it",
+                    evidence=[
+                        (scaled[-1], "these gradients are scaled"),
+                        (backward, "these are not"),
+                        (step, "both are divided"),
+                    ],
+                    help=f"scale every loss of the step: {receiver(step)}.scale(loss).backward()",
+                    fix=_scale_loss(script, backward, step),
+                )
