@@ -162,28 +162,35 @@ def _code(failed: bool, found: bool, options: Options) -> int:
 
 def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
     """`amplint fix`: write, or print, what the rewriter makes of each file; the worst file decides the exit code."""
-    found = _discover(paths, settings, options)
-    return max((_fix_file(file, settings, options) for file in found), default=0)
+    code = 0
+    read: list[tuple[Module, bytes]] = []
+    for file in _discover(paths, settings, options):
+        try:
+            if file.problem:
+                raise Unreadable(file.problem)
+            data = files.read(file.path)
+            read.append((Module.read(file.path, data), data))
+        except Unreadable as error:
+            code = _complain(problem(file.path, error.reason, error.location))
+    together = [module for module, _ in read]
+    return max([code, *(_fix_file(module, data, together, settings, options) for module, data in read)])
 
 
-def _fix_file(file: files.File, settings: Settings, options: Options) -> int:
-    instrument = _part("amplint.rewrite.instrument")
+def _fix_file(module: Module, data: bytes, together: list[Module], settings: Settings, options: Options) -> int:
+    from amplint.rewrite import instrument
+
     try:
-        if file.problem:
-            raise Unreadable(file.problem)
-        data = files.read(file.path)
-        module = Module.read(file.path, data)
-        # -> .text, the new source; .lines, the summary; .refused, whether a training step was
-        result = instrument.fix(module, settings, {"dtype": options["dtype"] or settings.target_dtype})
+        dtype = options["dtype"] or settings.target_dtype
+        result = instrument.fix(module, settings, {**options, "dtype": dtype}, together)
         changed = result.text != module.text
         if changed and not options["diff"] and not options["check"]:
-            files.write(file.path, result.text.encode(module.encoding), data)
+            files.write(module.path, result.text.encode(module.encoding), data)
     except Unreadable as error:
-        return _complain(problem(file.path, error.reason, error.location))
+        return _complain(problem(module.path, error.reason, error.location))
     except Exception as error:
-        return _complain(problem(file.path, internal(error)))
+        return _complain(problem(module.path, internal(error)))
     if options["diff"]:
-        click.echo(patch(file.path, module.text, result.text), nl=False)
+        click.echo(patch(module.path, module.text, result.text), nl=False)
     for line in result.lines:
         click.echo(line, err=options["diff"])
     return int(changed if options["check"] else result.refused)

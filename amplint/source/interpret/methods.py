@@ -293,6 +293,8 @@ def _tensor(
         return [(tensors.cast(tensor, CASTS[name], world, node, name), world)]
     if name in ("to", "type", "type_as"):
         return [(_converted(tensor, name, given, node, world), world)]
+    if name == "numpy":
+        library_calls.operation(m, "numpy", (tensor,), {}, node, world, frame)
     if name in tensors.NUMBERS:
         return [(fresh("number") if name != "size" else sym("attr", f"tensor {tensor.identity}", name), world)]
     if name in tensors.VIEWS or name in _IN_PLACE_KEEP:

@@ -1,0 +1,124 @@
+"""Where AMP is switched on: the script's own device, and the expression that compares it with the target."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from dataclasses import dataclass
+
+from amplint.rewrite.fixes import bound_before
+from amplint.source.module import FunctionNode, Module
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a place in the script says on which device AMP runs: `device` is the first argument of autocast, `enabled`
+    the condition ("" where there is nothing to ask)."""
+
+    device: str
+    enabled: str = ""
+
+    def arguments(self, dtype: str, torch: str) -> str:
+        enabled = f", enabled={self.enabled}" if self.enabled else ""
+        return f"{self.device}, dtype={torch}.{dtype}{enabled}"
+
+
+def moved_to(module: Module) -> Counter[str]:
+    """The device expressions that `.to(…)` is given, as names or attributes, with how often."""
+    found: Counter[str] = Counter()
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name() | ast.Attribute() as device, *_]):
+                text = module.source(device)
+                if not text.startswith("torch.") and _may_be_device(module, text):
+                    found[text] += 1
+    return found
+
+
+def _may_be_device(module: Module, text: str) -> bool:
+    """`.to(x)` also takes a dtype or a tensor; what is assigned one of those is no device."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[target], value=value) if module.source(target) == text:
+                source = module.source(value)
+                if ".dtype" in source or source.startswith(("torch.float", "torch.bfloat", "torch.half")):
+                    return False
+    return True
+
+
+def hard_coded(module: Module) -> bool:
+    """Whether the script moves its model or data with a bare `.cuda()` or `.to("cuda")`, whatever the machine has."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="cuda"), args=[]):
+                if not _asked_for(module, node):
+                    return True
+            case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value=str() as text), *_]):
+                if text.startswith("cuda") and not _asked_for(module, node):
+                    return True
+    return False
+
+
+def _asked_for(module: Module, node: ast.AST) -> bool:
+    """Whether a condition above asks for a GPU first."""
+    return any(isinstance(above, ast.If | ast.IfExp) for above in module.ancestors(node))
+
+
+def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | None) -> Gate | None:
+    """The gate for autocast (or a scaler) at a statement; None if no expression for the device is at hand there."""
+    for text, _ in moved_to(module).most_common():
+        if _visible(module, text, place):
+            kind = f"{text}.type" if _is_device_object(module, text) else f"{torch}.device({text}).type"
+            return Gate(kind, f'{kind} == "{target}"')
+    if hard_coded(module):
+        return Gate('"cuda"')
+    if moved_to(module):
+        return None
+    if target == "cpu":
+        return Gate('"cpu"')
+    if model is None:
+        return None
+    kind = f"next({model}.parameters()).device.type"
+    return Gate(kind, f'{kind} == "{target}"')
+
+
+def _visible(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether an expression can be evaluated at a statement: its root is bound there, in its function or globally."""
+    root = text.partition(".")[0]
+    for function in (above for above in module.ancestors(place) if isinstance(above, FunctionNode)):
+        if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
+            return True
+        if _assigned_in(function, root):
+            return bound_before(module, text, place)
+    return any(
+        isinstance(node, ast.Name) and node.id == root and isinstance(node.ctx, ast.Store) and not module.function(node)
+        for node in ast.walk(module.tree)
+    )
+
+
+def _assigned_in(function: FunctionNode, name: str) -> bool:
+    return any(
+        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(function)
+    )
+
+
+def _is_device_object(module: Module, text: str) -> bool:
+    """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
+    made = []
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name() | ast.Attribute() as target], value=value) if module.source(target) ==
+            text:
+                made.append(_makes_device(module, value))
+    return bool(made) and all(made)
+
+
+def _makes_device(module: Module, value: ast.expr) -> bool:
+    match value:
+        case ast.Call(func=function):
+            names = module.dotted(function)
+            return bool(names & {"torch.device", "torch.accelerator.current_accelerator"})
+        case ast.IfExp():
+            return _makes_device(module, value.body) and _makes_device(module, value.orelse)
+    return False
