@@ -107,10 +107,8 @@ def _is_device_object(module: Module, text: str) -> bool:
     """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
     made = []
     for node in ast.walk(module.tree):
-        match node:
-            case ast.Assign(targets=[ast.Name() | ast.Attribute() as target], value=value) if module.source(target) ==
-            text:
-                made.append(_makes_device(module, value))
+        if isinstance(node, ast.Assign) and any(module.source(target) == text for target in node.targets):
+            made.append(_makes_device(module, node.value))
     return bool(made) and all(made)
 
 
