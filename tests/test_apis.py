@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FILES = sorted((rules_folder() / "apis").glob("*.toml"))
 RETURNS = {
     *("optimizer", "scaler", "callable-scaler", "autocast", "null-context", "no-grad", "enable-grad", "model", "same"),
-    *("copy", "parameters", "tensor", "constant", "scheduler", "managed", "device", "checkpoint"),
+    *("copy", "parameters", "tensor", "constant", "scheduler", "managed", "device", "checkpoint", "scaled-loss"),
 }
 DOES = {
     *("clip", "save", "load", "register", "launch", "backward", "step", "unscale", "update", "zero-grad", "exit"),
@@ -28,7 +28,7 @@ DOES = {
 }
 ROLES = {
     *("parameters", "optimizer", "loss", "model", "scaler", "device", "dtype", "enabled", "cache", "target", "args"),
-    *("kwargs", "object", "path", "how"),
+    *("kwargs", "object", "path", "how", "delay"),
 }
 FIXED = {
     **dict.fromkeys(("device", "dtype", "how"), str),

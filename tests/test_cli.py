@@ -323,7 +323,7 @@ def test_events(monkeypatch):
 
 
 def test_fix_command(monkeypatch):
-    def rewrite(module, settings, options):
+    def rewrite(module, settings, options, together):
         text = module.text.replace("old", f"new on {settings.target_device} in {options['dtype']}")
         if "crash" in text:
             raise KeyError("oops")

@@ -7,12 +7,12 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fakes import fake_check, make_finding, make_related
+from fakes import fake_check, make_finding, make_fix, make_related
 
 from amplint import cache, checks, engine, files, parallel
+from amplint.checks import Checked
 from amplint.config import Settings, load
 from amplint.engine import Job, check_data, run
 from amplint.files import File, discover
@@ -228,12 +228,10 @@ def test_findings_in_other_files_go_there_once_if_they_were_asked_for(monkeypatc
 
     def across(module, settings):
         if module.path != "main.py":
-            return [finding for finding in fake_check(module, settings) if finding.range.start.row != 4]
+            return Checked(tuple(f for f in fake_check(module, settings).findings if f.range.start.row != 4))
         places = [("lib.py", 3), ("lib.py", 4), ("lib.py", 1), ("lib.py", 1), ("other.py", 1), ("main.py", 1)]
-        return [
-            make_finding(os.path.abspath(path), row) if path != "main.py" else make_finding(path, row)
-            for path, row in places
-        ]
+        absolute = ((path if path == "main.py" else os.path.abspath(path), row) for path, row in places)
+        return Checked(tuple(make_finding(path, row) for path, row in absolute))
 
     monkeypatch.setattr(checks, "check_module", across)
     outcomes = run(discover(["main.py", "lib.py"], load(["."], {})), job())
@@ -283,9 +281,8 @@ def test_fixes_that_never_settle_change_nothing():
 def test_ten_rounds_are_enough_for_ten_conflicts(monkeypatch):
     def growing(module, settings):
         row = module.text.count("x\n") + 1
-        from fakes import make_fix
-
-        return [make_finding(module.path, row, fix=make_fix((row, 1, row, 2, "x"), path=module.path))] * (row <= ROUNDS)
+        fix = make_fix((row, 1, row, 2, "x"), path=module.path)
+        return Checked((make_finding(module.path, row, fix=fix),) * (row <= ROUNDS))
 
     monkeypatch.setattr(checks, "check_module", growing)
     path = put("a.py", "y\n" * 12 + "# _call(\n")
@@ -456,10 +453,9 @@ def test_a_result_holds_as_long_as_its_dependencies(monkeypatch):
 
     def depending(module, settings):
         runs.append(1)
-        found = [
-            replace(finding, related=(make_related("lib.py", 1, "here"),)) for finding in fake_check(module, settings)
-        ]
-        return SimpleNamespace(findings=found, dependencies=("lib.py", "absent.py"))
+        related = (make_related("lib.py", 1, "here"),)
+        findings = tuple(replace(finding, related=related) for finding in fake_check(module, settings).findings)
+        return Checked(findings, ("lib.py", "absent.py"))
 
     monkeypatch.setattr(checks, "check_module", depending)
     first = cached()

@@ -37,8 +37,9 @@ FAMILIES = {
 KEYS = {
     **dict.fromkeys(("code", "name", "family", "severity", "fix", "since", "min-torch"), str),
     **dict.fromkeys(("default", "preview"), bool),
-    "triggers": list,
+    **dict.fromkeys(("triggers", "with"), list),
 }
+OPTIONAL = {"min-torch", "with"}
 BOLD = {
     *("AMP101", "AMP102", "AMP103", "AMP105", "AMP108", "AMP110", "AMP115", "AMP116", "AMP120", "AMP201", "AMP202"),
     *("AMP207", "AMP211", "AMP216", "AMP301", "AMP302", "AMP303", "AMP401", "AMP403", "AMP406", "AMP601", "AMP602"),
@@ -59,7 +60,7 @@ def test_the_bold_rules_have_pages() -> None:
 @pages
 def test_front_matter(path: Path) -> None:
     matter = tomllib.loads(path.read_text(encoding="utf-8").split("+++\n", 2)[1])
-    assert set(KEYS) - {"min-torch"} <= set(matter) <= set(KEYS)
+    assert set(KEYS) - OPTIONAL <= set(matter) <= set(KEYS)
     assert all(type(value) is KEYS[key] for key, value in matter.items())
     assert re.fullmatch(r"AMP[0-9]{3}", matter["code"])
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", matter["name"])
@@ -136,11 +137,13 @@ def test_code_blocks_are_python(path: Path) -> None:
 
 @pages
 def test_triggers(path: Path) -> None:
-    """Every bad example holds a trigger: triage would not skip it. None of them is empty, or contains another."""
+    """Every bad example holds a trigger and a word of each group of `with`: triage would not skip it. No word is empty,
+    or contains another of its group."""
     rule = read_page(path)
-    assert rule.triggers
-    assert all(isinstance(word, str) and word.strip() for word in rule.triggers)
-    assert not [word for word in rule.triggers for other in rule.triggers if word != other and other in word]
+    for group in (rule.triggers, *rule.with_words):
+        assert group
+        assert all(isinstance(word, str) and word.strip() for word in group)
+        assert not [word for word in group for other in group if word != other and other in word]
     for kind, code in rule.examples():
         if kind == "bad":
             assert may_hold(code.encode(), (rule,))
