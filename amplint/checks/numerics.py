@@ -50,7 +50,7 @@ _FINFO = {"eps": 2.0**-10, "tiny": 2.0**-14, "smallest_normal": 2.0**-14, "resol
 def _at_half(value: Value) -> float:
     """What a product or power of torch.finfo(x.dtype).eps is where x is float16; nan for anything else."""
     match value:
-        case Sym(kind="attr", parts=(Sym(kind="finfo", parts=(Sym(),)), str() as name)):
+        case Sym(kind="attr", parts=(Sym(kind="finfo", parts=(dtype,)), str() as name)) if _open(dtype):
             return _FINFO.get(name, math.nan)
         case Choice():
             below = [number for number in (_at_half(value.yes), _at_half(value.no)) if not math.isnan(number)]
@@ -60,6 +60,11 @@ def _at_half(value: Value) -> float:
         case Sym(kind="op", parts=("Mult", Sym() as left, Const(value=int() | float() as factor))):
             return float(_at_half(left) * factor)
     return math.nan
+
+
+def _open(dtype: object) -> bool:
+    """Whether a dtype is not decided by the code: it is that of whatever tensor comes."""
+    return isinstance(dtype, Sym) or (isinstance(dtype, Choice) and (_open(dtype.yes) or _open(dtype.no)))
 
 
 def number(constant: Const) -> float:

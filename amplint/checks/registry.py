@@ -64,19 +64,31 @@ def found(
     fix: Fix | None = None,
 ) -> Finding:
     """A finding at an event (or at another node of its file); evidence lines come in the order in which they run."""
-    module = event.module
-    related = tuple(
-        Related(text, other.module.path, other.module.range(other.node))
-        for other, text in evidence
-        if other is not None
+    places = [(other.module, other.node, text) for other, text in evidence if other is not None]
+    return found_at(
+        code, event.module, node or event.node, message, severity=severity, evidence=places, help=help, fix=fix
     )
+
+
+def found_at(
+    code: str,
+    module: Module,
+    node: ast.AST,
+    message: str,
+    *,
+    severity: Severity | None = None,
+    evidence: Iterable[tuple[Module, ast.AST, str]] = (),
+    help: str = "",
+    fix: Fix | None = None,
+) -> Finding:
+    """A finding at a node of a file, for what the source says by itself."""
     return Finding(
         code,
         message,
         module.path,
-        module.range(node or event.node),
+        module.range(node),
         severity or knowledge.rules()[code].severity,
-        related,
+        tuple(Related(text, other.path, other.range(place)) for other, place, text in evidence),
         help,
         fix,
     )

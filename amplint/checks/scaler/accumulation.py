@@ -9,14 +9,17 @@ from amplint.checks.registry import (
     Script,
     first_argument,
     found,
+    found_at,
     rule,
     same_function,
+    text,
 )
 from amplint.checks.scaler.protocol import (
     backwards_of,
 )
 from amplint.findings import Finding, Severity
 from amplint.source import events
+from amplint.source.module import Module
 from amplint.source.values import (
     Scaled,
 )
@@ -88,6 +91,55 @@ def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help="pass delay_unscale=True to scale_loss in all micro-batches but the last",
             )
+
+
+@rule("AMP136")
+def factor_compounds(script: Script) -> Iterator[Finding]:
+    """A hand-written loss scaler divides its factor by the scale in every backward: after k micro-batches the gradients
+    carry the scale once, and are divided by it k times."""
+    module = script.module
+    for function in ast.walk(module.tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        inside = list(ast.walk(function))
+        scales = {text(module, side) for node in inside for side in _factors(node)}
+        backwards = [n for n in inside if isinstance(n, ast.Call) and _calls_backward(n)]
+        for node in inside:
+            match node:
+                case ast.AugAssign(target=ast.Attribute() as factor, op=ast.Div(), value=value):
+                    scale = text(module, value.args[0] if isinstance(value, ast.Call) and value.args else value)
+                    if scale in scales and backwards and not _set_in(function, text(module, factor), module):
+                        yield found_at(
+                            "AMP136",
+                            module,
+                            node,
+                            f"every backward divides {text(module, factor)} by the scale again, but the sum of k "
+                            "micro-batches' gradients carries the scale only once: it ends divided by scale^k",
+                            severity=Severity.WARNING,
+                            evidence=[(module, node, "once a micro-batch"), (module, backwards[0], "adds gradients")],
+                            help="set the factor to 1 / scale where the gradients are set to zero",
+                        )
+
+
+def _factors(node: ast.AST) -> list[ast.expr]:
+    """What a loss is multiplied by, if this multiplies one: an attribute such as `self.scaler.loss_scale`."""
+    match node:
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            return [side for side in (left, right) if isinstance(side, ast.Attribute)]
+        case ast.AugAssign(op=ast.Mult(), value=ast.Attribute() as value):
+            return [value]
+    return []
+
+
+def _calls_backward(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "backward"
+
+
+def _set_in(function: ast.FunctionDef | ast.AsyncFunctionDef, target: str, module: Module) -> bool:
+    return any(
+        isinstance(node, ast.Assign) and any(text(module, one) == target for one in node.targets)
+        for node in ast.walk(function)
+    )
 
 
 def _every_n_batches(event: events.Event) -> bool:
