@@ -49,7 +49,9 @@ class Relevance:
         self._signs: set[ast.AST] = set()
         self._text = module.text
         for code in _definitions(module.tree):
-            text = module.rows(code)
+            text = "".join(
+                module.rows(part) for part in (*code.decorator_list, code)
+            )  # @torch.no_grad() is a word, too
             self._lines[code] = (code.end_lineno or code.lineno) - code.lineno + 1
             self._words[code] = frozenset(_WORD.findall(text))
             if _SIGN.search(text):
