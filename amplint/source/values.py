@@ -442,6 +442,18 @@ def serial() -> int:
     return next(_fresh)
 
 
+def options(value: Value) -> list[Value]:
+    """What a value may be: the sides of its choices, each once."""
+    match value:
+        case Choice():
+            sides = [*options(value.yes), *options(value.no)]
+        case Sym(kind="choice", parts=parts):
+            sides = [side for part in parts if isinstance(part, Value) for side in options(part)]
+        case _:
+            return [value]
+    return list(dict.fromkeys(sides))
+
+
 SIGNIFICANT = (Scaler, Optimizer, Autocast, Function, Class, Instance, Partial, Bound, Object, Model)
 
 

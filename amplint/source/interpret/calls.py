@@ -167,11 +167,11 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
         case Object(kind="callable-scaler"):
             return methods.scale_and_step(m, callee, given, node, world, frame)
         case Sym(kind="attr", parts=(Value() as owner, str() as name)):
-            if callee not in m.models:
+            if not m.is_model(callee):
                 return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
         case Const():
             return [] if callee == NONE else [(fresh("call"), world)]
-    if callee in m.models:
+    if m.is_model(callee):
         return methods.forward(m, callee, given, node, world, frame)
     return unknown(m, callee, given, node, world, frame)
 
@@ -197,7 +197,7 @@ def call_method(
     if result is not None:
         return result
     callee = sym("attr", owner, name)
-    if callee in m.models:
+    if m.is_model(callee):
         return methods.forward(m, callee, given, node, world, frame)
     stored = world.get(owner, name)
     if isinstance(stored, Value):
@@ -302,6 +302,7 @@ def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Fram
         shape(code)[2],
         caller is not None and caller.in_model,
         entry,
+        m.round if entry else 1,
     )
 
 

@@ -24,6 +24,7 @@ from amplint.source.values import (
     Value,
     ask,
     fresh,
+    options,
     sym,
 )
 
@@ -88,8 +89,16 @@ def choice(formula: Formula, yes: Value, no: Value) -> Value:
     if formula is False:
         return no
     if _branches(yes) + _branches(no) > MOST_BRANCHES:
-        return fresh("choice")
+        return one_of(Choice(formula, yes, no))
     return Choice(formula, yes, no)
+
+
+def one_of(value: Choice) -> Value:
+    """A choice as one unknown thing, named by what it may be, whatever decides."""
+    sides = options(value)
+    if not all(isinstance(side, Sym) for side in sides):
+        return fresh("choice")
+    return sides[0] if len(sides) == 1 else sym("choice", *sides)
 
 
 def _branches(value: Value) -> int:

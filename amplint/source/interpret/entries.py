@@ -149,6 +149,7 @@ def _enter_function(m: Machine, function: Function, world: World, assumed: bool 
     for number in (1, 2, 3) if repeated else (1,):
         after: list[World] = []
         logged = len(m.log)
+        m.round = number
         for one in worlds:
             m.starts.setdefault((code, number), []).append(one.trace)
             results = calls.call_function(m, function, given, code, one, None, entry=True, in_model=assumed)
@@ -157,6 +158,7 @@ def _enter_function(m: Machine, function: Function, world: World, assumed: bool 
         m.rounds.setdefault((code, number), []).extend(done.copy() for done in worlds)
         if not worlds or len(m.log) == logged:
             break
+    m.round = 1
     _enter_closures(m, function, worlds)
 
 

@@ -37,6 +37,7 @@ from amplint.source.values import (
     Value,
     ask,
     fresh,
+    options,
     sym,
 )
 
@@ -200,7 +201,7 @@ def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -
 def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
     kind = role.rstrip("?")
     if kind == "model":
-        m.models.add(value)
+        m.models.update(options(value))
         return value
     known: Value
     if kind == "scaler":

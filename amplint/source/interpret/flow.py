@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from amplint.source import events
 from amplint.source.interpret import calls, conditions, contexts, expressions, library_calls, objects
@@ -236,6 +237,8 @@ def decide(m: Machine, test: ast.expr, world: World, frame: Frame) -> list[tuple
     for value, after in expressions.evaluate(m, test, world, frame):
         formula = conditions.truth(value)
         m.describe(formula, test, frame)
+        if not isinstance(formula, bool):
+            m.asked.add(test)
         outcomes += after.decide(formula)
     return outcomes
 
@@ -374,11 +377,13 @@ def rounds(
         logged = len(m.log)
         for one in worlds:
             one.loops = (*outer, events.Loop(node, frame, number))
-            if isinstance(node, ast.While):
-                entering += [w for answer, w in decide(m, node.test, one, frame) if answer]
-            else:
-                assert item is not None
-                entering += assign(m, node.target, item(), one, frame)
+            started = _uncounted(m, node, one, frame) if number > 1 else [one]
+            for start in started:
+                if isinstance(node, ast.While):
+                    entering += [w for answer, w in decide(m, node.test, start, frame) if answer]
+                else:
+                    assert item is not None
+                    entering += assign(m, node.target, item(), start, frame)
         m.starts.setdefault((node, number), [w.trace for w in entering])
         worlds = join_all(run(m, node.body, entering, frame, inner) + inner.continues)
         m.rounds.setdefault((node, number), []).extend(world.copy() for world in worlds)
@@ -395,6 +400,38 @@ def rounds(
     if not worlds and breaks:
         return join_all(breaks)
     return join_all(run(m, node.orelse, ended, frame, flow) + breaks)
+
+
+def _uncounted(m: Machine, node: ast.For | ast.AsyncFor | ast.While, world: World, frame: Frame) -> list[World]:
+    """A later round stands for all later ones: forget the numbers that the loop counts (`step += 1`)."""
+    worlds = [world]
+    for target in _counters(node):
+        worlds = [
+            after
+            for one in worlds
+            for value, before in expressions.evaluate(m, target, one, frame)
+            for after in (
+                assign(m, target, fresh("counter"), before, frame)
+                if isinstance(value, Const) and type(value.value) in (int, float)
+                else [before]
+            )
+        ]
+    return worlds
+
+
+@lru_cache(1024)
+def _counters(node: ast.AST) -> tuple[ast.Name | ast.Attribute, ...]:
+    """The names and fields that a loop adds to: `n += 1`, `self.n = self.n + 1`."""
+    found: dict[str, ast.Name | ast.Attribute] = {}
+    for inner in ast.walk(node):
+        match inner:
+            case ast.AugAssign(target=ast.Name() | ast.Attribute() as target):
+                found.setdefault(ast.dump(target), target)
+            case ast.Assign(targets=[ast.Name() | ast.Attribute() as target], value=ast.BinOp(left=left)) if isinstance(
+                left, ast.Name | ast.Attribute
+            ) and ast.unparse(left) == ast.unparse(target):
+                found.setdefault(ast.dump(target), target)
+    return tuple(found.values())
 
 
 def state(world: World) -> object:

@@ -33,6 +33,7 @@ class Frame:
     outer: frozenset[str] = frozenset()  # names declared global or nonlocal
     in_model: bool = False  # inside a model's forward
     entry: bool = False  # nothing in the project calls it: what it is given is unknown
+    round: int = 1  # … and how often it has been run, to see what a call leaves behind
 
     @property
     def name(self) -> str:

@@ -223,7 +223,7 @@ def apply(
             made = Items(given.args) if len(given.args) > 1 and "args" in api.roles else value
         case "copy":
             made = sym("copy", site(node, frame), given.args[0] if given.args else NONE)
-            if given.args and (given.args[0] in m.models or isinstance(given.args[0], Instance | Model)):
+            if given.args and (m.is_model(given.args[0]) or isinstance(given.args[0], Instance | Model)):
                 m.models.add(made)
         case "model":
             made = Model(name, site(node, frame), given.args, tuple(given.kwargs.items()))

@@ -15,7 +15,7 @@ from amplint.source.interpret.relevance import Relevance
 from amplint.source.interpret.roles import Roles
 from amplint.source.interpret.world import World, extend
 from amplint.source.module import Module
-from amplint.source.values import Const, Device, Value, number
+from amplint.source.values import Const, Device, Value, number, options
 
 E = TypeVar("E", bound=events.Event)
 
@@ -35,8 +35,10 @@ class Machine:
     entered: set[ast.AST] = field(default_factory=set)  # code that some call reached
     models: set[Value] = field(default_factory=set)  # unknown things that are used as models
     texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
+    asked: set[ast.AST] = field(default_factory=set)  # tests of statements whose answer is not a constant
     rounds: dict[tuple[ast.AST, int], list[World]] = field(default_factory=dict)  # (loop, round) → worlds at its end
     starts: dict[tuple[ast.AST, int], list[Any]] = field(default_factory=dict)  # … and their traces at its start
+    round: int = 1  # of the function that nothing calls and that is run now
     in_entry: bool = False  # running code that nothing calls: gradients may hold anything at first
     alone: bool = False  # judging a class of modules by itself: what it is made of is judged by itself, too
     steps: int = 0
@@ -46,6 +48,10 @@ class Machine:
     _relevance: dict[Module, Relevance] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)
     _scopes: int = 0
+
+    def is_model(self, value: Value) -> bool:
+        """Whether something unknown is (or may be one of several that are) used as a model."""
+        return any(option in self.models for option in options(value))
 
     def tick(self) -> None:
         self.steps += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from typing import Any
 
 from amplint.source import events
 from amplint.source.interpret import calls, conditions, library_calls, objects, protocol, tensors
@@ -40,6 +41,7 @@ from amplint.source.values import (
     Value,
     ask,
     fresh,
+    options,
     serial,
     sym,
 )
@@ -682,15 +684,15 @@ _TENSOR_METHODS = frozenset(
 )
 
 
-def _model_like(m: Machine, value: object) -> bool:
-    return isinstance(value, Model | Instance) or value in m.models
+def _model_like(m: Machine, value: Any) -> bool:
+    return isinstance(value, Model | Instance) or m.is_model(value)
 
 
 def _unknown(
     m: Machine, owner: Sym, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     """A method of something unknown, by what only one kind of thing has."""
-    is_model = owner in m.models or (owner.kind == "item" and _model_like(m, owner.parts[0]))
+    is_model = m.is_model(owner) or (owner.kind == "item" and _model_like(m, owner.parts[0]))
     if name == "backward":
         if given.args and not isinstance(given.args[0], Const):
             backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
@@ -699,7 +701,7 @@ def _unknown(
         return [(NONE, world)]
     if is_model or name in _MODEL_ONLY:
         if name in _MODEL_ONLY:
-            m.models.add(owner)
+            m.models.update(options(owner))
         result = _model(m, owner, name, given, node, world, frame)
         if result is not None:
             return result

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import calls, expressions, flow, library_calls, methods, protocol, tensors
+from amplint.source.interpret import calls, conditions, expressions, flow, library_calls, methods, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
@@ -42,7 +42,6 @@ from amplint.source.values import (
     Scaler,
     Sym,
     Tensor,
-    Test,
     Value,
     fresh,
     sym,
@@ -315,7 +314,7 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
         return [(stored, world)]
     if isinstance(owner, Optimizer | Scaler) and name in _METHODS_TAKEN:
         return [(Bound(owner, name), world)]
-    if name == "module" and owner in m.models:
+    if name == "module" and m.is_model(owner):
         return [(owner, world)]
     return [(sym("attr", owner, name), world)]
 
@@ -489,9 +488,7 @@ def blend(value: Choice) -> Value:
     found = [side for side in sides if isinstance(side, Tensor)]
     if found and all(isinstance(side, Tensor | Sym | Const) for side in sides):
         return replace(merge_elements(list(found)), dtype="") if len(found) > 1 else replace(found[0], dtype="")  # type: ignore[type-var]
-    if isinstance(value.yes, Test | Const) or isinstance(value.no, Test | Const):
-        return sym("choice", value)
-    return sym("choice", value)
+    return conditions.one_of(value) if all(isinstance(side, Sym) for side in sides) else sym("choice", value)
 
 
 __all__ = ["Super", "attribute", "element", "elements", "load", "member", "method", "resolve", "set_attribute"]

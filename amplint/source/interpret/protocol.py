@@ -24,6 +24,7 @@ from amplint.source.values import (
     Scaler,
     Sym,
     Value,
+    options,
 )
 
 UNKNOWN: dict[str, Any] = {"gradients": Gradients("unknown"), "updates": "unknown", "stale weights": None}
@@ -68,7 +69,11 @@ def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
 
 def related(world: World, one: Value, other: Value) -> bool:
     """Whether two models are the same or one is part of the other."""
-    return one == other or _part(world, one, other) or _part(world, other, one)
+    return one == other or any(
+        mine == yours or _part(world, mine, yours) or _part(world, yours, mine)
+        for mine in options(one)
+        for yours in options(other)
+    )
 
 
 def _part(world: World, part: Value, whole: Value, depth: int = 4) -> bool:

@@ -1,0 +1,278 @@
+"""`amplint events`: what a script does in each training step, line by line, as the interpreter understood it.
+
+A step is a round of the innermost loop that steps or runs backward (or a call of the function that does, where there is
+no loop). Its events are told in the order of the source along the calls that lead to them, each once: what differs
+between worlds or rounds is said where it differs.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from amplint.config import Settings
+from amplint.report.words import TOLD, Words, brief, listed
+from amplint.source import events
+from amplint.source.interpret import conditions, entries
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.machine import Machine
+from amplint.source.module import Module
+from amplint.source.values import Question
+
+Place = tuple[int, int]
+_AROUND = (events.Create, events.Cast, events.Save, events.Load)
+
+
+@dataclass(eq=False)
+class Line:
+    """A line of the story: a heading with lines below it, or an event with each way in which it was met."""
+
+    where: tuple[Any, ...]  # in the order of the source
+    row: str
+    heading: str = ""
+    met: list[tuple[events.Event, str, list[str], list[str]]] = field(default_factory=list)
+    below: dict[Any, Line] = field(default_factory=dict)
+
+
+def tell(module: Module, settings: Settings) -> str:
+    """The story of a file."""
+    reading = entries.read(module, settings.roots, settings.apis)
+    told = [event for event in reading.events if isinstance(event, TOLD)]
+    words = Words(reading.machine, told)
+    homes = _homes(told)
+    parts = []
+    around = [event for event in told if isinstance(event, _AROUND) and _home(event, homes) is None]
+    title = "\n".join([module.path, *_lines(around, None, words, reading.machine, module)])
+    for home in homes:
+        inside = [event for event in told if _home(event, homes) == home]
+        text = "\n".join(_lines(inside, home, words, reading.machine, module))
+        heading = _heading(home, inside[0], module)
+        if (heading, text) not in parts:
+            parts.append((heading, text))
+    if not homes:
+        title += "\n  no training step"
+    if not reading.complete:
+        title += "\n  (the reading ended early: amplint's limit of work was reached)"
+    return "\n\n".join([title, *(f"{heading}\n{text}" for heading, text in parts)])
+
+
+# -- steps --------------------------------------------------------------------------------------------------------
+
+
+def _chain(event: events.Event) -> list[Any]:
+    """What an event lies in, outermost first: the code that a reading began with, then loops, each with the calls that
+    lead there."""
+    frames = list(event.frame.stack())
+    chain: list[Any] = [(frames[-1].code, ())]
+    for loop in event.loops:
+        calls = tuple(frame.call for frame in loop.frame.stack() if frame.call is not None)
+        chain.append((loop.node, calls))
+    return chain
+
+
+def _homes(told: Sequence[events.Event]) -> list[Any]:
+    """The loops (or functions) whose rounds are the training steps: the outermost of those that hold, directly, a step
+    or a backward."""
+    found = [_chain(event) for event in told if isinstance(event, events.Step | events.Backward)]
+    direct = {chain[-1] for chain in found}
+    homes = dict.fromkeys(next(place for place in chain if place in direct) for chain in found)
+    return list(homes)
+
+
+def _home(event: events.Event, homes: list[Any]) -> Any:
+    return next((place for place in _chain(event) if place in homes), None)
+
+
+def _heading(home: Any, event: events.Event, module: Module) -> str:
+    """`train.py:45: each round of "for images, target in loader", in train, called from main`."""
+    node = home[0]
+    loop = next((loop for loop in event.loops if loop.node is node), None)
+    frames = list(event.frame.stack())
+    at = next(index for index, frame in enumerate(frames) if frame.code is (loop.frame.code if loop else node))
+    path = f"{frames[at].module.path}:{getattr(node, 'lineno', 1)}"
+    names = [frame.name for frame in frames[at:] if not isinstance(frame.code, ast.Module)]
+    within = ", called from ".join(f"{name}()" for name in names)
+    if loop is None:
+        return f"{path}: each call of {within}" if within else f"{path}: the script"
+    text = brief(_loop_text(node, frames[at].module))
+    return f"{path}: each round of `{text}`" + (f", in {within}" if within else "")
+
+
+def _loop_text(node: ast.AST, module: Module) -> str:
+    if isinstance(node, ast.While):
+        return f"while {module.source(node.test)}"
+    assert isinstance(node, ast.For | ast.AsyncFor)
+    return f"for {module.source(node.target)} in {module.source(node.iter)}"
+
+
+# -- lines --------------------------------------------------------------------------------------------------------
+
+
+def _lines(inside: Sequence[events.Event], home: Any, words: Words, m: Machine, main: Module) -> list[str]:
+    root = Line((), "")
+    several = len({event.optimizer for event in inside if isinstance(event, events.Step)}) > 1
+    for number, event in enumerate(inside):
+        sentence, subjects, details = words.tell(event, several)
+        if not sentence:
+            continue
+        line = root
+        for key, where, row, heading in _path(event, home, m, main) if home else ():
+            line = line.below.setdefault(key, Line(where, row, heading))
+        where = _end(event.node, event.frame)
+        key = (event.node, type(event), sentence)
+        row = _row(event.node, event.frame, main)
+        line = line.below.setdefault(key, Line((*where, number), row))
+        line.met.append((event, sentence, subjects, [detail for detail in details if detail]))
+    shown = list(_show(root, words, 0))
+    width = max((len(row) for row, _ in shown), default=0)
+    return [f"  {row:>{width}}  {text}" for row, text in shown]
+
+
+def _show(line: Line, words: Words, depth: int) -> Iterator[tuple[str, str]]:
+    for inner in sorted(line.below.values(), key=lambda inner: inner.where):
+        text = inner.heading or _sentence(inner, words)
+        yield inner.row, "  " * depth + text
+        yield from _show(inner, words, depth + 1)
+
+
+def _sentence(line: Line, words: Words) -> str:
+    """An event with all that was met there, conditions included."""
+    sentence = line.met[0][1]
+    subjects = list(dict.fromkeys(subject for _, _, subjects, _ in line.met for subject in subjects))
+    known = [subject for subject in subjects if subject != "something"]
+    text = sentence.format(listed(known or subjects or ["something"]))
+    for detail in dict.fromkeys(detail for *_, details in line.met for detail in details):
+        having = [event for event, *_, details in line.met if detail in details]
+        lacking = [event for event, *_, details in line.met if detail not in details]
+        joint = ", " if detail.startswith(", ") else " "
+        said = detail.removeprefix(joint)
+        if lacking and (late := _only_later(having, lacking)) is not None:
+            said, joint, lacking = f"from the second round on {said}", ", ", late
+        if lacking:
+            condition = _difference(having, lacking, words)
+            said = f"{said} if {condition}" if condition else f"perhaps {said}"
+        text += joint + said
+    return text
+
+
+def _rounds(event: events.Event) -> list[int]:
+    """Which rounds an event was met in: of any loop, then from the innermost loop outwards."""
+    found = [*(loop.round for loop in reversed(event.loops)), max(frame.round for frame in event.frame.stack())]
+    return [max(found), *found]
+
+
+def _only_later(having: list[events.Event], lacking: list[events.Event]) -> list[events.Event] | None:
+    """If `having` were all met in later rounds, and not all others were: what of `lacking` was met in later rounds,
+    too. The loop that tells them apart best is the one that is meant."""
+    best = None
+    for level in range(min(len(_rounds(event)) for event in (*having, *lacking))):
+        late = [event for event in lacking if _rounds(event)[level] > 1]
+        apart = all(_rounds(event)[level] > 1 for event in having) and len(late) < len(lacking)
+        if apart and (best is None or len(late) < len(best)):
+            best = late
+    return best
+
+
+def _difference(having: list[events.Event], lacking: list[events.Event], words: Words) -> str:
+    """The condition under which an event is one of `having`, if one answer tells them from `lacking`."""
+    for facts in (having[0].facts, lacking[0].facts):
+        for atom in facts:
+            if not isinstance(atom, Question):
+                continue
+            for wanted in (True, False):
+                text = words.condition(atom if wanted else conditions.negate(atom))
+                if (
+                    text
+                    and all(conditions.evaluate(atom, event.facts) is wanted for event in having)
+                    and all(conditions.evaluate(atom, event.facts) is (not wanted) for event in lacking)
+                ):
+                    return text
+    return ""
+
+
+# -- places -------------------------------------------------------------------------------------------------------
+
+
+def _path(event: events.Event, home: Any, m: Machine, main: Module) -> Iterator[tuple[Any, Any, str, str]]:
+    """The headings above an event inside its step: calls, conditions and inner loops."""
+    frames = list(reversed(list(event.frame.stack())))
+    loop = next((loop for loop in event.loops if loop.node is home[0]), None)
+    code = loop.frame.code if loop else home[0]
+    first = next(index for index, frame in enumerate(frames) if frame.code is code)
+    for index in range(first, len(frames)):
+        frame = frames[index]
+        outside: ast.AST = home[0] if index == first else frame.code
+        last = index + 1 == len(frames)
+        anchor = event.node if last else frames[index + 1].call
+        if anchor is None:
+            continue
+        yield from _conditions(anchor, outside, frame, m, main)
+        if not last and isinstance(anchor, ast.Call):
+            name = brief(frame.module.source(anchor.func))
+            yield anchor, (*_end(anchor, frame), 0), _row(anchor, frame, main), f"{name}(…):"
+
+
+def _conditions(
+    node: ast.AST, outside: ast.AST, frame: Frame, m: Machine, main: Module
+) -> Iterator[tuple[Any, Any, str, str]]:
+    """The conditions, inner loops and handlers around a node, up to `outside`."""
+    found: list[tuple[Any, Any, str, str]] = []
+    inner = node
+    source = frame.module.source
+    for above in frame.module.ancestors(node):
+        if above is outside:
+            break
+        match above:
+            case ast.If() if above.test in m.asked and inner is not above.test:
+                arm = inner in above.body
+                if not arm and _is_elif(above, inner):
+                    word = "elif"
+                elif arm:
+                    word = "if"
+                else:
+                    word = "else"
+                if word == "if":
+                    text = f"if {brief(source(above.test))}:"
+                    if _is_elif(frame.module.parents.get(above), above):
+                        text = "el" + text
+                    found.append(((above, True), (*_end(above.test, frame), 0), _row(above, frame, main), text))
+                elif word == "else":
+                    text = f"else (not {brief(source(above.test))}):"
+                    row = str(above.orelse[0].lineno)
+                    found.append(((above, False), (*_end(above.body[-1], frame), 1), row, text))
+            case ast.For() | ast.AsyncFor() | ast.While():
+                text = f"{brief(_loop_text(above, frame.module))}:"
+                test = above.test if isinstance(above, ast.While) else above.iter
+                found.append((above, (*_end(test, frame), 0), _row(above, frame, main), text))
+            case ast.ExceptHandler():
+                what = f" {brief(source(above.type))}" if above.type else ""
+                found.append((above, (*_end(above, frame), 0), _row(above, frame, main), f"except{what}:"))
+            case ast.match_case():
+                text = f"case {brief(source(above.pattern))}:"
+                found.append((above, (*_end(above.pattern, frame), 0), _row(above.pattern, frame, main), text))
+        inner = above
+    yield from reversed(found)
+
+
+def _is_elif(parent: ast.AST | None, node: ast.AST) -> bool:
+    """Whether `node` is the `elif` of `parent`."""
+    return (
+        isinstance(parent, ast.If)
+        and isinstance(node, ast.If)
+        and parent.orelse == [node]
+        and parent.col_offset == node.col_offset
+    )
+
+
+def _end(node: ast.AST, frame: Frame) -> Place:
+    """Where in the source something has happened: at the end of its expression (of decorated code, at its start)."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+        return node.lineno, node.col_offset
+    return getattr(node, "end_lineno", 0) or 0, getattr(node, "end_col_offset", 0) or 0
+
+
+def _row(node: ast.AST, frame: Frame, main: Module) -> str:
+    row = str(getattr(node, "lineno", ""))
+    return row if frame.module is main else f"{frame.module.path.rpartition('/')[2]}:{row}"
