@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, rule
+from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
@@ -191,11 +191,14 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             continue
         target = next((value for value in event.args if isinstance(value, Tensor)), None)
         if target is not None and any(0 < _at_half(value) < SMALLEST_NORMAL for value in event.args):
+            definition = _definition(event)
             yield found(
                 "AMP403",
                 event,
                 "this eps follows the tensor's dtype, but in float16 it is below the smallest normal number (6.1e-05)",
+                node=definition,
                 severity=Severity.NOTE,
+                evidence=[(event, "added to a tensor of that dtype here")] if definition is not None else [],
                 help="choose it by dtype: 1e-7 is still a (subnormal) number in float16, finfo.tiny a normal one",
             )
         if target is None or not _half(target, GIVEN):
@@ -236,6 +239,19 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 evidence=[*_made(script, target), *use],
                 help="compute it in float32, or use a larger eps for float16",
             )
+
+
+def _definition(event: events.Event) -> ast.AST | None:
+    """The torch.finfo expression that a name in an operation was last assigned before it, in the same function."""
+    module = event.module
+    names = {node.id for node in ast.walk(event.node) if isinstance(node, ast.Name)}
+    found = None
+    for node in ast.walk(module.function(event.node) or module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
+                if node.lineno < event.node.lineno and "finfo" in text(module, value):  # type: ignore[attr-defined]
+                    found = value
+    return found
 
 
 def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
