@@ -353,15 +353,15 @@ def _uses(event: events.Event) -> list[tuple[Value, ast.AST | None]]:
     node = event.node
     if not isinstance(node, ast.Call):
         return []
-    receiver = node.func.value if isinstance(node.func, ast.Attribute) else node.func
+    receiver = node.func.value if isinstance(node.func, ast.Attribute) else None
     first = node.args[0] if node.args else None
     match event:
         case events.Forward():
             return [(event.model, node.func)]
         case events.Step(scaler=Value() as scaler) if isinstance(node.func, ast.Attribute):
             return [(scaler, receiver), (event.optimizer, first)]
-        case events.Step(scaler=Value() as scaler):
-            return [(scaler, receiver), (event.optimizer, node.args[1] if len(node.args) > 1 else None)]
+        case events.Step(scaler=Scaler(site=Object()) as scaler):  # a scaler that is called
+            return [(scaler, node.func), (event.optimizer, node.args[1] if len(node.args) > 1 else None)]
         case events.Step():
             return [(event.optimizer, receiver)]
         case events.Unscale():

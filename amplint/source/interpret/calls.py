@@ -320,6 +320,8 @@ def call_function(
     """Run a function's body with these arguments."""
     code = function.node
     if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
+        if m.relevance(function.frame.module).steps(code):
+            protocol.give_up(world)
         return unknown(m, sym("recursive", id(code)), given, node, world, caller)
     idle = caller is not None and not m.relevance(function.frame.module).matters(code, m.alone)
     if caller is not None and (abstract(code) or idle):

@@ -204,9 +204,12 @@ def _late_field(m: Machine, instance: Instance, name: str, world: World, frame: 
             own = function.args.args[0].arg  # type: ignore[attr-defined]
             m.late.add((instance, name))
             world.set(inner.scope, own, instance)
+            loops, contexts = world.loops, world.contexts
+            world.loops, world.contexts = (), ()  # it was made before all this
             callee = expressions.evaluate(m, call.func, world, inner)[0][0]
             made = library_calls.makes(m, callee)
             value = expressions.evaluate(m, call, world, inner)[0][0] if made else None
+            world.loops, world.contexts = loops, contexts
             world.forget(inner.scope)
             m.late.discard((instance, name))
             if value is not None:

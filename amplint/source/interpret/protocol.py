@@ -182,6 +182,14 @@ def zero(world: World, event: Event, zeroed: list[Optimizer]) -> tuple[tuple[Opt
     return tuple(touched)
 
 
+def give_up(world: World) -> None:
+    """Something ran that can do anything to any optimizer."""
+    for optimizer in optimizers(world):
+        world.set("gradients", optimizer, UNKNOWN["gradients"])
+    for key in list(world.space("updates")):
+        world.set("updates", key, "unknown")
+
+
 def hand_over(world: World, value: Value) -> None:
     """Something unknown was given a scaler or an optimizer: what it did with it is not known."""
     if isinstance(value, Optimizer) and gradients(world, value).kind not in ("none", "entry"):
