@@ -1,0 +1,36 @@
+# Two commands do everything: `make demo` and `make test`. The first one of them makes the environment in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test slow bench lint format .venv
+.DEFAULT_GOAL := test
+
+demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion, and all versions training
+	@$(BIN)/python fixtures/demo.py build/demo
+
+test: lint  ## format, lint, types, and all tests but the slow ones
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## the slow tests: packaging, training runs
+	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)  ## CPU time from a cold start
+	@$(BIN)/python fixtures/bench.py
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
