@@ -81,7 +81,7 @@ def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
     """apex: scale_loss without delay_unscale in a loop of micro-batches."""
     for backward in script.events(events.Backward):
         context = next((one for one in reversed(backward.contexts) if isinstance(one, Scaled)), None)
-        if context is None or context.delayed:
+        if context is None or context.delayed or _decides(backward):
             continue
         if any(before.kind == "managed" and not before.stepped for _, before in backward.touched):
             yield found(
@@ -91,6 +91,15 @@ def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help="pass delay_unscale=True to scale_loss in all micro-batches but the last",
             )
+
+
+def _decides(backward: events.Backward) -> bool:
+    """Whether the scale_loss around it is told when to delay: then its author knows of it."""
+    for above in backward.module.ancestors(backward.node):
+        if isinstance(above, ast.With):
+            calls = [item.context_expr for item in above.items if isinstance(item.context_expr, ast.Call)]
+            return any(keyword.arg == "delay_unscale" for call in calls for keyword in call.keywords)
+    return False
 
 
 @rule("AMP136")
