@@ -88,7 +88,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
             continue
         if isinstance(value, Autocast):
             position = _position(node, "dtype")
-            if _boolean(value.dtype) and position is not None:
+            if position is not None and (_boolean(value.dtype) or _is_flag(create.module, position)):
                 flag = text(create.module, position)
                 yield found(
                     "AMP602",
@@ -121,6 +121,56 @@ def _position(call: ast.Call, keyword: str) -> ast.expr | None:
     if any(one.arg == keyword for one in call.keywords) or len(call.args) < 2:
         return None
     return call.args[1]
+
+
+def _is_flag(module: Module, argument: ast.expr) -> bool:
+    """Whether the file says of a name or attribute that it is a switch: by its default or annotation, by its command-
+    line option, or by asking `if` it is true."""
+    match argument:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            said = text(module, argument)
+        case ast.BoolOp(values=values):
+            return all(_is_flag(module, value) for value in values)
+        case _:
+            return isinstance(argument, ast.Compare) or (
+                isinstance(argument, ast.UnaryOp) and isinstance(argument.op, ast.Not)
+            )
+    if "dtype" in name:
+        return False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.arguments():
+                given = [*node.posonlyargs, *node.args]
+                defaults = [*zip(given[len(given) - len(node.defaults) :], node.defaults, strict=True)]
+                defaults += [
+                    (one, value) for one, value in zip(node.kwonlyargs, node.kw_defaults, strict=True) if value
+                ]
+                for parameter, value in defaults:
+                    if parameter.arg == name and isinstance(value, ast.Constant) and isinstance(value.value, bool):
+                        return True
+                for parameter in (*given, *node.kwonlyargs):
+                    if parameter.arg == name and isinstance(parameter.annotation, ast.Name):
+                        return parameter.annotation.id == "bool"
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str() as option), *_]):
+                if option.lstrip("-").replace("-", "_") == name and _is_switch(node):
+                    return True
+            case ast.If(test=test) | ast.IfExp(test=test):
+                if text(module, test) in (said, f"not {said}"):
+                    return True
+    return False
+
+
+def _is_switch(option: ast.Call) -> bool:
+    """Whether a command-line option is true or false."""
+    for keyword in option.keywords:
+        match keyword.arg, keyword.value:
+            case "action", ast.Constant(value="store_true" | "store_false") | ast.Attribute(
+                attr="BooleanOptionalAction"
+            ):
+                return True
+            case "type", ast.Name(id="bool"):
+                return True
+    return False
 
 
 def _boolean(value: Value | None) -> bool:

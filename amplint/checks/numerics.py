@@ -333,19 +333,20 @@ def _scale(value: Value) -> bool:
 
 def _becomes_weights(script: Script, scores: Tensor) -> bool:
     """Whether scores end in a softmax."""
-    nodes = {scores.node}
-    for _ in range(4):
-        grown = set(nodes)
-        for event in script.events(events.Operation):
-            if any(isinstance(arg, Tensor) and arg.node in nodes for arg in event.args):
-                if event.name in ("softmax", "log_softmax"):
-                    return True
-                if event.name in ("add", "masked_fill", "where", "clamp", "sub", "float", "index_put", "mul"):
-                    grown.add(event.result.node)
-        if grown == nodes:
-            return False
-        nodes = grown
-    return False
+    softmaxes = (event for event in script.events(events.Operation) if event.name in ("softmax", "log_softmax"))
+    return any(isinstance(arg, Tensor) and _still(arg, scores.node) for event in softmaxes for arg in event.args)
+
+
+_SCORES_STAY = frozenset("add masked_fill where clamp sub float to index_put mul".split())
+
+
+def _still(tensor: Tensor, node: object, depth: int = 6) -> bool:
+    """Whether a tensor is the one made at `node`, masked, shifted or cast since, in one of two ways or not at all."""
+    if tensor.node is node:
+        return True
+    if depth == 0 or not (tensor.made in _SCORES_STAY or tensor.made == ""):
+        return False
+    return any(isinstance(part, Tensor) and _still(part, node, depth - 1) for part in tensor.parents)
 
 
 @rule("AMP407")

@@ -188,6 +188,8 @@ def _blend(mine: Value, other: Value) -> Value:
             trust=min(mine.trust, other.trust),
             of=mine.of | other.of,
             region=mine.region if mine.region == other.region else None,
+            made=mine.made if mine.made == other.made else "",
+            parents=(mine, other),
             identity=mine.identity,
         )
     return fresh("joined")
