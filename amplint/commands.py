@@ -138,7 +138,7 @@ def _parts(
         return [text.statistics(findings, allowed)] if findings else []
     if options["output_format"] == "concise":
         return [text.concise(finding, allowed) for finding in findings]
-    return [text.full(finding, read, allowed) + "\n" for finding in findings]
+    return [part + "\n" for part in text.full_list(findings, read, allowed)]
 
 
 def _print(parts: list[str], file: str | None, to_stderr: bool) -> None:

@@ -35,8 +35,17 @@ def concise(finding: Finding, allowed: Container[Applicability]) -> str:
     return f"{_place(finding.path, finding.range)}: {code} {mark}{finding.message}"
 
 
-def full(finding: Finding, source: Source, allowed: Container[Applicability]) -> str:
-    """What is wrong, where, how it comes about, what to do, and the fix as a diff."""
+def full_list(findings: Iterable[Finding], source: Source, allowed: Container[Applicability]) -> Iterator[str]:
+    """Each finding in full; a fix that several share (one import, all its uses) is shown with the first."""
+    shown: dict[Fix, Finding] = {}
+    for finding in findings:
+        first = shown.setdefault(finding.fix, finding) if finding.fix else finding
+        yield full(finding, source, allowed, "" if first is finding else _place(first.path, first.range))
+
+
+def full(finding: Finding, source: Source, allowed: Container[Applicability], fixed_with: str = "") -> str:
+    """What is wrong, where, how it comes about, what to do, and the fix as a diff; only where it was shown if it was
+    (`fixed_with`)."""
     own = split(source(finding.path))
     files = {finding.path: own}
     for related in finding.related:
@@ -44,7 +53,7 @@ def full(finding: Finding, source: Source, allowed: Container[Applicability]) ->
             files[related.path] = split(source(related.path))
     numbers = [finding.range.start.row + CONTEXT, *(related.range.start.row for related in finding.related)]
     fix = finding.fix
-    hunks = list(_fix_diff(fix, finding.path, source)) if fix else []
+    hunks = list(_fix_diff(fix, finding.path, source)) if fix and not fixed_with else []
     width = max(len(str(row)) for row in (*numbers, *(row for _, row, _ in hunks)))
     bar = " " * width + _frame(" |")
     text = [_header(finding, allowed), " " * width + _frame("--> ") + _place(finding.path, finding.range)]
@@ -55,7 +64,9 @@ def full(finding: Finding, source: Source, allowed: Container[Applicability]) ->
     said = finding.help or (fix.message if fix else "")
     if said:
         text.append(f"{style('help', fg='cyan', bold=True)}: {said}")
-    if fix and finding.help and fix.message not in ("", finding.help):
+    if fix and fixed_with:
+        text.append(f"{style('fix', fg='cyan', bold=True)}: {fix.message}, shown above for {fixed_with}")
+    elif fix and finding.help and fix.message not in ("", finding.help):
         text.append(f"{style('fix', fg='cyan', bold=True)}: {fix.message}")
     if hunks:
         text += [bar, *(_changed(sign, row, line, width) for sign, row, line in hunks), bar]

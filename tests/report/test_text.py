@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amplint.findings import Applicability, Location, Range, Severity
 from amplint.report.diff import patch
 from amplint.report.lines import WIDTH, cells, show, split
-from amplint.report.text import concise, footer, full, statistics
+from amplint.report.text import concise, footer, full, full_list, statistics
 
 pytestmark = pytest.mark.usefixtures("rules")
 SAFE = {Applicability.SAFE}
@@ -258,3 +258,11 @@ def test_split_knows_pythons_rows():
     assert split("a\r\nb\rc\x0cd\u2028e\nf\n") == ("a", "b", "c\x0cd\u2028e", "f")
     assert split("") == ("",)
     assert split("\n\n") == ("", "")
+
+
+def test_a_fix_that_several_findings_share_is_shown_once():
+    shared = make_fix((7, 9, 7, 9, "scaler.unscale_(optimizer)\n        "), path="train.py")
+    texts = list(full_list([on(6, 9, 51, fix=shared), on(7, 9, 49, fix=shared)], lambda path: SCRIPT, SAFE))
+    first, second = map(click.unstyle, texts)
+    assert "7 +         scaler.unscale_(optimizer)" in first
+    assert "fix: fix it, shown above for train.py:6:9" in second and " + " not in second
