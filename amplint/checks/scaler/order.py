@@ -24,6 +24,7 @@ from amplint.checks.scaler.protocol import (
 )
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
+from amplint.rewrite.fixes import suite_of
 from amplint.source import events
 from amplint.source.values import (
     Optimizer,
@@ -80,8 +81,10 @@ def _unscale_first(
 ) -> Fix | None:
     """unscale_ before the first of the clips of a step; the fix of one mends the others, too."""
     module = clip.module
-    if step is None or step.module is not module or module.function(place) is not module.function(step.node):
+    if step is None or step.module is not module:
         return None
+    if module.function(place) is not module.function(step.node):
+        return _unscale_in_method(clip, step) if place is clip.node else None
     for other in script.events(events.Clip):
         if other is clip:
             break
@@ -91,6 +94,36 @@ def _unscale_first(
         if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
             return None
     return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
+
+
+def _unscale_in_method(clip: events.Clip, step: events.Step) -> Fix | None:
+    """unscale_ before a clip whose step is in another method of the same object, where one function calls both in one
+    block: as often as each other."""
+    module = clip.module
+    scaler, optimizer = receiver(step), first_argument(step)
+    methods = [module.function(clip.node), module.function(step.node)]
+    classes = {module.parents[method] for method in methods if method is not None}
+    if len(classes) != 1 or not isinstance(next(iter(classes)), ast.ClassDef):
+        return None
+    if not (scaler.startswith("self.") and optimizer.startswith("self.")) or not _called_together(clip, step):
+        return None
+    return fixes.unscale_before_guarded(module, clip.node, scaler, optimizer, step.node)
+
+
+def _called_together(one: events.Event, other: events.Event) -> bool:
+    """Whether the nearest caller of both calls them (or what leads to them) in one block."""
+    common = next((frame for frame in one.frame.stack() if frame in tuple(other.frame.stack())), None)
+    suites = []
+    for event in (one, other):
+        node: ast.AST | None = event.node
+        for frame in event.frame.stack():
+            if frame is common:
+                break
+            node = frame.call
+        if common is None or node is None:
+            return False
+        suites.append(suite_of(common.module, common.module.statement(node)))
+    return suites[0] is suites[1]
 
 
 def _call_towards(event: events.Event, others: list[events.Backward]) -> ast.AST | None:

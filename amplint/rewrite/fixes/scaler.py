@@ -34,6 +34,21 @@ def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, s
     return attempt(f"clip where the step is, after {call}", UNSAFE, build)
 
 
+def unscale_before_guarded(module: Module, clip: ast.AST, scaler: str, optimizer: str, step: ast.AST) -> Fix | None:
+    """Insert unscale_ before the statement that clips, in another function than the step, under the one condition that
+    the step has there (`if self.scaler is not None:`)."""
+    call = f"{scaler}.unscale_({optimizer})"
+    lines = [call]
+    match conditions_above(module, step):
+        case []:
+            pass
+        case [(ast.If(test=test), "body")] if "\n" not in module.source(test):
+            lines = [f"if {module.source(test)}:", f"    {call}"]
+        case _:
+            return None
+    return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, module.statement(clip), lines))
+
+
 def _lines(module: Module, statement: ast.stmt) -> list[str]:
     """The text of a statement as lines that start at column 0."""
     first, *rest = module.source(statement).splitlines()
