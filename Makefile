@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow bench lint format .venv
+.PHONY: demo test slow bench lint format readme .venv
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion, and all versions training
@@ -27,6 +27,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: $(READY)  ## the table of rules in README.md, from rules/
+	$(BIN)/python tests/test_readme.py
 
 .venv: $(READY)
 
