@@ -136,6 +136,18 @@ def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
     return False
 
 
+def own_condition(module: Module, one: ast.AST, other: ast.AST) -> bool:
+    """Whether a condition stands around the first node that does not stand around the second: then it runs less
+    often."""
+    around = set(module.ancestors(other))
+    for above in module.ancestors(one):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return False
+        if isinstance(above, ast.If | ast.IfExp | ast.Match | ast.Try) and above not in around:
+            return True
+    return False
+
+
 def _arm(branch: ast.AST, inside: ast.AST) -> str:
     for name, value in ast.iter_fields(branch):
         if isinstance(value, list) and inside in value:

@@ -10,6 +10,7 @@ from amplint.checks.registry import (
     first_argument,
     found,
     found_at,
+    own_condition,
     rule,
     same_function,
     text,
@@ -32,13 +33,13 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
         if step.scaler is None:
             continue
         unscales = [u for u in script.events(events.Unscale) if u.scaler == step.scaler and same_function(u, step)]
-        stepped = {
-            s.optimizer for s in script.events(events.Step) if s.scaler == step.scaler and same_function(s, step)
-        }
+        stepped = {s.optimizer for s in script.events(events.Step) if same_function(s, step)}
         unscaled = {u.optimizer for u in unscales}
         if not unscaled or step.optimizer in unscaled or not unscaled - stepped:
             continue
         odd = next(u for u in unscales if u.optimizer not in stepped)
+        if first_argument(odd) == first_argument(step):  # `for opt in optimizers:` twice
+            continue
         yield found(
             "AMP134",
             step,
@@ -60,7 +61,7 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             step = next(
                 (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
             )
-            if step is None or not _every_n_batches(step) or _every_n_batches(zero):
+            if step is None or not _every_n_batches(step) or not _in_every_round(zero, step, backwards_of(step, before)):
                 continue
             yield found(
                 "AMP136",
@@ -74,6 +75,17 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
                 ],
                 help="set them to zero where the step is, after it",
             )
+
+
+def _in_every_round(zero: events.Event, step: events.Step, backwards: list[events.Backward]) -> bool:
+    """Whether the loop over micro-batches that runs backward and step sets gradients to zero in each round: not once
+    before it (as every epoch does), and not under a condition of its own."""
+    loops = [loop.node for loop in zero.loops]
+    return (
+        loops == [loop.node for loop in step.loops]
+        and all([loop.node for loop in backward.loops][: len(loops)] == loops for backward in backwards)
+        and not own_condition(zero.module, zero.node, step.node)
+    )
 
 
 @rule("AMP136")
@@ -117,7 +129,9 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
             match node:
                 case ast.AugAssign(target=ast.Attribute() as factor, op=ast.Div(), value=value):
                     scale = text(module, value.args[0] if isinstance(value, ast.Call) and value.args else value)
-                    if scale in scales and backwards and not _set_in(function, text(module, factor), module):
+                    if scale not in scales or not backwards or own_condition(module, node, backwards[0]):
+                        continue
+                    if not _set_in(function, text(module, factor), module):
                         yield found_at(
                             "AMP136",
                             module,

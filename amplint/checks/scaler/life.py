@@ -20,6 +20,7 @@ from amplint.source.interpret import conditions
 from amplint.source.values import (
     FALSE,
     Checkpoint,
+    Instance,
     Optimizer,
     Scaler,
     Sym,
@@ -63,7 +64,18 @@ def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> boo
         if other.value == optimizer:
             depth = len(create.loops)
             return [loop.node for loop in other.loops[:depth]] == [loop.node for loop in create.loops]
-    return not create.loops and not isinstance(optimizer.site, Sym)
+    if isinstance(optimizer.site, Sym):
+        return not _given(optimizer.site)  # where an unknown call made it cannot be told
+    return not create.loops
+
+
+def _given(origin: Sym) -> bool:
+    """Whether a thing came with the arguments of a function: it is older than what the function makes."""
+    if origin.kind == "attr" and isinstance(origin.parts[0], Instance):
+        return True
+    return origin.kind == "argument" or (
+        origin.kind in ("attr", "item") and isinstance(origin.parts[0], Sym) and _given(origin.parts[0])
+    )
 
 
 def _one_epoch(create: events.Create, backward: events.Backward) -> bool:
@@ -93,6 +105,8 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
         if not save.complete and not save.registers and save.mapping is None:
             continue
         maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
+        if save.registers and maker is None:
+            continue  # whoever makes the scaler may register it there
         at = save.mapping if isinstance(save.mapping, ast.Dict) else None
         event: events.Event = maker if save.registers and maker is not None else save
         yield found(
@@ -150,8 +164,10 @@ def _optimizer_entry(mapping: ast.Dict | None) -> ast.expr | None:
     if mapping is None:
         return None
     for key, value in zip(mapping.keys, mapping.values, strict=True):
-        match key, value:
-            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr="state_dict")) if "optim" in name:
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str) or "optim" not in key.value:
+            continue
+        for state in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
+            if isinstance(state, ast.Call) and isinstance(state.func, ast.Attribute) and state.func.attr == "state_dict":
                 return value
     return None
 

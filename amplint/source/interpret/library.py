@@ -29,7 +29,8 @@ class Api:
         """The argument that plays a role, or the value that the API fixes for it."""
         if role in self.fixed:
             return Const(self.fixed[role])
-        return bound.get(self.roles.get(role, role))
+        found = bound.get(self.roles.get(role, role))
+        return bound.get(role) if found is None else found  # an argument that was renamed to its role's name
 
 
 _RESERVED = {"names", "signature", "returns", "does", "fixed", "note"}

@@ -50,6 +50,7 @@ from amplint.source.values import (
     Value,
     ask,
     fresh,
+    options,
     serial,
     sym,
 )
@@ -67,6 +68,7 @@ _NEVER_HERE = {  # the script runs as it is written
     "torch._dynamo.is_compiling",
     "torch.onnx.is_in_onnx_export",
 }
+_QUANTISES = {"load_in_8bit", "load_in_4bit", "quantization_config"}  # the dtype is then that of what is computed
 _MAKES = {"optimizer", "scaler", "model", "autocast", "callable-scaler", "managed"}
 
 
@@ -227,6 +229,9 @@ def apply(
                 m.models.add(made)
         case "model":
             made = Model(name, site(node, frame), given.args, tuple(given.kwargs.items()))
+            dtype = tensors.dtype_of(role("dtype"))
+            if dtype in tensors.HALF and not _QUANTISES & set(given.kwargs):
+                methods.cast_model(m, made, dtype, node, world, frame)
         case "parameters":
             made = Parameters(frozenset().union(*(owners_in(value) for value in given.values())))
         case "tensor":
@@ -236,7 +241,7 @@ def apply(
             made = sym("constant", name, *given.args)
         case "device":
             made = device_value(given.args[0]) if given.args else fresh("device")  # type: ignore[assignment]
-            if not isinstance(made, Device):
+            if not all(isinstance(side, Device) for side in options(made)):
                 made = Device("", made)
         case "checkpoint":
             made = Checkpoint(site(node, frame))
@@ -255,13 +260,15 @@ Bindings = dict[str, Value]
 def _clip(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
+    how = api.argument("how", bound)
+    of = owners_in(api.argument("parameters", bound))
     if api.fixed.get("unscales"):
         for optimizer in protocol.optimizers(world):
-            world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
-    else:
-        how = api.argument("how", bound)
-        of = owners_in(api.argument("parameters", bound))
-        clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
+            if protocol.gradients(world, optimizer).kind != "managed":
+                world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
+        if not protocol.owners(world, of)[0]:
+            return [(fresh("norm"), world)]
+    clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
     return [(fresh("norm"), world)]
 
 

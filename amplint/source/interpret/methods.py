@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, library_calls, objects, protocol, tensors
+from amplint.source.interpret import calls, conditions, contexts, library_calls, objects, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.values import (
+    FALSE,
     NONE,
+    TRUE,
+    Autocast,
     Bound,
     Checkpoint,
     Choice,
@@ -20,6 +23,7 @@ from amplint.source.values import (
     Const,
     Device,
     Gradient,
+    GradMode,
     Instance,
     Items,
     Many,
@@ -93,6 +97,11 @@ def call(
             return [(sym("call", name, owner), world)]
         case Const(value=str()):
             return [(_text(owner, name, given), world)]
+        case Autocast() | NullContext() | GradMode() if name == "__enter__":
+            return [(fresh("context"), after) for _, after in contexts.enter(m, owner, node, node, world, frame)]
+        case Autocast() | GradMode() if name == "__exit__":
+            contexts.exit_one(owner, world)
+            return [(NONE, world)]
         case Device() | Bound() | StateDict():
             return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
         case Sym():
@@ -210,7 +219,8 @@ def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tup
     found = []
     for model in trained:
         dtype = world.get(("dtype of", model), "dtype")
-        if any(side == Const("float16") for side in objects.contents(dtype or NONE)):
+        frozen = world.get(("dtype of", model), "frozen") is not None
+        if not frozen and any(side == Const("float16") for side in objects.contents(dtype or NONE)):
             found.append(model)
     return tuple(found)
 
@@ -365,19 +375,11 @@ def _parameters(
     if isinstance(owner, Parameter) and (name in CASTS or name in ("to", "type")):
         dtypes = (d for d in map(tensors.dtype_of, given.values()) if d)
         return [(replace(owner, dtype=CASTS.get(name) or next(dtypes, owner.dtype)), world)]
-    if name in (
-        "float",
-        "half",
-        "bfloat16",
-        "to",
-        "cuda",
-        "detach",
-        "clone",
-        "view",
-        "t",
-        "transpose",
-        "requires_grad_",
-    ):
+    if name == "requires_grad_":
+        if given.args[:1] == (FALSE,):
+            freeze(owner.of, world)
+        return [(owner, world)]
+    if name in ("float", "half", "bfloat16", "to", "cuda", "detach", "clone", "view", "t", "transpose"):
         return [(owner, world)]
     op = tensors.op_of(f"torch.Tensor.{name}")
     if op:
@@ -542,8 +544,16 @@ def _model(
             dtype = next((d for d in map(tensors.dtype_of, given.values()) if d), "")
         if dtype:
             cast_model(m, model, dtype, node, world, frame)
+        if name == "requires_grad_" and given.args[:1] == (FALSE,):
+            freeze(frozenset((model,)), world)
         return [(model, world)]
     return None
+
+
+def freeze(of: Owners, world: World) -> None:
+    """Some parameters of the models are not trained: which dtype the others have is not known then."""
+    for model in of:
+        world.set(("dtype of", model), "frozen", TRUE)
 
 
 def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
@@ -712,6 +722,9 @@ def _unknown(
     if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
         scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
         return [(scaled(m, given.args[0], scaler, node, world), world)]
+    if name == "enter_context" and given.args:  # an ExitStack: left together with the `with` that it is used in
+        entered = contexts.enter(m, given.args[0], node, node, world, frame)
+        return [(fresh("context") if isinstance(bound, Autocast) else bound, after) for bound, after in entered]
     if name == "state_dict":
         return [(StateDict(owner), world)]
     if name == "load_state_dict" and given.args:

@@ -15,6 +15,7 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import Module
 from amplint.source.values import (
+    FALSE,
     NONE,
     Autocast,
     Bound,
@@ -344,6 +345,9 @@ def set_attribute(
                     methods.cast_model(m, model, value.dtype, target, world, frame)
             library_calls.change_weights(m, owner.of, f"assigned .{name}", target, world, frame)
             return [world]
+        case Parameter() if name == "requires_grad" and value == FALSE:
+            methods.freeze(owner.of, world)
+            return [world]
         case Namespace(module=module):
             world.set(module_scope(module), name, value)
             return [world]
@@ -351,6 +355,7 @@ def set_attribute(
             return [world]
     world.drop("gradients", Optimizer(sym("attr", owner, name)))  # what was taken for one before it was set
     value = expressions.typed(m, value, target, world, frame)
+    m.call(value, expressions.path_text(target))
     world.set(owner, name, value)
     return [world]
 
