@@ -345,7 +345,8 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
         if unscale.state != "unscaled" or before.kind != "scaled" or before.stepped:
             continue
         step = next(steps_of(script, unscale.optimizer, scaled=True), None)
-        if step is None and any(True for _ in steps_of(script, unscale.optimizer, scaled=False)):
+        here = [s for s in script.events(events.Step) if s.optimizer == unscale.optimizer and same_function(s, unscale)]
+        if here and all(s.scaler is None for s in here):
             continue  # no path steps through the scaler: AMP102
         name = receiver(unscale)
         yield found(
