@@ -19,7 +19,7 @@ from amplint.source.interpret import conditions, entries
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.module import Module
-from amplint.source.values import Question
+from amplint.source.values import Question, Sym
 
 Place = tuple[int, int]
 _AROUND = (events.Create, events.Cast, events.Save, events.Load)
@@ -149,9 +149,9 @@ def _sentence(line: Line, words: Words) -> str:
         joint = ", " if detail.startswith(", ") else " "
         said = detail.removeprefix(joint)
         if lacking and (late := _only_later(having, lacking)) is not None:
-            said, joint, lacking = f"from the second round on {said}", ", ", late
+            joint, lacking = ", from the second round on ", late
         if lacking:
-            condition = _difference(having, lacking, words)
+            condition = _difference(having, lacking, words, steady="second round" in joint)
             said = f"{said} if {condition}" if condition else f"perhaps {said}"
         text += joint + said
     return text
@@ -175,11 +175,12 @@ def _only_later(having: list[events.Event], lacking: list[events.Event]) -> list
     return best
 
 
-def _difference(having: list[events.Event], lacking: list[events.Event], words: Words) -> str:
-    """The condition under which an event is one of `having`, if one answer tells them from `lacking`."""
+def _difference(having: list[events.Event], lacking: list[events.Event], words: Words, steady: bool) -> str:
+    """The condition under which an event is one of `having`, if one answer tells them from `lacking`. `steady`: it must
+    be one whose answer no round changes."""
     for facts in (having[0].facts, lacking[0].facts):
         for atom in facts:
-            if not isinstance(atom, Question):
+            if not isinstance(atom, Question) or (steady and _passing(atom)):
                 continue
             for wanted in (True, False):
                 text = words.condition(atom if wanted else conditions.negate(atom))
@@ -190,6 +191,18 @@ def _difference(having: list[events.Event], lacking: list[events.Event], words: 
                 ):
                     return text
     return ""
+
+
+def _passing(part: object) -> bool:
+    """Whether a question is about something that has no name: it is another thing in each round."""
+    match part:
+        case Question(parts=parts):
+            return any(_passing(inner) for inner in parts)
+        case Sym(parts=parts):
+            return (len(parts) == 1 and isinstance(parts[0], int)) or any(_passing(inner) for inner in parts)
+        case ("tensor", _):
+            return True
+    return False
 
 
 # -- places -------------------------------------------------------------------------------------------------------

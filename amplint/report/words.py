@@ -7,11 +7,12 @@ A detail carries what joins it to the sentence (", scaled by scaler"), because i
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.interpret.conditions import truth
+from amplint.source.interpret.conditions import evaluate, truth
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
 from amplint.source.values import (
@@ -19,6 +20,7 @@ from amplint.source.values import (
     Autocast,
     Choice,
     Const,
+    Device,
     Formula,
     Gradient,
     Instance,
@@ -35,6 +37,7 @@ from amplint.source.values import (
     Sym,
     Test,
     Value,
+    options,
 )
 
 TOLD = (
@@ -54,6 +57,7 @@ TOLD = (
     events.Save,
     events.Load,
 )
+_VAGUE = re.compile(r"\bsomething\b|\ba part of\b|\bthe\b")
 MOST_TEXT = 60  # of a condition or a name
 Telling = tuple[str, list[str], list[str]]
 
@@ -75,11 +79,9 @@ class Words:
     def __init__(self, machine: Machine, log: Iterable[events.Event]):
         self._texts = machine.texts
         self._names: dict[Value, str] = {}
-        made: dict[Value, str] = {}
+        made = machine.names
         used: dict[Value, str] = {}
         for event in log:
-            if isinstance(event, events.Create):
-                made.setdefault(event.value, _target(event) or "")
             for value, node in _uses(event):
                 text = path_of(node) if node is not None else None
                 if text:
@@ -125,6 +127,8 @@ class Words:
                 return f"the {value.name.rpartition('.')[2]}"
             case Parameters() | Parameter() | Gradient():
                 return self.owners(value.of)
+            case Device(type=str() as kind, text=text):
+                return kind or self.name(text)
             case Lib():
                 return value.name.removeprefix("builtins.").removeprefix("torch.")
             case Const():
@@ -140,25 +144,24 @@ class Words:
         return listed(sorted({self.name(model) for model in of})) or "some model"
 
     def condition(self, formula: Formula) -> str:
-        """How a condition reads in the source; empty where it was never written down."""
+        """What a condition asks, by the names of things, or else as the source writes it; empty where nothing says
+        it."""
         if isinstance(formula, bool):
             return str(formula)
-        text = self._texts.get(formula)
-        if text:
-            return brief(text)
+        text = ""
         match formula:
             case Question(kind="not", parts=(inner,)):
                 text = self.condition(inner)
-                return f"not {text}" if text.isidentifier() or _is_path(text) else f"not ({text})" if text else ""
+                text = f"not {text}" if _is_path(text) else f"not ({text})" if text else ""
             case Question(kind="truth" | "given", parts=(Value() as subject,)):
-                name = self.name(subject)
-                return "" if name == "something" else name
+                text = self.name(subject)
             case Question(kind="none", parts=(Value() as subject,)):
-                name = self.name(subject)
-                return "" if name == "something" else f"{name} is None"
+                text = f"{self.name(subject)} is None"
             case Question(kind="eq", parts=(Value() as subject, Value() as other)):
-                return f"{self.name(subject)} == {self.name(other)}"
-        return ""
+                text = f"{self.name(subject)} == {self.name(other)}"
+        if not text or _VAGUE.search(text):
+            text = self._texts.get(formula, "")
+        return brief(text)
 
     def region(self, region: Region) -> str:
         """`autocast(cuda, float16)`."""
@@ -167,10 +170,11 @@ class Words:
     def autocast(self, autocast: Autocast, dtype: str) -> str:
         device = tensors.device_type(autocast.device)
         if not device and autocast.device is not None:
-            device = self.name(autocast.device) if isinstance(autocast.device, Sym) else "its device"
+            device = listed([self.name(side) for side in options(autocast.device)]).replace(" and ", " or ")
+            device = "its device" if _VAGUE.search(device) else device
         if isinstance(autocast.dtype, Choice) or (dtype == "low" and isinstance(autocast.dtype, Sym)):
             name = self.name(autocast.dtype)
-            dtype = name if name != "something" else dtype
+            dtype = dtype if _VAGUE.search(name) else name
         parts = [part for part in (device, "half" if dtype == "low" else dtype) if part]
         if autocast.enabled != TRUE:
             formula = truth(autocast.enabled)
@@ -202,9 +206,8 @@ class Words:
             case events.Clip() | events.ReadGradient():
                 verb = "clip" if isinstance(event, events.Clip) else "read"
                 subjects = [self.name(model) for model in event.of] or [self.name(one) for one, _ in event.touched]
-                states = {before.kind for _, before in event.touched}
                 details = [f" ({event.how})"]
-                if states & {"scaled", "mixed"}:
+                if any(_scaled(before, event) for _, before in event.touched):
                     details.append(", still scaled ✗")
                 return f"{verb} gradients of {{}}", subjects, details
             case events.Step():
@@ -220,7 +223,8 @@ class Words:
             case events.ChangeWeights():
                 return f"change weights of {{}} ({event.how})", list(map(self.name, event.of)), [self._inside(event)]
             case events.Discard(value=Autocast() as autocast):
-                return "make {}, and never enter it ✗", [self.autocast(autocast, "")], []
+                region = Region(autocast, event.node, 0)
+                return "make {}, and never enter it ✗", [self.region(region)], []
             case events.Discard():
                 return "scale a loss, and drop the result ✗", [], []
             case events.Save():
@@ -274,7 +278,7 @@ class Words:
         before = event.before
         if event.closure:
             details.append(" with a closure")
-        if event.scaler is None and before.kind in ("scaled", "mixed"):
+        if event.scaler is None and _scaled(before, event):
             details.append(", with gradients that are still scaled ✗")
         if event.state == "stepped":
             details.append(", for the second time without an update ✗")
@@ -314,6 +318,13 @@ class Words:
         names = [self.name(part) for part in event.parts]
         rest = [] if event.complete or event.registers or not names else [", and more"]
         return "save {}" if names else "", names, rest
+
+
+def _scaled(before: events.Gradients, event: events.Event) -> bool:
+    """Whether gradients are scaled where an event meets them: a scaler may turn out to be off."""
+    scaler = before.scaler
+    off = isinstance(scaler, Scaler) and evaluate(truth(scaler.enabled), event.facts) is False
+    return before.kind in ("scaled", "mixed") and not off
 
 
 def _is_path(text: str) -> bool:
@@ -362,7 +373,7 @@ def _uses(event: events.Event) -> list[tuple[Value, ast.AST | None]]:
             return [(scaler, receiver), (event.optimizer, first)]
         case events.Step(scaler=Scaler(site=Object()) as scaler):  # a scaler that is called
             return [(scaler, node.func), (event.optimizer, node.args[1] if len(node.args) > 1 else None)]
-        case events.Step():
+        case events.Step() if not node.args:
             return [(event.optimizer, receiver)]
         case events.Unscale():
             return [(event.scaler, receiver), (event.optimizer, first)]

@@ -249,7 +249,7 @@ for x, y in loader:
     loss.backward()
     optimizer.step()
 """,
-        "zero gradients of optimizer · forward model · LOSSES[\"l1\"](…): [loss l1] · backward of loss · step optimizer",
+        'zero gradients of optimizer · forward model · LOSSES["l1"](…): [loss l1] · backward of loss · step optimizer',
     ),
     "getattr with a known and a built name": (
         """
@@ -450,7 +450,7 @@ for batch in loader:
     optimizer.step()
 """,
         "zero gradients of optimizer · halve(…): [if depth == 0: [forward model · backward of loss]] · "
-        "step optimizer, with gradients in a state that amplint cannot tell if not (depth == 0)",
+        "step optimizer, with gradients in a state that amplint cannot tell if not (n == 0)",
     ),
     "a mutable default, a global, a nonlocal": (
         """

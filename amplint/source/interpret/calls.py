@@ -164,6 +164,8 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
             return call_instance(m, callee, given, node, world, frame)
         case Model():
             return methods.forward(m, callee, given, node, world, frame)
+        case Object(kind="managed"):  # an engine that is called is the model it wraps
+            return methods.forward(m, callee, given, node, world, frame)
         case Object(kind="callable-scaler"):
             return methods.scale_and_step(m, callee, given, node, world, frame)
         case Sym(kind="attr", parts=(Value() as owner, str() as name)):
@@ -316,8 +318,9 @@ def call_function(
     *,
     in_model: bool = False,
     entry: bool = False,
+    enters: bool = False,
 ) -> Results:
-    """Run a function's body with these arguments."""
+    """Run a function's body with these arguments. `enters`: what it has entered stays so after it."""
     code = function.node
     if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
         if m.relevance(function.frame.module).steps(code):
@@ -353,7 +356,7 @@ def call_function(
             at_yield.contexts = outside
             results.append((Managing(added, bound), at_yield))
         return _join_results(results, frame)
-    for _, after in left.returns:
+    for _, after in left.returns if not enters else ():
         contexts.leave(after, outside)
     results = _join_results(left.returns, frame)
     for value, after in results:
@@ -518,3 +521,11 @@ def call_instance(
     if function is not None:
         return call_function(m, replace(function, owner=instance), given, node, world, frame)
     return methods.forward(m, instance, given, node, world, frame)
+
+
+def enter_instance(m: Machine, instance: Instance, node: ast.AST, world: World, frame: Frame) -> Results:
+    """`with` an object of the project's own: what its __enter__ enters is entered."""
+    function = objects.method(m, instance.cls, "__enter__", world, frame)
+    if function is None:
+        return call_method(m, instance, "__enter__", (), {}, node, world, frame)
+    return call_function(m, replace(function, owner=instance), Arguments(), node, world, frame, enters=True)

@@ -152,6 +152,8 @@ def _equal(left: Value, right: Value) -> Formula:
             return left == right or (left.value is not None and right.value is not None and left.value == right.value)
         if isinstance(left, Test) and isinstance(right.value, bool):
             return left.formula if right.value else negate(left.formula)
+        if isinstance(left, Tensor) and left.made not in ("", "argument"):
+            return False  # what an operation returned
         if right.value == "meta":
             return False  # nothing is computed on a meta device
         if isinstance(left, Sym | Tensor | Many | Lib):

@@ -59,7 +59,7 @@ def enter(
             world.contexts = (*world.contexts, *value.contexts)
             return [(value.bound, world)]
         case Instance():
-            return calls.call_method(m, value, "__enter__", (), {}, node, world, frame)
+            return calls.enter_instance(m, value, node, world, frame)
     return [(value if isinstance(value, Tensor | Object) else fresh("context"), world)]
 
 
@@ -75,3 +75,14 @@ def leave(world: World, outside: tuple[Value, ...]) -> None:
         if isinstance(context, Region):
             world.drop("stale weights", context.node)
     world.contexts = outside
+
+
+def exit_one(value: Value, world: World) -> None:
+    """Leave a context that was entered by hand."""
+    for index in range(len(world.contexts) - 1, -1, -1):
+        context = world.contexts[index]
+        if context == value or (isinstance(context, Region) and context.autocast == value):
+            inner = world.contexts[index + 1 :]
+            leave(world, world.contexts[:index])
+            world.contexts = (*world.contexts, *inner)
+            return

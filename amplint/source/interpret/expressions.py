@@ -16,8 +16,10 @@ from amplint.source.interpret.roles import path_of
 from amplint.source.interpret.world import World, join
 from amplint.source.values import (
     NONE,
+    Autocast,
     Checkpoint,
     Choice,
+    Class,
     Const,
     Formula,
     Function,
@@ -27,9 +29,11 @@ from amplint.source.values import (
     Lib,
     Many,
     Mapping,
+    NullContext,
     Optimizer,
     Parameter,
     Parameters,
+    Partial,
     Scaler,
     Sym,
     Tensor,
@@ -41,6 +45,7 @@ from amplint.source.values import (
     sym,
 )
 
+_DISPATCHED = (Const, Lib, Function, Class, Partial, Autocast, NullContext)  # what a table is there to choose from
 _BUILTINS = frozenset(dir(builtins))
 _CONSTANTS = {
     **dict.fromkeys(("math.inf", "numpy.inf", "torch.inf"), Const(math.inf)),
@@ -284,10 +289,8 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             stored = world.get(owner, index)
             if stored is not None:
                 return stored  # type: ignore[no-any-return]
-            values = tuple(value for _, value in owner.items)
-            if values and not isinstance(index, Const) and not owner.open:
-                return sym("item", owner, index)
-            return sym("item", owner, index)
+            dispatched = _dispatch(owner, index)
+            return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
             return library_calls.view(owner, node)
         case Choice():
@@ -307,6 +310,19 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
     if family is not None:
         return family  # type: ignore[no-any-return]
     return part(owner, index)
+
+
+def _dispatch(table: Mapping, index: Value) -> Value | None:
+    """`{"fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]`: one of few, by the key that it equals."""
+    keys = [key for key, _ in table.items]
+    values = [value for _, value in table.items]
+    plain = isinstance(index, Sym) and all(isinstance(key, Const) for key in keys)
+    if table.open or not plain or not 0 < len(keys) <= 4 or not all(isinstance(value, _DISPATCHED) for value in values):
+        return None
+    chosen = values[-1]  # a key that is not there is an error
+    for key, value in reversed(list(zip(keys[:-1], values[:-1], strict=True))):
+        chosen = conditions.choice(conditions.compare("==", index, key), value, chosen)
+    return chosen
 
 
 def _typed_item(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -> Value:

@@ -173,6 +173,7 @@ def assign(m: Machine, target: ast.expr, value: Value, world: World, frame: Fram
     match target:
         case ast.Name():
             value = expressions.typed(m, value, target, world, frame)
+            m.call(value, target.id)
             world.set(expressions.scope_to_bind(target.id, frame), target.id, value)
             return [world]
         case ast.Attribute():
@@ -265,6 +266,7 @@ def _match(m: Machine, node: ast.Match, world: World, frame: Frame, flow: Flow) 
     after: list[World] = []
     for value, rest in expressions.evaluate(m, node.subject, world, frame):
         current: World | None = rest
+        ended: list[list[World]] = []
         for number, case in enumerate(node.cases):
             if current is None:
                 break
@@ -276,9 +278,11 @@ def _match(m: Machine, node: ast.Match, world: World, frame: Frame, flow: Flow) 
                     bound = getattr(name, "name", None)
                     if isinstance(bound, str):
                         taken.set(frame.scope, bound, fresh("matched"))
-                after += run(m, case.body, [taken], frame, flow)
-        if current is not None:
-            after.append(current)
+                ended.append(run(m, case.body, [taken], frame, flow))
+        joined = [] if current is None else [current]
+        for arm in reversed(ended):  # as if each case were the else of the one before it
+            joined = join_all([*arm, *joined])
+        after += joined
     return join_all(after)
 
 
@@ -375,6 +379,7 @@ def rounds(
         inner = Flow()
         entering: list[World] = []
         logged = len(m.log)
+        element = None if item is None else item()  # the same in all worlds: what one asks of it, the others may, too
         for one in worlds:
             one.loops = (*outer, events.Loop(node, frame, number))
             started = _uncounted(m, node, one, frame) if number > 1 else [one]
@@ -382,8 +387,8 @@ def rounds(
                 if isinstance(node, ast.While):
                     entering += [w for answer, w in decide(m, node.test, start, frame) if answer]
                 else:
-                    assert item is not None
-                    entering += assign(m, node.target, item(), start, frame)
+                    assert element is not None
+                    entering += assign(m, node.target, element, start, frame)
         m.starts.setdefault((node, number), [w.trace for w in entering])
         worlds = join_all(run(m, node.body, entering, frame, inner) + inner.continues)
         m.rounds.setdefault((node, number), []).extend(world.copy() for world in worlds)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from amplint.source import events
+from amplint.source.interpret.conditions import choice
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.project import Project
@@ -15,10 +16,25 @@ from amplint.source.interpret.relevance import Relevance
 from amplint.source.interpret.roles import Roles
 from amplint.source.interpret.world import World, extend
 from amplint.source.module import Module
-from amplint.source.values import Const, Device, Value, number, options
+from amplint.source.values import (
+    Choice,
+    Const,
+    Device,
+    Instance,
+    Model,
+    Object,
+    Optimizer,
+    Scaler,
+    Sym,
+    Value,
+    number,
+    options,
+)
 
 E = TypeVar("E", bound=events.Event)
 
+_NAMELESS = (Sym, Model, Instance, Object, Optimizer, Scaler)
+_SPEAKING = ("argument", "attr", "name")  # symbols that say themselves what the source calls them
 MOST_STEPS = 200_000  # expressions and statements evaluated per file; beyond it the reading ends where it is
 MOST_FRAMES = 24
 
@@ -35,6 +51,7 @@ class Machine:
     entered: set[ast.AST] = field(default_factory=set)  # code that some call reached
     models: set[Value] = field(default_factory=set)  # unknown things that are used as models
     texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
+    names: dict[Value, str] = field(default_factory=dict)  # the variable that each thing was first assigned to
     asked: set[ast.AST] = field(default_factory=set)  # tests of statements whose answer is not a constant
     rounds: dict[tuple[ast.AST, int], list[World]] = field(default_factory=dict)  # (loop, round) → worlds at its end
     starts: dict[tuple[ast.AST, int], list[Any]] = field(default_factory=dict)  # … and their traces at its start
@@ -52,6 +69,11 @@ class Machine:
     def is_model(self, value: Value) -> bool:
         """Whether something unknown is (or may be one of several that are) used as a model."""
         return any(option in self.models for option in options(value))
+
+    def call(self, value: Value, name: str) -> None:
+        """Remember what the source calls a thing that has no name of its own."""
+        if name and isinstance(value, _NAMELESS) and not (isinstance(value, Sym) and value.kind in _SPEAKING):
+            self.names.setdefault(value, name)
 
     def tick(self) -> None:
         self.steps += 1
@@ -106,6 +128,9 @@ def site(node: ast.AST, frame: Frame) -> int:
 def device_value(value: Value | None) -> Value | None:
     """A torch.device for what names one."""
     match value:
+        case Choice():
+            yes, no = device_value(value.yes), device_value(value.no)
+            return value if yes is None or no is None else choice(value.formula, yes, no)
         case Const(value=str() as text):
             return Device(text.partition(":")[0], value)
         case Const(value=int()) if not isinstance(value.value, bool):
