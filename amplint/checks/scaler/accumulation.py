@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import (
     Script,
+    alternatives,
     first_argument,
     found,
     found_at,
@@ -33,11 +34,10 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
         if step.scaler is None:
             continue
         unscales = [u for u in script.events(events.Unscale) if u.scaler == step.scaler and same_function(u, step)]
-        stepped = {s.optimizer for s in script.events(events.Step) if same_function(s, step)}
-        unscaled = {u.optimizer for u in unscales}
-        if not unscaled or step.optimizer in unscaled or not unscaled - stepped:
+        steps = [s for s in script.events(events.Step) if same_function(s, step)]
+        odd = next((u for u in unscales if not any(_goes_with(u, s) for s in steps)), None)
+        if odd is None or any(u.optimizer == step.optimizer for u in unscales):
             continue
-        odd = next(u for u in unscales if u.optimizer not in stepped)
         if first_argument(odd) == first_argument(step):  # `for opt in optimizers:` twice
             continue
         yield found(
@@ -51,6 +51,13 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
         )
 
 
+def _goes_with(unscale: events.Unscale, step: events.Step) -> bool:
+    """Whether a step uses what was unscaled: through the scaler, or past it in the same arm of a branch."""
+    return step.optimizer == unscale.optimizer and (
+        step.scaler is not None or not alternatives(unscale.module, unscale.node, step.node)
+    )
+
+
 @rule("AMP136")
 def wrong_accumulation(script: Script) -> Iterator[Finding]:
     """Gradients of micro-batches are thrown away before the step that should add them up."""
@@ -61,7 +68,11 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             step = next(
                 (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
             )
-            if step is None or not _every_n_batches(step) or not _in_every_round(zero, step, backwards_of(step, before)):
+            if (
+                step is None
+                or not _every_n_batches(step)
+                or not _in_every_round(zero, step, backwards_of(step, before))
+            ):
                 continue
             yield found(
                 "AMP136",

@@ -167,7 +167,11 @@ def _optimizer_entry(mapping: ast.Dict | None) -> ast.expr | None:
         if not isinstance(key, ast.Constant) or not isinstance(key.value, str) or "optim" not in key.value:
             continue
         for state in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
-            if isinstance(state, ast.Call) and isinstance(state.func, ast.Attribute) and state.func.attr == "state_dict":
+            if (
+                isinstance(state, ast.Call)
+                and isinstance(state.func, ast.Attribute)
+                and state.func.attr == "state_dict"
+            ):
                 return value
     return None
 
