@@ -68,11 +68,9 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             step = next(
                 (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
             )
-            if (
-                step is None
-                or not _every_n_batches(step)
-                or not _in_every_round(zero, step, backwards_of(step, before))
-            ):
+            if step is None or not _every_n_batches(step) or _every_n_batches(zero):
+                continue
+            if not _in_every_round(zero, step, backwards_of(step, before)):
                 continue
             yield found(
                 "AMP136",
