@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,11 +16,15 @@ from amplint import files, knowledge
 from amplint.cache import open_cache
 from amplint.cli import fail
 from amplint.config import Settings
-from amplint.engine import Job, Outcome, check_data, internal, problem, run, source
+from amplint.engine import SECONDS, Job, Outcome, check_data, internal, problem, run, source
 from amplint.findings import Applicability, Finding
+from amplint.limit import TooLong, time_limit
 from amplint.report import text
 from amplint.report.diff import patch
 from amplint.source.module import Module, Unreadable, decode
+
+if TYPE_CHECKING:
+    from amplint.rewrite.instrument import Result
 
 Options = dict[str, Any]
 
@@ -161,7 +165,7 @@ def _code(failed: bool, found: bool, options: Options) -> int:
 
 
 def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
-    """`amplint fix`: write, or print, what the rewriter makes of each file; the worst file decides the exit code."""
+    """`amplint fix`: write, or print, what the rewriter makes of the files; the worst file decides the exit code."""
     code = 0
     read: list[tuple[Module, bytes]] = []
     for file in _discover(paths, settings, options):
@@ -173,27 +177,60 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
         except Unreadable as error:
             code = _complain(problem(file.path, error.reason, error.location))
     together = [module for module, _ in read]
-    return max([code, *(_fix_file(module, data, together, settings, options) for module, data in read)])
+    made: list[tuple[Module, bytes, Result]] = []
+    for module, data in read:
+        result = _rewritten(module, together, settings, options)
+        if result is None:
+            code = 2
+        else:
+            made.append((module, data, result))
+    if any(result.refused for _, _, result in made):  # what a refused step would have needed elsewhere is not needed
+        for module, _, result in made:
+            result.text = result.text if result.steps else module.text
+    changed = [one for one in made if one[2].text != one[0].text]
+    if not options["diff"] and not options["check"] and not _written(changed):
+        return 2
+    for module, _, result in made:
+        if options["diff"]:
+            click.echo(patch(module.path, module.text, result.text), nl=False)
+        for line in result.lines:
+            click.echo(line, err=options["diff"])
+    return max(code, int(bool(changed) if options["check"] else any(result.refused for _, _, result in made)))
 
 
-def _fix_file(module: Module, data: bytes, together: list[Module], settings: Settings, options: Options) -> int:
+def _rewritten(module: Module, together: list[Module], settings: Settings, options: Options) -> Result | None:
+    """What the rewriter makes of one file; None, and a line that says why, where it cannot be done."""
     from amplint.rewrite import instrument
 
     try:
-        dtype = options["dtype"] or settings.target_dtype
-        result = instrument.fix(module, settings, {**options, "dtype": dtype}, together)
-        changed = result.text != module.text
-        if changed and not options["diff"] and not options["check"]:
-            files.write(module.path, result.text.encode(module.encoding), data)
+        with time_limit(SECONDS):
+            dtype = options["dtype"] or settings.target_dtype
+            result = instrument.fix(module, settings, {**options, "dtype": dtype}, together)
+            result.text.encode(module.encoding)
+            return result
     except Unreadable as error:
-        return _complain(problem(module.path, error.reason, error.location))
+        _complain(problem(module.path, error.reason, error.location))
+    except TooLong:
+        _complain(problem(module.path, f"took more than {SECONDS} s of processor time: please report it"))
     except Exception as error:
-        return _complain(problem(module.path, internal(error)))
-    if options["diff"]:
-        click.echo(patch(module.path, module.text, result.text), nl=False)
-    for line in result.lines:
-        click.echo(line, err=options["diff"])
-    return int(changed if options["check"] else result.refused)
+        _complain(problem(module.path, internal(error)))
+    return None
+
+
+def _written(changed: list[tuple[Module, bytes, Result]]) -> bool:
+    """Write all files, or none: what was written before one that cannot be is put back."""
+    done: list[tuple[str, bytes, bytes]] = []
+    for module, data, result in changed:
+        new = result.text.encode(module.encoding)
+        try:
+            files.write(module.path, new, data)
+        except Unreadable as error:
+            _complain(problem(module.path, error.reason, error.location))
+            for path, before, after in done:
+                files.write(path, before, after)
+            return False
+        done.append((module.path, data, new))
+    return True
 
 
 def _complain(finding: Finding) -> int:

@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 import ast
-from typing import TYPE_CHECKING
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
-from amplint.rewrite.fixes import bound_before
+from amplint.rewrite.home import Home, at_hand
+from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source.module import Module
 
-if TYPE_CHECKING:
-    from amplint.rewrite.plan import StepPlan
 
-
-def state_edits(module: Module, plan: StepPlan, scaler: str) -> tuple[list[Edit], list[str]]:
+def state_edits(module: Module, home: Home, scaler: str) -> tuple[list[Edit], str]:
     """Edits for every dict literal that holds the optimizer's state, and for every restoring of it; and words for them.
 
     Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler.
     """
-    from amplint.rewrite.plan import Refused
-
     made: list[Edit] = []
-    words: list[str] = []
-    optimizer = module.source(module.statement(plan.create.node).targets[0])  # type: ignore[attr-defined]
+    done: dict[str, None] = {}
     for node in ast.walk(module.tree):
         match node:
-            case ast.Dict():
-                entry = _entry(module, node, optimizer)
-                if entry is None:
-                    continue
-                if not _reachable(module, plan, scaler, node):
-                    raise Refused(
-                        "the optimizer's state is saved where the scaler is not at hand", "convert it by hand"
-                    )
+            case ast.Dict() if entry := _entry(module, node, home.optimizer):
+                _check(module, home, node, "saved")
                 key, value = entry
                 made += edits.add_entry(module, node, value, f"{_quoted(module, key)}: {scaler}.state_dict()")
-                words.append("scaler saved in the checkpoint")
+                done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
-                module.source(owner) == optimizer
+                module.source(owner) == home.optimizer and (lines := _restoring(module, source, scaler))
             ):
-                if not _reachable(module, plan, scaler, node):
-                    raise Refused(
-                        "the optimizer's state is loaded where the scaler is not at hand", "convert it by hand"
-                    )
-                lines = _restoring(module, source, scaler)
-                if lines:
-                    made += edits.insert_after(module, node, lines)
-                    words.append("and restored")
-    return made, words
+                _check(module, home, node, "loaded")
+                made += edits.insert_after(module, node, lines)
+                done["restored from"] = None
+    return made, f"{scaler} {' and '.join(sorted(done, reverse=True))} the checkpoint" if done else ""
+
+
+def _check(module: Module, home: Home, node: ast.AST, what: str) -> None:
+    if not at_hand(module, home, node):
+        raise Refused(f"the optimizer's state is {what} where the scaler is not at hand", BY_HAND)
 
 
 def _entry(module: Module, mapping: ast.Dict, optimizer: str) -> tuple[ast.Constant, ast.expr] | None:
@@ -79,15 +67,3 @@ def _restoring(module: Module, source: ast.expr, scaler: str) -> list[str]:
             quoted, name = _quoted(module, key), module.source(checkpoint)
             return [f"if {name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
     return []
-
-
-def _reachable(module: Module, plan: StepPlan, scaler: str, node: ast.AST) -> bool:
-    """Whether the scaler's name has its value at a node: in the function that makes it, one it is passed to, or
-    anywhere for a field or a global."""
-    if scaler.startswith("self."):
-        return True
-    function = module.function(node)
-    if function is plan.create.frame.code or (function is None and isinstance(plan.create.frame.code, ast.Module)):
-        made = module.statement(plan.create.node)
-        return node.lineno > made.lineno and bound_before(module, "True", node)  # type: ignore[attr-defined]
-    return isinstance(plan.create.frame.code, ast.Module) or function in {frame.code for frame in plan.path}

@@ -50,7 +50,7 @@ def hard_coded(module: Module) -> bool:
     """Whether the script moves its model or data with a bare `.cuda()` or `.to("cuda")`, whatever the machine has."""
     for node in ast.walk(module.tree):
         match node:
-            case ast.Call(func=ast.Attribute(attr="cuda"), args=[]):
+            case ast.Call(func=ast.Attribute(attr="cuda")):
                 if not _asked_for(module, node):
                     return True
             case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value=str() as text), *_]):
@@ -67,7 +67,9 @@ def _asked_for(module: Module, node: ast.AST) -> bool:
 def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | None) -> Gate | None:
     """The gate for autocast (or a scaler) at a statement; None if no expression for the device is at hand there."""
     for text, _ in moved_to(module).most_common():
-        if _visible(module, text, place):
+        if visible(module, text, place):
+            if target == "cuda" and _is_rank(module, text):
+                return Gate('"cuda"')
             kind = f"{text}.type" if _is_device_object(module, text) else f"{torch}.device({text}).type"
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
@@ -82,18 +84,62 @@ def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | 
     return Gate(kind, f'{kind} == "{target}"')
 
 
-def _visible(module: Module, text: str, place: ast.stmt) -> bool:
-    """Whether an expression can be evaluated at a statement: its root is bound there, in its function or globally."""
+def visible(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether an expression can be evaluated at a statement: its root is bound there, in its function or globally, and
+    a field of `self` is set by then."""
     root = text.partition(".")[0]
-    for function in (above for above in module.ancestors(place) if isinstance(above, FunctionNode)):
+    if root == "self":
+        return _is_field(module, text, place)
+    functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
+    for function in functions:
         if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
             return True
         if _assigned_in(function, root):
             return bound_before(module, text, place)
-    return any(
-        isinstance(node, ast.Name) and node.id == root and isinstance(node.ctx, ast.Store) and not module.function(node)
+    stores = [
+        node
         for node in ast.walk(module.tree)
-    )
+        if isinstance(node, ast.Name) and node.id == root and isinstance(node.ctx, ast.Store)
+        if not module.function(node)
+    ]
+    if functions:
+        return bool(stores)
+    return any(node.lineno < place.lineno for node in stores)
+
+
+def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether a field of `self` is there at a statement of the same class."""
+    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    if around is None:
+        return False
+    uses = [node for node in ast.walk(around) if isinstance(node, ast.Attribute) and module.source(node) == text]
+    stores = [node for node in uses if isinstance(node.ctx, ast.Store)]
+    here = [node for node in stores if module.function(node) is module.function(place)]
+    if here:
+        return min(node.lineno for node in here) < place.lineno
+    return bool(uses) and (not stores or getattr(module.function(place), "name", "") != "__init__")
+
+
+def _is_rank(module: Module, text: str) -> bool:
+    """Whether a device is the number of a GPU: made by int() or get_rank() and nothing else, compared with a number,
+    or the one that a process is bound to."""
+    told = False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[target], value=value) if module.source(target) == text:
+                function = value.func if isinstance(value, ast.Call) else None
+                name = getattr(function, "id", getattr(function, "attr", ""))
+                if name not in ("int", "get_rank", "current_device"):
+                    return False
+                told = True
+            case ast.keyword(arg="device_ids" | "output_device", value=value):
+                parts = value.elts if isinstance(value, ast.List) else [value]
+                told |= any(module.source(part) == text for part in parts)
+            case ast.Compare(left=left, comparators=[ast.Constant(value=int())]):
+                told |= module.source(left) == text
+            case ast.Call(func=ast.Attribute(attr="set_device"), args=[argument]):
+                told |= module.source(argument) == text
+    return told
 
 
 def _assigned_in(function: FunctionNode, name: str) -> bool:

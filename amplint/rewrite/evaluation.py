@@ -5,39 +5,81 @@ from __future__ import annotations
 import ast
 
 from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.float32 import split
 from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.refused import Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module
+
+_SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
+Region = tuple[ast.stmt, ...]
 
 
-def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[ast.stmt, ...]]:
-    """For each place under no_grad that runs the trained model: the statements from the forward to the last that
-    computes a loss from it."""
+def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, tuple[ast.expr, ...]]]:
+    """For each place under no_grad that runs the trained model as the training step does: the statements from the
+    forward to the last that computes a loss from it, and what a loss behind them needs in float32.
+
+    Code that generates (it calls the model otherwise, or samples from what it says) is left alone."""
     module = reading.module
-    regions: dict[ast.stmt, tuple[ast.stmt, ...]] = {}
-    losses = [event for event in reading.events if isinstance(event, events.Loss) and event.module is module]
+    regions: dict[ast.stmt, Region] = {}
+    losses = [event for event in reading.events if isinstance(event, events.Loss) and not event.grad]
     for event in reading.events:
-        if (
-            not isinstance(event, events.Forward)
-            or event.module is not module
-            or event.grad
-            or event.region is not None
-        ):
+        if not isinstance(event, events.Forward) or event.module is not module or event.grad or event.region:
             continue
-        if event.model != plan.forward.model and module.function(event.node) is None:
+        if event.model != plan.forward.model and not _same_call(module, event.node, plan.forward.node):
             continue
         first = module.statement(event.node)
-        if not isinstance(first, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr):
+        if not isinstance(first, _SIMPLE) or _shape(event.node) != _shape(plan.forward.node):
+            continue
+        if _samples(module.function(first)):
             continue
         block = suite_of(module, first)
         start = block.index(first)
-        ends = [block.index(s) for loss in losses if (s := module.statement(loss.node)) in block and not loss.grad]
-        end = max((end for end in ends if end >= start), default=start)
-        between = block[start : end + 1]
-        if all(isinstance(one, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr) for one in between):
+        ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
+        between = block[start : max(ends, default=start) + 1]
+        if all(isinstance(one, _SIMPLE) for one in between):
             regions.setdefault(first, tuple(between))
-    chosen: list[tuple[ast.stmt, ...]] = []
+    chosen: list[tuple[Region, tuple[ast.expr, ...]]] = []
     for region in regions.values():
-        if not any(set(region) & set(other) for other in chosen):
-            chosen.append(region)
+        if any(set(region) & set(other) for other, _ in chosen):
+            continue
+        try:
+            chosen.append(split(reading, region))
+        except Refused:
+            continue  # it evaluates in float32, as it did
     return chosen
+
+
+def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | None:
+    """Which statement of a block computes a loss, itself or by a call."""
+    for node in (loss.node, *(frame.call for frame in loss.frame.stack())):
+        if node is not None and node in module.parents:
+            around = {node, *module.ancestors(node)}
+            found = next((index for index, one in enumerate(block) if one in around), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _same_call(module: Module, one: ast.AST, other: ast.AST) -> bool:
+    """Whether both call the model by the same name: in a function that nothing calls, what it is given is unknown."""
+    return (
+        isinstance(one, ast.Call)
+        and isinstance(other, ast.Call)
+        and module.source(one.func) == module.source(other.func)
+    )
+
+
+def _shape(node: ast.AST) -> object:
+    """How many arguments a call passes, and by which names."""
+    if not isinstance(node, ast.Call):
+        return None
+    return len(node.args), sorted(keyword.arg or "**" for keyword in node.keywords)
+
+
+def _samples(function: ast.AST | None) -> bool:
+    return function is not None and any(
+        isinstance(node, ast.Attribute) and node.attr in ("multinomial", "Categorical", "sample", "generate")
+        for node in ast.walk(function)
+    )

@@ -5,22 +5,32 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from amplint import checks, knowledge
 from amplint.config import Settings
 from amplint.findings import Applicability, Edit, Finding, Severity
 from amplint.repair import Unsettled, repair
 from amplint.rewrite import device, edits
-from amplint.rewrite.apply import apply
+from amplint.rewrite.apply import Conflict, apply
+from amplint.rewrite.checkpoints import state_edits
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.fixes.scaler import free_name
-from amplint.rewrite.plan import Refused, StepPlan, make_plans
+from amplint.rewrite.home import at_hand, calls_of
+from amplint.rewrite.plan import StepPlan, make_plans, unscale_at
+from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.switch import switch
+from amplint.selection import default_codes
+from amplint.source import suppress
 from amplint.source.interpret.entries import Reading, read
 from amplint.source.module import Module, Unreadable, parse
 from amplint.source.suppress import fp32_lines
 
 SAFE = frozenset((Applicability.SAFE,))
+# What half-done AMP lacks, which `check --fix` would not add unasked: always, and in files that change anyway.
+COMPLETES = frozenset(("AMP101",))
+GOES_ALONG = frozenset(("AMP116", "AMP133"))
 
 
 @dataclass
@@ -30,14 +40,15 @@ class Result:
     text: str
     lines: list[str] = field(default_factory=list)
     refused: bool = False
+    steps: bool = True  # whether it holds a training step
 
 
 def fix(module: Module, settings: Settings, options: dict[str, Any], together: Sequence[Module] = ()) -> Result:
     """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part. `together` are
     the files that were named with this one."""
     dtype = "float16" if options["dtype"] == "auto" else options["dtype"]
-    migrate = any(one.upper().startswith(("AMP6", "ALL")) for one in options.get("select") or ())
-    repaired, fixed = _repair(module, settings, migrate)
+    settings = _asked(settings.of_file(module.path), options.get("select") or ())
+    repaired, fixed, left = _repair(module, settings, complete=True)
     reading = read(repaired, settings.roots, settings.apis)
     plans = make_plans(reading, dtype, together)
     kept = set(fp32_lines(repaired.text))
@@ -48,26 +59,36 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
         row = repaired.range(node).start.row
         lines.append((row, f"{module.path}:{row}: {words}"))
 
-    for node in plans.already:
-        say(node, "completed: " + _mended(fixed) if fixed else "already AMP")
-    for node, refusal in plans.refused:
-        say(node, f"refused: {refusal.reason}; {refusal.advice}")
+    def refuse(node: ast.AST, reason: str, advice: str) -> None:
+        say(node, f"refused: {reason}; {advice}")
         result.refused = True
+
+    broken = next((one for one in left if one.severity is Severity.ERROR and one.code.startswith("AMP1")), None)
+    for node in plans.already:
+        if broken is not None:
+            refuse(node, f"half done, and {broken.message} ({broken.code})", broken.help or BY_HAND)
+        else:
+            say(node, "completed: " + _mended(fixed) if fixed else "already AMP")
+    for node, refusal in plans.refused:
+        if _kept_as_is(repaired, node, kept):
+            say(node, "kept in float32, as its comment asks")
+        else:
+            refuse(node, refusal.reason, refusal.advice)
     for plan in plans.plans:
-        if _kept_as_is(repaired, plan, kept):
+        if _kept_as_is(repaired, plan.step.node, kept):
             say(plan.step.node, "kept in float32, as its comment asks")
             continue
         try:
             text, words = _convert(repaired, reading, plan, settings, dtype)
         except (Refused, edits.CannotEdit) as refusal:
-            advice = getattr(refusal, "advice", "convert it by hand")
-            say(plan.step.node, f"refused: {refusal.reason}; {advice}")
-            result.refused = True
+            refuse(plan.step.node, refusal.reason, getattr(refusal, "advice", BY_HAND))
         else:
             result.text = text
-            say(plan.step.node, f"converted: {words}")
+            words += ["mended " + _mended(fixed)] if fixed else []
+            say(plan.step.node, "converted: " + "; ".join(words))
+    result.steps = bool(lines)
     if not lines and fixed:
-        lines.append((0, f"{module.path}: fixed {_mended(fixed)}"))
+        lines.append((0, f"{module.path}: fixed: {_mended(fixed)}"))
     if result.refused and not plans.already:
         result.text = module.text  # never a partial conversion
     result.lines = [line for _, line in sorted(lines)]
@@ -78,60 +99,97 @@ def _mended(fixed: tuple[Finding, ...]) -> str:
     return ", ".join(sorted({f"{one.code} {knowledge.rules()[one.code].name}" for one in fixed}))
 
 
-def _kept_as_is(module: Module, plan: StepPlan, kept: set[int]) -> bool:
+def _kept_as_is(module: Module, node: ast.AST, kept: set[int]) -> bool:
     """`# amplint: fp32 reason` on the step, on a loop around it, or on its function."""
-    around = (plan.step.node, *module.ancestors(plan.step.node))
-    return any(getattr(node, "lineno", 0) in kept for node in around)
+    return any(getattr(one, "lineno", 0) in kept for one in (module.statement(node), *module.ancestors(node)))
 
 
-def _asked(settings: Settings, migrate: bool) -> Settings:
-    """What is looked for: the default rules; migration only if it was selected, or goes with another edit."""
-    rules = knowledge.rules().items()
-    codes = frozenset(code for code, rule in rules if rule.default and (migrate or not code.startswith("AMP6")))
+def _asked(settings: Settings, select: Sequence[str]) -> Settings:
+    """What is looked for: what is on by default, and what was selected, too."""
+    codes = settings.codes | (default_codes() if select or not settings.codes else frozenset())
+    if not any(one.upper().startswith(("AMP6", "ALL")) for one in select):
+        codes = frozenset(code for code in codes if not code.startswith("AMP6"))
     return replace(settings, codes=codes, notes=frozenset())
 
 
-def _repair(module: Module, settings: Settings, migrate: bool = False) -> tuple[Module, tuple[Finding, ...]]:
-    """The safe fixes of what is found."""
-    asked = _asked(settings, migrate)
+def _find(module: Module, settings: Settings) -> tuple[Finding, ...]:
+    """The file's own findings that no comment hides."""
+    comments = suppress.read(module.text)
+    found = checks.check_module(module, settings).findings
+    return tuple(
+        one for one in found if one.path == module.path and one.code in settings.codes and not comments.hide(one)
+    )
 
-    def check(module: Module) -> tuple[Finding, ...]:
-        return tuple(f for f in checks.check_module(module, asked).findings if f.path == module.path)
+
+class Repair(NamedTuple):
+    """A module after its fixes, what they mended, and what is left."""
+
+    module: Module
+    fixed: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+
+
+def _repair(module: Module, settings: Settings, complete: bool = False) -> Repair:
+    """Apply the safe fixes; with `complete`, also what half-done AMP lacks. Deprecated names are brought up to date in
+    files that change anyway."""
+
+    def check(
+        module: Module, allowed: frozenset[str] = COMPLETES, settings: Settings = settings
+    ) -> tuple[Finding, ...]:
+        found = _find(module, settings)
+        return tuple(_made_safe(one) if complete and one.code in allowed else one for one in found)
 
     try:
         repaired = repair(module, check(module), check, SAFE)
+        if repaired.fixed:
+            deprecated = {code for code in default_codes() if code.startswith("AMP6")}
+            wider = replace(settings, codes=settings.codes | deprecated)
+            more = partial(check, allowed=COMPLETES | GOES_ALONG, settings=wider)
+            again = repair(repaired.module, more(repaired.module), more, SAFE)
+            return Repair(again.module, repaired.fixed + again.fixed, again.findings)
     except Unsettled:
-        return module, ()
-    return repaired.module, repaired.fixed
+        return Repair(module, (), check(module))
+    return Repair(repaired.module, (), repaired.findings)
 
 
-def _convert(module: Module, reading: Reading, plan: StepPlan, settings: Settings, dtype: str) -> tuple[str, str]:
+def _made_safe(finding: Finding) -> Finding:
+    fix = finding.fix
+    if fix is None or fix.applicability is not Applicability.UNSAFE:
+        return finding
+    return replace(finding, fix=replace(fix, applicability=Applicability.SAFE))
+
+
+def _convert(module: Module, reading: Reading, plan: StepPlan, settings: Settings, dtype: str) -> tuple[str, list[str]]:
     """The text with one step converted, and what was done; raises Refused if the outcome is not clean."""
     torch = edits.binding_of(module, "torch", at=plan.region[0])
     if torch is None:
         raise Refused("the file has no name for torch at the training step", "add `import torch` at its top")
     writer = _Writer(module, plan, settings.target_device, dtype, torch)
-    writer.write()
-    for region in evaluation_regions(reading, plan):
-        writer.evaluate(region)
-    text = apply(module.text, writer.edits)
-    return _settled(module, text, settings), "; ".join(writer.words)
+    seen = {frame.call for event in reading.events for frame in event.frame.stack() if frame.call is not None}
+    writer.write(seen)
+    for region, casts in evaluation_regions(reading, plan):
+        writer.evaluate(region, casts)
+    try:
+        text = apply(module.text, writer.edits)
+    except Conflict:
+        raise Refused("its edits would overlap", "spread the training step over lines of its own") from None
+    text, mended = _settled(module, text, settings)
+    return text, [*writer.words, *(["mended " + _mended(mended)] if mended else [])]
 
 
-def _settled(module: Module, text: str, settings: Settings) -> str:
-    """The converted text after its own safe fixes (a mask constant that half precision cannot hold, say). It must
-    parse, and `check` must find nothing wrong in it that was not there before."""
+def _settled(module: Module, text: str, settings: Settings) -> tuple[str, tuple[Finding, ...]]:
+    """The converted text after its own safe fixes (a mask constant that half precision cannot hold, say), and what
+    they mended. It must parse, and `check` must find nothing wrong in it that was not there before."""
     try:
         after = Module(module.path, text, parse(text), module.encoding)
     except Unreadable as error:
         raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
-    after, _ = _repair(after, settings)
-    asked = _asked(settings, migrate=False)
-    known = {(f.code, f.message) for f in checks.check_module(module, asked).findings}
-    for finding in checks.check_module(after, asked).findings:
+    after, mended, left = _repair(after, settings)
+    known = {(finding.code, finding.message) for finding in _find(module, settings)}
+    for finding in left:
         if finding.severity is not Severity.NOTE and (finding.code, finding.message) not in known:
             raise Refused(f"in half precision, {finding.message} ({finding.code})", finding.help or "mend that first")
-    return after.text
+    return after.text, mended
 
 
 class _Writer:
@@ -145,145 +203,142 @@ class _Writer:
         self.torch = torch
         self.edits: list[Edit] = []
         self.words: list[str] = []
-        self.scaled = dtype == "float16"
+        self.scaler = self._scaler_name() if dtype == "float16" else ""
 
-    def write(self) -> None:
-        module, plan = self.module, self.plan
+    def write(self, seen: set[ast.AST]) -> None:
+        """The training step. `seen` are the calls that the reading followed."""
+        module, plan, name = self.module, self.plan, self.scaler
         function = plan.step.frame.name
         where = f"{function}(): " if function != "<module>" else ""
-        name = self._scaler_name() if self.scaled else ""
-        self._region(plan.region, name)
-        self.words.append(f"{where}forward and loss under autocast({self.dtype})")
-        if not self.scaled:
+        self._region()
+        what = "forward" if plan.casts else "forward and loss"
+        self.words.append(f"{where}{what} under autocast({self.dtype})")
+        if plan.casts:
+            self.words.append("binary cross entropy, and the sigmoid before it, in float32")
+        if not name:
             return
-        self._make_scaler(name)
+        self._make_scaler(seen)
         backward, step = plan.backward.node, plan.step.node
         assert isinstance(backward, ast.Call)
         assert isinstance(backward.func, ast.Attribute)
         assert isinstance(step, ast.Call)
         assert isinstance(step.func, ast.Attribute)
         if step.args or step.keywords:
-            raise Refused("its step() takes arguments", "convert it by hand")
+            raise Refused("its step() takes arguments", BY_HAND)
         optimizer = module.source(step.func.value)
         self.edits += edits.wrap_call(module, backward.func.value, f"{name}.scale({{}})")
-        if plan.clips or plan.reads:
-            first = min((*plan.clips, *plan.reads), key=lambda node: node.lineno)  # type: ignore[attr-defined]
-            if not backward.lineno < first.lineno < step.lineno:  # type: ignore[attr-defined]
-                raise Refused("gradients are clipped or read in an unusual place", "convert it by hand")
-            self.edits += edits.insert_before(module, module.statement(first), [f"{name}.unscale_({optimizer})"])
+        if (clipping := unscale_at(plan, module)) is not None:
+            self.edits += edits.insert_before(module, clipping, [f"{name}.unscale_({optimizer})"])
             self.words.append("gradients unscaled before they are clipped")
         self.edits += edits.replace(module, step, f"{name}.step({optimizer})")
         self.edits += edits.insert_after(module, module.statement(step), [f"{name}.update()"])
-        self._save_and_load(name)
+        made, words = state_edits(module, plan.home, name)
+        self.edits += made
+        self.words += [words] if words else []
+        if _schedules(module, step):
+            self.words.append("the scheduler advances on steps that the scaler skips, too")
 
-    def evaluate(self, region: tuple[ast.stmt, ...]) -> None:
+    def evaluate(self, region: tuple[ast.stmt, ...], casts: tuple[ast.expr, ...]) -> None:
         """Run an evaluation's forward and loss under autocast, too, where the device is at hand."""
-        gate = device.gate(self.module, region[0], self.target, self.torch, None)
+        gate = self._gate(region[0], self._model_text(region[0]))
         if gate is None:
             return
-        header = f"with {self.torch}.autocast({gate.arguments(self.dtype, self.torch)}):"
-        self.edits += edits.indent_under(self.module, list(region), header)
-        function = self.module.function(region[0])
-        name = getattr(function, "name", "")
+        self._enter(region, gate, casts)
+        name = getattr(self.module.function(region[0]), "name", "")
         self.words.append(f"{name}() evaluates under autocast" if name else "evaluation under autocast")
 
-    def _region(self, region: tuple[ast.stmt, ...], scaler: str) -> None:
-        model = self._model_text()
-        gate = device.gate(self.module, region[0], self.target, self.torch, model)
-        if scaler and self.plan.path and (gate is None or gate.enabled):
-            kind = gate.device if gate is not None else f'"{self.target}"'
-            gate = device.Gate(kind, f"{scaler}.is_enabled()")
+    def _gate(self, place: ast.stmt, model: str | None) -> device.Gate | None:
+        """The gate at a place, with the script's own switch; None where one of them is not at hand."""
+        gate = device.gate(self.module, place, self.target, self.torch, model)
+        known = switch(self.module, self.plan.home.statement)
+        if gate is None or not known:
+            return gate
+        here = switch(self.module, place)
+        return device.Gate(gate.device, f"{here} and {gate.enabled}" if gate.enabled else here) if here else None
+
+    def _region(self) -> None:
+        plan, module = self.plan, self.module
+        place = plan.region[0]
+        gate = self._gate(place, self._model_text(plan.forward.node))
+        handed = plan.step.frame.code is not plan.home.code
+        if self.scaler and (gate is None or gate.enabled) and (handed or gate is None or "(" in gate.device):
+            device_only = device.gate(module, place, self.target, self.torch, self._model_text(plan.forward.node))
+            kind = device_only.device if device_only is not None else f'"{self.target}"'
+            gate = device.Gate(kind, f"{self.scaler}.is_enabled()")
         if gate is None:
             raise Refused("the device is not known where the model runs", "pass the device to that function")
-        self.edits += edits.indent_under(
-            self.module, list(region), f"with {self.torch}.autocast({gate.arguments(self.dtype, self.torch)}):"
-        )
+        self._enter(plan.region, gate, plan.casts)
 
-    def _model_text(self) -> str | None:
-        node = self.plan.forward.node
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            return self.module.source(node.func)
-        return None
+    def _enter(self, region: tuple[ast.stmt, ...], gate: device.Gate, casts: tuple[ast.expr, ...]) -> None:
+        header = f"with {self.torch}.autocast({gate.arguments(self.dtype, self.torch)}):"
+        self.edits += edits.indent_under(self.module, list(region), header)
+        for operand in casts:
+            text = self.module.source(operand)
+            simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
+            self.edits += edits.replace(self.module, operand, f"{text if simple else f'({text})'}.float()")
 
-    def _made_at(self) -> ast.Assign:
-        """The statement that makes the optimizer."""
-        statement = self.module.statement(self.plan.create.node)
-        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-            raise Refused("the optimizer is made inside a larger expression", "give it a line of its own")
-        if not isinstance(statement.targets[0], ast.Name | ast.Attribute):
-            raise Refused("the optimizer is one of several things that a line makes", "give it a line of its own")
-        return statement
+    def _model_text(self, inside: ast.AST) -> str | None:
+        """What the model that runs is called there."""
+        func = getattr(self.plan.forward.node, "func", None)
+        if not isinstance(func, ast.Name | ast.Attribute):
+            return None
+        text = self.module.source(func)
+        called = (self.module.source(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
+        return text if text in called else None
 
     def _scaler_name(self) -> str:
-        target = self.module.source(self._made_at().targets[0])
-        prefix = target.rpartition(".")[0]
-        if prefix and prefix != "self":
-            raise Refused(f"the optimizer is kept in {target}", "convert it by hand")
-        return f"self.{free_name(self.module)}" if prefix else free_name(self.module)
+        name = free_name(self.module)
+        return f"self.{name}" if self.plan.home.in_class else name
 
-    def _make_scaler(self, name: str) -> None:
-        made = self._made_at()
-        gate = device.gate(self.module, made, self.target, self.torch, self._trained())
+    def _make_scaler(self, seen: set[ast.AST]) -> None:
+        name, made = self.scaler, self.plan.home.statement
+        gate = self._gate(made, self._trained())
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         enabled = f", enabled={gate.enabled}" if gate.enabled else ""
         line = f"{name} = {self.torch}.amp.GradScaler({gate.device}{enabled})"
         self.edits += edits.insert_after(self.module, made, [line])
         self.words.append(f"{name} made beside the optimizer")
-        if not name.startswith("self."):
-            self._hand_down(name)
+        if not self.plan.home.in_class:
+            self._hand_down(name, seen)
 
     def _trained(self) -> str | None:
-        """The model, as the optimizer's constructor names it: `model` in SGD(model.parameters())."""
-        for node in ast.walk(self.plan.create.node):
+        """The model, by a name that it has where the optimizer is made."""
+        made = self.plan.home.statement
+        create = self.plan.create
+        for node in ast.walk(create.node) if create and create.frame.code is self.plan.home.code else ():
             match node:
-                case ast.Call(func=ast.Attribute(attr="parameters", value=model)):
+                case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
                     return self.module.source(model)
-        return None
+        text = self._model_text(self.plan.forward.node)
+        return text if text and device.visible(self.module, text, made) else None
 
-    def _hand_down(self, name: str) -> None:
+    def _hand_down(self, name: str, seen: set[ast.AST]) -> None:
         """Give the scaler to every function between the one that makes it and the one that steps."""
-        step = self.plan.step
-        assert isinstance(step.node, ast.Call)
-        assert isinstance(step.node.func, ast.Attribute)
-        for frame in self.plan.path:
+        home = self.plan.home
+        for frame in home.path:
             function = frame.code
             if not isinstance(function, ast.FunctionDef):
-                raise Refused("the step is in an unusual kind of function", "convert it by hand")
-            if _uses_global(function, step) and isinstance(self.plan.create.frame.code, ast.Module):
-                continue  # the optimizer is a global there, so is the scaler
-            calls = _calls_of(self.module, function)
+                raise Refused("the step is in an unusual kind of function", BY_HAND)
             keyword = edits.takes_keyword_only(function)
             self.edits += edits.add_parameter(self.module, function, name)
-            for call in calls:
+            for call in calls_of(self.module, function, seen):
+                if not at_hand(self.module, home, call):
+                    raise Refused(f"{function.name}() is also called where the scaler is not at hand", BY_HAND)
                 self.edits += edits.add_argument(self.module, call, f"{name}={name}" if keyword else name)
             self.words.append(f"passed to {function.name}()")
 
-    def _save_and_load(self, name: str) -> None:
-        """Beside the optimizer's state: the scaler's, and its guarded restoring."""
-        from amplint.rewrite.checkpoints import state_edits
 
-        made, words = state_edits(self.module, self.plan, name)
-        self.edits += made
-        self.words += words
-
-
-def _uses_global(function: ast.FunctionDef, step: Any) -> bool:
-    root = ast.unparse(step.node.func.value).partition(".")[0]
-    local = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
-    local |= {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return root not in local
+def _schedules(module: Module, step: ast.Call) -> bool:
+    """Whether the loop that steps the optimizer steps a scheduler, too."""
+    loop = _loop(module, step)
+    for node in ast.walk(loop) if loop is not None else ():
+        match node:
+            case ast.Call(func=ast.Attribute(attr="step", value=ast.Name(id=name) | ast.Attribute(attr=name))):
+                if "sched" in name.lower() and _loop(module, node) is loop:
+                    return True
+    return False
 
 
-def _calls_of(module: Module, function: ast.FunctionDef) -> list[ast.Call]:
-    """Every call of a function in the file; any other use of its name could be a call that amplint cannot follow."""
-    found = []
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Name) and node.id == function.name and isinstance(node.ctx, ast.Load):
-            parent = module.parents[node]
-            if not isinstance(parent, ast.Call) or parent.func is not node:
-                raise Refused(f"{function.name} is passed around, not only called", "convert it by hand")
-            found.append(parent)
-    if not found:
-        raise Refused(f"no call of {function.name} is in this file", "name the file that calls it, too")
-    return found
+def _loop(module: Module, node: ast.AST) -> ast.AST | None:
+    return next((above for above in module.ancestors(node) if isinstance(above, ast.For | ast.While)), None)

@@ -6,22 +6,15 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.fixes import conditions_above, suite_of
+from amplint.rewrite.float32 import split
+from amplint.rewrite.home import Home, home_of
+from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.unfit import framework, whole_script
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
-from amplint.source.interpret.frames import Frame
 from amplint.source.module import Module
-from amplint.source.values import Optimizer, Sym
-
-
-class Refused(Exception):
-    """A training step that stays as it is: why, and what a person can do."""
-
-    def __init__(self, reason: str, advice: str):
-        super().__init__(reason)
-        self.reason = reason
-        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -30,14 +23,13 @@ class StepPlan:
 
     step: events.Step
     backward: events.Backward
-    create: events.Create
+    create: events.Create | None
+    home: Home
     forward: events.Forward
     region: tuple[ast.stmt, ...]  # from the forward to the last statement that derives the loss
+    casts: tuple[ast.expr, ...] = ()  # what a loss behind the region needs in float32
     clips: tuple[ast.AST, ...] = ()
     reads: tuple[ast.AST, ...] = ()
-    path: tuple[
-        Frame, ...
-    ] = ()  # from the function that steps outwards, to (not with) the one that makes the optimizer
 
 
 @dataclass
@@ -57,21 +49,44 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
     for event in reading.events:
         if isinstance(event, events.Step) and event.module is module:
             by_node.setdefault(event.node, []).append(event)
+    managed = framework(module)
     for node, steps in by_node.items():
         try:
+            if managed and all(step.before.kind in ("managed", "unknown") for step in steps):
+                continue
             if any(_in_amp(step) for step in steps):
                 made.already.append(node)
             else:
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
             made.refused.append((node, refusal))
-    if not by_node:
-        for event in reading.events:
-            if isinstance(event, events.Backward) and event.module is module and event.node not in made.already:
-                reason = "no optimizer steps after this backward: the parameters are updated by hand"
-                if not any(node is event.node for node, _ in made.refused):
-                    made.refused.append((event.node, Refused(reason, "use an optimizer from torch.optim")))
+    if len(made.plans) > 1:
+        several = Refused("the script has several optimizers, or steps one in several places", BY_HAND)
+        made.refused += [(plan.step.node, several) for plan in made.plans]
+        made.plans = []
+    if not (made.plans or made.refused or made.already):
+        if managed:
+            (made.already.append if managed.done else made.refused.append)(managed.entry)  # type: ignore[arg-type]
+        else:
+            _without_step(reading, made)
     return made
+
+
+def _without_step(reading: Reading, made: Plans) -> None:
+    """Backward calls that no optimizer's step follows."""
+    module = reading.module
+    stepping = any(isinstance(node, ast.Attribute) and node.attr == "step" for node in ast.walk(module.tree))
+    for event in reading.events:
+        if not isinstance(event, events.Backward) or event.module is not module or event.scaler or event.managed:
+            continue
+        if any(node is event.node for node, _ in made.refused):
+            continue
+        if stepping:
+            refusal = Refused("amplint does not see which optimizer steps after this backward", BY_HAND)
+        else:
+            reason = "no optimizer steps after this backward: the parameters are updated by hand"
+            refusal = Refused(reason, "use an optimizer from torch.optim")
+        made.refused.append((event.node, refusal))
 
 
 def _in_amp(step: events.Step) -> bool:
@@ -81,137 +96,134 @@ def _in_amp(step: events.Step) -> bool:
 
 def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequence[Module]) -> StepPlan:
     module, step = reading.module, steps[0]
-    _whole_script(reading, dtype, (module, *together))
+    whole_script(reading, dtype, (module, *together))
     if any(one.optimizer.closure or one.closure for one in steps):
         raise Refused("its step() runs the backward in a closure", "a GradScaler cannot drive it: keep float32")
-    stepping = (e.optimizer for e in reading.events if isinstance(e, events.Step) and e.module is module)
-    if len({optimizer.node or optimizer for optimizer in stepping}) > 1:
-        raise Refused("the script has several optimizers", "amplint converts scripts with one optimizer so far")
+    home = home_of(module, step)
+    if any(
+        (other := home_of(module, one)).statement is not home.statement or other.path != home.path
+        for one in steps
+        if one.frame.code is not step.frame.code
+    ):
+        raise Refused("the step is reached with several optimizers", BY_HAND)
+    _only_one(reading, home, steps)
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
     nodes = {backward.node for backward in backwards}
     if not backwards:
-        raise Refused("no backward was seen before this step", "convert it by hand")
+        raise Refused("no backward was seen before this step", BY_HAND)
     if len(nodes) > 1:
-        raise Refused("several backward calls share this step", "convert it by hand")
+        raise Refused("several backward calls share this step", BY_HAND)
     backward = backwards[0]
     if backward.frame.code is not step.frame.code or backward.module is not module:
-        raise Refused("backward and step are in different functions", "convert it by hand")
+        raise Refused("backward and step are in different functions", BY_HAND)
     forward, region = _region(reading, backward)
-    create, path = _way(reading, step)
+    region, casts = split(reading, region)
+    optimizers = {one.optimizer for one in steps}
     clips: list[events.Event] = []
     reads: list[events.Event] = []
     for event in reading.events:
-        if isinstance(event, events.Clip | events.ReadGradient) and any(o == step.optimizer for o, _ in event.touched):
+        if isinstance(event, events.Clip | events.ReadGradient) and any(o in optimizers for o, _ in event.touched):
             (clips if isinstance(event, events.Clip) else reads).append(event)
     if any(event.frame.code is not step.frame.code for event in (*clips, *reads)):
-        raise Refused("gradients are clipped or read in another function", "convert it by hand")
+        raise Refused("gradients are clipped or read in another function", BY_HAND)
+    create = next((e for e in reading.events if isinstance(e, events.Create) and e.value == step.optimizer), None)
     return StepPlan(
         step,
         backward,
         create,
+        home,
         forward,
         region,
+        casts,
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),
-        path,
     )
 
 
-def _whole_script(reading: Reading, dtype: str, together: Sequence[Module]) -> None:
-    """What makes a script as a whole unfit."""
+def _only_one(reading: Reading, home: Home, steps: list[events.Step]) -> None:
+    """Raise Refused if the function that makes the optimizer, or the training step, knows another one."""
     module = reading.module
+    mine = {one.optimizer for one in steps}
     for event in reading.events:
-        if isinstance(event, events.Cast) and event.dtype == "float64":
-            raise Refused("the model is float64", "float64 is there for a reason: keep it")
-        if isinstance(event, events.Cast) and event.dtype in ("float16", "bfloat16"):
-            raise Refused("the model is cast to half precision", "remove the cast first (amplint check says where)")
-        if isinstance(event, events.ChangeWeights) and event.how in _BY_HAND and _trains_by_hand(reading, event):
-            raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
-        if isinstance(event, events.Operation) and event.name == "binary_cross_entropy":
-            raise Refused(
-                "its loss is binary cross entropy on probabilities, which CUDA autocast refuses",
-                "use binary_cross_entropy_with_logits on logits first",
-            )
-        if dtype == "bfloat16" and isinstance(event, events.Operation) and event.name == "numpy":
-            raise Refused(
-                "it turns model outputs into NumPy arrays, which have no bfloat16", "add .float() before .numpy()"
-            )
-    words = {node.attr for one in together for node in ast.walk(one.tree) if isinstance(node, ast.Attribute)}
-    if words & {"share_memory"}:
-        raise Refused("processes share the parameters without locks (Hogwild)", "keep float32")
-    if words & {"spmm", "sparse", "to_sparse", "SparseAdam", "sparse_coo_tensor"}:
-        raise Refused("it multiplies sparse matrices, which have no half-precision kernels everywhere", "keep float32")
-    if words & {"double"} or "torch.float64" in module.text:
-        raise Refused("it computes in float64", "float64 is there for a reason: keep it")
-    imported = {name.partition(".")[0] for names in module.imports.values() for name in names}
-    if imported & {"gym", "gymnasium", "stable_baselines3"}:
-        raise Refused("it is reinforcement learning: rollout and update must agree in precision", "convert it by hand")
-    for event in reading.events:
-        if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
-            raise Refused("its loop ends on a loss threshold, which half precision may never reach", "keep float32")
-
-
-_BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
-
-
-def _trains_by_hand(reading: Reading, event: events.ChangeWeights) -> bool:
-    """Whether a change of weights uses gradients: p.data.add_(p.grad, alpha=-lr)."""
-    statement = event.module.statement(event.node)
-    return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in ast.walk(statement))
-
-
-def _stops_on_loss(module: Module, backward: events.Backward) -> bool:
-    receiver = backward.node.func.value if _is_method(backward.node) else None  # type: ignore[attr-defined]
-    names = {node.id for node in ast.walk(receiver) if isinstance(node, ast.Name)} if receiver else set()
-    for loop in module.ancestors(backward.node):
-        if not isinstance(loop, ast.For | ast.While):
+        if not isinstance(event, events.Step) or event.module is not module or event.optimizer in mine:
             continue
-        for node in ast.walk(loop):
-            if isinstance(node, ast.If) and any(isinstance(inner, ast.Break) for inner in node.body):
-                tested = {inner.id for inner in ast.walk(node.test) if isinstance(inner, ast.Name)}
-                if tested & names and isinstance(node.test, ast.Compare):
-                    return True
-    return False
+        if event.node is not steps[0].node and home_of(module, event).statement is not home.statement:
+            raise Refused("the script has several optimizers", "amplint converts scripts with one optimizer so far")
 
 
-def _is_method(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+def unscale_at(plan: StepPlan, module: Module) -> ast.stmt | None:
+    """The statement before which the gradients must be unscaled: the first that clips or reads them, or the loop around
+    it. None where nothing does."""
+    if not plan.clips and not plan.reads:
+        return None
+    first = min((*plan.clips, *plan.reads), key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    backward, step = plan.backward.node, plan.step.node
+    if not backward.lineno < first.lineno <= step.lineno:  # type: ignore[attr-defined]
+        raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
+    here, there = conditions_above(module, first), conditions_above(module, step)
+    if any(one not in here for one in there):
+        raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
+    loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
+    outermost = loops[-1] if loops else module.statement(first)
+    assert isinstance(outermost, ast.stmt)
+    return outermost
 
 
 def _region(reading: Reading, backward: events.Backward) -> tuple[events.Forward, tuple[ast.stmt, ...]]:
-    """The statements from the forward to the last one that the loss depends on, all in the backward's block."""
+    """The statements from the forward to the last one that the loss depends on: in the backward's block, or in one
+    around it that the same iteration runs."""
     module = reading.module
-    if not _is_method(backward.node):
-        raise Refused("the backward has an unusual form", "convert it by hand")
-    statement = module.statement(backward.node)
-    block = suite_of(module, statement)
-    end = block.index(statement)
+    if not isinstance(backward.node, ast.Call) or not isinstance(backward.node.func, ast.Attribute):
+        raise Refused("the backward has an unusual form", BY_HAND)
     of, _, _ = tensors.provenance((backward.loss,))
-    forwards: dict[int, events.Forward] = {}
-    for event in reading.events:
-        if isinstance(event, events.Forward) and event.module is module and event.frame.code is backward.frame.code:
-            place = _index_in(module, block, event.node)
-            if place is not None and place < end and (not of or event.model in of):
-                forwards.setdefault(place, event)
-    if not forwards:
-        if _index_in(module, block, backward.node) is not None and any(
-            isinstance(e, events.Forward) and statement in module.ancestors(e.node) for e in reading.events
-        ):
-            raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
-        raise Refused("the forward is not in the same block as the backward", "convert it by hand")
-    needed = {node.id for node in ast.walk(backward.node.func.value) if isinstance(node, ast.Name)}  # type: ignore[attr-defined]
-    paths = {module.source(node) for node in ast.walk(backward.node.func.value) if isinstance(node, ast.Attribute)}  # type: ignore[attr-defined]
+    forwards = [
+        event
+        for event in reading.events
+        if isinstance(event, events.Forward)
+        and event.module is module
+        and event.frame.code is backward.frame.code
+        and (not of or event.model in of)
+    ]
+    statement = module.statement(backward.node)
+    if any(statement in module.ancestors(event.node) for event in forwards):
+        raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
+    receiver = list(ast.walk(backward.node.func.value))
+    needed = {node.id for node in receiver if isinstance(node, ast.Name)}
+    needed |= {module.source(node) for node in receiver if isinstance(node, ast.Attribute)}
+    while True:
+        block = suite_of(module, statement)
+        found = _derivation(module, block[: block.index(statement)], needed, forwards)
+        if found is not None:
+            return found
+        above = module.parents[statement]
+        if not isinstance(above, ast.If | ast.With | ast.Try):
+            raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
+        statement = above
+
+
+def _derivation(
+    module: Module, block: list[ast.stmt], needed: set[str], forwards: list[events.Forward]
+) -> tuple[events.Forward, tuple[ast.stmt, ...]] | None:
+    """The statements of a block from the forward to the last that computes a name of `needed`, which grows by what
+    these read. Where they are one `with`, those inside it."""
     deriving = []
-    for index in range(end - 1, -1, -1):
-        stored = _stored(module, block[index])
-        if stored & (needed | paths):
+    for index in range(len(block) - 1, -1, -1):
+        if _stored(module, block[index]) & needed:
             deriving.append(index)
             needed |= {node.id for node in ast.walk(block[index]) if isinstance(node, ast.Name)}
-    first = min(index for index in forwards if index in deriving) if any(i in deriving for i in forwards) else None
-    if first is None:
-        raise Refused("the loss does not come from a forward in its block", "convert it by hand")
-    last = max(deriving)
-    return forwards[first], tuple(block[first : last + 1])
+    places = {_index_in(module, block, event.node): event for event in reversed(forwards)}
+    starts = [index for index in places if index is not None and index in deriving]
+    if not starts:
+        return None
+    region = block[min(starts) : max(deriving) + 1]
+    if isinstance(region[0], ast.With):
+        inner = _derivation(module, region[0].body, needed, forwards)
+        if len(region) == 1:
+            return inner
+        if inner is None or any(_index_in(module, region[1:], event.node) is not None for event in forwards):
+            raise Refused("the loss is computed partly inside a `with`", BY_HAND)
+        return inner
+    return places[min(starts)], tuple(region)
 
 
 def _index_in(module: Module, block: list[ast.stmt], node: ast.AST) -> int | None:
@@ -228,25 +240,3 @@ def _stored(module: Module, statement: ast.stmt) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             found.add(module.source(node))
     return found
-
-
-def _way(reading: Reading, step: events.Step) -> tuple[events.Create, tuple[Frame, ...]]:
-    """Where the optimizer is made, and the calls from there to the step."""
-    optimizer: Optimizer = step.optimizer
-    create = next((e for e in reading.events if isinstance(e, events.Create) and e.value == optimizer), None)
-    if create is None:
-        known = isinstance(optimizer.site, Sym) and optimizer.site.kind == "argument"
-        where = "its caller is not in this file" if known else "amplint does not see it being made"
-        raise Refused(
-            f"the optimizer comes from elsewhere: {where}", "name the other files, too, or convert it by hand"
-        )
-    if create.module is not reading.module:
-        raise Refused("the optimizer is made in another file", "convert it by hand")
-    path: list[Frame] = []
-    for frame in step.frame.stack():
-        if frame.code is create.frame.code:
-            return create, tuple(path)
-        path.append(frame)
-    if isinstance(create.frame.code, ast.Module):
-        return create, ()
-    raise Refused("the optimizer does not reach the step by calls that amplint can follow", "convert it by hand")

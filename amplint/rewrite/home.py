@@ -1,0 +1,237 @@
+"""Where the scaler lives: beside the optimizer, and on the way from there to the step.
+
+The optimizer is followed by its name, from the step outwards: a local of the function, a parameter (then the caller's
+argument), a name of the function or module around, or a field of the class.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.source import events
+from amplint.source.interpret.frames import Code, Frame
+from amplint.source.module import FunctionNode, Module
+
+ONE_LINE = "give it one line of its own"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The statement behind which the scaler is made, what the optimizer is called there, the code it is in, and the
+    calls that must hand the scaler on to reach the step, innermost first."""
+
+    statement: ast.stmt
+    optimizer: str
+    code: ast.AST
+    path: tuple[Frame, ...] = ()
+
+    @property
+    def in_class(self) -> bool:
+        return self.optimizer.startswith("self.")
+
+
+def home_of(module: Module, step: events.Step) -> Home:
+    """Raises Refused where the optimizer cannot be followed, or is bound more than once."""
+    match step.node:
+        case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner)):
+            text = module.source(owner)
+        case _:
+            raise Refused("the optimizer that steps has no plain name", BY_HAND)
+    frame: Frame = step.frame
+    use: ast.AST = step.node
+    path: list[Frame] = []
+    while True:
+        root, _, rest = text.partition(".")
+        if root == "self" and rest and "." not in rest:
+            return _in_class(module, frame, text, use, tuple(path))
+        if rest:
+            raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+        frame = _scope(frame, root)
+        if frame.module is not module:
+            raise Refused("the optimizer is made in another file", BY_HAND)
+        if root not in _parameters(frame.code):
+            statement = _bound(module, frame.code, root, use)
+            return Home(statement, text, frame.code, tuple(path))
+        text = _argument(module, frame, root)
+        path.append(frame)
+        assert frame.call is not None and frame.caller is not None
+        use, frame = frame.call, frame.caller
+
+
+def _scope(frame: Frame, name: str) -> Frame:
+    """The frame whose variable a name is."""
+    above: Frame | None = frame
+    while above is not None:
+        code = above.code
+        if isinstance(code, ast.Module) or (
+            isinstance(code, FunctionNode)
+            and name not in above.outer
+            and (name in _parameters(code) or any(_stores(code, name)))
+        ):
+            return above
+        above = above.parent
+    raise Refused("the optimizer's name cannot be found", BY_HAND)
+
+
+def _parameters(code: Code) -> set[str]:
+    if not isinstance(code, FunctionNode):
+        return set()
+    return {argument.arg for argument in ast.walk(code.args) if isinstance(argument, ast.arg)}
+
+
+def _stores(code: ast.AST, name: str) -> Iterator[ast.AST]:
+    """The places that bind a name in a function or module itself, not in what it defines."""
+    pending = list(ast.iter_child_nodes(code))
+    while pending:
+        node = pending.pop(0)
+        if isinstance(node, FunctionNode | ast.ClassDef):
+            continue
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store):
+            yield node
+        pending += ast.iter_child_nodes(node)
+
+
+def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
+    """The statement after which a local or global name has its optimizer."""
+    if any(isinstance(node, ast.Global | ast.Nonlocal) and name in node.names for node in ast.walk(module.tree)):
+        raise Refused("a function binds the optimizer's name as a global", BY_HAND)
+    return _one(module, [module.statement(node) for node in _stores(code, name)], use)
+
+
+def _in_class(module: Module, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
+    if frame.module is not module:
+        raise Refused("the optimizer is made in another file", BY_HAND)
+    around = next((above for above in module.ancestors(use) if isinstance(above, ast.ClassDef)), None)
+    if around is None:
+        raise Refused("the optimizer is a field of something that is not in this file", BY_HAND)
+    found = [
+        module.statement(node)
+        for node in ast.walk(around)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and module.source(node) == text
+    ]
+    statement = _one(module, found, use)
+    return Home(statement, text, module.function(statement) or around, path)
+
+
+def _one(module: Module, found: list[ast.stmt], use: ast.AST) -> ast.stmt:
+    """The one statement that binds the optimizer, or the `if` whose arms all do. `= None` is only a placeholder."""
+    real = [one for one in found if not (isinstance(one, ast.Assign | ast.AnnAssign) and _is_none(one.value))]
+    if not real:
+        raise Refused("the optimizer comes from elsewhere: amplint does not see it being made", BY_HAND)
+    if not all(isinstance(one, ast.Assign | ast.AnnAssign) for one in real):
+        raise Refused("the optimizer is bound by a loop, a `with` or an import", BY_HAND)
+    statement = real[0] if len(real) == 1 else _choice(module, real)
+    if statement is None:
+        raise Refused("the optimizer is bound in several places", "bind it once, or convert it by hand")
+    missing = [
+        one
+        for one in conditions_above(module, statement)
+        if not isinstance(one[0], ast.Try) and one not in conditions_above(module, use)
+    ]
+    if missing and module.function(statement) is module.function(use):
+        raise Refused("the optimizer exists only under some conditions", BY_HAND)
+    if any(isinstance(one, ast.If | ast.ExceptHandler | ast.match_case) for one, _ in missing):
+        raise Refused("the optimizer exists only under some conditions", BY_HAND)
+    return statement
+
+
+def _is_none(value: ast.expr | None) -> bool:
+    return value is None or (isinstance(value, ast.Constant) and value.value is None)
+
+
+def _choice(module: Module, found: list[ast.stmt]) -> ast.If | None:
+    """The `if … elif … else` that binds the optimizer once in each arm (or raises there)."""
+    first = module.parents[found[0]]
+    while isinstance(above := module.parents.get(first), ast.If) and above.orelse == [first]:
+        first = above
+    arms: list[list[ast.stmt]] = []
+    branch: ast.AST = first
+    while isinstance(branch, ast.If):
+        arms.append(branch.body)
+        if len(branch.orelse) == 1 and isinstance(branch.orelse[0], ast.If):
+            branch = branch.orelse[0]
+        else:
+            arms.append(branch.orelse)
+            break
+    bound = [one for arm in arms for one in arm if one in found]
+    each = all(any(one in found for one in arm) or (arm and isinstance(arm[-1], ast.Raise)) for arm in arms)
+    if isinstance(first, ast.If) and each and len(bound) == len(found) <= len(arms):
+        return first
+    return None
+
+
+def _argument(module: Module, frame: Frame, name: str) -> str:
+    """What the caller passes for a parameter, as a name or field."""
+    call, function = frame.call, frame.code
+    if frame.entry or frame.caller is None or not isinstance(call, ast.Call):
+        raise Refused("the optimizer comes from elsewhere: its caller is not in this file", BY_HAND)
+    if not isinstance(function, ast.FunctionDef) or frame.caller.module is not module or frame.module is not module:
+        raise Refused("the optimizer is handed on in another file", BY_HAND)
+    if getattr(call.func, "id", getattr(call.func, "attr", "")) != function.name:
+        raise Refused(f"{function.name}() is not called by its name", BY_HAND)
+    named = next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
+    if named is None:
+        names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+        index = names.index(name) - (frame.owner is not None) if name in names else len(call.args)
+        if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
+            raise Refused(f"it cannot be seen what {function.name}() is given as {name}", BY_HAND)
+        named = call.args[index]
+    if not isinstance(named, ast.Name | ast.Attribute):
+        raise Refused(f"the optimizer is made inside a call of {function.name}()", ONE_LINE)
+    return module.source(named)
+
+
+def at_hand(module: Module, home: Home, node: ast.AST) -> bool:
+    """Whether the scaler's name has its value at a node: behind its home, in a function it is handed to, or anywhere
+    for a field or a global."""
+    if home.in_class:
+        return any(above is _class_of(module, home.statement) for above in module.ancestors(node))
+    function = module.function(node)
+    around = {home.code, *(frame.code for frame in home.path)}
+    if function is home.code or (function is None and isinstance(home.code, ast.Module)):
+        return module.offset(module.range(node).start) > module.offset(module.range(home.statement).end)
+    if isinstance(home.code, ast.Module):
+        return True
+    return any(above in around for above in (function, *module.ancestors(node)) if above is not None)
+
+
+def _is_local(module: Module, node: ast.AST, function: ast.FunctionDef) -> bool:
+    """Whether a name is a variable of a function, and not the outer function that is called so."""
+    for above in module.ancestors(node):
+        if isinstance(above, FunctionNode) and isinstance(node, ast.Name):
+            if isinstance(above, ast.FunctionDef) and function in above.body:
+                return False
+            if node.id in _parameters(above) or any(_stores(above, node.id)):
+                return True
+    return False
+
+
+def _class_of(module: Module, node: ast.AST) -> ast.AST | None:
+    return next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
+
+
+def calls_of(module: Module, function: ast.FunctionDef, seen: set[ast.AST]) -> list[ast.Call]:
+    """Every call of a function in the file; any other use of its name could be a call that amplint cannot follow.
+    `seen` are the calls of it that the reading followed: the sure ones of a method."""
+    method = isinstance(module.parents[function], ast.ClassDef)
+    found: list[ast.Call] = []
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Attribute if method else ast.Name) or not isinstance(node.ctx, ast.Load):
+            continue
+        if function.name != getattr(node, "id", getattr(node, "attr", "")) or _is_local(module, node, function):
+            continue
+        parent = module.parents[node]
+        if isinstance(parent, ast.Call) and parent.func is node:
+            if not method or parent in seen:
+                found.append(parent)
+                continue
+            if not parent.args and not parent.keywords:
+                continue  # model.train(), where the class has a train(loader), too
+        raise Refused(f"{function.name} is passed around, not only called", BY_HAND)
+    if not found:
+        raise Refused(f"no call of {function.name}() is in this file", BY_HAND)
+    return found

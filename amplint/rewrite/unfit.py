@@ -1,0 +1,146 @@
+"""What makes a script as a whole unfit for conversion, and who trains where no step is in sight."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from amplint.rewrite.refused import BY_HAND, KEEP, Refused
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module
+
+_BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
+_GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
+_SPARSE = {"spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor"}
+
+
+def whole_script(reading: Reading, dtype: str, together: Sequence[Module]) -> None:
+    """Raise Refused if something in the script, or in the files named with it, rules conversion out."""
+    module = reading.module
+    for event in reading.events:
+        if isinstance(event, events.Cast) and event.dtype == "float64":
+            raise Refused("the model is float64", "float64 is there for a reason: keep it")
+        if isinstance(event, events.Cast) and event.dtype in ("float16", "bfloat16"):
+            raise Refused("the model is cast to half precision", "remove the cast first (amplint check says where)")
+        if isinstance(event, events.ChangeWeights) and event.how in _BY_HAND and _trains_by_hand(event):
+            raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
+        if dtype == "bfloat16" and isinstance(event, events.Operation) and event.name == "numpy":
+            raise Refused(
+                "it turns model outputs into NumPy arrays, which have no bfloat16", "add .float() before .numpy()"
+            )
+        if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
+            raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
+    nodes = [node for one in together for node in ast.walk(one.tree)]
+    words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    if "share_memory" in words:
+        raise Refused("processes share the parameters without locks (Hogwild)", KEEP)
+    if words & _SPARSE or {("torch", "sparse")} & set(_pairs(nodes)) or any(_sparse_gradients(node) for node in nodes):
+        raise Refused("it uses sparse tensors, which have no half-precision kernels everywhere", KEEP)
+    if words & {"double", "float64"} & _of_torch(nodes) or any("torch.float64" in one.text for one in together):
+        raise Refused("it computes in float64", "float64 is there for a reason: keep it")
+    imported = {name.partition(".")[0] for names in module.imports.values() for name in names}
+    if imported & _GAMES:
+        raise Refused("it is reinforcement learning: rollout and update must agree in precision", BY_HAND)
+
+
+def _pairs(nodes: list[ast.AST]) -> list[tuple[str, str]]:
+    return [(n.value.id, n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+
+
+def _of_torch(nodes: list[ast.AST]) -> set[str]:
+    """The attributes read from anything but NumPy, whose float64 is what it computes in anyway."""
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy", "tf", "pd"))
+    }
+
+
+def _sparse_gradients(node: ast.AST) -> bool:
+    """nn.Embedding(…, sparse=True)."""
+    return isinstance(node, ast.keyword) and node.arg == "sparse" and getattr(node.value, "value", None) is True
+
+
+def _trains_by_hand(event: events.ChangeWeights) -> bool:
+    """Whether a change of weights uses gradients: p.data.add_(p.grad, alpha=-lr)."""
+    statement = event.module.statement(event.node)
+    return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in ast.walk(statement))
+
+
+def _stops_on_loss(module: Module, backward: events.Backward) -> bool:
+    """Whether a loop around the backward ends when its loss is small: `while loss > 1e-3`, `if loss < eps: break`."""
+    node = backward.node
+    receiver = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+    names = _paths(module, receiver) if receiver else set()
+    for loop in module.ancestors(node):
+        if not isinstance(loop, ast.For | ast.While):
+            continue
+        tests = [loop.test] if isinstance(loop, ast.While) else []
+        tests += [
+            inner.test
+            for inner in ast.walk(loop)
+            if isinstance(inner, ast.If) and any(isinstance(last, ast.Break) for last in inner.body)
+        ]
+        for test in (part for one in tests for part in ast.walk(one) if isinstance(part, ast.Compare)):
+            if names & _paths(module, test):
+                return True
+    return False
+
+
+def _paths(module: Module, node: ast.AST) -> set[str]:
+    """The names and fields that an expression reads; not the `self` of a field."""
+    found = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name) and not isinstance(module.parents[inner], ast.Attribute):
+            found.add(inner.id)
+        elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
+            found |= {module.source(inner), inner.value.id} - {"self"}
+    return found
+
+
+# -- frameworks -------------------------------------------------------------------------------------------------------
+
+
+class Framework(NamedTuple):
+    """Something else that runs the training steps: where it is made, and whether mixed precision is on already."""
+
+    node: ast.Call
+    done: bool
+    refusal: Refused
+
+    @property
+    def entry(self) -> ast.AST | tuple[ast.AST, Refused]:
+        return self.node if self.done else (self.node, self.refusal)
+
+
+# Last part of the constructor's name → packages it comes from, its switches, and what to write.
+_FRAMEWORKS = {
+    "Accelerator": (("accelerate",), {"mixed_precision"}, "Accelerate", 'pass mixed_precision="fp16" to Accelerator'),
+    "Trainer": (
+        ("lightning", "pytorch_lightning"),
+        {"precision", "plugins"},
+        "Lightning",
+        'pass precision="16-mixed" to Trainer',
+    ),
+    "Fabric": (("lightning",), {"precision", "plugins"}, "Fabric", 'pass precision="16-mixed" to Fabric'),
+    "TrainingArguments": (("transformers",), {"fp16", "bf16"}, "the Trainer of transformers", "pass fp16=True"),
+    "Seq2SeqTrainingArguments": (("transformers",), {"fp16", "bf16"}, "the Trainer of transformers", "pass fp16=True"),
+    "initialize": (("deepspeed",), set[str](), "DeepSpeed", 'switch on "fp16" in its config'),
+}
+
+
+def framework(module: Module) -> Framework | None:
+    """The framework that trains, where the file makes one."""
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        for name in module.dotted(node.func):
+            last = name.rpartition(".")[2]
+            packages, switches, who, advice = _FRAMEWORKS.get(last, ((), set[str](), "", ""))
+            if name.partition(".")[0] in packages:
+                done = any(keyword.arg in switches for keyword in node.keywords)
+                return Framework(node, done, Refused(f"{who} runs the training step", f"{advice} instead"))
+    return None
