@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amplint.config import Settings
-from amplint.report.words import TOLD, Words, brief, listed
+from amplint.report.words import TOLD, Detail, Words, brief, listed
 from amplint.source import events
 from amplint.source.interpret import conditions, entries
 from amplint.source.interpret.frames import Frame
@@ -32,7 +32,7 @@ class Line:
     where: tuple[Any, ...]  # in the order of the source
     row: str
     heading: str = ""
-    met: list[tuple[events.Event, str, list[str], list[str]]] = field(default_factory=list)
+    met: list[tuple[events.Event, str, list[str], list[Detail]]] = field(default_factory=list)
     below: dict[Any, Line] = field(default_factory=dict)
 
 
@@ -143,7 +143,12 @@ def _sentence(line: Line, words: Words) -> str:
     subjects = list(dict.fromkeys(subject for _, _, subjects, _ in line.met for subject in subjects))
     known = [subject for subject in subjects if subject != "something"]
     text = sentence.format(listed(known or subjects or ["something"]))
-    for detail in dict.fromkeys(detail for *_, details in line.met for detail in details):
+    every = [detail for *_, details in line.met for detail in details]
+    for detail in dict.fromkeys(detail if isinstance(detail, str) else detail[0] for detail in every):
+        names = [name for found in every if not isinstance(found, str) and found[0] == detail for name in found[1]]
+        if names:
+            text += detail.format(listed(list(dict.fromkeys(names))))
+            continue
         having = [event for event, *_, details in line.met if detail in details]
         lacking = [event for event, *_, details in line.met if detail not in details]
         joint = ", " if detail.startswith(", ") else " "

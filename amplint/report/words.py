@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from amplint.source import events
 from amplint.source.interpret import tensors
@@ -59,7 +59,9 @@ TOLD = (
 )
 _VAGUE = re.compile(r"\bsomething\b|\ba part of\b|\bthe\b")
 MOST_TEXT = 60  # of a condition or a name
-Telling = tuple[str, list[str], list[str]]
+_INTO = ", into the gradients of {}"
+Detail = str | tuple[str, list[str]]  # with names: those of all that was met are told together
+Telling = tuple[str, list[str], Sequence[Detail]]
 
 
 def brief(text: str) -> str:
@@ -205,7 +207,9 @@ class Words:
                 return "unscale gradients of {}", [self.name(event.optimizer)], details
             case events.Clip() | events.ReadGradient():
                 verb = "clip" if isinstance(event, events.Clip) else "read"
-                subjects = [self.name(model) for model in event.of] or [self.name(one) for one, _ in event.touched]
+                subjects = sorted(self.name(model) for model in event.of) or [
+                    self.name(one) for one, _ in event.touched
+                ]
                 details = [f" ({event.how})"]
                 if any(_scaled(before, event) for _, before in event.touched):
                     details.append(", still scaled ✗")
@@ -221,7 +225,7 @@ class Words:
             case events.Cast():
                 return f"cast {{}} to {event.dtype}", [self.name(event.model)], []
             case events.ChangeWeights():
-                return f"change weights of {{}} ({event.how})", list(map(self.name, event.of)), [self._inside(event)]
+                return f"change weights of {{}} ({event.how})", sorted(map(self.name, event.of)), [self._inside(event)]
             case events.Discard(value=Autocast() as autocast):
                 region = Region(autocast, event.node, 0)
                 return "make {}, and never enter it ✗", [self.region(region)], []
@@ -251,7 +255,7 @@ class Words:
         return ""
 
     def _backward(self, event: events.Backward, several: bool) -> Telling:
-        details = []
+        details: list[Detail] = []
         if event.managed:
             details.append(", scaled and unscaled by the library")
         if event.scaler is not None:
@@ -261,7 +265,7 @@ class Words:
         groups: dict[str, list[str]] = {}
         for optimizer, before in event.touched:
             if before.stepped or before.kind in ("none", "entry", "unknown", "managed"):
-                text = "into the gradients{}" if several else ""
+                text = _INTO if several else ""
             elif before.kind != kind or before.stale or before.scaler != event.scaler:
                 was = "unscaled" if before.kind in ("plain", "unscaled") else "scaled differently"
                 text = f"adding to gradients{{}} that are {was} ✗"
@@ -269,7 +273,10 @@ class Words:
                 text = "adding to the gradients{}"
             groups.setdefault(text, []).append(self.name(optimizer))
         for text, names in groups.items():
-            details.append(f", {text.format(f' of {listed(names)}' if several else '')}" if text else "")
+            if text == _INTO:
+                details.append((_INTO, names))
+            elif text:
+                details.append(f", {text.format(f' of {listed(names)}' if several else '')}")
         name = _loss_name(event.node)
         return "backward of {}" if name else "backward", [name], details
 

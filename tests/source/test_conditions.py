@@ -296,7 +296,8 @@ for x in loader:
     scaler.step(optimizer)
     scaler.update()
 """,
-        "zero gradients of optimizer · forward model under autocast(cuda, float16 or bfloat16) · backward of loss, scaled by scaler · "
+        "zero gradients of optimizer · forward model under autocast(cuda, float16 or bfloat16) · "
+        "backward of loss, scaled by scaler · "
         "step optimizer through scaler · update scaler",
     ),
     "match": (

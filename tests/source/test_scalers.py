@@ -104,9 +104,9 @@ for x in loader:
         loss = model(x).mean()
     loss_scaler(loss, optimizer, clip_grad=args.clip, parameters=model.parameters())
 """,
-        "zero gradients of optimizer · forward model under autocast(cuda, float16) · loss_scaler(…): [backward of loss, "
-        "scaled by self._scaler · if clip_grad is not None: [unscale gradients of optimizer by self._scaler · clip "
-        "gradients of model (norm)] · step optimizer through self._scaler · update self._scaler]",
+        "zero gradients of optimizer · forward model under autocast(cuda, float16) · loss_scaler(…): [backward of "
+        "loss, scaled by self._scaler · if clip_grad is not None: [unscale gradients of optimizer by self._scaler · "
+        "clip gradients of model (norm)] · step optimizer through self._scaler · update self._scaler]",
     ),
     "timm's callable scaler": (
         MODEL
@@ -166,8 +166,8 @@ for x in loader:
     amp.step(optimizer)
 """,
         "zero gradients of optimizer · forward model under autocast(cuda, float16) · amp.backward(…): [backward of "
-        "loss, scaled by self.scaler] · amp.clip(…): [unscale gradients of optimizer by self.scaler · clip gradients of "
-        "model (norm)] · amp.step(…): [step optimizer through self.scaler · update self.scaler]",
+        "loss, scaled by self.scaler] · amp.clip(…): [unscale gradients of optimizer by self.scaler · clip gradients "
+        "of model (norm)] · amp.step(…): [step optimizer through self.scaler · update self.scaler]",
     ),
     "apex": (
         MODEL
@@ -296,8 +296,8 @@ for x in loader:
     scaler.update()
 """,
         "zero gradients of optimizer · forward model under autocast(cuda, float16) · backward of loss, scaled by "
-        "scaler · read gradients of model (norm), still scaled ✗ · for p in model.parameters(): [clip gradients of model "
-        "(hand), still scaled ✗] · step optimizer through scaler · update scaler",
+        "scaler · read gradients of model (norm), still scaled ✗ · for p in model.parameters(): [clip gradients of "
+        "model (hand), still scaled ✗] · step optimizer through scaler · update scaler",
     ),
 }
 

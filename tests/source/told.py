@@ -1,4 +1,4 @@
-"""A script's story in one line: events joined by ` · `, what lies under a heading in brackets, steps joined by ` || `."""
+"""A script's story in one line: events joined by ` · `, those under a heading in brackets, steps joined by ` || `."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from amplint.source.values import (
     Const,
     Device,
     Instance,
+    Items,
+    Mapping,
     Model,
     Object,
     Optimizer,
@@ -72,7 +74,13 @@ class Machine:
 
     def call(self, value: Value, name: str) -> None:
         """Remember what the source calls a thing that has no name of its own."""
-        if name and isinstance(value, _NAMELESS) and not (isinstance(value, Sym) and value.kind in _SPEAKING):
+        if isinstance(value, Items):
+            for index, item in enumerate(value.items[:8]):
+                self.call(item, f"{name}[{index}]")
+        elif isinstance(value, Mapping):
+            for key, item in value.items[:8]:
+                self.call(item, f"{name}[{key.value!r}]" if isinstance(key, Const) else "")
+        elif name and isinstance(value, _NAMELESS) and not (isinstance(value, Sym) and value.kind in _SPEAKING):
             self.names.setdefault(value, name)
 
     def tick(self) -> None:
