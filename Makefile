@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow bench lint format readme .venv
+.PHONY: demo test slow bench lint format docs .venv
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion, and all versions training
@@ -28,8 +28,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-readme: $(READY)  ## the table of rules in README.md, from rules/
-	$(BIN)/python tests/test_readme.py
+docs: $(READY)  ## the table of rules in README.md, the map of modules in docs/architecture.md
+	$(BIN)/python tests/test_docs.py
 
 .venv: $(READY)
 

@@ -1,10 +1,12 @@
-"""README.md says what is true today: its commands run, its examples do what they say, its table is that of rules/.
+"""The documents say what is true today: the README's commands run, its examples do what they say, its table is that of
+rules/, and the map in docs/architecture.md that of amplint/.
 
-As a script (`make readme`) it writes the table.
+As a script (`make docs`) this file writes the table and the map.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -21,7 +23,8 @@ from amplint.knowledge import rules
 
 ROOT = Path(amplint.__file__).parents[1]
 README = ROOT / "README.md"
-MARKS = re.compile(r"(<!-- rules: .*? -->\n)(.*?)(<!-- end of rules -->)", re.DOTALL)
+ARCHITECTURE = ROOT / "docs/architecture.md"
+MARKS = re.compile(r"(<!-- (?:rules|map): .*? -->\n)(.*?)(<!-- end of (?:rules|map) -->)", re.DOTALL)
 TEXT = README.read_text(encoding="utf-8")
 
 SCRIPT = """
@@ -66,6 +69,26 @@ def table() -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def map_of_modules() -> str:
+    """Every module with the first sentence of its docstring, room by room."""
+    lines = []
+    files = sorted(
+        (ROOT / "amplint").rglob("*.py"),
+        key=lambda path: (path.parent.as_posix(), path.name != "__init__.py", path.name),
+    )
+    for folder, members in groupby(files, lambda path: path.parent.relative_to(ROOT).as_posix()):
+        rows = [(file.name, first_sentence(file)) for file in members]
+        shown = [f"| `{name}` | {sentence} |" for name, sentence in rows if sentence]
+        lines += [f"\n**{folder}/**\n", "| module | |", "| --- | --- |", *shown]
+    return "\n".join(lines) + "\n\n"
+
+
+def first_sentence(file: Path) -> str:
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+
+
 def run(*arguments: str) -> str:
     """What a command prints; it must not fail."""
     result = CliRunner().invoke(cli, [*arguments, "--isolated"] if arguments[0] != "rule" else arguments)
@@ -80,9 +103,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table_of_rules_is_fresh():
-    found = MARKS.search(TEXT)
-    assert found
-    assert found[2] == table(), "run `make readme`"
+    assert MARKS.findall(TEXT)[0][1] == table(), "run `make docs`"
+
+
+def test_the_map_of_modules_is_fresh():
+    assert MARKS.findall(ARCHITECTURE.read_text(encoding="utf-8"))[0][1] == map_of_modules(), "run `make docs`"
 
 
 @pytest.mark.parametrize("block", blocks("console"), ids=lambda block: block.partition("\n")[0])
@@ -105,10 +130,15 @@ def test_flags_exist():
     assert flags - known == set()
 
 
-def test_links_lead_to_files():
-    links = [link for link in re.findall(r"\]\((.*?)\)", TEXT) if "://" not in link]
-    assert links
-    assert all((ROOT / link).is_file() for link in links)
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_links_and_paths_lead_to_files(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = {link for link in re.findall(r"\]\(([^)\s]*?)\)", text) if "://" not in link}
+    paths = set(re.findall(r"`((?:amplint|rules|tests|docs|fixtures)/[\w./-]*\w)`", text)) - {
+        "rules/AMP199-clip-by-value.md",
+        "amplint/rules",
+    }
+    assert {place for place in links | paths if not (ROOT / place).exists()} == set()
 
 
 def test_make_targets_exist():
@@ -136,4 +166,6 @@ def test_comments_suppress():
 
 
 if __name__ == "__main__":
-    README.write_text(MARKS.sub(lambda found: found[1] + table() + found[3], TEXT), encoding="utf-8")
+    for file, made in ((README, table()), (ARCHITECTURE, map_of_modules())):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(MARKS.sub(lambda found, made=made: found[1] + made + found[3], text), encoding="utf-8")
