@@ -45,7 +45,11 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
     """torch.cuda.amp.* and torch.cpu.amp.*, by whatever name the file reaches them."""
     module = script.module
     severity = knowledge.rules()["AMP601"].severity
-    uses = [(node, old) for node, old in deprecated_uses(module) if script.settings.target_torch >= MOVED[old][1]]
+    uses = [
+        (node, old)
+        for node, old in deprecated_uses(module)
+        if script.settings.target_torch >= MOVED[old][1] and not _for_old_versions(module, node, old)
+    ]
     fix = fixes.to_torch_amp(module, uses) if uses else None
     for node, old in uses:
         new, since = MOVED[old]
@@ -76,6 +80,46 @@ def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
                 names = module.dotted(node)
                 if len(names) == 1 and (name := next(iter(names))) in MOVED:
                     yield node, name
+
+
+_ABSENT = frozenset("ImportError ModuleNotFoundError AttributeError TypeError".split())
+
+
+def _for_old_versions(module: Module, node: ast.AST, old: str) -> bool:
+    """Whether this is what runs where torch is too old for the successor: in the handler of an attempt to use that, in
+    the other arm of a branch that uses it, or under a question about torch's version."""
+    inside = node
+    for above in module.ancestors(node):
+        match above:
+            case ast.Try() if inside in above.handlers:
+                caught = {name.id for name in ast.walk(inside) if isinstance(name, ast.Name)}
+                if caught & _ABSENT or any(_names(module, part, MOVED[old][0]) for part in above.body):
+                    return True
+            case ast.If(test=test, body=body, orelse=orelse):
+                other = orelse if inside in body else body
+                if inside is not test and (
+                    _asks_version(module, test) or any(_names(module, part, MOVED[old][0]) for part in other)
+                ):
+                    return True
+            case ast.IfExp(test=test, body=yes, orelse=no) if inside is not test:
+                if _asks_version(module, test) or _names(module, no if inside is yes else yes, MOVED[old][0]):
+                    return True
+        inside = above
+    return False
+
+
+def _names(module: Module, tree: ast.AST, name: str) -> bool:
+    """Whether code uses a library name."""
+    wanted = {name, name.replace("torch.amp.autocast", "torch.autocast")}
+    return any(
+        bool(wanted & module.dotted(node)) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)
+    )
+
+
+def _asks_version(module: Module, test: ast.expr) -> bool:
+    """Whether a condition compares torch's version, or asks whether torch has something."""
+    asked = text(module, test, 200).lower()
+    return "torch" in asked and ("version" in asked or "hasattr" in asked)
 
 
 @rule("AMP602")
