@@ -20,23 +20,23 @@ from torch.amp import GradScaler, autocast
 """
 
 
-def story(script: str, folder: Path | None = None, **files: str) -> str:
-    """The steps of a script, told; with a folder, the script lies there beside other `files` (`a__b` is a/b.py)."""
+def story(script: str, folder: Path | None = None, files: dict[str, str] | None = None) -> str:
+    """The steps of a script, told; with a folder, the script lies there beside other files (path → source)."""
     text = IMPORTS + textwrap.dedent(script)
+    for name, content in (files or {}).items():
+        assert folder is not None
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(IMPORTS + textwrap.dedent(content))
+    place = Path("train.py") if folder is None else folder / "train.py"
     if folder is not None:
-        for name, content in files.items():
-            path = folder.joinpath(*name.split("__")).with_suffix(".py")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(IMPORTS + textwrap.dedent(content))
-    path = "train.py" if folder is None else str(folder / "train.py")
-    if folder is not None:
-        Path(path).write_text(text)
-    return tell(Module.read(path, text.encode()), Settings())
+        place.write_text(text)
+    return tell(Module.read(str(place), text.encode()), Settings())
 
 
-def told(script: str, folder: Path | None = None, **files: str) -> str:
+def told(script: str, folder: Path | None = None, files: dict[str, str] | None = None) -> str:
     """The steps in the compact form; what is made, loaded and saved around them is left out."""
-    _, *steps = story(script, folder, **files).split("\n\n")
+    _, *steps = story(script, folder, files).split("\n\n")
     return " || ".join(_compact(step.splitlines()[1:]) for step in steps)
 
 

@@ -38,6 +38,7 @@ from amplint.source.values import (
     Many,
     Mapping,
     Model,
+    Namespace,
     Object,
     Optimizer,
     Partial,
@@ -116,6 +117,12 @@ def call_attribute(
         return []  # the script would crash here: this world cannot be
     if isinstance(owner, Lib):
         return library_calls.call(m, f"{owner.name}.{name}", given, node, world, frame)
+    if isinstance(owner, Namespace):
+        return [
+            result
+            for callee, after in objects.attribute(m, owner, name, node, world, frame)
+            for result in call(m, callee, given, node, after, frame)
+        ]
     return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
 
 
@@ -223,6 +230,10 @@ def unknown(
         enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
         return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()
+    losses = [tensor for tensor in tensors.tensors_in(values) if tensor.of]
+    if losses and "backward" in _last_name(callee):
+        methods.backward(m, losses[0], node, world, frame, managed=True)
+        return [(NONE, world)]
     for value in values:
         protocol.hand_over(world, value)
         if isinstance(value, Items | Mapping | Many):

@@ -95,7 +95,8 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
         case ast.Constant():
             return [(Const(node.value, node), world)]
         case ast.Name():
-            return _name(m, node, world, frame)
+            results = lookup(m, node, world, frame)
+            return [(objects.resolve(m, value, after, frame), after) for value, after in results]
         case ast.Attribute():
             return _attribute(m, node, world, frame)
         case ast.Call():
@@ -147,12 +148,20 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
     return [(fresh(), world)]
 
 
-def each(m: Machine, nodes: Sequence[ast.expr], world: World, frame: Frame) -> list[tuple[tuple[Value, ...], World]]:
-    """Evaluate expressions one after the other."""
+def each(
+    m: Machine, nodes: Sequence[ast.expr], world: World, frame: Frame, lazily: bool = False
+) -> list[tuple[tuple[Value, ...], World]]:
+    """Evaluate expressions one after the other; `lazily`: files that only a bare name comes from are not read yet."""
     results: list[tuple[tuple[Value, ...], World]] = [((), world)]
     for node in nodes:
         results = [
-            ((*values, value), after) for values, before in results for value, after in evaluate(m, node, before, frame)
+            ((*values, value), after)
+            for values, before in results
+            for value, after in (
+                lookup(m, node, before, frame)
+                if lazily and isinstance(node, ast.Name)
+                else evaluate(m, node, before, frame)
+            )
         ]
     return results
 
@@ -173,7 +182,8 @@ def scope_to_bind(name: str, frame: Frame) -> object:
     return frame.scope
 
 
-def _name(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
+def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
+    """What a name stands for; an imported one is not resolved."""
     name = node.id
     for where in scopes(frame):
         value = world.get(where.scope, name)

@@ -494,7 +494,7 @@ def _define(m: Machine, node: ast.FunctionDef | ast.AsyncFunctionDef, world: Wor
 
 def _define_class(m: Machine, node: ast.ClassDef, world: World, frame: Frame) -> list[World]:
     results = []
-    for bases, before in expressions.each(m, node.bases, world, frame):
+    for bases, before in expressions.each(m, node.bases, world, frame, lazily=True):
         cls = Class(node, frame, bases)
         inner = Frame(cls, node, frame.module, frame, frame.caller, frame.call, roles={})
         for after in run(m, node.body, [before], inner, Flow()):
