@@ -87,7 +87,7 @@ def backward_in_region(script: Script) -> Iterator[Finding]:
 def autocast_never_entered(script: Script) -> Iterator[Finding]:
     """An autocast object that no `with` enters, or that cannot be made."""
     for discard in script.events(events.Discard):
-        if isinstance(discard.value, Autocast):
+        if isinstance(discard.value, Autocast) and _makes_autocast(discard):
             yield found(
                 "AMP207",
                 discard,
@@ -118,6 +118,15 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                     'pass the device type: torch.autocast("cuda")',
                     fixes.add_device(module, node, script.settings.target_device),
                 )
+
+
+def _makes_autocast(discard: events.Discard) -> bool:
+    """Whether what is called is an autocast class or a method of that name, not a setter such as
+    set_autocast_enabled."""
+    call = discard.node.value if isinstance(discard.node, ast.Expr) else discard.node
+    if not isinstance(call, ast.Call):
+        return False
+    return is_autocast(discard.module, call.func) or text(discard.module, call.func).split(".")[-1] == "autocast"
 
 
 def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Finding]:

@@ -136,6 +136,11 @@ def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
     return False
 
 
+def may_both_run(one: events.Event, other: events.Event) -> bool:
+    """Whether nothing that was asked on the way to both was answered differently."""
+    return all(one.facts.get(question, answer) == answer for question, answer in other.facts.items())
+
+
 def own_condition(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether a condition stands around the first node that does not stand around the second: then it runs less
     often."""

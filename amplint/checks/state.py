@@ -9,7 +9,7 @@ from amplint.checks.registry import Script, found, receiver, rule, text
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
-from amplint.source.values import Instance, Items, Many, Mapping, Model, Sym, Value
+from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Sym, Value
 
 # Library models and layers that hold batch normalisation: torchvision's and timm's common families by constructor name.
 _BATCHNORM = re.compile(
@@ -34,10 +34,23 @@ def _trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step
     for step in script.events(events.Step):
         if (step.scaler is not None) is not scaled or step.before.kind in ("managed", "unknown"):
             continue
+        if _keeps_masters(step.optimizer):
+            continue
         for model in step.halves:
             cast = _cast_of(script, model, step)
             if cast is not None:
                 yield step, cast
+
+
+_MASTERS = re.compile(r"fused|fp16|half|master|mixed|amp(?![a-z])|zero|8bit", re.IGNORECASE)
+
+
+def _keeps_masters(optimizer: Optimizer) -> bool:
+    """Whether an optimizer that is none of torch's may hold float32 copies of what it trains, going by its name."""
+    name = optimizer.name
+    if isinstance(optimizer.site, Sym) and optimizer.site.kind == "made":
+        name = str(optimizer.site.parts[0])
+    return not name.startswith("torch.optim.") and _MASTERS.search(name.rpartition(".")[2]) is not None
 
 
 @rule("AMP301")

@@ -10,6 +10,7 @@ from amplint.checks.registry import (
     alternatives,
     first_argument,
     found,
+    may_both_run,
     receiver,
     rule,
     same_function,
@@ -42,6 +43,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not before.stepped
                 and isinstance(before.scaler, Scaler)
                 and not _measures(clip)
+                and not _mixed_in(script, clip, optimizer)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
@@ -52,6 +54,13 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
             for seen in step.clips:
                 if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
+
+
+def _mixed_in(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:
+    """Whether the clip is meant for another optimizer's gradients, which are unscaled, while no scaler ever steps this
+    one: nothing shows that both are there at once."""
+    others = any(one != optimizer and before.kind == "unscaled" for one, before in clip.touched)
+    return others and next(steps_of(script, optimizer, scaled=True), None) is None
 
 
 def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]) -> Finding:
@@ -274,7 +283,8 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
             )
     for update in script.events(events.Update):
         for optimizer, waiting in update.waiting:
-            later = next((s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler), None)
+            steps = (s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler)
+            later = next((s for s in steps if may_both_run(s, update)), None)  # not behind a flag that is off for good
             if update.pairs or later is None or not same_function(later, update):
                 continue
             yield found(
