@@ -103,7 +103,10 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame, cal
         )
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
-    for method in methods:
+    own = {
+        inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
+    }
+    for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
         if method in m.entered or method.name == "__init__" or not relevance.begins(method):
             continue
         bound = objects.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
