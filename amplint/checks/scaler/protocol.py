@@ -10,7 +10,6 @@ from amplint.checks.registry import (
     alternatives,
     first_argument,
     receiver,
-    same_function,
     text,
 )
 from amplint.source import events
@@ -36,12 +35,18 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
 def flag_decides(script: Script, event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
     the scaler chooses between them, and nothing is known to be wrong."""
-    return any(
-        same_function(event, other)
-        and other.module is event.module
-        and alternatives(event.module, event.node, other.node)
-        for other in others
-    )
+    places = (place_in(event, other) for other in others)
+    return any(place is not None and alternatives(event.module, event.node, place) for place in places)
+
+
+def place_in(event: events.Event, other: events.Event) -> ast.AST | None:
+    """Where the function of one event runs the other: at its own node, or at the call that leads to it."""
+    node: ast.AST | None = other.node
+    for frame in other.frame.stack():
+        if frame.code is event.frame.code:
+            return node
+        node = frame.call
+    return None
 
 
 def named(step: events.Step) -> str:
