@@ -154,6 +154,10 @@ def _equal(left: Value, right: Value) -> Formula:
             return left.formula if right.value else negate(left.formula)
         if isinstance(left, Tensor) and left.made not in ("", "argument"):
             return False  # what an operation returned
+        if isinstance(left, Sym) and left.kind == "made":
+            return False  # what a constructor returned
+        if isinstance(left, Lib) and left.name.startswith("torch.") and right.value is None:
+            return False  # a name that torch has
         if right.value == "meta":
             return False  # nothing is computed on a meta device
         if isinstance(left, Sym | Tensor | Many | Lib):

@@ -16,6 +16,7 @@ from amplint.source.values import (
     FALSE,
     KNOWN,
     NONE,
+    TRUE,
     Autocast,
     Bound,
     Checkpoint,
@@ -533,6 +534,8 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
             return [(Const(NEVER), world)]
         case "isinstance" if len(args) == 2:
             return [(_isinstance(args[0], args[1]), world)]
+        case "hasattr" if len(args) == 2 and objects.surely_has(args[0], args[1], world, frame):
+            return [(TRUE, world)]
         case "callable" | "hasattr" | "issubclass":
             return [(Test(ask("truth", sym("call", name, *args))), world)]
         case "range":

@@ -193,6 +193,15 @@ def _assigned_fields(node: ast.ClassDef) -> dict[str, list[tuple[ast.expr, ast.A
     return found
 
 
+def surely_has(owner: Value, name: Value, world: World, frame: Frame) -> bool:
+    """Whether `hasattr(owner, name)` is true: the object has it, or another method of its class sets it, which has run
+    by then."""
+    if not isinstance(owner, Instance) or not isinstance(name, Const) or not isinstance(name.value, str):
+        return False
+    assigned = _assigned_fields(owner.cls.node).get(name.value, ())
+    return world.get(owner, name.value) is not None or any(function is not frame.code for _, function in assigned)
+
+
 def _late_field(m: Machine, instance: Instance, name: str, world: World, frame: Frame) -> Value | None:
     """A field that some other method of the class sets to a new optimizer, scaler, model …: taken as set."""
     for base in bases(m, instance.cls, world, frame):
