@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
-from amplint.findings import Applicability, Finding, Fix, Location
+from amplint.findings import Applicability, Finding, Fix, Location, Severity
 from amplint.rewrite.apply import Change, apply_changes, changes, compatible, fixable, moved
 from amplint.source.module import Module, Unreadable, parse
 
@@ -29,18 +29,20 @@ class Unsettled(Exception):
 def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed: Container[Applicability]) -> Repaired:
     """Fix what `findings` and later rounds of `check` allow; raises Unsettled after ten rounds without an end.
 
-    A fix is dropped where its result does not parse, cannot be written in the file's encoding, or has the same finding
-    at the same place.
+    A fix is dropped where its result does not parse, cannot be written in the file's encoding, has the same finding at
+    the same place, or more errors of some kind than there were. Where several together bring errors, they are tried
+    one by one.
     """
     fixed: tuple[Finding, ...] = ()
     dropped: set[Fix] = set()
     rounds = 0
+    most: int | None = None
     while True:
         wanted = [f for f in findings if f.fix not in dropped and fixable(f, allowed)]
-        chosen, ordered = compatible(module.text, (f.fix for f in wanted if f.fix))
+        chosen, ordered = compatible(module.text, [f.fix for f in wanted if f.fix][:most])
         if not chosen:
             return Repaired(module, findings, fixed)
-        if rounds == ROUNDS:
+        if rounds == ROUNDS * (1 if most is None else 10):
             raise Unsettled
         try:
             text = apply_changes(module.text, ordered)
@@ -54,8 +56,18 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
         if failed or text == module.text:
             dropped.update(failed or chosen)
             continue
+        if _errors(left) - _errors(findings):
+            if len(chosen) == 1:
+                dropped.update(chosen)
+            most = 1
+            continue
         fixed += tuple(f for f in wanted if f.fix in chosen)
         module, findings, rounds = after, left, rounds + 1
+
+
+def _errors(findings: tuple[Finding, ...]) -> Counter[str]:
+    """How many errors there are of each kind."""
+    return Counter(finding.code for finding in findings if finding.severity is Severity.ERROR)
 
 
 def _broken(module: Module, chosen: list[Fix]) -> list[Fix]:

@@ -328,7 +328,7 @@ def test_fix_command(monkeypatch):
         if "crash" in text:
             raise KeyError("oops")
         said = "refused: too odd" if "odd" in text else "converted" if "new" in text else "already AMP"
-        return SimpleNamespace(text=text, lines=[f"{module.path}:1: {said}"], refused="odd" in text)
+        return SimpleNamespace(text=text, lines=[f"{module.path}:1: {said}"], refused="odd" in text, steps=True)
 
     monkeypatch.setitem(sys.modules, "amplint.rewrite.instrument", SimpleNamespace(fix=rewrite))
     put("a.py", "old = 1\n"), put("b.py", "x\n")

@@ -144,8 +144,11 @@ def _repair(module: Module, settings: Settings, complete: bool = False) -> Repai
         if repaired.fixed:
             deprecated = {code for code in default_codes() if code.startswith("AMP6")}
             wider = replace(settings, codes=settings.codes | deprecated)
-            more = partial(check, allowed=COMPLETES | GOES_ALONG, settings=wider)
-            again = repair(repaired.module, more(repaired.module), more, SAFE)
+            for allowed in (COMPLETES | GOES_ALONG, COMPLETES):
+                more = partial(check, allowed=allowed, settings=wider)
+                again = repair(repaired.module, more(repaired.module), more, SAFE)
+                if not {one.code for one in again.findings} - {one.code for one in repaired.findings} & GOES_ALONG:
+                    break  # the scaler's state is not saved where it cannot be restored
             return Repair(again.module, repaired.fixed + again.fixed, again.findings)
     except Unsettled:
         return Repair(module, (), check(module))

@@ -29,7 +29,7 @@ def to_torch_amp(module: Module, uses: list[tuple[ast.AST, str]]) -> Fix | None:
         for node, old in uses:
             if not isinstance(node, ast.alias):
                 made += _use(module, node, old)
-        return made
+        return made + _unused(module, [node for node, _ in uses if isinstance(node, ast.Attribute)])
 
     return attempt("use torch.amp", SAFE, build)
 
@@ -42,6 +42,13 @@ def _imports(module: Module, uses: list[tuple[ast.AST, str]]) -> dict[ast.Import
             assert isinstance(statement, ast.ImportFrom)
             found.setdefault(statement, []).append(node.name)
     return found
+
+
+def _unused(module: Module, uses: list[ast.Attribute]) -> list[Edit]:
+    """Drop what `from torch.cuda import amp` imported, where nothing else uses it."""
+    roots = {node.id for use in uses for node in ast.walk(use) if isinstance(node, ast.Name)}
+    kept = {edits.binding_of(module, "torch", at=use) for use in uses}
+    return edits.remove_import_name(module, *(roots - kept), gone=uses)
 
 
 def _use(module: Module, node: ast.AST, old: str) -> list[Edit]:
