@@ -34,6 +34,7 @@ docs: $(READY)  ## the table of rules in README.md, the map of modules in docs/a
 .venv: $(READY)
 
 $(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "Making the environment in $(VENV); fetching torch takes a few minutes …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
