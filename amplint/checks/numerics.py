@@ -16,17 +16,11 @@ from amplint.source.values import ASSUMED, GIVEN, KNOWN, Choice, Const, Lib, Que
 LARGEST = 65504.0  # torch.finfo(torch.float16).max
 VANISHES = 2.0**-25  # and below: rounds to zero in float16
 SMALLEST_NORMAL = 2.0**-14
-_FILLS = {
-    "masked_fill": 2,
-    "full_like": 1,
-    "full": 1,
-    "fill": 1,
-    "clamp": 1,
-    "index_fill": 3,
-    "where": 1,
-    "index_put": 1,
-}
-_SILENT = {"where", "index_put"}  # become -inf without an error
+_FILLS = frozenset(
+    "masked_fill fill clamp index_fill pad full full_like where index_put tensor as_tensor add sub".split()
+)
+_SILENT = frozenset("where index_put tensor as_tensor add sub".split())  # become inf without an error
+_MAKES = frozenset("full full_like tensor as_tensor".split())  # the result is what is filled
 
 
 def constants(value: Value | None) -> list[Const]:
@@ -96,13 +90,13 @@ def _guarded(event: events.Event) -> bool:
 def constant_out_of_range(script: Script) -> Iterator[Finding]:
     """A constant beyond float16's range meets a half tensor."""
     for event in script.events(events.Operation):
-        position = _FILLS.get(event.name)
-        if position is None or _guarded(event):
+        if event.name not in _FILLS or _guarded(event):
             continue
-        candidates = [*event.args[1:], *(value for name, value in event.kwargs if name in ("value", "min", "max"))]
+        given = event.args if event.name in ("tensor", "as_tensor", "add", "sub") else event.args[1:]
+        named = ("value", "min", "max", "fill_value", "data")
+        candidates = [*given, *(value for name, value in event.kwargs if name in named)]
         large = [number(one) for value in candidates for one in constants(value) if abs(number(one)) > LARGEST]
-        filled = event.args[1:] if event.name == "where" else event.args[:1]
-        target = next((value for value in filled if isinstance(value, Tensor)), None)
+        target = _filled(event)
         if not large or target is None or not _half(target, ASSUMED):
             continue
         assert isinstance(target, Tensor)
@@ -110,7 +104,9 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             message = (
                 f"{large[0]:g} becomes -inf in float16" if large[0] < 0 else f"{large[0]:g} becomes inf in float16"
             )
-            message += f" (its range ends at {LARGEST:.0f}): a fully masked row turns to nan"
+            message += f" (its range ends at {LARGEST:.0f})"
+            if event.name in ("where", "index_put"):
+                message += ": a fully masked row turns to nan"
             severity = Severity.WARNING if target.trust == KNOWN else Severity.NOTE
         else:
             message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
@@ -124,6 +120,16 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             help="use torch.finfo(x.dtype).min of the tensor that is filled",
             fix=_limit(event, target),
         )
+
+
+def _filled(event: events.Operation) -> Tensor | None:
+    """The tensor that the constant is written to or added to."""
+    if event.name in _MAKES and event.result.dtype:
+        return event.result
+    operands = (
+        event.args[1:] if event.name == "where" else event.args if event.name in ("add", "sub") else event.args[:1]
+    )
+    return next((value for value in operands if isinstance(value, Tensor)), None)
 
 
 def _limit(event: events.Operation, target: Tensor) -> Fix | None:

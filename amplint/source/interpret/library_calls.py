@@ -60,6 +60,7 @@ NEVER = object()  # what a call that does not return is said to return
 _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
 )
+_FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made holds a given number
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
 _NEVER_HERE = {  # the script runs as it is written
     "torch.jit.is_scripting",
@@ -113,6 +114,8 @@ def call(
         return [(sym("finfo", given.args[0]), world)]
     made = created(name, given, world, node)
     if made is not None:
+        if made.made in _FILLED and made.dtype in tensors.HALF:
+            tell(m, made.made, given.args, given.kwargs, made, node, world, frame)
         return [(made, world)]
     op = tensors.op_of(name)
     if op:
@@ -137,15 +140,20 @@ def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor 
     if not name.startswith("torch."):
         return None
     last = name.rpartition(".")[2]
-    dtype = tensors.dtype_of(given.kwargs.get("dtype"))
+    asked = given.kwargs.get("dtype", NONE)
+    dtype = "low" if asked == sym("dtype", "low") else tensors.dtype_of(asked)
+
+    def otherwise(default: str) -> str:
+        return default if asked == NONE else dtype
+
     if last in _CREATE:
-        return Tensor(dtype or "float32", made=last, node=node, identity=serial())
+        return Tensor(otherwise("float32"), made=last, node=node, identity=serial())
     if last in ("arange", "randint", "randperm"):
         floats = any(isinstance(value, Const) and isinstance(value.value, float) for value in given.args)
-        return Tensor(dtype or ("float32" if floats else "integer"), made=last, node=node, identity=serial())
+        return Tensor(otherwise("float32" if floats else "integer"), made=last, node=node, identity=serial())
     if last in ("tensor", "as_tensor", "from_numpy"):
         of, region, scaler = tensors.provenance(given.args)
-        kind = dtype or _constant_dtype(given.args[0] if given.args else NONE)
+        kind = otherwise(_constant_dtype(given.args[0] if given.args else NONE))
         return Tensor(
             kind, KNOWN, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
         )
@@ -617,16 +625,31 @@ def operation(
     result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
     if in_place and isinstance(operands[0], Tensor):
         result = replace(result, dtype=operands[0].dtype, trust=operands[0].trust)
-    region = tensors.region_of(world)
-    signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
-    if m.once(op, node, signature, region):
-        event = events.Operation(
-            node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
-        )
-        m.observe(event)
+    tell(m, op, operands, kwargs, result, node, world, frame)
     if op in tensors.LOSSES and not frame.in_model:
         m.emit(events.Loss, node, world, frame, name=op)
     return result
+
+
+def tell(
+    m: Machine,
+    op: str,
+    operands: tuple[Value, ...],
+    kwargs: dict[str, Value],
+    result: Tensor,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+) -> None:
+    """Record an op on tensors, once for operands that are alike."""
+    every = (*operands, *kwargs.values())
+    signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
+    if m.once(op, node, signature, tensors.region_of(world)):
+        m.observe(
+            events.Operation(
+                node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
+            )
+        )
 
 
 def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False) -> Tensor:

@@ -327,8 +327,8 @@ def _tensor(
     if name in ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new"):
         dtype = tensors.dtype_of(given.kwargs.get("dtype")) or tensor.dtype
         made = Tensor(dtype, tensor.trust, made=name, node=node, parents=(tensor,), identity=serial())
-        if name == "new_full":
-            library_calls.operation(m, "full", (tensor, *given.args), given.kwargs, node, world, frame)
+        if name in ("new_full", "new_tensor"):
+            library_calls.tell(m, name.removeprefix("new_"), given.args, given.kwargs, made, node, world, frame)
         return [(made, world)]
     for value in given.values():
         protocol.hand_over(world, value)
