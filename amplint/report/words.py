@@ -262,7 +262,6 @@ class Words:
             details.append(f", scaled by {self.name(event.scaler)}")
         details.append(self._inside(event))
         kind = "managed" if event.managed else "plain" if event.scaler is None else "scaled"
-        groups: dict[str, list[str]] = {}
         for optimizer, before in event.touched:
             if before.stepped or before.kind in ("none", "entry", "unknown", "managed"):
                 text = _INTO if several else ""
@@ -271,12 +270,11 @@ class Words:
                 text = f"adding to gradients{{}} that are {was} ✗"
             else:
                 text = "adding to the gradients{}"
-            groups.setdefault(text, []).append(self.name(optimizer))
-        for text, names in groups.items():
+            name = self.name(optimizer)
             if text == _INTO:
-                details.append((_INTO, names))
+                details.append((_INTO, [name]))
             elif text:
-                details.append(f", {text.format(f' of {listed(names)}' if several else '')}")
+                details.append(f", {text.format(f' of {name}' if several else '')}")
         name = _loss_name(event.node)
         return "backward of {}" if name else "backward", [name], details
 

@@ -240,7 +240,7 @@ def unknown(
             for inner in objects.contents(value):
                 protocol.hand_over(world, inner)
     carried = (receiver, *values) if isinstance(receiver, Tensor) else values
-    plain = isinstance(callee, Sym) and not isinstance(callee.parts[0], Tensor)
+    plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)
     result = tensors.opaque(carried, world, node)
     if in_region:
