@@ -68,11 +68,12 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
     place = _call_towards(clip, backwards)
+    name = "unscale_ of the scaler"
     if step is not None:
         evidence += [(step, "unscaled only here, after the clip")]
-        name = f"{receiver(step)}.unscale_({first_argument(step)})"
-    else:
-        name = "scaler.unscale_(optimizer)"
+        one_object = clip.frame.owner is not None and step.frame.owner == clip.frame.owner
+        if same_function(step, clip) or one_object or place is not None:  # the names mean the same there
+            name = f"{receiver(step)}.unscale_({first_argument(step)})"
     return found(
         "AMP105",
         clip,

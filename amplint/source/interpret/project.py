@@ -97,6 +97,12 @@ def _parse(path: Path, changed: int, size: int) -> Module | None:
     """Kept while the file stays as it is: the files of a project import the same ones again and again."""
     try:
         data = path.read_bytes()
-        return Module.read(str(path), data) if any(word in data for word in _TRAINS) else None
+        return Module.read(_shown(path), data) if any(word in data for word in _TRAINS) else None
     except (OSError, Unreadable):
         return None
+
+
+def _shown(path: Path) -> str:
+    """The path as a person would give it: relative to where they are, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
