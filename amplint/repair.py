@@ -30,7 +30,7 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
     """Fix what `findings` and later rounds of `check` allow; raises Unsettled after ten rounds without an end.
 
     A fix is dropped where its result does not parse, cannot be written in the file's encoding, has the same finding at
-    the same place, or more errors of some kind than there were. Where several together bring errors, they are tried
+    the same place, or more errors of some kind than there were that no fix answers. Where several together bring errors, they are tried
     one by one.
     """
     fixed: tuple[Finding, ...] = ()
@@ -56,7 +56,7 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
         if failed or text == module.text:
             dropped.update(failed or chosen)
             continue
-        if _errors(left) - _errors(findings):
+        if _errors(left, allowed) - _errors(findings, ()):
             if len(chosen) == 1:
                 dropped.update(chosen)
             most = 1
@@ -65,9 +65,10 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
         module, findings, rounds = after, left, rounds + 1
 
 
-def _errors(findings: tuple[Finding, ...]) -> Counter[str]:
-    """How many errors there are of each kind."""
-    return Counter(finding.code for finding in findings if finding.severity is Severity.ERROR)
+def _errors(findings: tuple[Finding, ...], allowed: Container[Applicability]) -> Counter[str]:
+    """How many errors there are of each kind that no next round can fix."""
+    errors = (finding for finding in findings if finding.severity is Severity.ERROR)
+    return Counter(finding.code for finding in errors if not fixable(finding, allowed))
 
 
 def _broken(module: Module, chosen: list[Fix]) -> list[Fix]:
