@@ -24,6 +24,7 @@ class Script:
         self.reading = reading
         self.settings = settings
         self.module: Module = reading.module
+        self._events: dict[type[events.Event], list[events.Event]] = {}
 
     def fields_of(self, instance: Instance) -> list[Value]:
         """What the fields of an object hold, in any world that a loop or function ended with."""
@@ -32,7 +33,9 @@ class Script:
 
     def events(self, kind: type[E]) -> Iterator[E]:
         """All events of a kind, in the order met."""
-        return (event for event in self.reading.events if isinstance(event, kind))
+        if kind not in self._events:
+            self._events[kind] = [event for event in self.reading.events if isinstance(event, kind)]
+        return iter(self._events[kind])  # type: ignore[arg-type]
 
 
 Check = Callable[[Script], Iterable[Finding]]

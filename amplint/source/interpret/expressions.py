@@ -152,18 +152,19 @@ def each(
     m: Machine, nodes: Sequence[ast.expr], world: World, frame: Frame, lazily: bool = False
 ) -> list[tuple[tuple[Value, ...], World]]:
     """Evaluate expressions one after the other; `lazily`: files that only a bare name comes from are not read yet."""
-    results: list[tuple[tuple[Value, ...], World]] = [((), world)]
+    results: list[tuple[list[Value], World]] = [([], world)]
     for node in nodes:
-        results = [
-            ((*values, value), after)
-            for values, before in results
-            for value, after in (
-                lookup(m, node, before, frame)
-                if lazily and isinstance(node, ast.Name)
-                else evaluate(m, node, before, frame)
-            )
-        ]
-    return results
+        grown: list[tuple[list[Value], World]] = []
+        for values, before in results:
+            bare = lazily and isinstance(node, ast.Name)
+            found = lookup(m, node, before, frame) if bare else evaluate(m, node, before, frame)  # type: ignore[arg-type]
+            if len(found) == 1:  # nearly always: a table of 100 000 numbers is not copied 100 000 times
+                values.append(found[0][0])
+                grown.append((values, found[0][1]))
+            else:
+                grown += [([*values, value], after) for value, after in found]
+        results = grown
+    return [(tuple(values), after) for values, after in results]
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from amplint.source.values import (
 )
 
 MOST_ROUNDS = 3
+DEEP = 5  # loops around a loop, from which on it gets one round
 
 
 @dataclass(slots=True)
@@ -372,10 +373,12 @@ def rounds(
     flow: Flow,
     item: Callable[[], Value] | None = None,
 ) -> list[World]:
-    """Run a loop's body until nothing new happens, three rounds at most; the rounds are kept apart in `m.rounds`."""
+    """Run a loop's body until nothing new happens, three rounds at most; the rounds are kept apart in `m.rounds`.
+
+    Below several loops one round has to do: three rounds of each of d loops are 3^d."""
     outer, worlds, breaks = world.loops, [world], []
     before: list[object] = []
-    for number in range(1, MOST_ROUNDS + 1):
+    for number in range(1, (MOST_ROUNDS if len(outer) < DEEP else 1) + 1):
         inner = Flow()
         entering: list[World] = []
         logged = len(m.log)

@@ -25,9 +25,9 @@ def path_of(node: ast.AST) -> str | None:
         case ast.Attribute():
             base = path_of(node.value)
             return None if base is None else f"{base}.{node.attr}"
-        case ast.Subscript(slice=ast.Constant() | ast.Name()):
+        case ast.Subscript(slice=ast.Constant() | ast.Name() as key):
             base = path_of(node.value)
-            return None if base is None else f"{base}[{ast.unparse(node.slice)}]"
+            return None if base is None else f"{base}[{key.id if isinstance(key, ast.Name) else repr(key.value)}]"
     return None
 
 
