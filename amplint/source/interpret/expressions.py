@@ -604,7 +604,7 @@ def _comprehension(
 
 
 def _many(value: Value, iterable: Value, node: ast.AST) -> Value:
-    if isinstance(value, Parameter) and not isinstance(node, ast.DictComp):
+    if isinstance(value, Parameter) and value.dtype != "float32" and not isinstance(node, ast.DictComp):
         return Parameters(value.of)
     if isinstance(iterable, Parameters) and isinstance(value, Const | Sym):
         return Many(value)

@@ -207,6 +207,8 @@ def apply(
                 site(node, frame), owners_in(parameters), name, node, closure=name.endswith("LBFGS")
             )
             world.drop("gradients", made)
+            if parameters is not None and _copies(parameters):
+                world.set(("dtype of", made), "masters", TRUE)
             protocol.register(world, made)  # type: ignore[arg-type]
             m.emit(events.Create, node, world, frame, value=made)
         case "scaler":
@@ -455,6 +457,23 @@ def owners_in(value: Value | None) -> Owners:
         case Sym(kind="attr" | "item", parts=(Value() as owner, *_)):
             return owners_in(owner) if isinstance(owner, Parameters) else frozenset()
     return frozenset()
+
+
+def _copies(value: Value) -> bool:
+    """Whether these are float32 copies of parameters: master weights."""
+    match value:
+        case Parameter():
+            return value.dtype == "float32"
+        case Tensor(dtype="float32"):
+            return any(_copies(part) for part in value.parents)
+        case Many():
+            return _copies(value.item)
+        case Items():
+            return any(map(_copies, value.items))
+        case Mapping():
+            inner = value.get(Const("params"))
+            return inner is not None and _copies(inner)
+    return False
 
 
 def _union(parts: list[Owners]) -> Owners:

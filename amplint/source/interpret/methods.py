@@ -211,6 +211,8 @@ def step(
 
 def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
     """The models that this optimizer surely trains and that are float16 here."""
+    if world.get(("dtype of", optimizer), "masters") is not None:
+        return ()
     trained = set(optimizer.of)
     if not trained and len(protocol.optimizers(world)) == 1:
         for origin in before.origins:
