@@ -18,9 +18,11 @@ from amplint.rewrite.checkpoints import state_edits
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.home import at_hand, calls_of
-from amplint.rewrite.plan import StepPlan, make_plans, unscale_at
+from amplint.rewrite.plan import Plans, StepPlan, make_plans, unscale_at
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.switch import switch
+from amplint.rewrite.unfit import whole_script
+from amplint.rewrite.used import check_used
 from amplint.selection import default_codes
 from amplint.source import suppress
 from amplint.source.interpret.entries import Reading, read
@@ -69,6 +71,8 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
             refuse(node, f"half done, and {broken.message} ({broken.code})", broken.help or BY_HAND)
         else:
             say(node, "completed: " + _mended(fixed) if fixed else "already AMP")
+    if plans.plans:
+        _check_files(plans, reading, settings, dtype, together)
     for node, refusal in plans.refused:
         if _kept_as_is(repaired, node, kept):
             say(node, "kept in float32, as its comment asks")
@@ -93,6 +97,20 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
         result.text = module.text  # never a partial conversion
     result.lines = [line for _, line in sorted(lines)]
     return result
+
+
+def _check_files(plans: Plans, reading: Reading, settings: Settings, dtype: str, together: Sequence[Module]) -> None:
+    """Refuse the steps of a script that uses a file which low precision cannot run."""
+
+    def find(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
+        return _find(used, replace(settings, codes=codes & default_codes(), target_dtype=dtype))
+
+    try:
+        used = check_used(reading.module, reading.machine.project, together, find)
+        whole_script(reading, dtype, (reading.module, *together), used)
+    except Refused as refusal:
+        plans.refused += [(plan.step.node, refusal) for plan in plans.plans]
+        plans.plans = []
 
 
 def _mended(fixed: tuple[Finding, ...]) -> str:

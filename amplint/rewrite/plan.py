@@ -185,6 +185,8 @@ def _region(reading: Reading, backward: events.Backward) -> tuple[events.Forward
         and (not of or event.model in of)
     ]
     statement = module.statement(backward.node)
+    if any(isinstance(node, ast.Call) for node in ast.walk(backward.node.func.value)):
+        raise Refused("the loss is computed where its backward is called", "name the loss on a line of its own first")
     if any(statement in module.ancestors(event.node) for event in forwards):
         raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
     receiver = list(ast.walk(backward.node.func.value))

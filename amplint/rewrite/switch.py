@@ -13,7 +13,7 @@ _NAME = re.compile(r"(use_|enable_|with_)?(amp|fp16|mixed_precision|half_precisi
 
 def switch(module: Module, place: ast.stmt) -> str:
     """The switch as it is read at a statement: `args.amp`, `use_amp`; "" where there is none."""
-    flags = _flags(module)
+    flags = [flag for flag in _flags(module) if not _decides(module, flag)]
     for node in ast.walk(module.tree):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Attribute(attr="parse_args"))):
@@ -21,9 +21,19 @@ def switch(module: Module, place: ast.stmt) -> str:
                     if visible(module, name, place):
                         return f"{name}.{flag}"
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if _NAME.fullmatch(name) and _is_truth(value):
-                if visible(module, name, place):
+                if visible(module, name, place) and not _decides(module, name):
                     return name
     return ""
+
+
+def _decides(module: Module, name: str) -> bool:
+    """Whether a switch decides something already, and so has a meaning of its own."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While):
+            for inner in ast.walk(node.test):
+                if name in (getattr(inner, "id", ""), getattr(inner, "attr", "")):
+                    return True
+    return False
 
 
 def _flags(module: Module) -> list[str]:

@@ -13,11 +13,12 @@ from amplint.source.module import Module
 
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
+_SHARDED = {"FSDP", "FullyShardedDataParallel", "fully_shard", "parallelize_module", "DTensor", "distribute_tensor"}
 _SPARSE = {"spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor"}
 
 
-def whole_script(reading: Reading, dtype: str, together: Sequence[Module]) -> None:
-    """Raise Refused if something in the script, or in the files named with it, rules conversion out."""
+def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used: Sequence[Module] = ()) -> None:
+    """Raise Refused if something in the script, in the files named with it, or in those it uses, rules it out."""
     module = reading.module
     for event in reading.events:
         if isinstance(event, events.Cast) and event.dtype == "float64":
@@ -32,6 +33,11 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module]) -> No
             )
         if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
             raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
+    if dtype == "float16" and any(_gram(one) for one in (module, *used)):
+        raise Refused(
+            "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first",
+            "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
+        )
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     if "share_memory" in words:
@@ -40,9 +46,61 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module]) -> No
         raise Refused("it uses sparse tensors, which have no half-precision kernels everywhere", KEEP)
     if words & {"double", "float64"} & _of_torch(nodes) or any("torch.float64" in one.text for one in together):
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
+    if words & _SHARDED or any(isinstance(node, ast.Name) and node.id in _SHARDED for node in nodes):
+        raise Refused("its parameters are sharded, which has a mixed precision of its own", "set its precision policy")
     imported = {name.partition(".")[0] for names in module.imports.values() for name in names}
     if imported & _GAMES:
         raise Refused("it is reinforcement learning: rollout and update must agree in precision", BY_HAND)
+
+
+def _gram(module: Module) -> bool:
+    """Whether a file divides a product of a tensor with its own transpose by a product of sizes."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.BinOp(op=ast.Div(), left=product, right=divisor):
+                pass
+            case ast.Call(func=ast.Attribute(value=product, attr="div" | "div_"), args=[divisor, *_]):
+                pass
+            case _:
+                continue
+        sizes = isinstance(divisor, ast.BinOp) and isinstance(divisor.op, ast.Mult)
+        sizes |= any(getattr(part, "attr", "") in ("numel", "nelement", "size", "shape") for part in ast.walk(divisor))
+        if sizes and _self_product(module, product):
+            return True
+    return False
+
+
+def _self_product(module: Module, product: ast.AST) -> bool:
+    match product:
+        case ast.BinOp(op=ast.MatMult(), left=left, right=right):
+            pass
+        case ast.Call(func=ast.Attribute(value=left, attr="bmm" | "matmul" | "mm"), args=[right]):
+            pass
+        case ast.Call(func=ast.Attribute(attr="bmm" | "matmul" | "mm"), args=[left, right]):
+            pass
+        case ast.Name():
+            made = _assigned(module, product)
+            return made is not None and not isinstance(made, ast.Name) and _self_product(module, made)
+        case _:
+            return False
+    other = _assigned(module, right) or right
+    match other:
+        case ast.Attribute(value=turned, attr="T" | "mT"):
+            pass
+        case ast.Call(func=ast.Attribute(value=turned, attr="transpose" | "t" | "permute" | "swapaxes")):
+            pass
+        case _:
+            return False
+    return module.source(turned) == module.source(left)
+
+
+def _assigned(module: Module, name: ast.AST) -> ast.expr | None:
+    """What the function around a name assigns to it."""
+    scope = module.function(name) or module.tree
+    for node in ast.walk(scope) if isinstance(name, ast.Name) else ():
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == ast.unparse(name) for target in node.targets):
+            return node.value
+    return None
 
 
 def _pairs(nodes: list[ast.AST]) -> list[tuple[str, str]]:
