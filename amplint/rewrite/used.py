@@ -15,17 +15,23 @@ from amplint.source.module import Module, Unreadable
 
 CRASHES = frozenset(("AMP216", "AMP401"))  # what raises in half precision, and lies in models and losses
 MOST = 40
+FEW = 8
 Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
 
 
 def check_used(module: Module, project: Project, together: Sequence[Module], find: Find) -> list[Module]:
-    """The files that the script imports; raises Refused if one of them has what half precision cannot run, unless it
+    """The files that the script uses; raises Refused if one of them has what half precision cannot run, unless it
     is named, too, and gets its own fix."""
     named = {os.path.abspath(one.path) for one in together}
     seen = list(_imported(module, project))
+    if len(together) <= FEW:  # a script that is named, too, and imports this one may bring the model
+        for other in together:
+            brought = list(_imported(other, Project.around(other, tuple(map(str, project.roots)))))
+            if any(os.path.samefile(one.path, module.path) for one in brought):
+                seen += brought
     words = [word for code in CRASHES & knowledge.rules().keys() for word in knowledge.rules()[code].triggers]
     for used in seen:
-        if not any(word in used.text for word in words):
+        if not any(word in used.text for word in words) or os.path.samefile(used.path, module.path):
             continue
         for finding in find(used, CRASHES):
             place = f"{used.path}:{finding.range.start.row}"
@@ -58,7 +64,7 @@ def _imported(module: Module, project: Project) -> Iterator[Module]:
 
 
 def _paths(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
-    """The files that a module's imports name: `a.b` is a/b.py or a/b/__init__.py, and `from a import b` may be a/b.py."""
+    """The files that a module's imports name: `a.b` is a/b.py or a/b/__init__.py, `from a import b` may be a/b.py."""
     folder = Path(importer.path).resolve().parent
     for node in ast.walk(importer.tree):
         if isinstance(node, ast.Import):
@@ -72,9 +78,8 @@ def _paths(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
         for name in names:
             for base in bases:
                 place = base.joinpath(*name.split("."))
-                found = [
-                    path for path in (place.with_name(place.name + ".py"), place / "__init__.py") if path.is_file()
-                ]
-                if found:
-                    yield found[0].resolve()
+                path = place.with_name(place.name + ".py")
+                path = path if path.is_file() else place / "__init__.py"
+                if path.is_file():
+                    yield path.resolve()
                     break
