@@ -27,11 +27,11 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
     if len(together) <= FEW:  # a script that is named, too, and imports this one may bring the model
         for other in together:
             brought = list(_imported(other, Project.around(other, tuple(map(str, project.roots)))))
-            if any(os.path.samefile(one.path, module.path) for one in brought):
+            if any(os.path.realpath(one.path) == os.path.realpath(module.path) for one in brought):
                 seen += brought
     words = [word for code in CRASHES & knowledge.rules().keys() for word in knowledge.rules()[code].triggers]
     for used in seen:
-        if not any(word in used.text for word in words) or os.path.samefile(used.path, module.path):
+        if not any(word in used.text for word in words) or os.path.realpath(used.path) == os.path.realpath(module.path):
             continue
         for finding in find(used, CRASHES):
             place = f"{used.path}:{finding.range.start.row}"
