@@ -86,6 +86,31 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP136")
+def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
+    """Every micro-batch steps, but gradients are set to zero only every few: what a step unscaled and left behind is
+    nothing beside the scaled gradients that are added to it."""
+    zeros = list(script.events(events.ZeroGradient))
+    for step in script.events(events.Step):
+        if step.scaler is None or step.before.kind != "scaled" or _every_n_batches(step):
+            continue
+        own = [z for z in zeros if same_function(z, step) and any(one == step.optimizer for one, _ in z.touched)]
+        here = [loop.node for loop in step.loops]
+        if own and here and all(_every_n_batches(z) and [loop.node for loop in z.loops] == here for z in own):
+            yield found(
+                "AMP136",
+                step,
+                "this steps in every micro-batch, but gradients are set to zero only every few: nothing accumulates, "
+                "each step uses the last micro-batch alone",
+                evidence=[
+                    *((b, "scaled gradients are added") for b in backwards_of(step, step.before)[-1:]),
+                    (step, "to those that this has unscaled"),
+                    (own[0], "and that are set to zero only here"),
+                ],
+                help="step and update where the gradients are set to zero, before it",
+            )
+
+
 def _in_every_round(zero: events.Event, step: events.Step, backwards: list[events.Backward]) -> bool:
     """Whether the loop over micro-batches that runs backward and step sets gradients to zero in each round: not once
     before it (as every epoch does), and not under a condition of its own."""
