@@ -19,6 +19,8 @@ from amplint.source.interpret.world import World, join_all
 from amplint.source.module import FunctionNode, Module
 from amplint.source.values import Autocast, Class, Function, Instance, Region, Value, sym
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
 
 @dataclass(eq=False)
 class Reading:
@@ -57,15 +59,26 @@ def _run(m: Machine, module: Module) -> None:
     worlds = join_all(flow.run(m, module.tree.body, [World()], frame, flow.Flow()))
     start = worlds[0] if worlds else World()
     m.loaded[module] = dict(start.spaces)
-    for called in (False, True):  # callers first: what they call is then judged as they call it
-        for node in module.tree.body:
-            _enter(m, node, start, frame, called)
+    for node in m.relevance(module).callers_first(_definitions(module.tree.body)):
+        _enter(m, node, start, frame)
 
 
-def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame, called: bool) -> None:
-    """Run what a top-level statement defines, if no call has reached it."""
+def _definitions(body: list[ast.stmt]) -> list[Definition]:
+    """What the top level defines, under conditions too."""
+    found: list[Definition] = []
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found.append(node)
+            case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
+                found += _definitions([inner for inner in ast.iter_child_nodes(node) if isinstance(inner, ast.stmt)])
+    return found
+
+
+def _enter(m: Machine, node: Definition, start: World, frame: Frame) -> None:
+    """Run what a statement defines, if no call has reached it."""
     match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() if m.relevance(frame.module).named(node.name) is called:
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
             if node not in m.entered and m.relevance(frame.module).begins(node):
                 found = start.get(frame.scope, node.name)
                 function = found if isinstance(found, Function) and found.node is node else Function(node, frame)
@@ -73,20 +86,14 @@ def _enter(m: Machine, node: ast.stmt, start: World, frame: Frame, called: bool)
                 _enter_function(m, function, start.copy())
                 m.alone = False
         case ast.ClassDef():
-            _enter_class(m, node, start, frame, called)
-        case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
-            for inner in ast.iter_child_nodes(node):
-                if isinstance(inner, ast.stmt):
-                    _enter(m, inner, start, frame, called)
+            _enter_class(m, node, start, frame)
 
 
-def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame, called: bool) -> None:
+def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> None:
     relevance = m.relevance(frame.module)
-    methods = [
-        inner
-        for inner in node.body
-        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and relevance.named(inner.name) is called
-    ]
+    methods = relevance.callers_first(
+        [inner for inner in node.body if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)], methods=True
+    )
     if all(method in m.entered or not relevance.begins(method) for method in methods):
         return
     found = start.get(frame.scope, node.name)

@@ -222,6 +222,8 @@ def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
     known: Value
     if kind == "scaler":
         known = Scaler(value, sym("attr", value, "is_enabled"))
+    elif isinstance(value.parts[0], Optimizer):
+        return value.parts[0]  # what a wrapper holds
     else:
         optimizer = Optimizer(value)
         protocol.register(world, optimizer, entry=m.in_entry or _given(value))

@@ -42,9 +42,13 @@ def optimizers(world: World) -> list[Optimizer]:
 
 
 def begin(world: World) -> None:
-    """Code that nothing calls begins: whatever ran before it may have left gradients behind, or none."""
+    """Code that nothing calls begins: whatever ran before it may have left gradients behind, or none. Unknown things
+    that are used as optimizers are met again where this code uses them."""
     for optimizer in optimizers(world):
-        world.set("gradients", optimizer, Gradients("entry"))
+        if isinstance(optimizer.site, Sym):
+            world.drop("gradients", optimizer)
+        else:
+            world.set("gradients", optimizer, Gradients("entry"))
     for key in list(world.space("updates")):
         world.drop("updates", key)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 from amplint.source.module import Module
 
@@ -34,6 +35,9 @@ _NUMERICS = frozenset(
         "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps"
     ).split()
 )
+D = TypeVar("D", bound=ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+_BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
+_SELF = re.compile(r"\b(?:self|cls)\.(\w+)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 # A matrix product, or a constant that half precision may not hold.
 _SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
@@ -47,7 +51,7 @@ class Relevance:
         self._lines: dict[ast.AST, int] = {}
         self._words: dict[ast.AST, frozenset[str]] = {}
         self._signs: set[ast.AST] = set()
-        self._text = module.text
+        self._module = module
         for code in _definitions(module.tree):
             text = "".join(
                 module.rows(part) for part in (*code.decorator_list, code)
@@ -88,13 +92,19 @@ class Relevance:
         """Whether it can be part of a training step."""
         return code in self._steps
 
-    @cached_property
-    def _counts(self) -> Counter[str]:
-        return Counter(_WORD.findall(self._text))
-
-    def named(self, name: str) -> bool:
-        """Whether a definition's name stands anywhere else in the file: something may call it."""
-        return self._counts[name] > 1
+    def callers_first(self, found: Sequence[D], methods: bool = False) -> list[D]:
+        """Those of these definitions that begin, callers before what they name: that is judged as they call it."""
+        left = [code for code in found if self.begins(code)]
+        names = {code.name for code in left}
+        pattern = _SELF if methods else _BARE
+        mentions = {code: names & set(pattern.findall(self._module.rows(code))) - {code.name} for code in left}
+        ordered = []
+        while left:
+            called = set().union(*(mentions[code] for code in left))
+            first = next((code for code in left if code.name not in called), left[0])
+            ordered.append(first)
+            left.remove(first)
+        return ordered
 
 
 def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:

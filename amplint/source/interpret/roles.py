@@ -104,7 +104,7 @@ def _role(seen: set[str], uses: Uses) -> str:
         return "scaler"
     if "step(x)" in seen and "update" in seen and not seen & {"zero_grad", "step()"}:
         return "scaler"
-    if "unscaled" in seen or "param_groups" in seen or ("zero_grad" in seen and seen & {"step()", "step(x)"}):
+    if "unscaled" in seen or (seen & {"zero_grad", "param_groups"} and seen & {"step()", "step(x)"}):
         return "optimizer"
     for use in seen:
         if use.startswith("stepped by "):
