@@ -12,7 +12,7 @@ from amplint.rewrite.fixes import migration as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
-from amplint.source.values import Autocast, Const, Lib, Scaler, Test, Value
+from amplint.source.values import Autocast, Const, Lib, Scaler, Sym, Test, Value
 
 # Deprecated name → (its successor, the torch version that has it).
 MOVED = {
@@ -218,7 +218,12 @@ def _is_switch(option: ast.Call) -> bool:
 
 
 def _boolean(value: Value | None) -> bool:
-    return isinstance(value, Test) or (isinstance(value, Const) and isinstance(value.value, bool))
+    match value:
+        case Test() | Const(value=bool()):
+            return True
+        case Sym(kind="constant", parts=(str() as name, *_)):
+            return name.rpartition(".")[2].startswith(("is_", "has_"))  # torch.cuda.is_available()
+    return False
 
 
 def _number(value: Value | None) -> bool:
