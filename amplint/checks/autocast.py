@@ -267,10 +267,15 @@ def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | N
     prediction = call.args[0]
     match prediction:
         case ast.Call(func=ast.Attribute(attr="sigmoid")):
-            return fixes.with_logits(event.module, call, prediction) or fixes.float32_island(
-                event.module, call, _device(script, region), [prediction]
-            )
-    return fixes.float32_island(event.module, call, _device(script, region), [prediction])
+            logits = fixes.with_logits(event.module, call, prediction)
+            if logits is not None:
+                return logits
+    cast = [prediction]
+    target = event.args[1] if len(event.args) > 1 else None
+    if len(call.args) > 1 and isinstance(target, Tensor) and target.dtype != "float32":
+        if target.dtype in tensors.HALF or target.made.endswith("_like"):
+            cast.append(call.args[1])  # torch.ones_like(prediction)
+    return fixes.float32_island(event.module, call, _device(script, region), cast)
 
 
 def _device(script: Script, region: Region) -> str:
