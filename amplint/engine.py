@@ -11,7 +11,7 @@ from amplint import cache, checks, files, knowledge
 from amplint.config import Settings
 from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
-from amplint.limit import TooLong, time_limit
+from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.repair import Unsettled, repair
 from amplint.rewrite.apply import fixable
 from amplint.source import suppress
@@ -133,7 +133,8 @@ def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job:
 
 def _check(module: Module, settings: Settings) -> cache.Result:
     """What the checks find and the comments in the file do not hide."""
-    result = checks.check_module(module, settings)
+    with deep_recursion():
+        result = checks.check_module(module, settings)
     found = result.findings
     comments = suppress.read(module.text)
     findings = [

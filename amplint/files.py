@@ -76,8 +76,12 @@ def read(path: str) -> bytes:
         if status.st_size > MAX_BYTES:  # decode() says the same, after having read it all
             size, limit = (f"{number / 1e6:.0f} MB" for number in (status.st_size, MAX_BYTES))
             raise Unreadable(f"file of {size}; amplint reads up to {limit}: exclude it")
-        with open(path, "rb") as stream:
-            return stream.read()
+        # neither what has become a pipe meanwhile nor a file that the kernel makes up may hold up the run
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+            data: bytes | None = stream.read(MAX_BYTES + 1)
+        if data is None:
+            raise Unreadable("cannot read: the system has no data yet")
+        return data
     except FileNotFoundError:
         raise Unreadable("broken link" if os.path.islink(path) else "no such file or folder") from None
     except OSError as error:

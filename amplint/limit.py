@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+DEEPEST = 6000  # calls of Python functions, which need little of the stack; ast.parse is content with fewer levels
 
 
 class TooLong(BaseException):
@@ -19,17 +22,29 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     Where there is no such clock (Windows) or it belongs to somebody else (not the main thread), there is no limit.
     """
-    if not hasattr(signal, "SIGVTALRM") or threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "SIGPROF") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLong
 
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    # once a second from then on: Python drops what is raised while it cleans up (in __del__)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Let the block recurse as deep as any tree that ast.parse gives."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

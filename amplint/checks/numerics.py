@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found, rule, text
@@ -29,7 +30,7 @@ def constants(value: Value | None) -> list[Const]:
     match value:
         case Const(value=bool()):
             return []
-        case Const(value=int() | float() as number) if math.isfinite(number):
+        case Const(value=int() | float() as number) if abs(number) <= sys.float_info.max:  # also of an int without end
             return [value]
         case Choice():
             if _about_dtype(value.formula):

@@ -7,8 +7,10 @@ positions. What a fix changes is edited on LibCST nodes (rewrite/edits.py), and 
 from __future__ import annotations
 
 import ast
+import codecs
 import io
 import re
+import sys
 import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ from amplint.findings import Location, Range
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_PYTHON_2 = re.compile(  # in a line that Python 3 does not take
+    r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
+)
 MAX_BYTES = 5_000_000  # a larger file is generated, not written
 
 
@@ -42,11 +47,26 @@ def decode(data: bytes) -> tuple[str, str]:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
     except (SyntaxError, UnicodeError, LookupError) as error:
-        raise Unreadable(f"not text in its encoding: {str(error).splitlines()[0]}") from None
+        raise _not_text(data, error) from None
     if "\0" in text:
         row = text.count("\n", 0, text.index("\0")) + 1
         raise Unreadable("contains a NUL byte", Location(row, 1))
     return text, encoding
+
+
+def _not_text(data: bytes, error: Exception) -> Unreadable:
+    """What is wrong with bytes that are not text, and where."""
+    what, row = str(error).splitlines()[0], 1
+    if data.startswith(codecs.BOM_UTF8) and isinstance(error, SyntaxError):
+        what = "starts with a UTF-8 mark but declares another encoding"
+    elif isinstance(error, UnicodeDecodeError) or "missing encoding" in what:
+        try:
+            data.decode(error.encoding if isinstance(error, UnicodeDecodeError) else "utf-8")
+        except UnicodeDecodeError as wrong:
+            what = f"byte 0x{data[wrong.start]:02x} is not {wrong.encoding}"
+            what += ", and no other encoding is declared" if wrong.encoding == "utf-8" else ""
+            row = len(data[: wrong.start + 1].splitlines())
+    return Unreadable(f"not text in its encoding: {what}", Location(row, 1))
 
 
 def parse(text: str) -> ast.Module:
@@ -55,8 +75,10 @@ def parse(text: str) -> ast.Module:
         return ast.parse(text)
     except SyntaxError as error:
         reason = f"syntax error: {error.msg}"
-        if "Missing parentheses in call to 'print'" in error.msg or "multiple exception types" in error.msg:
+        if _PYTHON_2.search(error.text or ""):
             reason += " (Python 2?)"
+        elif error.msg == "invalid syntax":  # all that the parser says of newer syntax
+            reason += f" (read as Python {sys.version_info.major}.{sys.version_info.minor})"
         raise Unreadable(reason, Location(max(1, error.lineno or 1), max(1, error.offset or 1))) from None
     except (RecursionError, MemoryError):
         raise Unreadable("nested too deeply to parse") from None

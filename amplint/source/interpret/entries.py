@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 from amplint import knowledge
+from amplint.limit import deep_recursion
 from amplint.source import values
 from amplint.source.events import Event
 from amplint.source.interpret import calls, flow, objects, protocol, tensors
@@ -42,14 +42,11 @@ def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any]
     values.reset()
     machine = Machine(Project.around(module, roots), Library((*apis, *knowledge.apis())))
     complete = True
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, 6000))
     try:
-        _run(machine, module)
+        with deep_recursion():
+            _run(machine, module)
     except (Exhausted, RecursionError):
         complete = False
-    finally:
-        sys.setrecursionlimit(limit)
     return Reading(module, machine.log, machine, complete)
 
 

@@ -88,6 +88,9 @@ _COMPARISONS: dict[type, str] = {
 }
 
 
+LONGEST = 4096  # items, characters or bits of what an operation gives: sizes may double with every line
+
+
 def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
     """The value of an expression, once per world that evaluating it leads to."""
     m.tick()
@@ -359,7 +362,8 @@ def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AS
     if isinstance(left, Const) and isinstance(right, Const):
         return fold(op, left.value, right.value)
     if isinstance(left, Items) and isinstance(right, Items) and isinstance(op, ast.Add):
-        return Items((*left.items, *right.items), left.kind)
+        items = (*left.items, *right.items)
+        return Items(items, left.kind) if len(items) <= LONGEST else Many(objects.merge_elements(list(items)))
     if isinstance(op, ast.Mult) and isinstance(left, Items) and len(left.items) == 1:
         return Many(left.items[0])
     if isinstance(op, ast.Add) and isinstance(left, Parameters) and isinstance(right, Parameters):
@@ -401,9 +405,11 @@ def fold(op: ast.operator, left: Any, right: Any) -> Value:
     if function is None or not (numbers or texts) or (isinstance(op, ast.LShift) and not 0 <= right <= 1024):
         return fresh()
     try:
-        return Const(function(left, right))
+        value = function(left, right)
     except (ArithmeticError, TypeError, ValueError):
         return fresh()
+    size = len(value) if isinstance(value, str) else value.bit_length() if isinstance(value, int) else 0
+    return Const(value) if size <= LONGEST else fresh()
 
 
 def _unary(op: ast.unaryop, value: Value) -> Value:

@@ -74,6 +74,8 @@ class Machine:
 
     def call(self, value: Value, name: str) -> None:
         """Remember what the source calls a thing that has no name of its own."""
+        if name.count("[") > 2:
+            return  # a list of lists of lists may hold itself many times over
         if isinstance(value, Items):
             for index, item in enumerate(value.items[:8]):
                 self.call(item, f"{name}[{index}]")
