@@ -163,6 +163,8 @@ def _makes_device(module: Module, value: ast.expr) -> bool:
         case ast.Call(func=function):
             names = module.dotted(function)
             return bool(names & {"torch.device", "torch.accelerator.current_accelerator"})
+        case ast.Attribute(attr="device", value=ast.Call(func=ast.Name(id="next"))):
+            return True  # next(model.parameters()).device
         case ast.IfExp():
             return _makes_device(module, value.body) and _makes_device(module, value.orelse)
     return False

@@ -260,11 +260,17 @@ class _Writer:
             self.words.append("the scheduler advances on steps that the scaler skips, too")
 
     def evaluate(self, region: tuple[ast.stmt, ...], casts: tuple[ast.expr, ...]) -> None:
-        """Run an evaluation's forward and loss under autocast, too, where the device is at hand."""
+        """Run an evaluation's forward and loss under autocast, too, where the device is at hand and it can be edited:
+        in float32 it is right, as well."""
         gate = self._gate(region[0], self._model_text(region[0]))
-        if gate is None:
+        known = len(self.edits)
+        try:
+            if gate is None:
+                return
+            self._enter(region, gate, casts)
+        except edits.CannotEdit:
+            del self.edits[known:]
             return
-        self._enter(region, gate, casts)
         name = getattr(self.module.function(region[0]), "name", "")
         self.words.append(f"{name}() evaluates under autocast" if name else "evaluation under autocast")
 
@@ -317,9 +323,12 @@ class _Writer:
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         enabled = f", enabled={gate.enabled}" if gate.enabled else ""
-        line = f"{name} = {self.torch}.amp.GradScaler({gate.device}{enabled})"
+        start = ", init_scale=1024.0" if self.plan.summed else ""
+        line = f"{name} = {self.torch}.amp.GradScaler({gate.device}{start}{enabled})"
         self.edits += edits.insert_after(self.module, made, [line])
         self.words.append(f"{name} made beside the optimizer")
+        if start:
+            self.words.append("its scale starts low, because the loss is a sum")
         if not self.plan.home.in_class:
             self._hand_down(name, seen)
 

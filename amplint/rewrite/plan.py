@@ -28,6 +28,7 @@ class StepPlan:
     forward: events.Forward
     region: tuple[ast.stmt, ...]  # from the forward to the last statement that derives the loss
     casts: tuple[ast.expr, ...] = ()  # what a loss behind the region needs in float32
+    summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     clips: tuple[ast.AST, ...] = ()
     reads: tuple[ast.AST, ...] = ()
 
@@ -135,9 +136,37 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         forward,
         region,
         casts,
+        _summed(reading),
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),
     )
+
+
+def _summed(reading: Reading) -> bool:
+    """Whether a loss that is trained on has reduction="sum"."""
+    return any(
+        isinstance(event, events.Loss | events.Operation)
+        and event.grad
+        and isinstance(event.node, ast.Call)
+        and any(
+            keyword.arg == "reduction" and getattr(keyword.value, "value", None) == "sum"
+            for call in (event.node, _made_by(event.module, event.node))
+            if call is not None
+            for keyword in call.keywords
+        )
+        for event in reading.events
+    )
+
+
+def _made_by(module: Module, call: ast.Call) -> ast.Call | None:
+    """The constructor of the loss module that a call runs: `criterion = nn.MSELoss(reduction="sum")`."""
+    if isinstance(call.func, ast.Name | ast.Attribute):
+        text = module.source(call.func)
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Assign(targets=[target], value=ast.Call() as made) if module.source(target) == text:
+                    return made
+    return None
 
 
 def _only_one(reading: Reading, home: Home, steps: list[events.Step]) -> None:

@@ -152,11 +152,11 @@ def _paths(module: Module, node: ast.AST) -> set[str]:
     """The names and fields that an expression reads; not the `self` of a field."""
     found = set()
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Name) and not isinstance(module.parents[inner], ast.Attribute):
+        if isinstance(inner, ast.Name):
             found.add(inner.id)
-        elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
-            found |= {module.source(inner), inner.value.id} - {"self"}
-    return found
+        elif isinstance(inner, ast.Attribute):
+            found.add(module.source(inner))
+    return found - {"self"}
 
 
 # -- frameworks -------------------------------------------------------------------------------------------------------

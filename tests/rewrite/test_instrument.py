@@ -1,0 +1,370 @@
+"""`amplint fix`: case files (a script, `# output` and what it becomes, `# said` and what is said), and refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from click.testing import CliRunner, Result
+
+from amplint.cli import cli
+
+CASES = Path(__file__).parent / "cases"
+
+
+class Case(NamedTuple):
+    """A script, the options to convert it with, what it becomes ("": what it was), and the summary."""
+
+    options: list[str]
+    script: str
+    output: str
+    said: str
+
+
+def case(name: str) -> Case:
+    script, _, rest = (CASES / f"{name}.case").read_text(encoding="utf-8").partition("# output\n")
+    options = ""
+    if script.startswith("# options: "):
+        options, _, script = script.removeprefix("# options: ").partition("\n")
+    output, _, said = rest.partition("# said\n")
+    return Case(shlex.split(options), script, output, said)
+
+
+NAMES = sorted(path.stem for path in CASES.glob("*.case"))
+
+
+def amplint(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["fix", *arguments], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def put(text: str, name: str = "train.py") -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case(name: str) -> None:
+    options, script, output, said = case(name)
+    path = put(script)
+    result = amplint("train.py", *options)
+    assert path.read_text(encoding="utf-8") == (output or script)
+    assert result.stdout == said
+    assert result.exit_code == 0
+    again = amplint("train.py", *options)
+    assert path.read_text(encoding="utf-8") == (output or script)
+    assert "converted" not in again.stdout
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+HEAD = """\
+import torch
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+model = torch.nn.Linear(4, 4).to(device)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+STEP = """\
+for x, y in loader:
+    optimizer.zero_grad()
+    loss = torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))
+    loss.backward()
+    optimizer.step()
+"""
+REFUSED = {
+    "closure": (
+        HEAD.replace("SGD(model.parameters(), lr=0.1)", "LBFGS(model.parameters())")
+        + "def closure():\n    optimizer.zero_grad()\n    loss = model(x).mean()\n    loss.backward()\n"
+        + "    return loss\n"
+        + "for x in loader:\n    optimizer.step(closure)\n",
+        "its step() runs the backward in a closure; a GradScaler cannot drive it: keep float32",
+    ),
+    "by hand": (
+        HEAD.replace("optimizer = ", "unused = ")
+        + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"
+        + "    with torch.no_grad():\n        for p in model.parameters():\n            p -= 0.1 * p.grad\n",
+        "no optimizer steps after this backward: the parameters are updated by hand; use an optimizer from torch.optim",
+    ),
+    "also by hand": (
+        HEAD + STEP + "    for p in model.parameters():\n        p.data.add_(p.grad, alpha=-0.1)\n",
+        "parameters are also updated by hand; a GradScaler only steps optimizers: keep float32",
+    ),
+    "float64": (
+        HEAD.replace(".to(device)", ".double().to(device)") + STEP,
+        "the model is float64; float64 is there for a reason: keep it",
+    ),
+    "hogwild": (
+        HEAD + "model.share_memory()\n" + STEP,
+        "processes share the parameters without locks (Hogwild); keep float32",
+    ),
+    "sparse gradients": (
+        HEAD.replace("Linear(4, 4)", "Embedding(4, 4, sparse=True)") + STEP,
+        "it uses sparse tensors, which have no half-precision kernels everywhere; keep float32",
+    ),
+    "sharded": (
+        "from torch.distributed.fsdp import fully_shard\n"
+        + HEAD.replace("optimizer =", "fully_shard(model)\noptimizer =")
+        + STEP,
+        "its parameters are sharded, which has a mixed precision of its own; set its precision policy",
+    ),
+    "games": (
+        "import gymnasium\n" + HEAD + STEP,
+        "it is reinforcement learning: rollout and update must agree in precision; convert it by hand",
+    ),
+    "until small": (
+        HEAD + STEP + "    if loss.item() < 1e-3:\n        break\n",
+        "its loop ends on a loss threshold, which half precision may never reach; keep float32",
+    ),
+    "while large": (
+        HEAD
+        + "loss = torch.tensor(1.0)\nwhile loss > 1e-3:\n    optimizer.zero_grad()\n    loss = model(x).mean()\n"
+        + "    loss.backward()\n    optimizer.step()\n",
+        "its loop ends on a loss threshold, which half precision may never reach; keep float32",
+    ),
+    "only sometimes": (
+        HEAD.replace("optimizer = ", "if tune:\n    optimizer = ") + STEP,
+        "the optimizer exists only under some conditions; convert it by hand",
+    ),
+    "unknown caller": (
+        "import torch\ndef train(model, device, loader, optimizer):\n"
+        + "".join(f"    {line}\n" for line in STEP.splitlines()),
+        "the optimizer comes from elsewhere: its caller is not in this file; convert it by hand",
+    ),
+    "passed around": (
+        HEAD.replace("import torch\n", "import torch\nimport tasks\n")
+        + "def train(optimizer):\n"
+        + "".join(f"    {line}\n" for line in STEP.splitlines())
+        + "train(optimizer)\ntasks.later(train)\n",
+        "train is passed around, not only called; convert it by hand",
+    ),
+    "called elsewhere, too": (
+        "import torch\ndevice = torch.device('cuda')\nmodel = torch.nn.Linear(4, 4).to(device)\n"
+        + "def train(optimizer):\n"
+        + "".join(f"    {line}\n" for line in STEP.splitlines())
+        + "def main():\n    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n    train(optimizer)\n"
+        + "def other(optimizer):\n    train(optimizer)\nmain()\n",
+        "train() is also called where the scaler is not at hand; convert it by hand",
+    ),
+    "two optimizers": (
+        HEAD + "second = torch.optim.SGD(model.parameters(), lr=0.2)\n" + STEP + "    second.step()\n",
+        "the script has several optimizers; amplint converts scripts with one optimizer so far",
+    ),
+    "unnamed loss": (
+        HEAD + "for x in loader:\n    optimizer.zero_grad()\n    model(x).mean().backward()\n    optimizer.step()\n",
+        "the loss is computed where its backward is called; name the loss on a line of its own first",
+    ),
+    "hidden sigmoid": (
+        HEAD.replace("Linear(4, 4)", "Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())")
+        + STEP.replace(
+            "loss = torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))",
+            "p = model(x.to(device))\n    loss = torch.nn.functional.binary_cross_entropy(p, y.to(device))",
+        ),
+        "its loss is binary cross entropy on probabilities, which CUDA autocast refuses; "
+        "use binary_cross_entropy_with_logits on logits first",
+    ),
+    "gram matrix": (
+        HEAD + "def gram(f):\n    n, m = f.shape\n    return f @ f.t() / (n * m)\n" + STEP.replace("model(x", "gram(x"),
+        "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first; "
+        "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
+    ),
+    "clipped on other steps": (
+        HEAD
+        + "for i, x in enumerate(loader):\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"
+        + "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n    if i % 4 == 3:\n"
+        + "        optimizer.step()\n        optimizer.zero_grad()\n",
+        "gradients are clipped or read on steps that the optimizer does not take; convert it by hand",
+    ),
+    "accelerate": (
+        "from accelerate import Accelerator\naccelerator = Accelerator()\n"
+        + HEAD
+        + "model, optimizer = accelerator.prepare(model, optimizer)\n"
+        + STEP.replace("loss.backward()", "accelerator.backward(loss)"),
+        'Accelerate runs the training step; pass mixed_precision="fp16" to Accelerator instead',
+    ),
+    "lightning": (
+        "import lightning as L\nimport torch\nclass Task(L.LightningModule):\n"
+        "    def training_step(self, batch, i):\n        return self.net(batch).mean()\n"
+        "L.Trainer(max_epochs=3).fit(Task(), loader)\n",
+        'Lightning runs the training step; pass precision="16-mixed" to Trainer instead',
+    ),
+    "transformers": (
+        "from transformers import Trainer, TrainingArguments\n"
+        'Trainer(model=model, args=TrainingArguments("out"), train_dataset=data).train()\n',
+        "the Trainer of transformers runs the training step; pass fp16=True instead",
+    ),
+    "deepspeed": (
+        "import deepspeed\nengine, _, loader, _ = deepspeed.initialize(model=net, config='ds.json')\n"
+        "for x in loader:\n    loss = engine(x).mean()\n    engine.backward(loss)\n    engine.step()\n",
+        'DeepSpeed runs the training step; switch on "fp16" in its config instead',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    script, reason = REFUSED[name]
+    path = put(script)
+    result = amplint("train.py")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines
+    assert {line.partition(": refused: ")[2] for line in lines} == {reason}
+    assert path.read_text(encoding="utf-8") == script
+
+
+def test_frameworks_with_their_switch_on_are_done() -> None:
+    path = put("import lightning as L\nL.Trainer(precision='16-mixed').fit(task, loader)\n")
+    result = amplint("train.py")
+    assert (result.exit_code, result.stdout) == (0, "train.py:2: already AMP\n")
+    assert "scaler" not in path.read_text(encoding="utf-8")
+
+
+def test_numpy_has_no_bfloat16() -> None:
+    put(HEAD + STEP + "    print(model(x).detach().cpu().numpy().shape)\n")
+    assert "converted" in amplint("train.py").stdout
+    put(HEAD + STEP + "    print(model(x).detach().cpu().numpy().shape)\n")
+    result = amplint("train.py", "--dtype", "bfloat16")
+    assert "refused: it turns model outputs into NumPy arrays, which have no bfloat16" in result.stdout
+
+
+# -- several files, and what is written -------------------------------------------------------------------------------
+
+MODEL = """\
+import torch
+class Net(torch.nn.Module):
+    def forward(self, x, mask):
+        scores = torch.matmul(x, x)
+        return scores.masked_fill(mask, -1e9).softmax(dim=-1)
+"""
+USES = "from model import Net\n" + HEAD.replace("torch.nn.Linear(4, 4)", "Net()") + STEP.replace("x.to(device)", "x, y")
+
+
+def test_a_file_that_must_change_is_named() -> None:
+    put(MODEL, "model.py"), put(USES)
+    result = amplint("train.py")
+    assert result.exit_code == 1
+    assert "refused: model.py:5 cannot run in half precision: " in result.stdout
+    assert result.stdout.endswith("; amplint fix model.py train.py changes both\n")
+    assert Path("train.py").read_text(encoding="utf-8") == USES
+    both = amplint("model.py", "train.py")
+    assert both.exit_code == 0
+    assert "finfo(" in Path("model.py").read_text(encoding="utf-8")
+    assert "scaler.step(optimizer)" in Path("train.py").read_text(encoding="utf-8")
+
+
+def test_a_refused_step_leaves_the_files_it_uses_alone() -> None:
+    put(MODEL, "model.py"), put("import gymnasium\n" + USES)
+    assert amplint("model.py", "train.py").exit_code == 1
+    assert Path("model.py").read_text(encoding="utf-8") == MODEL
+
+
+def test_all_files_are_written_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from amplint import files
+
+    texts = {name: put(HEAD + STEP, name) for name in ("a.py", "b.py", "c.py")}
+    write = files.write
+
+    def fail_on_b(path: str, data: bytes, expected: bytes) -> None:
+        if path.endswith("b.py"):
+            raise files.Unreadable("disk full")
+        write(path, data, expected)
+
+    monkeypatch.setattr(files, "write", fail_on_b)
+    result = amplint("a.py", "b.py", "c.py")
+    assert result.exit_code == 2
+    assert "b.py:1:1: AMP902 disk full" in result.stderr
+    assert all(path.read_text(encoding="utf-8") == HEAD + STEP for path in texts.values())
+
+
+def test_check_and_diff_write_nothing() -> None:
+    path = put(HEAD + STEP)
+    checked, diff = amplint("train.py", "--check"), amplint("train.py", "--diff")
+    assert path.read_text(encoding="utf-8") == HEAD + STEP
+    assert (checked.exit_code, diff.exit_code) == (1, 0)
+    assert "train.py:9: converted: " in checked.stdout
+    assert "+scaler = torch.amp.GradScaler(" in diff.stdout
+    assert "train.py:9: converted: " in diff.stderr
+    assert amplint("train.py").exit_code == 0
+    assert amplint("train.py", "--check").exit_code == 0
+
+
+def test_comments_that_hide_findings_are_honoured() -> None:
+    text = MODEL.replace("softmax(dim=-1)", "softmax(dim=-1)  # amplint: ignore[AMP401] never filled")
+    path = put(text, "model.py")
+    amplint("model.py")
+    assert "-1e9" in path.read_text(encoding="utf-8")
+
+
+# -- the result runs --------------------------------------------------------------------------------------------------
+
+RUNNABLE = [name for name in NAMES if "loader" not in case(name).script and "sklearn" not in case(name).script]
+
+
+def run(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a script prints."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    (tmp_path / "state.pt").unlink(missing_ok=True)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(script, "train.py", "exec"), {"__name__": "__main__"})  # the test's own script
+    return out.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_without_a_gpu_it_trains_as_before(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without the target device the output is the FP32 script, bit for bit."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options, script, output, _ = case(name)
+    if "cpu" in options:
+        pytest.skip("it targets the CPU")
+    before = run(script, tmp_path, monkeypatch)
+    assert before
+    assert run(output, tmp_path, monkeypatch) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_switched_off_it_is_the_same_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted for the CPU, with autocast and the scaler switched off: the same losses, to the last digit."""
+    torch = pytest.importorskip("torch")
+    script = case(name).script
+    path = put(script)
+    assert amplint("train.py", "--device", "cpu").exit_code == 0
+    converted = path.read_text(encoding="utf-8")
+    assert "autocast" in converted
+    before = run(script, tmp_path, monkeypatch)
+    autocast, scaler = torch.autocast, torch.amp.GradScaler
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: autocast(*a, **{**k, "enabled": False}))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **{**k, "enabled": False}))
+    assert run(converted, tmp_path, monkeypatch) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name != "own_switch"])
+def test_switched_on_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted for the CPU in bfloat16 it runs, and its first loss is that of the script."""
+    pytest.importorskip("torch")
+    script = case(name).script
+    path = put(script)
+    assert amplint("train.py", "--device", "cpu", "--dtype", "bfloat16").exit_code == 0
+    before = run(script, tmp_path, monkeypatch)
+    after = run(path.read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    first, second = (_numbers(text) for text in (before, after))
+    assert len(first) == len(second)
+    assert second == pytest.approx(first, rel=0.05, abs=0.05)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split() if word.replace(".", "").replace("-", "").isdigit()]
