@@ -8,18 +8,19 @@ between worlds or rounds is said where it differs.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from amplint.config import Settings
-from amplint.report.words import TOLD, Detail, Words, brief, listed
+from amplint.report.names import Names, brief, listed
+from amplint.report.words import TOLD, Detail, as_detail, say
 from amplint.source import events
 from amplint.source.interpret import conditions, entries
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.module import Module
-from amplint.source.values import Question, Sym
+from amplint.source.values import Instance, Question, Sym
 
 Place = tuple[int, int]
 _AROUND = (events.Create, events.Cast, events.Save, events.Load)
@@ -32,6 +33,7 @@ class Line:
     where: tuple[Any, ...]  # in the order of the source
     row: str
     heading: str = ""
+    callee: str = ""  # what is called, where the heading is a call
     met: list[tuple[events.Event, str, list[str], list[Detail]]] = field(default_factory=list)
     below: dict[Any, Line] = field(default_factory=dict)
 
@@ -40,14 +42,14 @@ def tell(module: Module, settings: Settings) -> str:
     """The story of a file."""
     reading = entries.read(module, settings.roots, settings.apis)
     told = [event for event in reading.events if isinstance(event, TOLD)]
-    words = Words(reading.machine, told)
+    names = Names(reading.machine, told)
     homes = _homes(told)
     parts = []
     around = [event for event in told if isinstance(event, _AROUND) and _home(event, homes) is None]
-    title = "\n".join([module.path, *_lines(around, None, words, reading.machine, module)])
+    title = "\n".join([module.path, *_lines(around, None, names, reading.machine, module)])
     for home in homes:
         inside = [event for event in told if _home(event, homes) == home]
-        text = "\n".join(_lines(inside, home, words, reading.machine, module))
+        text = "\n".join(_lines(inside, home, names, reading.machine, module))
         heading = _heading(home, inside[0], module)
         if (heading, text) not in parts:
             parts.append((heading, text))
@@ -74,15 +76,22 @@ def _chain(event: events.Event) -> list[Any]:
 
 def _homes(told: Sequence[events.Event]) -> list[Any]:
     """The loops (or functions) whose rounds are the training steps: the outermost of those that hold, directly, a step
-    or a backward."""
+    or a backward. Code with steps of its own beside a loop with steps (a warm-up) is told apart from the loop."""
     found = [_chain(event) for event in told if isinstance(event, events.Step | events.Backward)]
+    stepping = {place for event in told if isinstance(event, events.Step) for place in _chain(event)[1:]}
     direct = {chain[-1] for chain in found}
-    homes = dict.fromkeys(next(place for place in chain if place in direct) for chain in found)
+    homes: dict[Any, None] = {}
+    for chain in found:
+        loop = next((place for place in chain[1:] if place in direct), None)
+        alone = loop is not None and (loop in stepping or chain[0] not in direct)
+        homes[loop if alone else chain[0]] = None
     return list(homes)
 
 
 def _home(event: events.Event, homes: list[Any]) -> Any:
-    return next((place for place in _chain(event) if place in homes), None)
+    if event.frame.call is event.node:
+        return None  # what a field was set to elsewhere, looked up here
+    return next((place for place in reversed(_chain(event)) if place in homes), None)
 
 
 def _heading(home: Any, event: events.Event, module: Module) -> str:
@@ -110,58 +119,84 @@ def _loop_text(node: ast.AST, module: Module) -> str:
 # -- lines --------------------------------------------------------------------------------------------------------
 
 
-def _lines(inside: Sequence[events.Event], home: Any, words: Words, m: Machine, main: Module) -> list[str]:
+def _lines(inside: Sequence[events.Event], home: Any, names: Names, m: Machine, main: Module) -> list[str]:
     root = Line((), "")
-    several = len({event.optimizer for event in inside if isinstance(event, events.Step)}) > 1
+    several = len({names.name(event.optimizer) for event in inside if isinstance(event, events.Step)}) > 1
     for number, event in enumerate(inside):
-        sentence, subjects, details = words.tell(event, several)
+        sentence, subjects, details = say(event, names, several)
         if not sentence:
             continue
         line = root
         for key, where, row, heading in _path(event, home, m, main) if home else ():
-            line = line.below.setdefault(key, Line(where, row, heading))
+            line = line.below.setdefault(key, Line(where, row, heading, _callee(key)))
         where = _end(event.node, event.frame)
         key = (event.node, type(event), sentence)
         row = _row(event.node, event.frame, main)
         line = line.below.setdefault(key, Line((*where, number), row))
-        line.met.append((event, sentence, subjects, [detail for detail in details if detail]))
-    shown = list(_show(root, words, 0))
+        line.met.append((event, sentence, subjects, [as_detail(detail) for detail in details if detail]))
+    shown = list(_show(root, names, 0))
     width = max((len(row) for row, _ in shown), default=0)
     return [f"  {row:>{width}}  {text}" for row, text in shown]
 
 
-def _show(line: Line, words: Words, depth: int) -> Iterator[tuple[str, str]]:
-    for inner in sorted(line.below.values(), key=lambda inner: inner.where):
-        text = inner.heading or _sentence(inner, words)
+def _show(line: Line, names: Names, depth: int) -> Iterator[tuple[str, str]]:
+    siblings = sorted(line.below.values(), key=lambda inner: inner.where)
+    for inner in siblings:
+        text = inner.heading or _sentence(inner, names)
+        others = [other for other in siblings if other is not inner and inner.callee and other.where == inner.where]
+        if others:
+            text = f"{text[:-1]} of {inner.callee}{_when(inner, others, names)}:"
         yield inner.row, "  " * depth + text
-        yield from _show(inner, words, depth + 1)
+        yield from _show(inner, names, depth + 1)
 
 
-def _sentence(line: Line, words: Words) -> str:
+def _when(line: Line, others: list[Line], names: Names) -> str:
+    """Of several functions that a call may reach: the condition under which it is this one."""
+    having, lacking = list(_events(line)), [event for other in others for event in _events(other)]
+    condition = _difference(having, lacking, names, steady=False) if having and lacking else ""
+    return f" if {condition}" if condition else ""
+
+
+def _events(line: Line) -> Iterator[events.Event]:
+    yield from (event for event, *_ in line.met)
+    for inner in line.below.values():
+        yield from _events(inner)
+
+
+def _sentence(line: Line, names: Names) -> str:
     """An event with all that was met there, conditions included."""
     sentence = line.met[0][1]
     subjects = list(dict.fromkeys(subject for _, _, subjects, _ in line.met for subject in subjects))
     known = [subject for subject in subjects if subject != "something"]
     text = sentence.format(listed(known or subjects or ["something"]))
-    every = [detail for *_, details in line.met for detail in details]
-    for detail in dict.fromkeys(detail if isinstance(detail, str) else detail[0] for detail in every):
-        names = [name for found in every if not isinstance(found, str) and found[0] == detail for name in found[1]]
-        if names:
-            text += detail.format(listed(list(dict.fromkeys(names))))
-            continue
+    alike: dict[tuple[str, str, str], list[str]] = {}  # what is said of several things, once
+    for detail in dict.fromkeys(detail for *_, details in line.met for detail in details):
         having = [event for event, *_, details in line.met if detail in details]
         lacking = [event for event, *_, details in line.met if detail not in details]
-        joint = ", " if detail.startswith(", ") else " "
-        said = detail.removeprefix(joint)
-        if lacking and (late := _only_later(having, lacking)) is not None:
-            joint, lacking = ", from the second round on ", late
-        if lacking:
-            condition = _difference(having, lacking, words, steady="second round" in joint)
-            if not condition and said.endswith("✗") and joint == ", ":
-                continue  # in some world, for a reason that was forgotten: too little to say it
-            said = f"{said} if {condition}" if condition else f"perhaps {said}"
-        text += joint + said
+        when = _qualified(detail, having, lacking, names)
+        if when is not None:
+            alike.setdefault((detail.text, *when), []).append(detail.name)
+    for (said, before, after), told in alike.items():
+        joint = ", " if said.startswith(", ") or "round" in before else " "
+        text += joint + before + said.removeprefix(", ").removeprefix(" ").format(listed(told)) + after
     return text
+
+
+def _qualified(
+    detail: Detail, having: list[events.Event], lacking: list[events.Event], names: Names
+) -> tuple[str, str] | None:
+    """What to say before and after a detail that does not hold always; None where it is not worth saying."""
+    if not lacking or detail.anyway:
+        return "", ""
+    late = _only_later(having, lacking)
+    before = "" if late is None else "from the second round on "
+    lacking = lacking if late is None else late
+    condition = _difference(having, lacking, names, steady=late is not None) if lacking else ""
+    if lacking and not condition:
+        if late is None and detail.text.endswith("✗"):
+            return None  # in some world, for a reason that was forgotten: too little to say it
+        before += "perhaps "
+    return before, f" if {condition}" if condition else ""
 
 
 def _rounds(event: events.Event) -> list[int]:
@@ -182,7 +217,7 @@ def _only_later(having: list[events.Event], lacking: list[events.Event]) -> list
     return best
 
 
-def _difference(having: list[events.Event], lacking: list[events.Event], words: Words, steady: bool) -> str:
+def _difference(having: list[events.Event], lacking: list[events.Event], names: Names, steady: bool) -> str:
     """The condition under which an event is one of `having`, if one answer tells them from `lacking`. `steady`: it must
     be one whose answer no round changes."""
     for facts in (having[0].facts, lacking[0].facts):
@@ -190,7 +225,7 @@ def _difference(having: list[events.Event], lacking: list[events.Event], words: 
             if not isinstance(atom, Question) or (steady and _passing(atom)):
                 continue
             for wanted in (True, False):
-                text = words.condition(atom if wanted else conditions.negate(atom))
+                text = names.condition(atom if wanted else conditions.negate(atom))
                 if (
                     text
                     and all(conditions.evaluate(atom, event.facts) is wanted for event in having)
@@ -231,7 +266,16 @@ def _path(event: events.Event, home: Any, m: Machine, main: Module) -> Iterator[
         yield from _conditions(anchor, outside, frame, m, main)
         if not last and isinstance(anchor, ast.Call):
             name = brief(frame.module.source(anchor.func))
-            yield anchor, (*_end(anchor, frame), 0), _row(anchor, frame, main), f"{name}(…):"
+            key = (anchor, frames[index + 1].code, frames[index + 1].owner)
+            yield key, (*_end(anchor, frame), 0), _row(anchor, frame, main), f"{name}(…):"
+
+
+def _callee(key: Any) -> str:
+    """The class or function that a call reaches."""
+    match key:
+        case (ast.Call(), ast.AST() as code, owner):
+            return owner.cls.node.name if isinstance(owner, Instance) else getattr(code, "name", "a lambda")
+    return ""
 
 
 def _conditions(
@@ -259,7 +303,7 @@ def _conditions(
                         text = "el" + text
                     found.append(((above, True), (*_end(above.test, frame), 0), _row(above, frame, main), text))
                 elif word == "else":
-                    text = f"else (not {brief(source(above.test))}):"
+                    text = f"else ({_negated(above.test, source)}):"
                     row = str(above.orelse[0].lineno)
                     found.append(((above, False), (*_end(above.body[-1], frame), 1), row, text))
             case ast.For() | ast.AsyncFor() | ast.While():
@@ -274,6 +318,32 @@ def _conditions(
                 found.append((above, (*_end(above.pattern, frame), 0), _row(above.pattern, frame, main), text))
         inner = above
     yield from reversed(found)
+
+
+_OPPOSITE: dict[type[ast.cmpop], str] = {
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Lt: ">=",
+    ast.LtE: ">",
+    ast.Gt: "<=",
+    ast.GtE: "<",
+}
+
+
+def _negated(test: ast.expr, source: Callable[[ast.AST], str]) -> str:
+    """The opposite of a condition, as a person would write it."""
+    match test:
+        case ast.UnaryOp(op=ast.Not()):
+            return brief(source(test.operand))
+        case ast.Compare(ops=[op]):
+            return brief(f"{source(test.left)} {_OPPOSITE[type(op)]} {source(test.comparators[0])}")
+        case ast.BoolOp():
+            return f"not ({brief(source(test))})"
+    return f"not {brief(source(test))}"
 
 
 def _is_elif(parent: ast.AST | None, node: ast.AST) -> bool:

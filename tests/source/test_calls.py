@@ -450,7 +450,7 @@ for batch in loader:
     optimizer.step()
 """,
         "zero gradients of optimizer · halve(…): [if depth == 0: [forward model · backward of loss]] · "
-        "step optimizer, with gradients in a state that amplint cannot tell if not (n == 0)",
+        "step optimizer, with gradients in an unknown state if not (n == 0)",
     ),
     "a mutable default, a global, a nonlocal": (
         """

@@ -47,7 +47,7 @@ for x in loader:
 """,
         "zero gradients of optimizer · forward model under autocast(cuda, float16, if args.amp) · "
         "if scaler is not None: [backward of loss, scaled by scaler · step optimizer through scaler · update scaler] · "
-        "else (not scaler is not None): [backward of loss · step optimizer]",
+        "else (scaler is None): [backward of loss · step optimizer]",
     ),
     "a clip that forgets to unscale in one of two worlds": (
         MODEL
@@ -108,7 +108,7 @@ for x in loader:
     scaler.step(optimizer)
     scaler.update()
 """,
-        "zero gradients of optimizer · forward model under autocast(cuda, float16, if args.amp) · "
+        "zero gradients of optimizer · forward model under autocast(cuda, float16, if scaler.is_enabled()) · "
         "backward of loss, scaled by scaler · if scaler.is_enabled(): [unscale gradients of optimizer by scaler] · "
         "clip gradients of model (norm) · step optimizer through scaler if args.amp · update scaler",
     ),
@@ -138,8 +138,8 @@ for x in loader:
     scaler.step(optimizer)
     scaler.update()
 """,
-        "zero gradients of optimizer · forward model under autocast(cuda or cpu, float16, "
-        "if torch.cuda.is_available()) · backward of loss, scaled by scaler · step optimizer through scaler · "
+        "zero gradients of optimizer · forward model under autocast(cuda or cpu, float16, if use_amp) · "
+        "backward of loss, scaled by scaler · step optimizer through scaler · "
         "update scaler",
     ),
     "a factory of contexts": (

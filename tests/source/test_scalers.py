@@ -229,7 +229,7 @@ for x in loader:
     optimizer.step()
 """,
         "zero gradients of optimizer · forward model under autocast(cuda, float16) · backward of loss, scaled by "
-        "scaler · clip gradients of model (norm) · step optimizer, with gradients in a state that amplint cannot tell",
+        "scaler · clip gradients of model (norm) · step optimizer, with gradients in an unknown state",
     ),
     "a scaled loss that nothing uses; an autocast that nothing enters": (
         MODEL

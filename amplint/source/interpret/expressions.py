@@ -213,7 +213,7 @@ def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -
         if role is not None:
             return typed_as(m, value, role, world)
     elif isinstance(value, Optimizer):
-        protocol.register(world, value)
+        protocol.register(world, value, entry=m.in_entry)
     return value
 
 

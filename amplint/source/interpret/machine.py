@@ -79,6 +79,9 @@ class Machine:
         if isinstance(value, Items):
             for index, item in enumerate(value.items[:8]):
                 self.call(item, f"{name}[{index}]")
+        elif isinstance(value, Choice):
+            self.call(value.yes, name)
+            self.call(value.no, name)
         elif isinstance(value, Mapping):
             for key, item in value.items[:8]:
                 self.call(item, f"{name}[{key.value!r}]" if isinstance(key, Const) else "")

@@ -167,6 +167,29 @@ def provenance(values: Iterable[Value]) -> tuple[Owners, Region | None, Any]:
     return frozenset(of), region, scaler
 
 
+def settled(value: Value, world: World) -> Value:
+    """A value without the sides of choices that cannot be here."""
+    match value:
+        case Choice():
+            known = world.known(value.formula)
+            return value if known is None else settled(value.yes if known else value.no, world)
+        case Items():
+            return Items(tuple(settled(item, world) for item in value.items), value.kind)
+    return value
+
+
+def _measures(value: Value) -> bool:
+    """Whether a number was computed from a scaler's scale."""
+    match value:
+        case Sym(kind="scale of"):
+            return True
+        case Sym(kind="op" | "unary" | "call", parts=parts):
+            return any(isinstance(part, Value) and _measures(part) for part in parts)
+        case Choice():
+            return _measures(value.yes) or _measures(value.no)
+    return False
+
+
 def is_number(value: Value) -> bool:
     """Whether something unknown is surely a Python number: arithmetic on numbers, a size, a length."""
     match value:
@@ -220,7 +243,10 @@ def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
 
 def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, dtype: Value | None = None) -> Tensor:
     """The result of `op` on `operands` here."""
+    operands = tuple(settled(operand, world) for operand in operands)
     of, made_under, scaler = provenance(operands)
+    if scaler is not None and op in ("mul", "div") and any(_measures(operand) for operand in operands):
+        scaler = None  # times 1 / scaler.get_scale()
     region = region_of(world)
     result, trust = _result(op, operands, region)
     if dtype_of(dtype):
@@ -270,7 +296,7 @@ def argument(node: ast.AST) -> Tensor:
 
 def opaque(values: Iterable[Value], world: World, node: ast.AST, of: Owners = frozenset()) -> Tensor | None:
     """What an unknown function makes of tensors: something that depends on the same models; None without any tensor."""
-    values = tuple(values)
+    values = tuple(settled(value, world) for value in values)
     found, region, scaler = provenance(values)
     if not (found or of or region or any(True for _ in tensors_in(values))):
         return None
