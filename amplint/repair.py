@@ -30,8 +30,8 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
     """Fix what `findings` and later rounds of `check` allow; raises Unsettled after ten rounds without an end.
 
     A fix is dropped where its result does not parse, cannot be written in the file's encoding, has the same finding at
-    the same place, or more errors of some kind than there were that no fix answers. Where several together bring errors, they are tried
-    one by one.
+    the same place, or more errors of some kind than there were that no fix answers. Where several together bring
+    errors, they are tried one by one.
     """
     fixed: tuple[Finding, ...] = ()
     dropped: set[Fix] = set()
