@@ -62,7 +62,7 @@ def test_neither_torch_nor_the_code_is_imported(tmp_path, fixture, arguments, ex
 KNOWN_TO_ALL = {"findings", "knowledge", "__version__"}
 ALLOWED = {
     "source": set(),
-    "rewrite": {"source", "checks", "config", "selection", "repair"},
+    "rewrite": {"source", "checks", "config", "files", "selection", "repair"},
     "checks": {"source", "rewrite", "config"},
     "report": {"source", "rewrite", "config"},
     "repair": {"source", "rewrite"},
