@@ -18,7 +18,7 @@ from amplint.cli import fail
 from amplint.config import Settings
 from amplint.engine import SECONDS, Job, Outcome, check_data, internal, problem, run, source
 from amplint.findings import Applicability, Finding
-from amplint.limit import TooLong, time_limit
+from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.report import text
 from amplint.report.diff import patch
 from amplint.source.module import Module, Unreadable, decode
@@ -203,7 +203,7 @@ def _rewritten(module: Module, together: list[Module], settings: Settings, optio
     from amplint.rewrite import instrument
 
     try:
-        with time_limit(SECONDS):
+        with time_limit(SECONDS), deep_recursion():
             dtype = options["dtype"] or settings.target_dtype
             result = instrument.fix(module, settings, {**options, "dtype": dtype}, together)
             result.text.encode(module.encoding)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from amplint.config import Settings
@@ -24,20 +25,28 @@ class File(NamedTuple):
 
 
 def discover(paths: Iterable[str], settings: Settings, force_exclude: bool = False) -> list[File]:
-    """The files that `paths` mean, each once, in the order of their paths.
+    """The files that `paths` mean, each once, in the order of their paths, however many names and links it has.
 
     A file that is named is meant whatever its name; folders are walked for Python files, without what `exclude` names.
     """
     found: dict[str, File] = {}
+    real = functools.cache(os.path.realpath)
     for path in paths:
         if force_exclude and matches(path, settings.exclude, settings.root):
             continue
         files = _walk(path, settings) if os.path.isdir(path) else [File(path, named=True)]
         for file in files:
-            known = found.setdefault(os.path.abspath(file.path), file)
-            if file.named and not known.named:
-                found[os.path.abspath(file.path)] = known._replace(named=True)
+            place = _place(file.path, real)
+            known = found.setdefault(place, file)
+            shown = file if os.path.islink(known.path) and not os.path.islink(file.path) else known
+            found[place] = shown._replace(named=file.named or known.named)
     return sorted(found.values())
+
+
+def _place(path: str, real: Callable[[str], str]) -> str:
+    """Where a file really is; `real` knows the folders that were asked for before."""
+    folder, name = os.path.split(path)
+    return real(path) if os.path.islink(path) else os.path.join(real(folder), name)
 
 
 def _walk(top: str, settings: Settings) -> Iterator[File]:
@@ -52,8 +61,8 @@ def _walk(top: str, settings: Settings) -> Iterator[File]:
             inner.clear()  # an environment, whatever it is called
             continue
         absolute = os.path.abspath(folder)
-        inner[:] = [name for name in inner if not names(os.path.join(absolute, name), settings.exclude)]
-        for name in files:
+        inner[:] = [name for name in sorted(inner) if not names(os.path.join(absolute, name), settings.exclude)]
+        for name in sorted(files):
             if name.endswith(SUFFIXES) and not names(os.path.join(absolute, name), settings.exclude):
                 path = os.path.join(folder, name)
                 if not (name.startswith(".#") and os.path.islink(path)):  # an Emacs lock points nowhere

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from amplint.report.lines import path_text
+
 
 def rows(before: Sequence[str], after: Sequence[str], above: int = 0) -> Iterator[tuple[str, int, str]]:
     """The changed rows with one row around them, as (sign, row in the new text or 0, line); `…` between hunks.
@@ -27,7 +29,8 @@ def patch(path: str, before: str, after: str) -> str:
     """A unified diff as `patch` reads it."""
     import difflib
 
-    lines = difflib.unified_diff(_lines(before), _lines(after), path, path)
+    name = path_text(path)
+    lines = difflib.unified_diff(_lines(before), _lines(after), name, name)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 

@@ -9,6 +9,12 @@ from functools import lru_cache
 WIDTH = 100  # of the source part of an excerpt
 TAB = 4
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def path_text(path: str) -> str:
+    """A path on one line: a line end or an escape sequence in a name would end the line or command the terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], path)
 
 
 @lru_cache(8)

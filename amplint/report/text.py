@@ -12,7 +12,7 @@ from click import style
 from amplint import knowledge
 from amplint.findings import Applicability, Finding, Fix, Range, Severity
 from amplint.report.diff import rows
-from amplint.report.lines import WIDTH, show, split
+from amplint.report.lines import WIDTH, path_text, show, split
 from amplint.rewrite.apply import Change, Conflict, apply_changes, changes, fixable, row_starts
 
 Source = Callable[[str], str]  # the text of a file, empty where there is none
@@ -86,7 +86,7 @@ def _header(finding: Finding, allowed: Container[Applicability]) -> str:
 
 
 def _place(path: str, place: Range) -> str:
-    return f"{path}:{place.start.row}:{place.start.column}"
+    return f"{path_text(path)}:{place.start.row}:{place.start.column}"
 
 
 def _frame(text: str) -> str:
