@@ -26,7 +26,7 @@ def state_edits(module: Module, home: Home, scaler: str) -> tuple[list[Edit], st
                 made += edits.add_entry(module, node, value, f"{_quoted(module, key)}: {scaler}.state_dict()")
                 done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
-                module.source(owner) == home.optimizer and (lines := _restoring(module, source, scaler))
+                ast.unparse(owner) == home.optimizer and (lines := _restoring(module, source, scaler))
             ):
                 _check(module, home, node, "loaded")
                 made += edits.insert_after(module, node, lines)
@@ -43,7 +43,7 @@ def _entry(module: Module, mapping: ast.Dict, optimizer: str) -> tuple[ast.Const
     for key, value in zip(mapping.keys, mapping.values, strict=True):
         match key, value:
             case ast.Constant(value=str()), ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
-                if module.source(owner) == optimizer:
+                if ast.unparse(owner) == optimizer:
                     return key, value
     return None
 

@@ -29,7 +29,7 @@ def moved_to(module: Module) -> Counter[str]:
     for node in ast.walk(module.tree):
         match node:
             case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name() | ast.Attribute() as device, *_]):
-                text = module.source(device)
+                text = ast.unparse(device)
                 if not text.startswith("torch.") and _may_be_device(module, text):
                     found[text] += 1
     return found
@@ -39,7 +39,7 @@ def _may_be_device(module: Module, text: str) -> bool:
     """`.to(x)` also takes a dtype or a tensor; what is assigned one of those is no device."""
     for node in ast.walk(module.tree):
         match node:
-            case ast.Assign(targets=[target], value=value) if module.source(target) == text:
+            case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
                 source = module.source(value)
                 if ".dtype" in source or source.startswith(("torch.float", "torch.bfloat", "torch.half")):
                     return False
@@ -104,7 +104,7 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     ]
     if functions:
         return bool(stores)
-    return any(node.lineno < place.lineno for node in stores)
+    return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
 
 
 def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
@@ -112,11 +112,11 @@ def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
     around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
     if around is None:
         return False
-    uses = [node for node in ast.walk(around) if isinstance(node, ast.Attribute) and module.source(node) == text]
+    uses = [node for node in ast.walk(around) if isinstance(node, ast.Attribute) and ast.unparse(node) == text]
     stores = [node for node in uses if isinstance(node.ctx, ast.Store)]
     here = [node for node in stores if module.function(node) is module.function(place)]
     if here:
-        return min(node.lineno for node in here) < place.lineno
+        return min((node.lineno, node.col_offset) for node in here) < (place.lineno, place.col_offset)
     return bool(uses) and (not stores or getattr(module.function(place), "name", "") != "__init__")
 
 
@@ -126,7 +126,7 @@ def _is_rank(module: Module, text: str) -> bool:
     told = False
     for node in ast.walk(module.tree):
         match node:
-            case ast.Assign(targets=[target], value=value) if module.source(target) == text:
+            case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
                 function = value.func if isinstance(value, ast.Call) else None
                 name = getattr(function, "id", getattr(function, "attr", ""))
                 if name not in ("int", "get_rank", "current_device"):
@@ -134,11 +134,11 @@ def _is_rank(module: Module, text: str) -> bool:
                 told = True
             case ast.keyword(arg="device_ids" | "output_device", value=value):
                 parts = value.elts if isinstance(value, ast.List) else [value]
-                told |= any(module.source(part) == text for part in parts)
+                told |= any(ast.unparse(part) == text for part in parts)
             case ast.Compare(left=left, comparators=[ast.Constant(value=int())]):
-                told |= module.source(left) == text
+                told |= ast.unparse(left) == text
             case ast.Call(func=ast.Attribute(attr="set_device"), args=[argument]):
-                told |= module.source(argument) == text
+                told |= ast.unparse(argument) == text
     return told
 
 
@@ -153,7 +153,7 @@ def _is_device_object(module: Module, text: str) -> bool:
     """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
     made = []
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Assign) and any(module.source(target) == text for target in node.targets):
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
             made.append(_makes_device(module, node.value))
     return bool(made) and all(made)
 

@@ -38,7 +38,7 @@ def home_of(module: Module, step: events.Step) -> Home:
     """Raises Refused where the optimizer cannot be followed, or is bound more than once."""
     match step.node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner)):
-            text = module.source(owner)
+            text = ast.unparse(owner)
         case _:
             raise Refused("the optimizer that steps has no plain name", BY_HAND)
     frame: Frame = step.frame
@@ -111,7 +111,7 @@ def _in_class(module: Module, frame: Frame, text: str, use: ast.AST, path: tuple
     found = [
         module.statement(node)
         for node in ast.walk(around)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and module.source(node) == text
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
     ]
     statement = _one(module, found, use)
     return Home(statement, text, module.function(statement) or around, path)
@@ -182,7 +182,7 @@ def _argument(module: Module, frame: Frame, name: str) -> str:
         named = call.args[index]
     if not isinstance(named, ast.Name | ast.Attribute):
         raise Refused(f"the optimizer is made inside a call of {function.name}()", ONE_LINE)
-    return module.source(named)
+    return ast.unparse(named)
 
 
 def at_hand(module: Module, home: Home, node: ast.AST) -> bool:

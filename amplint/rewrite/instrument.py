@@ -309,8 +309,8 @@ class _Writer:
         func = getattr(self.plan.forward.node, "func", None)
         if not isinstance(func, ast.Name | ast.Attribute):
             return None
-        text = self.module.source(func)
-        called = (self.module.source(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
+        text = ast.unparse(func)
+        called = (ast.unparse(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
         return text if text in called else None
 
     def _scaler_name(self) -> str:
@@ -339,7 +339,7 @@ class _Writer:
         for node in ast.walk(create.node) if create and create.frame.code is self.plan.home.code else ():
             match node:
                 case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
-                    return self.module.source(model)
+                    return ast.unparse(model)
         text = self._model_text(self.plan.forward.node)
         return text if text and device.visible(self.module, text, made) else None
 

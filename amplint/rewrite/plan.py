@@ -180,14 +180,18 @@ def _only_one(reading: Reading, home: Home, steps: list[events.Step]) -> None:
             raise Refused("the script has several optimizers", "amplint converts scripts with one optimizer so far")
 
 
+def _place(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+
+
 def unscale_at(plan: StepPlan, module: Module) -> ast.stmt | None:
     """The statement before which the gradients must be unscaled: the first that clips or reads them, or the loop around
     it. None where nothing does."""
     if not plan.clips and not plan.reads:
         return None
-    first = min((*plan.clips, *plan.reads), key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    first = min((*plan.clips, *plan.reads), key=_place)
     backward, step = plan.backward.node, plan.step.node
-    if not backward.lineno < first.lineno <= step.lineno:  # type: ignore[attr-defined]
+    if not _place(backward) < _place(first) < _place(step):
         raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
     here, there = conditions_above(module, first), conditions_above(module, step)
     if any(one not in here for one in there):
@@ -220,7 +224,7 @@ def _region(reading: Reading, backward: events.Backward) -> tuple[events.Forward
         raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
     receiver = list(ast.walk(backward.node.func.value))
     needed = {node.id for node in receiver if isinstance(node, ast.Name)}
-    needed |= {module.source(node) for node in receiver if isinstance(node, ast.Attribute)}
+    needed |= {ast.unparse(node) for node in receiver if isinstance(node, ast.Attribute)}
     while True:
         block = suite_of(module, statement)
         found = _derivation(module, block[: block.index(statement)], needed, forwards)
@@ -269,5 +273,5 @@ def _stored(module: Module, statement: ast.stmt) -> set[str]:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            found.add(module.source(node))
+            found.add(ast.unparse(node))
     return found

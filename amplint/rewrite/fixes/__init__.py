@@ -34,11 +34,11 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     arguments = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
     for name in roots(text) - arguments:
         stores = [
-            node.lineno
+            (node.lineno, node.col_offset)
             for node in ast.walk(function)
             if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
         ]
-        if stores and min(stores) >= place.lineno:  # type: ignore[attr-defined]
+        if stores and min(stores) >= (place.lineno, place.col_offset):  # type: ignore[attr-defined]
             return False
     return True
 

@@ -1,0 +1,440 @@
+"""What every fix keeps, on many sources in many styles.
+
+A fixed file parses and is a fixed point, its bytes outside the edits are those it had, the finding that the fix was for
+is gone, and no name in it is unused or undefined that was not so before.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyflakes import api, reporter
+
+from amplint import checks
+from amplint.config import Settings
+from amplint.findings import Applicability, Finding
+from amplint.knowledge import rules
+from amplint.repair import repair
+from amplint.report.json import render
+from amplint.rewrite import instrument
+from amplint.rewrite.apply import apply_changes, changes, compatible, fixable
+from amplint.selection import default_codes
+from amplint.source.module import Module, Unreadable
+
+HERE = Path(__file__).parent
+FIXTURES = HERE.parents[1] / "fixtures"
+ALLOWED = (Applicability.SAFE, Applicability.UNSAFE)
+
+
+def _examples() -> dict[str, str]:
+    found = {}
+    for code, rule in rules().items():
+        for number, (kind, text) in enumerate(rule.examples()):
+            if kind in ("bad", "good"):
+                found[f"{code}-{kind}-{number}"] = re.sub(r"  # !$", "", text, flags=re.MULTILINE)
+    return found
+
+
+def _scripts() -> dict[str, str]:
+    """Scripts to convert: those of the case files, and the fixtures."""
+    found = {}
+    for path in sorted((HERE / "cases").glob("*.case")):
+        text = path.read_text(encoding="utf-8").partition("# output\n")[0]
+        found[path.stem] = re.sub(r"\A# options: .*\n", "", text)
+    for path in sorted(FIXTURES.glob("train*.py")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    return found
+
+
+EXAMPLES = {name: text for name, text in _examples().items() if not name.startswith("AMP902")}
+SCRIPTS = _scripts()
+BAD = {name: text for name, text in EXAMPLES.items() if "-bad-" in name}
+
+
+# -- styles: sources that mean the same and look otherwise ------------------------------------------------------------
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def _comments(text: str) -> str:
+    """A comment behind every line that can take one, and one above each statement at the margin."""
+    rows = _free_rows(text)
+    made = []
+    for number, line in enumerate(_lines(text), 1):
+        if number in rows and line and not line[0].isspace() and line[0] not in "@)]}#" and not _continues(line):
+            made.append("# why: schön")
+        made.append(line + "  # é" if number in rows and line.strip() and "#" not in line else line)
+    return "\n".join(made) + "\n"
+
+
+def _continues(line: str) -> bool:
+    return line.startswith(("else", "elif", "except", "finally"))
+
+
+def _free_rows(text: str) -> set[int]:
+    """Rows that are whole statements or headers: nothing on them is inside a string or a bracket that goes on."""
+    rows = set(range(1, len(_lines(text)) + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            rows -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.expr) and node.end_lineno != node.lineno:
+            rows -= set(range(node.lineno - 1, (node.end_lineno or node.lineno) + 2))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node.body[0].lineno - node.lineno > 1:
+            rows -= set(range(node.lineno, node.body[0].lineno))
+    return {row for row in rows if not _lines(text)[row - 1].rstrip().endswith("\\")}
+
+
+def _crlf(text: str) -> str:
+    return text.replace("\n", "\r\n")
+
+
+def _old_mac(text: str) -> str:
+    return text.replace("\n", "\r")
+
+
+def _bom(text: str) -> str:
+    return "\ufeff" + text
+
+
+def _no_last_newline(text: str) -> str:
+    return text.rstrip("\n")
+
+
+def _tabs(text: str) -> str:
+    return _indented(text, "\t")
+
+
+def _two_spaces(text: str) -> str:
+    return _indented(text, "  ")
+
+
+def _indented(text: str, unit: str) -> str:
+    inside = {
+        row
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for row in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+    }
+    made = []
+    for number, line in enumerate(_lines(text), 1):
+        depth = (len(line) - len(line.lstrip(" "))) // 4
+        made.append(unit * depth + line[4 * depth :] if number not in inside else line)
+    return "\n".join(made) + "\n"
+
+
+def _wrapped(header: str) -> object:
+    """The whole script one level deeper."""
+
+    def style(text: str) -> str:
+        body = [f"    {line}" if line else "" for line in _lines(text)]
+        if any(line.startswith(("from __future__", '"""')) for line in _lines(text)):
+            return text
+        return header + "\n" + "\n".join(body) + "\n" + ("except OSError:\n    raise\n" if header == "try:" else "")
+
+    return style
+
+
+def _semicolons(text: str) -> str:
+    """Neighbours on one row where both are short simple statements of one block."""
+    made: list[str] = []
+    rows = _free_rows(text)
+    for number, line in enumerate(_lines(text), 1):
+        before = made[-1] if made else ""
+        if (
+            number in rows
+            and number - 1 in rows
+            and _simple(line)
+            and _simple(before)
+            and _margin(line) == _margin(before)
+        ):
+            made[-1] = f"{before}; {line.strip()}"
+        else:
+            made.append(line)
+    return "\n".join(made) + "\n"
+
+
+def _one_line(text: str) -> str:
+    """`if x:` with one short statement below on one row."""
+    made: list[str] = []
+    lines, rows = _lines(text), _free_rows(text)
+    skip = False
+    for number, line in enumerate(lines, 1):
+        if skip:
+            skip = False
+            continue
+        below = lines[number] if number < len(lines) else ""
+        after = lines[number + 1] if number + 1 < len(lines) else ""
+        if (
+            line.lstrip().startswith(("if ", "for ", "with "))
+            and line.endswith(":")
+            and {number, number + 1} <= rows
+            and _simple(below)
+            and _margin(after) <= _margin(line)
+            and after.strip()
+        ):
+            made.append(f"{line} {below.strip()}")
+            skip = True
+        else:
+            made.append(line)
+    return "\n".join(made) + "\n"
+
+
+def _simple(line: str) -> bool:
+    word = line.strip().partition(" ")[0]
+    compound = "if for while with def class try else: elif except finally: import from async match @".split()
+    return bool(line.strip()) and word not in compound and line.strip()[-1] not in ":,([{\\" and "#" not in line
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _parentheses(text: str) -> str:
+    """`x = f(y)` → `x = (f(y))`, and calls that stand alone over several rows."""
+    rows = _free_rows(text)
+    made = []
+    for number, line in enumerate(_lines(text), 1):
+        found = re.fullmatch(r"(\s*[\w.]+ = )([\w.]+\(.*\))", line)
+        made.append(f"{found[1]}({found[2]})" if number in rows and found else line)
+    return "\n".join(made) + "\n"
+
+
+def _continued(text: str) -> str:
+    """`x = y` → `x = \\` and `y` below."""
+    rows = _free_rows(text)
+    made = []
+    for number, line in enumerate(_lines(text), 1):
+        found = re.fullmatch(r"(\s*)([\w.]+ =) ([\w.]+\(.*\))", line)
+        made.append(f"{found[1]}{found[2]} \\\n{found[1]}        {found[3]}" if number in rows and found else line)
+    return "\n".join(made) + "\n"
+
+
+def _foreign_names(text: str) -> str:
+    """Names that are not ASCII, before the edits on their rows and outside the BMP."""
+    return re.sub(r"\bloss\b(?!_)", "größe", re.sub(r"\boptimizer\b", "𝐨ptimierer", text))
+
+
+def _aliases(text: str) -> str:
+    return re.sub(r"\btorch\.", "T.", text.replace("import torch\n", "import torch as T\n", 1))
+
+
+STYLES = {
+    "plain": lambda text: text,
+    "comments": _comments,
+    "crlf": _crlf,
+    "cr": _old_mac,
+    "bom": _bom,
+    "no last newline": _no_last_newline,
+    "tabs": _tabs,
+    "two spaces": _two_spaces,
+    "in a function": _wrapped("def everything():"),
+    "in an if": _wrapped("if True:"),
+    "in a try": _wrapped("try:"),
+    "semicolons": _semicolons,
+    "one line": _one_line,
+    "parentheses": _parentheses,
+    "continued": _continued,
+    "foreign names": _foreign_names,
+    "aliases": _aliases,
+}
+OTHERS = [style for style in STYLES if style != "plain"]
+LAST = ("crlf", "cr", "bom", "no last newline")  # what only works on the finished text
+
+
+def styled(text: str, *styles: str) -> Module | None:
+    """The source in some styles; None where it is no program any more."""
+    for name in sorted(styles, key=lambda name: name in LAST):
+        try:
+            text = STYLES[name](text)  # type: ignore[operator]
+        except SyntaxError:
+            return None
+    try:
+        return Module.read("train.py", text.encode())
+    except Unreadable:
+        return None
+
+
+# -- what is asserted -------------------------------------------------------------------------------------------------
+
+
+def flakes(text: str) -> set[str]:
+    out = io.StringIO()
+    api.check(text.lstrip("\ufeff"), "train.py", reporter.Reporter(out, out))
+    return {re.sub(r"^train.py:\d+:\d+:? ", "", line) for line in out.getvalue().splitlines()}
+
+
+def no_new_names(before: str, after: str) -> None:
+    new = flakes(after) - flakes(before)
+    assert not [message for message in new if re.search("unused|undefined|redefin", message)]
+
+
+def find(module: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
+    found = checks.check_module(module, Settings(codes=codes, notes=codes)).findings
+    return tuple(sorted((one for one in found if one.code in codes), key=lambda one: one.range))
+
+
+def outside(text: str, result: str, module: Module, findings: list[Finding]) -> None:
+    """One round: what lies between the edits is untouched, and they do not overlap."""
+    chosen, ordered = compatible(text, [one.fix for one in findings if one.fix])
+    for fix in chosen:
+        own = changes(text, fix.edits)
+        assert own == sorted(own)
+        assert all(one.end <= other.start for one, other in pairwise(own))
+    position, done = 0, 0
+    for start, end, new in ordered:
+        kept = text[done:start]
+        assert result[position : position + len(kept)] == kept
+        position += len(kept)
+        assert result[position : position + len(new)] == new
+        position, done = position + len(new), end
+    assert result[position:] == text[done:]
+
+
+def check_fixes(module: Module, codes: frozenset[str]) -> None:
+    """Fix what `codes` find, and assert what every fix keeps."""
+    findings = find(module, codes)
+    wanted = [one for one in findings if fixable(one, ALLOWED)]
+    repaired = repair(module, findings, lambda after: find(after, codes), ALLOWED)
+    text = repaired.module.text
+    ast.parse(text)
+    assert repair(repaired.module, repaired.findings, lambda after: find(after, codes), ALLOWED).module.text == text
+    no_new_names(module.text, text)
+    chosen, ordered = compatible(module.text, [one.fix for one in wanted if one.fix])
+    if chosen:
+        outside(module.text, apply_changes(module.text, ordered), module, wanted)
+    if module.newline != "\n":
+        assert re.sub(r"\r\n|\r", "\n", text).count("\n") == text.count(module.newline)
+    left = Counter(one.code for one in repaired.findings)
+    had = Counter(one.code for one in findings)
+    for one in repaired.fixed:
+        assert left[one.code] < max(had[one.code], 1), one.message
+
+
+def check_conversion(module: Module, dtype: str = "float16") -> str:
+    """Convert, and assert what every conversion keeps; returns the new text."""
+    options = {"dtype": dtype, "select": None}
+    wanted = Settings(codes=default_codes())
+    result = instrument.fix(module, wanted, options)
+    after = Module.read("train.py", result.text.encode(module.encoding))
+    again = instrument.fix(after, wanted, options)
+    assert again.text == result.text
+    assert not any("converted" in line for line in again.lines)
+    no_new_names(module.text, result.text)
+    kept = {line.strip() for line in re.split(r"\r\n|\r|\n", module.text) if line.strip()}
+    changed = [line.strip() for line in re.split(r"\r\n|\r|\n", result.text) if line.strip() not in kept | {""}]
+    assert len(changed) <= len(kept)
+    errors = Counter(one.code for one in find(module, default_codes()))
+    assert not Counter(one.code for one in find(after, default_codes())) - errors
+    return result.text
+
+
+# -- tests ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_fixed(name: str) -> None:
+    module = styled(EXAMPLES[name], "plain")
+    assert module is not None
+    check_fixes(module, frozenset((name.partition("-")[0],)))
+
+
+@pytest.mark.parametrize("style", OTHERS)
+def test_examples_are_fixed_in_every_style(style: str) -> None:
+    """A sample of the examples here; all of them, in two styles at once, in the slow test."""
+    for number, (name, text) in enumerate(BAD.items()):
+        if number % 4 == len(style) % 4:
+            module = styled(text, style)
+            if module is not None:
+                check_fixes(module, frozenset((name.partition("-")[0],)))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_scripts_are_converted_in_every_style(style: str) -> None:
+    for name in ("functions", "checkpoints", "several_losses", "class_trainer"):
+        module = styled(SCRIPTS[name], style)
+        assert module is not None
+        text = check_conversion(module)
+        assert "GradScaler" in text, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_scripts_are_converted_in_every_style(name: str, dtype: str) -> None:
+    for style in STYLES:
+        module = styled(SCRIPTS[name], style)
+        if module is not None:
+            check_conversion(module, dtype)
+
+
+PROFILE = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+SEVERAL = st.lists(
+    st.sampled_from([style for style in STYLES if style != "plain"]), min_size=2, max_size=4, unique=True
+)
+
+
+@given(name=st.sampled_from(sorted(BAD)), styles=SEVERAL)
+@settings(PROFILE, max_examples=25)
+def test_styles_together(name: str, styles: list[str]) -> None:
+    module = styled(BAD[name], *styles)
+    if module is not None:
+        check_fixes(module, frozenset((name.partition("-")[0],)))
+
+
+@pytest.mark.slow
+@given(name=st.sampled_from(sorted(BAD)), styles=SEVERAL)
+@settings(PROFILE, max_examples=600)
+def test_many_styles_together(name: str, styles: list[str]) -> None:
+    module = styled(BAD[name], *styles)
+    if module is not None:
+        check_fixes(module, default_codes())
+
+
+@pytest.mark.slow
+@given(name=st.sampled_from(sorted(SCRIPTS)), styles=SEVERAL)
+@settings(PROFILE, max_examples=200)
+def test_many_conversions(name: str, styles: list[str]) -> None:
+    module = styled(SCRIPTS[name], *styles)
+    if module is not None:
+        check_conversion(module)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_json_carries_the_edits_that_are_applied(name: str) -> None:
+    import json
+
+    module = styled(BAD[name], "crlf")
+    assert module is not None
+    found = [one for one in find(module, frozenset((name.partition("-")[0],))) if fixable(one, ALLOWED)]
+    for finding in found:
+        (entry,) = json.loads(render([finding], lambda path: module.text, ""))
+        written = [
+            (
+                module.offset(_location(edit["location"])),
+                module.offset(_location(edit["end_location"])),
+                edit["content"],
+            )
+            for edit in entry["fix"]["edits"]
+        ]
+        assert finding.fix is not None
+        assert sorted(written) == [tuple(one) for one in changes(module.text, finding.fix.edits)]
+
+
+def _location(entry: dict[str, int]) -> object:
+    from amplint.findings import Location
+
+    return Location(entry["row"], entry["column"])
