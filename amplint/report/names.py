@@ -95,6 +95,8 @@ class Names:
                 return f"{self.name(owner)}[{index!r}]"
             case Sym(kind="item", parts=(Value() as owner, *_)):
                 return f"a part of {self.name(owner)}"
+            case Sym(kind="choice", parts=parts):
+                return " or ".join(dict.fromkeys(self.name(part) for part in parts if isinstance(part, Value)))
             case Sym(kind="copy", parts=(_, Value() as inner)):
                 return f"a copy of {self.name(inner)}"
             case Sym(kind="made", parts=(str() as name, *_)):
@@ -149,7 +151,7 @@ class Names:
         device = tensors.device_type(autocast.device)
         if not device and autocast.device is not None:
             device = listed([self.name(side) for side in options(autocast.device)]).replace(" and ", " or ")
-            device = "its device" if VAGUE.search(device) else device
+            device = "its device" if VAGUE.search(device) or "*" in device else device
         if isinstance(autocast.dtype, Choice) or (dtype == "low" and isinstance(autocast.dtype, Sym)):
             name = self.name(autocast.dtype)
             dtype = dtype if VAGUE.search(name) else name

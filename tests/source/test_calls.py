@@ -45,6 +45,26 @@ for x, y in loader:
         "compute(…): [forward net under autocast(cuda, float16) · loss mse under autocast(cuda, float16)] · "
         "apply(…): [backward of loss, scaled by scaler · step opt through scaler · update scaler]",
     ),
+    "a long helper whose only part in training is the forward": (
+        MODEL
+        + """
+def compute(batch):
+    x, y = batch
+    x = x.cuda()
+    y = y.cuda()
+    out = model(x)
+    loss = criterion(out, y)
+    return loss
+
+criterion = nn.MSELoss()
+for batch in loader:
+    optimizer.zero_grad()
+    loss = compute(batch)
+    loss.backward()
+    optimizer.step()
+""",
+        "zero gradients of optimizer · compute(…): [forward model · loss mse] · backward of loss · step optimizer",
+    ),
     "fields set in __init__": (
         """
 class Trainer:

@@ -27,7 +27,8 @@ _AROUND = frozenset(
     (
         "update scale no_grad inference_mode enable_grad parameters state_dict load_state_dict save grad optim "
         "optimizer "
-        "contextmanager nullcontext param_groups half bfloat16 float16"
+        "contextmanager nullcontext param_groups half bfloat16 float16 "
+        "model forward criterion loss"
     ).split()
 )
 _NUMERICS = frozenset(
