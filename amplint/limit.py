@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 DEEPEST = 6000  # calls of Python functions, which need little of the stack; ast.parse is content with fewer levels
+AGAIN = 1.0  # seconds from one TooLong to the next: Python drops what is raised while it cleans up (in __del__)
 
 
 class TooLong(BaseException):
@@ -30,8 +31,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TooLong
 
     before = signal.signal(signal.SIGPROF, stop)
-    # once a second from then on: Python drops what is raised while it cleans up (in __del__)
-    signal.setitimer(signal.ITIMER_PROF, seconds, 1)
+    signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN)
     try:
         yield
     finally:
