@@ -69,11 +69,14 @@ class Question:
 
     Interned, like Sym: equal questions are one object."""
 
-    __slots__ = ("kind", "parts")
+    __slots__ = ("kind", "parts", "weight")
 
     def __init__(self, kind: str, parts: tuple[Any, ...]):
         self.kind = kind
         self.parts = parts
+        self.weight = 1  # how many atoms it asks
+        if kind in ("and", "or", "not"):
+            self.weight = sum(part.weight for part in parts)
 
     def __repr__(self) -> str:
         return f"{self.kind}({', '.join(map(repr, self.parts))})"

@@ -68,18 +68,9 @@ def choose(formula: Formula, yes: Formula, no: Formula) -> Formula:
 
 def _compound(operator: str, left: Formula, right: Formula) -> Formula:
     """A compound formula; one that grew too large to reason about becomes a question of its own."""
-    if _weight(left) + _weight(right) > MOST_ATOMS:
+    if sum(side.weight for side in (left, right) if isinstance(side, Question)) > MOST_ATOMS:
         return ask("truth", fresh("formula"))
     return ask(operator, left, right)
-
-
-def _weight(formula: Formula) -> int:
-    match formula:
-        case Question(kind="and" | "or", parts=(left, right)):
-            return _weight(left) + _weight(right)
-        case Question(kind="not", parts=(inner,)):
-            return _weight(inner)
-    return 1
 
 
 def choice(formula: Formula, yes: Value, no: Value) -> Value:

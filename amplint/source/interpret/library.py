@@ -64,10 +64,14 @@ class Library:
     def method(self, name: str) -> Api | None:
         """The entry of a method that makes something part of a checkpoint, whatever object it is called on: such names
         are telling enough."""
-        for full, entry in self._exact.items():
-            if entry.get("does") == "register" and full.endswith("." + name) and "_" in name:
-                return _read(entry)
-        return None
+        return self._registering.get(name)
+
+    @cached_property
+    def _registering(self) -> dict[str, Api]:
+        named = [(full.rpartition(".")[2], entry) for full, entry in self._exact.items()]
+        return {
+            name: _read(entry) for name, entry in reversed(named) if entry.get("does") == "register" and "_" in name
+        }
 
     def find_first(self, names: Iterable[str]) -> Api | None:
         return next((api for api in map(self.find, names) if api is not None), None)

@@ -70,6 +70,8 @@ class Machine:
 
     def is_model(self, value: Value) -> bool:
         """Whether something unknown is (or may be one of several that are) used as a model."""
+        if isinstance(value, Sym) and value.kind != "choice":
+            return value in self.models
         return any(option in self.models for option in options(value))
 
     def call(self, value: Value, name: str) -> None:
