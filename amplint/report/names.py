@@ -12,6 +12,7 @@ from amplint.source.interpret.conditions import truth
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
 from amplint.source.values import (
+    NONE,
     Autocast,
     Choice,
     Const,
@@ -88,6 +89,8 @@ class Names:
                 return "a scaler"
             case Sym(kind="argument" | "name", parts=(_, str() as name)):
                 return name
+            case Sym(kind="attr", parts=(Const(), _)):
+                return "something"
             case Sym(kind="attr", parts=(Value() as owner, str() as name)):
                 inner = self.name(owner)
                 return f"self.{name}" if isinstance(owner, Instance) else f"{inner}.{name}" if inner else name
@@ -116,8 +119,8 @@ class Names:
             case Test(formula=formula):
                 return self.condition(formula) or "a condition"
             case Choice():
-                yes, no = self.name(value.yes), self.name(value.no)
-                return yes if yes == no else f"{yes} or {no}"
+                sides = [self.name(side) for side in options(value) if side != NONE]
+                return " or ".join(dict.fromkeys(sides))
         return "something"
 
     def owners(self, of: Owners) -> str:
