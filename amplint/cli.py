@@ -122,6 +122,12 @@ def _settings(paths: Sequence[str], options: dict[str, Any]) -> Any:
         fail(str(error))
 
 
+def _named(paths: Sequence[str]) -> None:
+    """A path without a name is a variable that was not set."""
+    if "" in paths:
+        fail("a path is empty")
+
+
 def _colour(choice: str) -> bool | None:
     """Whether to colour; None leaves it to click, which looks for a terminal."""
     if choice != "auto":
@@ -140,7 +146,7 @@ def cli() -> None:
     """Finds and repairs mixed-precision mistakes in PyTorch training code."""
 
 
-@cli.command()
+@cli.command(short_help="Find mistakes in code that uses low precision.")
 @click.argument("paths", nargs=-1, metavar="[PATH]... | -")
 @click.option("--fix", is_flag=True, help="Apply the safe fixes.")
 @click.option("--unsafe-fixes", is_flag=True, help="Apply, or count, the unsafe fixes, too.")
@@ -151,7 +157,7 @@ def cli() -> None:
 @click.option("--statistics", is_flag=True, help="Print how many findings each rule has, instead of the findings.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 in spite of findings.")
 @click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit 1 if something was fixed, even if nothing is left.")
-@click.option("--stdin-filename", metavar="FILE", help="The name of what `-` reads from standard input.")
+@click.option("--stdin-filename", metavar="FILE", help="Read standard input, as if it were this file.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write .amplint_cache/.")
 @click.option("-q", "--quiet", is_flag=True, help="Print findings only.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done, and show tracebacks of internal errors.")
@@ -166,13 +172,16 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
     from amplint.commands import check as run
 
     context.color = _colour(options["color"])
-    if "-" in paths and len(paths) > 1:
+    if options["stdin_filename"] and paths in ((), ("-",)):
+        paths = ("-",)
+    elif options["stdin_filename"] or ("-" in paths and len(paths) > 1):
         fail('"-" reads standard input and goes with no other path')
+    _named(paths)
     places = [options["stdin_filename"] or "."] if paths == ("-",) else list(paths or (".",))
     context.exit(run(paths or (".",), _settings(places, options), options))
 
 
-@cli.command()
+@cli.command(short_help="Turn FP32 training into correct AMP code.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--diff", is_flag=True, help="Print what would change as a diff; write nothing.")
 @click.option("--check", is_flag=True, help="Write nothing, print the summary; exit 1 if something would change.")
@@ -188,6 +197,9 @@ def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> No
     """
     from amplint.commands import fix as run
 
+    if "-" in paths:
+        fail("fix works on files, not on standard input; check --fix does")
+    _named(paths)
     context.color = _colour(options["color"])
     options["target_device"] = options["device"] or options["target_device"]
     if options["dtype"] in ("float16", "bfloat16"):
@@ -195,7 +207,7 @@ def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> No
     context.exit(run(paths, _settings(paths, options), options))
 
 
-@cli.command()
+@cli.command(short_help="Tell what a script does, step by step.")
 @click.argument("file")
 @_with(_SETTINGS)
 @click.pass_context
@@ -207,7 +219,7 @@ def events(context: click.Context, /, file: str, **options: Any) -> None:
     context.exit(run(file, _settings([file], options)))
 
 
-@cli.command()
+@cli.command(short_help="Explain a rule.")
 @click.argument("code", required=False)
 @click.option("--all", "every", is_flag=True, help="Explain all rules.")
 @click.option("--output-format", type=click.Choice(["text", "markdown", "json"]), default="text")

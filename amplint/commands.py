@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from importlib import import_module
@@ -98,11 +98,10 @@ def _say(outcome: Outcome, options: Options) -> None:
 
 
 def _diff(outcomes: list[Outcome], options: Options) -> int:
-    for outcome in outcomes:
-        for finding in outcome.findings:
-            if finding.code == "AMP902":
-                _complain(finding)
-        click.echo(patch(outcome.path, outcome.before, outcome.after), nl=False)
+    for finding in (finding for outcome in outcomes for finding in outcome.findings):
+        if finding.code in ("AMP902", "AMP903"):
+            _complain(finding)
+    _print((patch(outcome.path, outcome.before, outcome.after) for outcome in outcomes), options["output_file"], end="")
     count = sum(len(outcome.fixed) for outcome in outcomes)
     if not options["quiet"]:
         click.echo(f"Would fix {text.plural(count, 'finding')}." if count else "Nothing to fix.", err=True)
@@ -121,7 +120,7 @@ def _report(
     fixed = [finding for outcome in outcomes for finding in outcome.fixed]
     failed = any(outcome.failed for outcome in outcomes)
     if options["fix_only"]:
-        findings = [finding for finding in findings if finding.code == "AMP902"]
+        findings = [finding for finding in findings if finding.code in ("AMP902", "AMP903")]
     parts = _parts(findings, read, settings, allowed, options)
     if options["output_format"] != "json" and not options["quiet"]:
         last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
@@ -145,14 +144,14 @@ def _parts(
     return [part + "\n" for part in text.full_list(findings, read, allowed)]
 
 
-def _print(parts: list[str], file: str | None, to_stderr: bool) -> None:
+def _print(parts: Iterable[str], file: str | None, to_stderr: bool = False, end: str = "\n") -> None:
     if file is None:
         for part in parts:
-            click.echo(part, err=to_stderr)
+            click.echo(part + end, err=to_stderr, nl=False)
         return
     try:
         with open(file, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.writelines(click.unstyle(part) + "\n" for part in parts)
+            stream.writelines(click.unstyle(part) + end for part in parts)
     except OSError as error:
         fail(f"{file}: cannot write the findings: {files.reason(error)}")
 

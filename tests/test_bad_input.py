@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import random
@@ -324,4 +325,4 @@ def test_broken_examples_break_nothing(seed):
             [finding] = outcome.findings
             assert re.match(r"syntax error|contains a NUL", finding.message), (finding.message, text)
         if outcome.fixed:
-            compile(outcome.after, "a.py", "exec")
+            ast.parse(outcome.after)

@@ -163,6 +163,8 @@ def test_fix_and_diff():
     assert diff.stdout == "--- a.py\n+++ a.py\n@@ -1,2 +1,2 @@\n x\n-bad_call()\n+good_call()\n"
     assert diff.stderr == "Would fix 1 finding.\n"
     assert Path("a.py").read_text() == "x\nbad_call()\n"
+    assert check("--diff", "-o", "a.patch").stdout == ""
+    assert Path("a.patch").read_text() == diff.stdout
     fixed = check("--fix")
     assert Path("a.py").read_text() == "x\ngood_call()\n"
     assert fixed.stdout == (
@@ -188,6 +190,7 @@ def test_stdin():
     result = check("-", stdin="bad_call()\n")
     assert (result.exit_code, result.stdout.splitlines()[0]) == (1, "-:1:1: AMP105 [*] bad is wrong")
     named = amplint("check", "-", "--stdin-filename", "sub/x.py", stdin="bad_call()\n").stdout
+    assert named == amplint("check", "--stdin-filename", "sub/x.py", stdin="bad_call()\n").stdout
     assert "--> sub/x.py:1:1" in named
     assert "1 | bad_call()" in named
     assert not os.path.exists(".amplint_cache")
@@ -251,6 +254,9 @@ def test_flags_reach_the_settings():
         (["--target-device", "gpu"], "amplint: --target-device takes one of"),
         (["--per-file-ignores", "a.py"], '"a.py" is not GLOB:CODE'),
         (["-", "a.py"], 'amplint: "-" reads standard input and goes with no other path'),
+        (["a.py", "--stdin-filename", "b.py"], 'amplint: "-" reads standard input and goes with no other path'),
+        (["a.py", ""], "amplint: a path is empty"),
+        (["a.py", "--isolated", "--config", "x.toml"], "amplint: --isolated reads no config file"),
         (["-o", "no/where"], "amplint: no/where: cannot write the findings: no such file or directory"),
         (["--selct", "AMP105"], "No such option"),
     ],
@@ -342,6 +348,7 @@ def test_fix_command(monkeypatch):
     assert Path("a.py").read_text() == "new on cuda in bfloat16 = 1\n"
     put("odd.py", "odd\n")
     assert amplint("fix", "odd.py").exit_code == 1
+    assert "fix works on files" in amplint("fix", "-", stdin="old = 1\n").stderr
     put("broken.py", "def f(:\n")
     put("crash.py", "crash\n")
     result = amplint("fix", "odd.py", "broken.py", "gone.py", "crash.py")
