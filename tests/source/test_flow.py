@@ -262,6 +262,19 @@ class Net(L.LightningModule):
 """,
         "zero gradients of opt · forward self.layer · backward of loss, scaled and unscaled by the library · step opt",
     ),
+    "a library's functions are no modules, whatever package they come from": (
+        """
+from speechbrain.nnet.losses import get_si_snr_with_pitwrapper
+
+class Brain:
+    def fit_batch(self, batch):
+        loss = get_si_snr_with_pitwrapper(batch.target, self.compute(batch))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+""",
+        "backward of loss · step self.optimizer · zero gradients of self.optimizer",
+    ),
     "frozen parts, and a model that is trained in part": (
         """
 backbone, head = nn.Linear(8, 8), nn.Linear(8, 1)
