@@ -51,12 +51,15 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
         if isinstance(event, events.Step) and event.module is module:
             by_node.setdefault(event.node, []).append(event)
     managed = framework(module)
+    in_amp = [step for steps in by_node.values() for step in steps if _in_amp(step)]
     for node, steps in by_node.items():
         try:
             if managed and all(step.before.kind in ("managed", "unknown") for step in steps):
                 continue
-            if any(_in_amp(step) for step in steps):
+            if any(step in in_amp for step in steps):
                 made.already.append(node)
+            elif any(_same_training(step, other) for step in steps for other in in_amp):
+                continue  # what the script does where its own switch is off
             else:
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
@@ -88,6 +91,10 @@ def _without_step(reading: Reading, made: Plans) -> None:
             reason = "no optimizer steps after this backward: the parameters are updated by hand"
             refusal = Refused(reason, "use an optimizer from torch.optim")
         made.refused.append((event.node, refusal))
+
+
+def _same_training(step: events.Step, other: events.Step) -> bool:
+    return step.optimizer == other.optimizer or step.frame.code is other.frame.code
 
 
 def _in_amp(step: events.Step) -> bool:

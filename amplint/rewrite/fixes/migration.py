@@ -108,6 +108,17 @@ def _new_name(module: Module, node: ast.AST, name: str) -> str | None:
     return f"{torch}.amp.{name}"
 
 
+def enabled_to_dtype(module: Module, call: ast.Call, given: ast.expr) -> Fix | None:
+    """`autocast(torch.bfloat16)` and `autocast("cuda", enabled=torch.bfloat16)` → `dtype=torch.bfloat16`."""
+
+    def build() -> list[Edit]:
+        if given in call.args:
+            return edits.change_call(module, call, keywords_for_positional={call.args.index(given): "dtype"})
+        return edits.change_call(module, call, add_keywords={"dtype": module.source(given)}, remove=["enabled"])
+
+    return attempt("pass it as dtype", SAFE, build)
+
+
 def name_arguments(module: Module, call: ast.Call, names: dict[int, str], first: str = "") -> Fix | None:
     """Give positional arguments the names of the parameters they were meant for."""
     return attempt(
