@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from amplint import checks, knowledge
 from amplint.config import Settings
 from amplint.findings import Applicability, Edit, Finding, Severity
-from amplint.repair import Unsettled, repair
+from amplint.repair import Check, Unsettled, repair
 from amplint.rewrite import device, edits
 from amplint.rewrite.apply import Conflict, apply
 from amplint.rewrite.checkpoints import state_edits
@@ -21,7 +21,7 @@ from amplint.rewrite.home import at_hand, calls_of
 from amplint.rewrite.plan import Plans, StepPlan, make_plans, unscale_at
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.switch import switch
-from amplint.rewrite.unfit import whole_script
+from amplint.rewrite.unfit import to_numpy, whole_script
 from amplint.rewrite.used import check_used
 from amplint.selection import default_codes
 from amplint.source import suppress
@@ -33,6 +33,7 @@ SAFE = frozenset((Applicability.SAFE,))
 # What half-done AMP lacks, which `check --fix` would not add unasked: always, and in files that change anyway.
 COMPLETES = frozenset(("AMP101",))
 GOES_ALONG = frozenset(("AMP116", "AMP133"))
+RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
 
 
 @dataclass
@@ -49,7 +50,7 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
     """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part. `together` are
     the files that were named with this one."""
     dtype = "float16" if options["dtype"] == "auto" else options["dtype"]
-    settings = _asked(settings.of_file(module.path), options.get("select") or ())
+    settings = _asked(settings.of_file(module.path), options.get("select") or (), dtype)
     repaired, fixed, left = _repair(module, settings, complete=True)
     reading = read(repaired, settings.roots, settings.apis)
     plans = make_plans(reading, dtype, together)
@@ -122,12 +123,20 @@ def _kept_as_is(module: Module, node: ast.AST, kept: set[int]) -> bool:
     return any(getattr(one, "lineno", 0) in kept for one in (module.statement(node), *module.ancestors(node)))
 
 
-def _asked(settings: Settings, select: Sequence[str]) -> Settings:
+def _asked(settings: Settings, select: Sequence[str], dtype: str) -> Settings:
     """What is looked for: what is on by default, and what was selected, too."""
     codes = settings.codes | (default_codes() if select or not settings.codes else frozenset())
     if not any(one.upper().startswith(("AMP6", "ALL")) for one in select):
-        codes = frozenset(code for code in codes if not code.startswith("AMP6"))
+        codes -= _deprecated()
+    if dtype == "bfloat16":
+        codes -= RANGE
     return replace(settings, codes=codes, notes=frozenset())
+
+
+def _deprecated() -> frozenset[str]:
+    """The rules about names that still work."""
+    rules = knowledge.rules().items()
+    return frozenset(code for code, rule in rules if code.startswith("AMP6") and rule.severity is not Severity.ERROR)
 
 
 def _find(module: Module, settings: Settings) -> tuple[Finding, ...]:
@@ -151,26 +160,31 @@ def _repair(module: Module, settings: Settings, complete: bool = False) -> Repai
     """Apply the safe fixes; with `complete`, also what half-done AMP lacks. Deprecated names are brought up to date in
     files that change anyway."""
 
-    def check(
-        module: Module, allowed: frozenset[str] = COMPLETES, settings: Settings = settings
-    ) -> tuple[Finding, ...]:
-        found = _find(module, settings)
-        return tuple(_made_safe(one) if complete and one.code in allowed else one for one in found)
+    def check(allowed: frozenset[str], settings: Settings, module: Module) -> tuple[Finding, ...]:
+        return tuple(_made_safe(one) if one.code in allowed else one for one in _find(module, settings))
 
+    wider = replace(settings, codes=settings.codes | (_deprecated() & default_codes()))
+    stages = [(frozenset[str](), settings)]  # first what is wrong, then what is missing: a dtype may decide that
+    if complete:
+        stages.append((COMPLETES, settings))
+    done = Repair(module, (), _find(module, settings))
     try:
-        repaired = repair(module, check(module), check, SAFE)
-        if repaired.fixed:
-            deprecated = {code for code in default_codes() if code.startswith("AMP6")}
-            wider = replace(settings, codes=settings.codes | deprecated)
-            for allowed in (COMPLETES | GOES_ALONG, COMPLETES):
-                more = partial(check, allowed=allowed, settings=wider)
-                again = repair(repaired.module, more(repaired.module), more, SAFE)
-                if not {one.code for one in again.findings} - {one.code for one in repaired.findings} & GOES_ALONG:
-                    break  # the scaler's state is not saved where it cannot be restored
-            return Repair(again.module, repaired.fixed + again.fixed, again.findings)
+        for allowed, wanted in stages:
+            done = _more(done, partial(check, allowed, wanted))
+        if not done.fixed:
+            return done
+        for allowed in (GOES_ALONG if complete else frozenset[str](), frozenset[str]()):
+            along = _more(done, partial(check, allowed, wider))
+            if not {one.code for one in along.left} - {one.code for one in done.left} & GOES_ALONG:
+                return along  # otherwise the scaler's state would be saved where it cannot be restored
     except Unsettled:
-        return Repair(module, (), check(module))
-    return Repair(repaired.module, (), repaired.findings)
+        return Repair(module, (), _find(module, settings))
+    return along
+
+
+def _more(done: Repair, check: Check) -> Repair:
+    repaired = repair(done.module, check(done.module), check, SAFE)
+    return Repair(repaired.module, done.fixed + repaired.fixed, repaired.findings)
 
 
 def _made_safe(finding: Finding) -> Finding:
@@ -189,7 +203,8 @@ def _convert(module: Module, reading: Reading, plan: StepPlan, settings: Setting
     seen = {frame.call for event in reading.events for frame in event.frame.stack() if frame.call is not None}
     writer.write(seen)
     for region, casts in evaluation_regions(reading, plan):
-        writer.evaluate(region, casts)
+        if dtype != "bfloat16" or not to_numpy(reading, region[0]):
+            writer.evaluate(region, casts)
     try:
         text = apply(module.text, writer.edits)
     except Conflict:

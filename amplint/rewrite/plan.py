@@ -10,7 +10,7 @@ from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.float32 import split
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.unfit import framework, whole_script
+from amplint.rewrite.unfit import framework, to_numpy, whole_script
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
@@ -126,6 +126,9 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         raise Refused("backward and step are in different functions", BY_HAND)
     forward, region = _region(reading, backward)
     region, casts = split(reading, region)
+    if dtype == "bfloat16" and to_numpy(reading, region[0]):
+        reason = "it turns model outputs into NumPy arrays, which have no bfloat16"
+        raise Refused(reason, "add .float() before .numpy()")
     optimizers = {one.optimizer for one in steps}
     clips: list[events.Event] = []
     reads: list[events.Event] = []

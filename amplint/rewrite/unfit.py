@@ -27,10 +27,6 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             raise Refused("the model is cast to half precision", "remove the cast first (amplint check says where)")
         if isinstance(event, events.ChangeWeights) and event.how in _BY_HAND and _trains_by_hand(event):
             raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
-        if dtype == "bfloat16" and isinstance(event, events.Operation) and event.name == "numpy":
-            raise Refused(
-                "it turns model outputs into NumPy arrays, which have no bfloat16", "add .float() before .numpy()"
-            )
         if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
             raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
     if dtype == "float16" and any(_gram(one) for one in (module, *used)):
@@ -115,6 +111,24 @@ def _of_torch(nodes: list[ast.AST]) -> set[str]:
         if isinstance(node, ast.Attribute)
         and not (isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy", "tf", "pd"))
     }
+
+
+def to_numpy(reading: Reading, place: ast.AST) -> bool:
+    """Whether NumPy, which has no bfloat16, gets what a region at `place` computes: inside the model, or later in the
+    same iteration."""
+    module = reading.module
+    above = list(module.ancestors(place))
+    loop = next((one for one in above if isinstance(one, ast.For | ast.While)), None)
+    around: ast.AST | None = loop or module.function(place)
+    return any(
+        isinstance(event, events.Operation)
+        and event.name == "numpy"
+        and (
+            any(frame.in_model for frame in event.frame.stack())
+            or (event.module is module and (around is None or around in module.ancestors(event.node)))
+        )
+        for event in reading.events
+    )
 
 
 def _sparse_gradients(node: ast.AST) -> bool:
