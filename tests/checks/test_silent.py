@@ -1361,6 +1361,59 @@ silent(
     """,
 )
 
+# -- many optimizers, made at one place --------------------------------------------------------------------------------
+
+silent(
+    "a list and a dict of optimizers, stepped one after the other",
+    """
+    import torch
+    import torch.nn.functional as F
+
+
+    def train(models, loader):
+        optimizers = [torch.optim.Adam(model.parameters(), lr=1e-3) for model in models]
+        schedulers = {}
+        by_name = {}
+        for name, model in enumerate(models):
+            by_name[name] = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cuda")
+        for x, y in loader:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = sum(F.cross_entropy(model(x.cuda()), y.cuda()) for model in models)
+            scaler.scale(loss).backward()
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+                scaler.step(optimizer)
+            scaler.update()
+        for x, y in loader:
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = sum(F.cross_entropy(model(x.cuda()), y.cuda()) for model in models)
+            scaler.scale(loss).backward()
+            for name, optimizer in by_name.items():
+                scaler.unscale_(optimizer)
+                scaler.step(optimizer)
+            scaler.update()
+            for optimizer in by_name.values():
+                optimizer.zero_grad()
+    """,
+)
+silent(
+    "a step of many optimizers whose caller updates",
+    """
+    import torch
+
+
+    def step(scaler, models):
+        optimizers = [torch.optim.Adam(model.parameters()) for model in models]
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+    """,
+)
+
 
 @pytest.mark.parametrize("name", SILENT)
 def test_good_code_is_silent(name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 
 from amplint.checks.registry import (
     Script,
@@ -157,13 +158,14 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         inside = list(ast.walk(function))
-        scales = {text(module, side) for node in inside for side in _factors(node)}
+        scalings = {text(module, side): node for node in inside for side in _factors(node)}
         backwards = [n for n in inside if isinstance(n, ast.Call) and _calls_backward(n)]
         for node in inside:
             match node:
                 case ast.AugAssign(target=ast.Attribute() as factor, op=ast.Div(), value=value):
                     scale = text(module, value.args[0] if isinstance(value, ast.Call) and value.args else value)
-                    if scale not in scales or not backwards or own_condition(module, node, backwards[0]):
+                    scaling = scalings.get(scale)
+                    if scaling is None or not backwards or own_condition(module, node, scaling):
                         continue
                     if not _set_in(function, text(module, factor), module):
                         yield found_at(
@@ -203,13 +205,7 @@ def _every_n_batches(event: events.Event) -> bool:
     """Whether a condition counts batches (`i % n == 0`) before this runs."""
     module = event.module
     function = module.function(event.node)
-    counts = {
-        target.id
-        for assign in ast.walk(function or module.tree)
-        if isinstance(assign, ast.Assign) and _has_modulo(assign.value)
-        for target in assign.targets
-        if isinstance(target, ast.Name)
-    }
+    counts = _counts_of(function or module.tree)
     for above in module.ancestors(event.node):
         if above is function:
             return False
@@ -218,6 +214,18 @@ def _every_n_batches(event: events.Event) -> bool:
         ):
             return True
     return False
+
+
+@lru_cache(256)
+def _counts_of(code: ast.AST) -> frozenset[str]:
+    """The names that hold which of several batches it is."""
+    return frozenset(
+        target.id
+        for assign in ast.walk(code)
+        if isinstance(assign, ast.Assign) and _has_modulo(assign.value)
+        for target in assign.targets
+        if isinstance(target, ast.Name)
+    )
 
 
 def _has_modulo(node: ast.AST) -> bool:

@@ -340,6 +340,37 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
         )
 
 
+@rule("AMP112")
+def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
+    """update() in the loop that steps one optimizer after the other, with the gradients of all of them waiting."""
+    for update in script.events(events.Update):
+        loop = update.loops[-1].node if update.loops else None
+        if not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
+            continue
+        turns = {name.id for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
+        for step in script.events(events.Step):
+            if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
+                continue
+            backwards = backwards_of(step, step.before)
+            if first_argument(step) not in turns or not backwards:
+                continue
+            if any(loop is one.node for backward in backwards for one in backward.loops):
+                continue
+            yield found(
+                "AMP112",
+                update,
+                f"{receiver(update)}.update() runs after every optimizer's step: if it changes the scale, the "
+                "gradients that still wait are divided by the wrong one",
+                evidence=[
+                    (backwards[-1], "gradients are scaled with the old scale"),
+                    (step, "one optimizer steps"),
+                    (update, "the scale may change before the next one does"),
+                ],
+                help="call update() once, after the loop",
+                fix=fixes.update_after_loop(update.module, update.node, loop),
+            )
+
+
 def _drop_update(script: Script, update: events.Update, step: events.Step) -> Fix | None:
     """Only where another update follows the last step in the same block as that step."""
     later = [u for u in script.events(events.Update) if u.scaler == update.scaler and u.node is not update.node]

@@ -126,6 +126,14 @@ def update_after(module: Module, steps: list[ast.AST], scaler: str) -> Fix | Non
     )
 
 
+def update_after_loop(module: Module, update: ast.AST, loop: ast.For) -> Fix | None:
+    """Move update() out of the loop that it ends."""
+    statement = module.statement(update)
+    if statement is not loop.body[-1] or len(loop.body) < 2 or loop.orelse:
+        return None
+    return attempt("update after the loop", SAFE, lambda: edits.move_after(module, [statement], loop))
+
+
 def update_behind(module: Module, update: ast.AST, step: ast.AST) -> Fix | None:
     """Move update() to right behind the step, where both stand in one block."""
     statement, target = module.statement(update), module.statement(step)

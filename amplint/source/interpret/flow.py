@@ -355,7 +355,12 @@ def _unrolled(
     m: Machine, node: ast.For | ast.AsyncFor, items: list[Value], world: World, frame: Frame, flow: Flow
 ) -> list[World]:
     worlds, left = [world], Flow()
+    seen: set[Value] = set()
     for item in items:
+        optimizers = {one for one in objects.contents(item) if isinstance(one, Optimizer)}
+        if optimizers & seen:
+            continue  # one that was made in a loop stands for several: each has its turn once
+        seen |= optimizers
         inner = Flow()
         worlds = [after for before in worlds for after in assign(m, node.target, item, before, frame)]
         worlds = join_all(run(m, node.body, worlds, frame, inner) + inner.continues)
@@ -375,14 +380,18 @@ def rounds(
 ) -> list[World]:
     """Run a loop's body until nothing new happens, three rounds at most; the rounds are kept apart in `m.rounds`.
 
-    Below several loops one round has to do: three rounds of each of d loops are 3^d."""
+    Below several loops one round has to do: three rounds of each of d loops are 3^d. It has to do, too, where each
+    round gets another optimizer, and one stands for all of them: none comes again."""
     outer, worlds, breaks = world.loops, [world], []
     before: list[object] = []
-    for number in range(1, (MOST_ROUNDS if len(outer) < DEEP else 1) + 1):
+    most = MOST_ROUNDS if len(outer) < DEEP else 1
+    for number in range(1, MOST_ROUNDS + 1):
         inner = Flow()
         entering: list[World] = []
         logged = len(m.log)
         element = None if item is None else item()  # the same in all worlds: what one asks of it, the others may, too
+        if element is not None and any(isinstance(one, Optimizer | Scaler) for one in objects.contents(element)):
+            most = 1
         for one in worlds:
             one.loops = (*outer, events.Loop(node, frame, number))
             started = _uncounted(m, node, one, frame) if number > 1 else [one]
@@ -399,7 +408,7 @@ def rounds(
         breaks += inner.breaks
         states = [state(w) for w in worlds]
         quiet = len(m.log) == logged
-        if not worlds or quiet or (number > 1 and all(s in before for s in states)):
+        if not worlds or quiet or number == most or (number > 1 and all(s in before for s in states)):
             break
         before = states
     ended = worlds or breaks

@@ -622,18 +622,13 @@ def _container(
             if found is None and owner.open:
                 return [(sym("item", owner, args[0]), world)]
             return [(found if found is not None else default, world)]
-        case Mapping(), "items":
-            return [
-                (
-                    Items(tuple(Items(pair) for pair in owner.items), "list")
-                    if not owner.open
-                    else Many(Items((fresh("key"), fresh("value")))),
-                    world,
-                )
-            ]
-        case Mapping(), "values":
+        case Mapping(), "items" | "values":
             values = tuple(value for _, value in owner.items)
-            return [(Items(values, "list") if not owner.open else Many(fresh("value")), world)]
+            if not owner.open:
+                pairs = tuple(Items(pair) for pair in owner.items)
+                return [(Items(pairs if name == "items" else values, "list"), world)]
+            one = objects.merge_elements(list(values))
+            return [(Many(Items((fresh("element"), one)) if name == "items" else one), world)]
         case Many(), "items":
             return [(owner, world)]
         case Mapping(), "update" if args and isinstance(args[0], Mapping) and isinstance(node, ast.Call):
