@@ -30,6 +30,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except OSError as error:  # files are read and written under guard: this is standard output or input
+        fail(f"cannot go on: {error.strerror or error}")
     except Exception as error:
         if os.environ.get("AMPLINT_DEBUG"):
             raise

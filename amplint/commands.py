@@ -45,7 +45,7 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     )
     read: text.Source = source
     if stdin:
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read() if sys.stdin else b""  # closed
         outcomes = [_check_stdin(data, job, options)]
         read = partial(_text, outcomes[0], data)
     else:

@@ -405,6 +405,21 @@ def test_a_closed_pipe_is_no_traceback():
     assert result.stderr == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_line():
+    put("a.py")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", FAKE, "check", "a.py"]
+        result = subprocess.run(command, env=ENV, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (2, "amplint: cannot go on: No space left on device\n")
+
+
+def test_an_input_that_is_closed_is_empty():
+    command = f"\"{sys.executable}\" -c '{FAKE}' check - <&-"
+    result = subprocess.run(command, shell=True, env=ENV, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "All checks passed!\n", "")
+
+
 def test_control_c_is_no_traceback():
     put("a.py", "hang_call()\n")
     child = subprocess.Popen([sys.executable, "-c", FAKE, "check", "a.py"], env=ENV, stderr=subprocess.PIPE, text=True)
