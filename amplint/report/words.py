@@ -127,7 +127,7 @@ def _called(event: events.Forward) -> str:
 def _backward(names: Names, event: events.Backward, several: bool) -> Telling:
     details: list[str | Detail] = []
     if event.managed:
-        details.append(", scaled and unscaled by the library")
+        details.append(", its scaling left to the library")
     if event.scaler is not None:
         details.append(f", scaled by {names.name(event.scaler)}")
     details.append(_inside(names, event))

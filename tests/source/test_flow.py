@@ -260,7 +260,7 @@ class Net(L.LightningModule):
         self.manual_backward(loss)
         opt.step()
 """,
-        "zero gradients of opt · forward self.layer · backward of loss, scaled and unscaled by the library · step opt",
+        "zero gradients of opt · forward self.layer · backward of loss, its scaling left to the library · step opt",
     ),
     "a library's functions are no modules, whatever package they come from": (
         """

@@ -182,7 +182,7 @@ for x in loader:
     nn.utils.clip_grad_norm_(amp.master_params(optimizer), 1.0)
     optimizer.step()
 """,
-        "zero gradients of optimizer · forward model · backward of scaled_loss, scaled and unscaled by the library · "
+        "zero gradients of optimizer · forward model · backward of scaled_loss, its scaling left to the library · "
         "clip gradients of optimizer (norm) · step optimizer",
     ),
     "accelerate": (
@@ -200,7 +200,7 @@ for x in loader:
         optimizer.step()
         optimizer.zero_grad()
 """,
-        "forward model · backward of loss, scaled and unscaled by the library · if accelerator.sync_gradients: "
+        "forward model · backward of loss, its scaling left to the library · if accelerator.sync_gradients: "
         "[clip gradients of model (norm)] · step optimizer · zero gradients of optimizer",
     ),
     "a DeepSpeed engine": (
@@ -212,7 +212,7 @@ for x in loader:
     engine.backward(loss)
     engine.step()
 """,
-        "backward of loss, scaled and unscaled by the library · step engine",
+        "backward of loss, its scaling left to the library · step engine",
     ),
     "a scaler that is handed to something unknown": (
         MODEL

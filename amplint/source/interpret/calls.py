@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import replace
 from functools import lru_cache
 
@@ -51,6 +52,8 @@ from amplint.source.values import (
     significant,
     sym,
 )
+
+_BACKWARD = re.compile(r"(?:^|_)backwards?$")  # what something unknown that runs backward is called: manual_backward
 
 
 def evaluate_call(m: Machine, node: ast.Call, world: World, frame: Frame) -> Results:
@@ -230,9 +233,8 @@ def unknown(
         enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
         return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()
-    losses = [tensor for tensor in tensors.tensors_in(values) if tensor.of]
-    if losses and "backward" in _last_name(callee):
-        methods.backward(m, losses[0], node, world, frame, managed=True)
+    if values and isinstance(values[0], Tensor | Sym | Many | Items) and _BACKWARD.search(_last_name(callee)):
+        methods.backward(m, values[0], node, world, frame, managed=True)
         return [(NONE, world)]
     for value in values:
         protocol.hand_over(world, value)
