@@ -42,6 +42,6 @@ def test_the_walk_through_works(tmp_path):
     module = tmp_path / first(r"at the end of `([^`]*)`")
     module.write_text(module.read_text() + "\n\n" + first(r"^```python\n(@rule.*?)^```$"))
     assert re.search(r"^\d+ passed", run(tmp_path, *tests), re.MULTILINE)
-    assert "All checks passed!" in run(tmp_path, "ruff", "check", "amplint")
-    assert "already formatted" in run(tmp_path, "ruff", "format", "--check", "amplint")
+    assert "All checks passed!" in run(tmp_path, "ruff", "check", str(module))
+    assert "already formatted" in run(tmp_path, "ruff", "format", "--check", str(module))
     assert "Success" in run(tmp_path, "mypy")
