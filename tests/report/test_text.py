@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from dataclasses import replace
 
 import click
 import pytest
@@ -266,3 +267,21 @@ def test_a_fix_that_several_findings_share_is_shown_once():
     first, second = map(click.unstyle, texts)
     assert "7 +         scaler.unscale_(optimizer)" in first
     assert "fix: fix it, shown above for train.py:6:9" in second and " + " not in second
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "told"),
+    [
+        ("(\n    loss / 2\n).backward()\n", (3, 13), ["3 | ).backward()", "  | ^^^^^^^^^^^^ here"]),
+        ("(\n    loss / 2\n)\n", (3, 2), ["2 |     loss / 2", "  |     ^^^^^^^^ here"]),
+        ("f(\n    2\n)\n", (3, 2), ["1 | f(", "  | ^^ here"]),
+    ],
+)
+def test_a_long_range_is_shown_by_its_row_that_says_most(text, end, told):
+    place = Range(Location(1, 1), Location(*end))
+    finding = make_finding("a.py", range=place, related=(make_related("a.py", 1, "here"),))
+    related = replace(finding.related[0], range=place)
+    rows = shown(replace(finding, related=(related,)), text).splitlines()
+    assert " --> a.py:1:1" in rows
+    assert any(rows[at : at + 2] == told for at in range(len(rows)))
+    assert not any("because of" in row for row in rows)  # the only evidence is the finding's own line: told beside it
