@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 
 from amplint import knowledge
-from amplint.checks.registry import Script, found, rule, text
-from amplint.findings import Finding
+from amplint.checks.registry import Script, found, found_at, rule, text
+from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import migration as fixes
+from amplint.rewrite.refused import Refused
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
@@ -141,13 +142,13 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                     help=f"write enabled={flag}",
                     fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_ORDER[: len(node.args) - 1], 1))),
                 )
-            elif isinstance(value.enabled, Lib) and dtype_of(value.enabled) and node.args:
+            elif isinstance(value.enabled, Lib) and dtype_of(value.enabled) and (given := _enabled(node)) is not None:
                 yield found(
                     "AMP602",
                     create,
-                    f"{text(create.module, node.args[0])} is passed as `enabled` here, not as dtype: TypeError",
-                    help=f"write dtype={text(create.module, node.args[0])}",
-                    fix=fixes.name_arguments(create.module, node, {0: "dtype"}) if len(node.args) == 1 else None,
+                    f"{text(create.module, given)} is passed as `enabled` here, not as dtype: TypeError",
+                    help=f"write dtype={text(create.module, given)}",
+                    fix=fixes.enabled_to_dtype(create.module, node, given),
                 )
         elif isinstance(value, Scaler) and _number(value.device) and node.args:
             scale = text(create.module, node.args[0])
@@ -158,6 +159,12 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
                 help=f'write torch.amp.GradScaler("cuda", init_scale={scale})',
                 fix=fixes.name_arguments(create.module, node, dict(enumerate(_OLD_SCALER[: len(node.args)])), '"cuda"'),
             )
+
+
+def _enabled(call: ast.Call) -> ast.expr | None:
+    """What is passed as `enabled`: by its name, or first."""
+    named = next((one.value for one in call.keywords if one.arg == "enabled"), None)
+    return named or (call.args[0] if len(call.args) == 1 else None)
 
 
 def _position(call: ast.Call, keyword: str) -> ast.expr | None:
@@ -228,3 +235,43 @@ def _boolean(value: Value | None) -> bool:
 
 def _number(value: Value | None) -> bool:
     return isinstance(value, Const) and isinstance(value.value, int | float) and not isinstance(value.value, bool)
+
+
+# -- apex -------------------------------------------------------------------------------------------------------------
+
+
+@rule("AMP605")
+def apex_amp(script: Script) -> Iterator[Finding]:
+    """apex.amp, which current apex does not have: one finding a file, at the import."""
+    module = script.module
+    if "apex" not in module.text:
+        return
+    from amplint.rewrite.apex.migrate import migrate
+    from amplint.rewrite.apex.uses import falls_back, guard, raises, uses_of
+
+    uses = uses_of(module)
+    if not uses.imports:
+        return
+    statement, alias = next(((s, a) for s, a in uses.imports if a.name != "apex"), uses.imports[0])
+    attempt = guard(module, statement)
+    if attempt is not None and (not uses.uses or falls_back(attempt)):
+        return
+    message = "current apex has no apex.amp: ImportError"
+    severity = knowledge.rules()["AMP605"].severity
+    fix, advice = None, ""
+    if attempt is not None and not raises(attempt):
+        message = "current apex has no apex.amp: without it, what this script does with it is left out or fails"
+    if uses.native and uses.uses:
+        advice = "remove the branch that uses apex: torch.amp is there beside it"
+        severity = severity if attempt is None else Severity.NOTE
+    else:
+        try:
+            fix = migrate(script.reading, script.settings, uses)
+        except Refused as refused:
+            advice = f"not migrated: {refused.reason}; {refused.advice}"
+        else:
+            advice = fix.message
+    if any("apex.parallel" in name for names in module.imports.values() for name in names):
+        advice += "; torch.nn.parallel and nn.SyncBatchNorm do what apex.parallel does"
+    evidence = [(module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in uses.uses]
+    yield found_at("AMP605", module, alias, message, severity=severity, evidence=evidence, help=advice, fix=fix)

@@ -1,0 +1,1 @@
+"""apex.amp → torch.amp: a whole file at once, or not at all."""

@@ -1,0 +1,200 @@
+"""The imports go, and with them the question whether apex is installed: `try … except ImportError`, APEX_AVAILABLE."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Collection, Sequence
+
+from amplint.findings import Edit
+from amplint.rewrite import edits
+from amplint.rewrite.apex.uses import Import, Uses, guard
+from amplint.rewrite.refused import Refused
+from amplint.source.module import Module
+
+_ASKS = "it asks whether apex is installed in a way that amplint does not follow"
+_ADVICE = "drop that question, then run amplint again"
+
+
+class Leaving:
+    """What goes with the imports: statements, parts of statements, and the flags that say whether apex is there."""
+
+    def __init__(self, module: Module, uses: Uses):
+        self.module = module
+        self.uses = uses
+        self.statements: list[ast.stmt] = []
+        self.names: set[str] = set()  # imported beside others: only the name goes
+        self.flags: set[str] = set()
+        self.questions: list[ast.expr] = []
+        self._asked()
+        whole: dict[Import, int] = {}
+        for statement, _ in uses.imports:
+            whole[statement] = whole.get(statement, 0) + 1
+        stays = {alias for _, alias in uses.imports if alias.name == "apex" and self._used_otherwise()}
+        for statement, alias in uses.imports:
+            if alias in stays:
+                continue
+            if whole[statement] < len(statement.names):
+                self.names.add(alias.asname or alias.name.partition(".")[0])
+            elif statement not in self.statements:
+                self._whole(statement)
+
+    def _used_otherwise(self) -> bool:
+        roots = {node for use in self.uses.uses for node in ast.walk(use.node)}
+        return any(
+            isinstance(node, ast.Name) and node.id == "apex" and node not in roots
+            for node in ast.walk(self.module.tree)
+        )
+
+    def _asked(self) -> None:
+        """Find the questions that are no flags: `find_spec("apex")`, `"apex" in sys.modules`."""
+        for node in ast.walk(self.module.tree):
+            match node:
+                case ast.Compare(left=ast.Constant(value="apex"), ops=[ast.In()]):
+                    self.questions.append(node)
+                case ast.Call(args=[ast.Constant(value="apex" | "apex.amp")], func=ast.Attribute(attr="find_spec")):
+                    self.questions.append(node)
+                case ast.Call(args=[ast.Constant(value=str() as name), *_], func=ast.Attribute(attr="import_module")):
+                    if name.partition(".")[0] == "apex":
+                        raise Refused(_ASKS, _ADVICE)
+
+    def _whole(self, statement: Import) -> None:
+        attempt = guard(self.module, statement)
+        if attempt is None:
+            self.statements.append(statement)
+            return
+        flags = {name for one in attempt.body if (name := _flag(one, True))}
+        rest = [one for one in attempt.body if one is not statement and not _flag(one, True)]
+        if rest:
+            if any(self._loads(flag) for flag in flags) and self.uses.uses:
+                raise Refused(_ASKS, _ADVICE)
+            self.statements.append(statement)
+            return
+        if (
+            attempt.orelse
+            or attempt.finalbody
+            or not all(map(_only_says, (o for h in attempt.handlers for o in h.body)))
+        ):
+            raise Refused("the `try` around the import does more than to say that apex is missing", _ADVICE)
+        self.flags |= flags
+        self.statements.append(attempt)
+        inside = set(ast.walk(attempt))
+        bound = {name for one in attempt.handlers for part in one.body if (name := _flag(part, False))}
+        for name in bound - flags:
+            if self._loads(name) and not any(
+                isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+                for node in set(ast.walk(self.module.tree)) - inside
+            ):
+                raise Refused(f"{name} is set only where apex is missing", _ADVICE)
+
+    def _loads(self, flag: str) -> list[ast.Name]:
+        return [
+            node
+            for node in ast.walk(self.module.tree)
+            if isinstance(node, ast.Name) and node.id == flag and isinstance(node.ctx, ast.Load)
+        ]
+
+    def simplified(self, test: ast.expr) -> str:
+        """The text of a condition without the flags, which are true from now on."""
+        match test:
+            case ast.BoolOp(op=ast.And(), values=values):
+                kept = [value for value in values if not self._is_flag(value)]
+                if len(kept) < len(values):
+                    return " and ".join(self.module.source(value) for value in kept)
+            case _ if self._is_flag(test):
+                return ""
+        if any(isinstance(node, ast.expr) and self._is_flag(node) for node in ast.walk(test)):
+            raise Refused(_ASKS, _ADVICE)
+        return self.module.source(test)
+
+    def _is_flag(self, node: ast.expr) -> bool:
+        return node in self.questions or (isinstance(node, ast.Name) and node.id in self.flags)
+
+    def edits(self, also: Sequence[ast.stmt], gone: Collection[ast.AST]) -> list[Edit]:
+        """Delete the imports and the statements in `also`, and answer what asks for a flag. `gone` is what other edits
+        take away."""
+        module, delete, made = self.module, [*self.statements, *also], []
+        dropped = {part for one in delete for part in ast.walk(one)} | set(gone)
+        loads: list[ast.expr] = [load for flag in sorted(self.flags) for load in self._loads(flag)]
+        for load in (*loads, *self.questions):
+            if load in dropped:
+                continue
+            statement = module.statement(load)
+            if self.answered(statement):
+                delete.append(statement)
+                dropped |= set(ast.walk(statement))
+            elif isinstance(statement, ast.If) and isinstance(statement.test, ast.BoolOp):
+                dropped |= set(ast.walk(statement.test))
+                made += edits.replace(module, statement.test, self.simplified(statement.test))
+            else:
+                raise Refused(f"{module.source(load)} is used for more than apex.amp", _ADVICE)
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Name) and node.id in self.flags and node not in dropped:
+                raise Refused(f"{node.id} is set in several places", _ADVICE)
+        gone_now = [*delete, *gone, *(use.node for use in self.uses.uses), *self.questions]
+        roots = {node.id for one in self.questions for node in ast.walk(one) if isinstance(node, ast.Name)}
+        if self.names or roots:
+            made += edits.remove_import_name(module, *self.names, *roots, gone=gone_now)
+        return made + edits.delete(module, *dict.fromkeys(delete))
+
+    def _always(self, test: ast.expr) -> bool:
+        """Whether a condition holds whatever its other parts are, now that the flags are true."""
+        leaves = _leaves(test)
+        open_ones = sorted({ast.unparse(leaf) for leaf in leaves if not self._is_flag(leaf)})
+        answered = {ast.unparse(leaf): True for leaf in leaves if self._is_flag(leaf)}
+        if len(open_ones) > 6:
+            return False
+        return all(
+            _value(test, answered | dict(zip(open_ones, values, strict=True)))
+            for values in itertools.product((True, False), repeat=len(open_ones))
+        )
+
+    def answered(self, statement: ast.stmt) -> bool:
+        """Whether an assertion always holds now, or a branch that marks or reports that apex is missing is not taken
+        any more."""
+        match statement:
+            case ast.Assert(test=test):
+                return self._always(test)
+            case ast.If(test=test, body=body, orelse=[]) if all(map(_only_says, body)):
+                return self._always(ast.UnaryOp(ast.Not(), test))
+        return False
+
+
+def _flag(statement: ast.stmt, value: bool) -> str:
+    """The name that a statement sets to True (or False)."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=bool() as given)) if given is value:
+            return name
+    return ""
+
+
+def _only_says(statement: ast.stmt) -> bool:
+    """A statement of a handler that can go: it reports, gives up, or marks apex as missing."""
+    match statement:
+        case ast.Pass() | ast.Raise():
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Name() | ast.Attribute())):
+            return True
+        case ast.Assign(targets=[ast.Name() | ast.Attribute()], value=ast.Constant(value=None | False)):
+            return True
+    return False
+
+
+def _leaves(test: ast.expr) -> list[ast.expr]:
+    match test:
+        case ast.BoolOp(values=values):
+            return [leaf for value in values for leaf in _leaves(value)]
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return _leaves(operand)
+    return [test]
+
+
+def _value(test: ast.expr, known: dict[str, bool]) -> bool:
+    match test:
+        case ast.BoolOp(op=ast.And(), values=values):
+            return all(_value(value, known) for value in values)
+        case ast.BoolOp(values=values):
+            return any(_value(value, known) for value in values)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return not _value(operand, known)
+    return known[ast.unparse(test)]

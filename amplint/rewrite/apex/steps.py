@@ -1,0 +1,194 @@
+"""The optimizer's steps, and what reads or clips gradients before them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterable
+
+from amplint.findings import Edit
+from amplint.rewrite import edits
+from amplint.rewrite.apex.scope import Scope
+from amplint.rewrite.fixes import conditions_above, suite_of
+from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module
+from amplint.source.values import Optimizer
+
+_READS = re.compile(r"grad(s|ient|ients)?(_|$)")
+_HARMLESS = re.compile(r"zero_grad|no_grad|set_grad|enable_grad|requires_grad|is_grad|grad_acc|grad_enabled|sync")
+
+
+def steps_of(
+    reading: Reading, optimizers: Collection[Optimizer], losses: Iterable[tuple[ast.stmt, Collection[str]]]
+) -> dict[ast.Call, Optimizer | None]:
+    """Each place in the file that steps an optimizer whose losses were scaled, with the optimizer: what the reading
+    saw, and in the function of a scaled loss each step() of an optimizer of that name."""
+    module = reading.module
+    found: dict[ast.Call, Optimizer | None] = {}
+    kinds: dict[ast.AST, set[str]] = {}
+    for event in reading.events:
+        if isinstance(event, events.Step) and event.optimizer in optimizers:
+            kinds.setdefault(event.node, set()).add(event.before.kind)
+    for event in reading.events:
+        if isinstance(event, events.Step) and kinds.get(event.node, set()) & {"managed", "unknown", "entry"}:
+            if event.optimizer not in optimizers:
+                continue
+            match event.node:
+                case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]) if event.module is module:
+                    found.setdefault(event.node, event.optimizer)
+                case ast.Call() if event.module is module:
+                    raise Refused("the optimizer's step() takes arguments", "a GradScaler cannot drive a closure")
+                case _:
+                    raise Refused("the optimizer steps in another file", BY_HAND)
+    for statement, names in losses:
+        for node in ast.walk(module.function(statement) or module.tree):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="step", value=owner), args=[], keywords=[]) if (
+                    node not in found and node not in kinds and module.source(owner) in names
+                ):
+                    if module.function(node) is module.function(statement):
+                        found[node] = None
+    if not found:
+        raise Refused("amplint does not see the optimizer's step() in this file", BY_HAND)
+    return found
+
+
+def owner_text(module: Module, step: ast.Call) -> str:
+    assert isinstance(step.func, ast.Attribute)
+    return module.source(step.func.value)
+
+
+def step_edits(module: Module, steps: Iterable[ast.Call], scope: Scope) -> list[Edit]:
+    """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each block."""
+    made: list[Edit] = []
+    last: dict[int, ast.stmt] = {}
+    for step in sorted(steps, key=lambda node: node.lineno):
+        statement = module.statement(step)
+        if not isinstance(statement, ast.Expr | ast.Assign):
+            raise Refused("the optimizer's step() is part of another statement", BY_HAND)
+        scaler = scope.reach(step)
+        made += edits.replace(module, step, f"{scaler}.step({owner_text(module, step)})")
+        last[id(suite_of(module, statement))] = statement
+    for statement in last.values():
+        made += edits.insert_after(module, statement, [f"{scope.name(statement)}.update()"])
+    return made
+
+
+def unscale_edits(
+    reading: Reading,
+    scope: Scope,
+    steps: dict[ast.Call, Optimizer | None],
+    masters: dict[ast.Call, str],
+    scaled: Collection[ast.stmt],
+) -> list[Edit]:
+    """unscale_ before the first statement on the way to each step that clips or reads gradients: apex had unscaled them
+    at the end of `with amp.scale_loss`. `masters` are the calls of amp.master_params, with their optimizers."""
+    module = reading.module
+    made: list[Edit] = []
+    answered: set[ast.AST] = set()
+    for step, optimizer in steps.items():
+        uses: set[ast.AST] = _uses(reading, step, optimizer) | {
+            c for c, owner in masters.items() if owner == owner_text(module, step)
+        }
+        uses |= _suspects(module, step, scaled)
+        uses = {use for use in uses if module.function(use) is module.function(step) and use.lineno < step.lineno}  # type: ignore[attr-defined]
+        answered |= uses
+        if not uses:
+            continue
+        place = _place(module, uses, step)
+        scaler = scope.reach(place)
+        made += edits.insert_before(module, place, [f"{scaler}.unscale_({owner_text(module, step)})"])
+    if any(call not in answered for call in masters):
+        raise Refused("amp.master_params is used where no step() of the optimizer follows", BY_HAND)
+    return made
+
+
+def _uses(reading: Reading, step: ast.Call, optimizer: Optimizer | None) -> set[ast.AST]:
+    """What clips or reads gradients that apex has unscaled."""
+    module = reading.module
+    found: set[ast.AST] = set()
+    for event in reading.events:
+        if isinstance(event, events.Clip | events.ReadGradient) and any(
+            (one == optimizer or optimizer is None) and gradients.kind in ("managed", "unknown", "entry")
+            for one, gradients in event.touched
+        ):
+            if event.module is not reading.module or module.function(event.node) is not module.function(step):
+                raise Refused("gradients are clipped or read in another function than the step", BY_HAND)
+            found.add(event.node)
+    return found
+
+
+def _suspects(module: Module, step: ast.Call, scaled: Collection[ast.stmt]) -> set[ast.AST]:
+    """Calls between backward and step that may read gradients, by their names: log_grads(model)."""
+    statement = module.statement(step)
+    block = suite_of(module, statement)
+    begin = 0
+    for index, one in enumerate(block[: block.index(statement)]):
+        if any(part in scaled for part in ast.walk(one)):
+            begin = index + 1
+    found: set[ast.AST] = set()
+    for one in block[begin : block.index(statement)]:
+        for node in ast.walk(one):
+            if isinstance(node, ast.Call) and node not in found:
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                reads = _READS.search(name.lower()) and not _HARMLESS.search(name.lower())
+                if reads and not _in_other_arm(module, node, one):
+                    found.add(node)
+    return found
+
+
+def _in_other_arm(module: Module, node: ast.AST, top: ast.stmt) -> bool:
+    """Whether a call stands in an `else`: what runs there is not what AMP runs, or the events say so."""
+    return any(isinstance(one, ast.If) and arm == "orelse" for one, arm in conditions_above(module, node) if one is top)
+
+
+def _place(module: Module, uses: set[ast.AST], step: ast.Call) -> ast.stmt:
+    """The statement before which gradients must be unscaled: the first use, or the loop around it."""
+    there = conditions_above(module, step)
+    ordered = sorted(uses, key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    here = conditions_above(module, ordered[0])
+    if any(one not in here for one in there):
+        raise Refused(
+            "gradients are clipped or read on steps that the optimizer does not take",
+            "clip where the optimizer steps, then run amplint again",
+        )
+    outer = [one for one in here if one not in there]
+    loops = [index for index, (one, _) in enumerate(outer) if isinstance(one, ast.For | ast.While)]
+    own = outer[loops[-1] + 1 :] if loops else outer
+    place = outer[loops[-1]][0] if loops else module.statement(ordered[0])
+    for use in ordered[1:]:
+        if any(one not in conditions_above(module, use) for one in own):
+            place = next(one for one, _ in reversed(own))
+            break
+    assert isinstance(place, ast.stmt)
+    return place
+
+
+def master_edits(module: Module, call: ast.Call) -> list[Edit]:
+    """`amp.master_params(optimizer)` → the parameters themselves: the model's, where the optimizer has them all."""
+    optimizer = module.source(call.args[0])
+    model = _model_of(module, optimizer, call)
+    if model:
+        return edits.replace(module, call, f"{model}.parameters()")
+    return edits.replace(module, call, f'(p for group in {optimizer}.param_groups for p in group["params"])')
+
+
+def _model_of(module: Module, optimizer: str, place: ast.Call) -> str:
+    """The model whose parameters() every assignment of the optimizer is given, first and whole."""
+    found = set()
+    function = module.function(place)
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[target], value=ast.Call() as value) if module.source(target) == optimizer:
+                if module.function(node) is not function and not optimizer.startswith("self."):
+                    return ""
+                match value.args[:1]:
+                    case [ast.Call(func=ast.Attribute(attr="parameters", value=owner), args=[], keywords=[])] if (
+                        isinstance(owner, ast.Name | ast.Attribute)
+                    ):
+                        found.add(module.source(owner))
+                    case _:
+                        return ""
+    return found.pop() if len(found) == 1 else ""
