@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, receiver, rule, text
+from amplint.checks.registry import Script, found, may_both_run, receiver, rule, text
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
@@ -25,7 +25,7 @@ def _cast_of(script: Script, model: Value, before: events.Event) -> events.Cast 
     for event in script.reading.events:
         if event is before:
             break
-        if isinstance(event, events.Cast) and event.model == model:
+        if isinstance(event, events.Cast) and event.model == model and may_both_run(event, before):
             last = event if event.dtype == "float16" else None
     return last
 

@@ -100,6 +100,50 @@ silent(
     """,
 )
 
+silent(
+    "the modes of one script",
+    """
+    import torch
+    import torch.nn.functional as F
+    from absl import app, flags
+
+    FLAGS = flags.FLAGS
+    flags.DEFINE_enum("mode", "train", ["train", "profile", "test", "benchmark"], "")
+    flags.DEFINE_bool("amp", False, "")
+
+
+    def main(argv):
+        model = build(FLAGS).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if FLAGS.amp and (FLAGS.mode == "train" or FLAGS.mode == "profile"):
+            print("training in mixed precision")
+        elif FLAGS.amp:
+            model = model.half()
+        if FLAGS.mode == "benchmark":
+            if FLAGS.amp:
+                model = model.half()
+            measure(model)
+            return
+        if FLAGS.mode == "train":
+            train(model, optimizer, FLAGS.loader)
+        if FLAGS.mode == "profile":
+            with torch.autograd.profiler.emit_nvtx():
+                train(model, optimizer, FLAGS.loader)
+
+
+    def train(model, optimizer, loader):
+        for x, y in loader:
+            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=FLAGS.amp):
+                loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+    app.run(main)
+    """,
+)
+
 # -- 2: frozen halves --------------------------------------------------------------------------------------------------
 
 silent(
@@ -957,23 +1001,59 @@ silent(
     """,
 )
 silent(
-    "apex owns the scale",
+    "apex's optimizer owns masters and scale",
     """
     import torch
     import torch.nn.functional as F
-    from apex import amp
+    from apex.fp16_utils import FP16_Optimizer
     from torch import nn
 
-    model = nn.Linear(8, 2).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model, optimizer = amp.initialize(model, optimizer, opt_level="O1")
+    model = nn.Linear(8, 2).cuda().half()
+    optimizer = FP16_Optimizer(torch.optim.SGD(model.parameters(), lr=0.1), dynamic_loss_scale=True)
     for x, y in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x.cuda()), y.cuda())
-        with amp.scale_loss(loss, optimizer) as scaled:
-            scaled.backward()
-        torch.nn.utils.clip_grad_norm_(amp.master_params(optimizer), 1.0)
+        loss = F.cross_entropy(model(x.cuda().half()).float(), y.cuda())
+        optimizer.backward(loss)
+        optimizer.clip_master_grads(1.0)
         optimizer.step()
+    """,
+)
+silent(
+    "apex where it is installed, else torch.amp",
+    """
+    import torch
+    import torch.nn.functional as F
+    from contextlib import nullcontext
+
+    try:
+        from apex import amp
+
+        has_apex = True
+    except ImportError:
+        has_apex = False
+
+
+    def train(model, optimizer, loader, args):
+        scaler, region = None, nullcontext
+        if args.amp and has_apex:
+            model, optimizer = amp.initialize(model, optimizer, opt_level="O1")
+        elif args.amp:
+            scaler, region = torch.amp.GradScaler("cuda"), lambda: torch.autocast("cuda", dtype=torch.float16)
+        for x, y in loader:
+            optimizer.zero_grad()
+            with region():
+                loss = F.cross_entropy(model(x), y)
+            if scaler is not None:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            elif args.amp and has_apex:
+                with amp.scale_loss(loss, optimizer) as scaled:
+                    scaled.backward()
+                optimizer.step()
+            else:
+                loss.backward()
+                optimizer.step()
     """,
 )
 silent(

@@ -234,6 +234,45 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
         for side, other in (parts, parts[::-1]):
             if evaluate(side, facts) is not None:
                 return assume(other, answer, facts)
-    if kind == "eq" and answer:
-        return {**facts, formula: True, ("is", parts[0]): parts[1]}
-    return {**facts, formula: answer}
+    more = {formula: True, ("is", parts[0]): parts[1]} if kind == "eq" and answer else {formula: answer}
+    after = {**facts, **more}
+    return None if kind not in ("and", "or") and _contradicts(after) else after
+
+
+def possible(formula: Formula, facts: Facts, atoms: int = 6) -> bool:
+    """Whether a formula can be true in this world: undecided atoms are tried both ways, up to a few."""
+    known = evaluate(formula, facts)
+    if known is not None or atoms == 0:
+        return known is not False
+    atom = _undecided(formula, facts)
+    tried = (assume(atom, answer, facts) for answer in (True, False)) if atom is not None else ()
+    return atom is None or any(after is not None and possible(formula, after, atoms - 1) for after in tried)
+
+
+def _undecided(formula: Formula, facts: Facts) -> Question | None:
+    """The first atom of a formula that the facts do not answer."""
+    if isinstance(formula, bool) or evaluate(formula, facts) is not None:
+        return None
+    if formula.kind in ("and", "or", "not"):
+        return next((atom for part in formula.parts if (atom := _undecided(part, facts)) is not None), None)
+    return formula
+
+
+def sides(value: Value, facts: Facts, given: Formula = True) -> list[Value]:
+    """What a value can be in this world, where `given` holds."""
+    if not isinstance(value, Choice):
+        return [value]
+    yes, no = both(given, value.formula), both(given, negate(value.formula))
+    found = sides(value.yes, facts, yes) if possible(yes, facts) else []
+    return found + (sides(value.no, facts, no) if possible(no, facts) else [])
+
+
+def _contradicts(facts: Facts) -> bool:
+    """Whether the answers to the parts of a compound question have settled it otherwise than it was answered."""
+    for formula, answer in facts.items():
+        if isinstance(formula, Question) and formula.kind in ("and", "or"):
+            left, right = (evaluate(part, facts) for part in formula.parts)
+            known = _combine(left, right, formula.kind == "or")
+            if known is not None and known is not answer:
+                return True
+    return False

@@ -222,7 +222,7 @@ def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tup
     for model in trained:
         dtype = world.get(("dtype of", model), "dtype")
         frozen = world.get(("dtype of", model), "frozen") is not None
-        if not frozen and any(side == Const("float16") for side in objects.contents(dtype or NONE)):
+        if not frozen and Const("float16") in conditions.sides(dtype or NONE, world.facts):
             found.append(model)
     return tuple(found)
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from amplint.source.interpret import conditions
-from amplint.source.values import Choice, Formula, Question, Tensor, Value, ask, fresh
+from amplint.source.values import NONE, Choice, Formula, Question, Tensor, Value, ask, fresh
 
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
@@ -138,6 +138,9 @@ def join(left: World, right: World) -> World | None:
         formula = ask("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
     for owner, name in differing:
         mine, other = left.get(owner, name), right.get(owner, name)
+        if isinstance(owner, tuple) and owner[0] == "dtype of":  # in one of them the model was not cast
+            left.set(owner, name, _meet(formula, mine or NONE, other or NONE))
+            continue
         left.set(owner, name, _meet(formula, mine, other))
     left.trace = _weave(formula, left.trace, right.trace)
     if left.facts is not right.facts:
