@@ -51,7 +51,12 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
         if isinstance(event, events.Step) and event.module is module:
             by_node.setdefault(event.node, []).append(event)
     managed = framework(module)
-    in_amp = [step for steps in by_node.values() for step in steps if _in_amp(step)]
+    inside = {
+        event.frame.code
+        for event in reading.events
+        if isinstance(event, events.Forward) and event.grad and event.region is not None and not event.region.assumed
+    }
+    in_amp = [step for steps in by_node.values() for step in steps if _in_amp(step) or step.frame.code in inside]
     for node, steps in by_node.items():
         try:
             if managed and all(step.before.kind in ("managed", "unknown") for step in steps):

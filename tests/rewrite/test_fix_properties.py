@@ -278,6 +278,14 @@ def no_new_names(before: str, after: str) -> None:
     assert not [message for message in new if re.search("unused|undefined|redefin", message)]
 
 
+def statements(text: str) -> Counter[str]:
+    """The simple statements, without their places."""
+    tree = ast.parse(text)
+    return Counter(
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and not hasattr(node, "body")
+    )
+
+
 def find(module: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
     found = checks.check_module(module, Settings(codes=codes, notes=codes)).findings
     return tuple(sorted((one for one in found if one.code in codes), key=lambda one: one.range))
@@ -330,9 +338,8 @@ def check_conversion(module: Module, dtype: str = "float16") -> str:
     assert again.text == result.text
     assert not any("converted" in line for line in again.lines)
     no_new_names(module.text, result.text)
-    kept = {line.strip() for line in re.split(r"\r\n|\r|\n", module.text) if line.strip()}
-    changed = [line.strip() for line in re.split(r"\r\n|\r|\n", result.text) if line.strip() not in kept | {""}]
-    assert len(changed) <= len(kept)
+    gone = statements(module.text) - statements(result.text)
+    assert gone.total() <= 8
     errors = Counter(one.code for one in find(module, default_codes()))
     assert not Counter(one.code for one in find(after, default_codes())) - errors
     return result.text
@@ -397,16 +404,16 @@ def test_styles_together(name: str, styles: list[str]) -> None:
 
 @pytest.mark.slow
 @given(name=st.sampled_from(sorted(BAD)), styles=SEVERAL)
-@settings(PROFILE, max_examples=600)
+@settings(PROFILE, max_examples=200)
 def test_many_styles_together(name: str, styles: list[str]) -> None:
     module = styled(BAD[name], *styles)
     if module is not None:
-        check_fixes(module, default_codes())
+        check_fixes(module, frozenset((name.partition("-")[0],)))
 
 
 @pytest.mark.slow
 @given(name=st.sampled_from(sorted(SCRIPTS)), styles=SEVERAL)
-@settings(PROFILE, max_examples=200)
+@settings(PROFILE, max_examples=60)
 def test_many_conversions(name: str, styles: list[str]) -> None:
     module = styled(SCRIPTS[name], *styles)
     if module is not None:
