@@ -399,9 +399,48 @@ if __name__ == "__main__":
 """,
         "zero gradients of optimizer · forward model · backward · step optimizer",
     ),
-    "a thread, a process, fire": (
+    "a thread and its arguments": (
+        MODEL
+        + """
+import threading
+
+def train(net, opt, loader):
+    for x in loader:
+        opt.zero_grad()
+        net(x).mean().backward()
+        opt.step()
+
+with autocast("cuda", dtype=torch.float16):
+    worker = threading.Thread(target=train, args=(model, optimizer, loader))
+    worker.start()
+""",
+        "zero gradients of opt · forward net · backward · step opt",
+    ),
+    "click": (
         """
-import fire, threading
+import click
+
+@click.command()
+@click.option("--amp", is_flag=True)
+def main(amp):
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for x in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
+            loss = model(x).mean()
+        loss.backward()
+        optimizer.step()
+
+if __name__ == "__main__":
+    main()
+""",
+        "zero gradients of optimizer · forward model under autocast(cuda, bfloat16, if amp) · backward of loss · "
+        "step optimizer",
+    ),
+    "fire": (
+        """
+import fire
 
 def train(lr=0.1):
     model = nn.Linear(8, 1)
@@ -416,7 +455,7 @@ if __name__ == "__main__":
 """,
         "zero gradients of optimizer · forward model · backward · step optimizer",
     ),
-    "hydra and click": (
+    "hydra": (
         """
 import hydra
 
@@ -452,6 +491,32 @@ def train_epoch(a, b, c, d, e):
 """,
         "forward b under autocast(cuda, float16) · zero gradients of c · backward of loss, scaled by d · "
         "unscale gradients of c by d · clip gradients of b (norm) · step c through d · update d",
+    ),
+    "helpers that stand above what calls them": (
+        """
+def backward(loss, scaler):
+    scaler.scale(loss).backward()
+
+def finish(optimizer, scaler):
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+class Engine:
+    def optimize(self, loss):
+        backward(loss, self.scaler)
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        finish(self.optimizer, self.scaler)
+
+    def run(self, loader):
+        for x in loader:
+            with autocast("cuda", dtype=torch.float16):
+                loss = self.net(x).mean()
+            self.optimize(loss)
+""",
+        "forward self.net under autocast(cuda, float16) · self.optimize(…): [backward(…): [backward of loss, scaled by "
+        "scaler] · clip gradients of self.net (norm), from the second round on still scaled ✗ · finish(…): [step "
+        "optimizer through scaler · update scaler · zero gradients of optimizer]]",
     ),
     "recursion ends": (
         MODEL

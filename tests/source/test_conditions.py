@@ -230,6 +230,22 @@ for x in loader:
         "zero gradients of optimizer · forward model under autocast(cuda, float16) if args.amp · backward of loss · "
         "step optimizer",
     ),
+    "a choice in the with itself, and a table of contexts": (
+        MODEL
+        + """
+CONTEXTS = {"fp16": autocast("cuda", dtype=torch.float16), "fp32": nullcontext()}
+for x, y in loader:
+    optimizer.zero_grad()
+    with torch.no_grad() if args.frozen else nullcontext():
+        features = model(x)
+    with CONTEXTS[args.precision]:
+        loss = F.mse_loss(features, y)
+    loss.backward()
+    optimizer.step()
+""",
+        "zero gradients of optimizer · forward model, without gradients if args.frozen · loss mse under autocast(cuda, "
+        "float16) if args.precision == 'fp16' · backward of loss · step optimizer",
+    ),
     "two contexts in one with; a nested autocast that is off": (
         MODEL
         + """
@@ -325,6 +341,22 @@ for x in loader:
         "zero gradients of optimizer · forward model under autocast(cuda, float16) if args.precision == 'fp16' "
         "under autocast(cuda, bfloat16) if args.precision == 'bf16' · if scaler: [backward of loss, scaled by scaler · "
         "step optimizer through scaler · update scaler] · else (not scaler): [backward of loss · step optimizer]",
+    ),
+    "a table of losses, by an unknown key": (
+        MODEL
+        + """
+def mse(out, y): return F.mse_loss(out, y)
+def l1(out, y): return F.l1_loss(out, y)
+
+LOSSES = {"mse": mse, "l1": l1}
+for x, y in loader:
+    optimizer.zero_grad()
+    loss = LOSSES[args.loss](model(x), y)
+    loss.backward()
+    optimizer.step()
+""",
+        "zero gradients of optimizer · forward model · LOSSES[args.loss](…) of mse if args.loss == 'mse': [loss mse] · "
+        "LOSSES[args.loss](…) of l1 if not (args.loss == 'mse'): [loss l1] · backward of loss · step optimizer",
     ),
     "a config that is a dict": (
         """

@@ -288,6 +288,46 @@ for x in loader:
         "zero gradients of optimizer · forward model under autocast(cuda, float16) · backward of loss, scaled by "
         "scaler · step optimizer through scaler · update scaler",
     ),
+    "a gradient penalty that is scaled in one of two worlds": (
+        MODEL
+        + """
+for x in loader:
+    optimizer.zero_grad()
+    loss = model(x).mean()
+    outputs = scaler.scale(loss) if args.amp else loss
+    scaled = torch.autograd.grad(outputs, model.parameters(), create_graph=True)
+    inverse = 1.0 / scaler.get_scale() if args.amp else 1.0
+    loss = loss + (scaled[0] * inverse).pow(2).sum()
+    if args.amp:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        loss.backward()
+        optimizer.step()
+""",
+        "zero gradients of optimizer · forward model · if args.amp: [backward of loss, scaled by scaler · step "
+        "optimizer through scaler · update scaler] · else (not args.amp): [backward of loss · step optimizer]",
+    ),
+    "an optimizer that wraps another; a learning rate that is read": (
+        """
+class Trainer:
+    def step(self, x):
+        loss = self.net(x).mean()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer.inner)
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.scaler.step(self.optimizer.inner)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def log(self):
+        print(self.settings.optimizer.param_groups[0]["lr"])
+""",
+        "forward self.net · backward of loss, scaled by self.scaler · unscale gradients of self.optimizer.inner by "
+        "self.scaler · clip gradients of self.net (norm) · step self.optimizer.inner through self.scaler · update "
+        "self.scaler · zero gradients of self.optimizer.inner",
+    ),
     "gradients set to None, parameter by parameter": (
         MODEL
         + """
