@@ -28,6 +28,7 @@ def training_regions(
     needed = _loaded(module, loss)
     while frame is not None and frame.module is module:
         forwards = [e for e in reading.events if isinstance(e, events.Forward) and e.grad and _in(e, frame)]
+        _refuse_computed(place, place is loss)
         found = _climb(module, place, set(needed), forwards)
         if found is not None:
             forward, block, deriving = found
@@ -37,6 +38,14 @@ def training_regions(
         place, frame = frame.call, frame.caller
         needed = _loaded(module, place)
     raise _UNSEEN
+
+
+def _refuse_computed(place: ast.AST, whole: bool) -> None:
+    """Refuse a loss that is computed in the expression itself, or in what the function that scales it is given: it
+    would not be under autocast. `loss.mean() / k` is fine."""
+    parts = [place] if whole or not isinstance(place, ast.Call) else [*place.args, *place.keywords]
+    if any(isinstance(node, ast.Call) and node.args for part in parts for node in ast.walk(part)):
+        raise Refused("the loss is computed where it is scaled", "name the loss on a line of its own first")
 
 
 def _split(block: list[ast.stmt], deriving: list[int], barriers: Collection[ast.AST]) -> list[Region]:

@@ -47,7 +47,9 @@ class Scope:
             return self.name(place)
         function = self.module.function(place)
         if not isinstance(function, ast.FunctionDef):
-            raise Refused("the loss scale is used where nothing can be passed to", BY_HAND)
+            maker = getattr(self.setup.function, "name", "")
+            made = f"in {maker}()" if maker else "elsewhere"
+            raise Refused(f"it would be made {made}, and is not at hand here", "return it from there, by hand")
         try:
             return self._hand_to(function)
         except Refused as refused:
