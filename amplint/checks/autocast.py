@@ -272,9 +272,10 @@ def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | N
                 return logits
     cast = [prediction]
     target = event.args[1] if len(event.args) > 1 else None
-    if len(call.args) > 1 and isinstance(target, Tensor) and target.dtype != "float32":
-        if target.dtype in tensors.HALF or target.made.endswith("_like"):
-            cast.append(call.args[1])  # torch.ones_like(prediction)
+    if len(call.args) > 1 and isinstance(target, Tensor):
+        like = target.made.endswith("_like") and target.dtype != "float32"  # torch.ones_like(prediction)
+        if like or target.dtype in tensors.HALF:
+            cast.append(call.args[1])
     return fixes.float32_island(event.module, call, _device(script, region), cast)
 
 

@@ -125,6 +125,11 @@ def same_function(one: events.Event, other: events.Event) -> bool:
 
 def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether two nodes stand in different arms of one `if`: a run meets one of them, or a flag decides which."""
+    return fork(module, one, other) is not None
+
+
+def fork(module: Module, one: ast.AST, other: ast.AST) -> ast.AST | None:
+    """The branch that has the two nodes in different arms."""
     arms = {}
     node = one
     for above in module.ancestors(one):
@@ -134,9 +139,9 @@ def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
     node = other
     for above in module.ancestors(other):
         if above in arms:
-            return arms[above] != _arm(above, node)
+            return above if arms[above] != _arm(above, node) else None
         node = above
-    return False
+    return None
 
 
 def may_both_run(one: events.Event, other: events.Event) -> bool:

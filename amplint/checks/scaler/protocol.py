@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import (
     Script,
-    alternatives,
     first_argument,
+    fork,
     receiver,
     text,
 )
@@ -35,8 +35,23 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
 def flag_decides(script: Script, event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
     the scaler chooses between them, and nothing is known to be wrong."""
-    places = (place_in(event, other) for other in others)
-    return any(place is not None and alternatives(event.module, event.node, place) for place in places)
+    return any(True for _ in forks(event, others))
+
+
+def forks(event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> Iterator[ast.AST]:
+    """The branches that choose between an event and the others."""
+    for other in others:
+        place = place_in(event, other)
+        branch = None if place is None else fork(event.module, event.node, place)
+        if branch is not None:
+            yield branch
+
+
+def same_arm(branch: ast.AST, event: events.Event, other: events.Event) -> bool:
+    """Whether two events stand in one arm of a branch: what the branch asks is answered alike for both."""
+    place = place_in(event, other)
+    inside = place is not None and branch in event.module.ancestors(place)
+    return inside and fork(event.module, event.node, place) is not branch  # type: ignore[arg-type]
 
 
 def place_in(event: events.Event, other: events.Event) -> ast.AST | None:

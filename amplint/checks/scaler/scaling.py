@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import (
@@ -16,8 +17,10 @@ from amplint.checks.registry import (
 from amplint.checks.scaler.protocol import (
     backwards_of,
     flag_decides,
+    forks,
     is_disabled,
     named,
+    same_arm,
     scaler_name,
     steps_of,
 )
@@ -26,6 +29,7 @@ from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
 from amplint.source.values import (
+    TRUE,
     Region,
     Scaler,
     Tensor,
@@ -45,9 +49,9 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
             if severity is None or (step.scaler is not None and not is_disabled(step.scaler)):
                 continue
             scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
-            if any(same_function(backward, b) for b in scaled) or flag_decides(script, backward, scaled):
-                continue
             assert region is not None
+            if _excused(script, backward, scaled, region):
+                continue
             yield found(
                 "AMP101",
                 backward,
@@ -61,6 +65,33 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                 help="scale the loss with torch.amp.GradScaler, or use dtype=torch.bfloat16",
                 fix=_complete(script, backward, step, region),
             )
+
+
+def _excused(script: Script, backward: events.Backward, scaled: list[events.Backward], region: Region) -> bool:
+    """Whether the function scales elsewhere, or a flag chooses between scaled and not: unless the region is float16
+    whatever a flag says, and the flag does not ask for a device (on a CPU a CUDA region disables itself)."""
+    above = (one.test for one in backward.module.ancestors(backward.node) if isinstance(one, ast.If))
+    if any("scaler" in text(backward.module, test, 200).lower() for test in above):
+        return True  # without a scaler this runs, and whether it is float16 then is not seen
+    choosing = list(forks(backward, scaled))
+    if not choosing:
+        return any(same_function(backward, b) for b in scaled)
+    ways = [b.loss for b in script.events(events.Backward) if b.node is backward.node]
+    always = all(isinstance(loss, Tensor) and loss.region is not None for loss in ways)
+    always &= region.autocast.enabled == TRUE and not _asks(region.autocast.node)
+    tests = [text(backward.module, b.test, 200) for b in choosing if isinstance(b, ast.If)]
+    return not always or len(tests) < len(choosing) or any(_DEVICE.search(test) for test in tests)
+
+
+def _asks(autocast: ast.AST | None) -> bool:
+    """Whether an autocast is told by a variable whether it is enabled."""
+    if not isinstance(autocast, ast.Call):
+        return True
+    given = [*autocast.args, *(keyword.value for keyword in autocast.keywords if keyword.arg in (None, "enabled"))]
+    return not all(isinstance(value, ast.Constant) or "dtype" in ast.unparse(value) for value in given)
+
+
+_DEVICE = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu|is_enabled", re.IGNORECASE)
 
 
 def _complete(script: Script, backward: events.Backward, step: events.Step, region: Region) -> Fix | None:
@@ -110,9 +141,10 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             or not isinstance(before.scaler, Scaler)
         ):
             continue
-        if flag_decides(script, step, steps_of(script, step.optimizer, scaled=True)):
-            continue
         backward = backwards_of(step, before)[-1:]
+        choosing = forks(step, steps_of(script, step.optimizer, scaled=True))
+        if any(not backward or not same_arm(branch, step, backward[0]) for branch in choosing):
+            continue
         evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backward]
         if before.stepped and before.kind == "unscaled":
             through = [s for s in steps_of(script, step.optimizer, scaled=True) if same_function(s, step)]

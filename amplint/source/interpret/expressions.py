@@ -212,6 +212,9 @@ def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -
         role = frame.roles.get(path_text(node))
         if role is not None:
             return typed_as(m, value, role, world)
+    elif isinstance(value, Choice) and frame.roles.get(path_text(node)):
+        yes, no = (typed(m, side, node, world, frame) for side in (value.yes, value.no))
+        return conditions.choice(value.formula, yes, no)
     elif isinstance(value, Optimizer):
         protocol.register(world, value, entry=m.in_entry)
     return value
