@@ -336,7 +336,7 @@ def test_fix_command(monkeypatch):
         said = "refused: too odd" if "odd" in text else "converted" if "new" in text else "already AMP"
         return SimpleNamespace(text=text, lines=[f"{module.path}:1: {said}"], refused="odd" in text, steps=True)
 
-    monkeypatch.setitem(sys.modules, "amplint.rewrite.instrument", SimpleNamespace(fix=rewrite))
+    monkeypatch.setattr("amplint.rewrite.instrument.fix", rewrite)
     put("a.py", "old = 1\n"), put("b.py", "x\n")
     assert amplint("fix", "a.py", "--check").exit_code == 1
     diff = amplint("fix", ".", "--diff", "--dtype", "auto", "--device", "cpu")

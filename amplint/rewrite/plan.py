@@ -56,7 +56,7 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
         for event in reading.events
         if isinstance(event, events.Forward) and event.grad and event.region is not None and not event.region.assumed
     }
-    in_amp = [step for steps in by_node.values() for step in steps if _in_amp(step) or step.frame.code in inside]
+    in_amp = [step for steps in by_node.values() for step in steps if _in_amp(step)]
     for node, steps in by_node.items():
         try:
             if managed and all(step.before.kind in ("managed", "unknown") for step in steps):
@@ -65,6 +65,8 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
                 made.already.append(node)
             elif any(_same_training(step, other) for step in steps for other in in_amp):
                 continue  # what the script does where its own switch is off
+            elif any(step.frame.code in inside for step in steps):
+                made.already.append(node)
             else:
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
