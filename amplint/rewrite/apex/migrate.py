@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 
-from amplint import checks, files
+from amplint import checks
 from amplint.config import Settings
 from amplint.findings import Applicability, Edit, Fix, Severity
 from amplint.rewrite import edits
@@ -107,17 +107,22 @@ class _Migration:
         return self._fix("use torch.amp instead of apex.amp", setup.changes)
 
     def _other_files(self) -> None:
-        """Refuse a script that a file of the project helps with apex.amp (it saves its state, or scales the loss)."""
-        for path in self.reading.dependencies:
-            if os.path.realpath(path) == os.path.realpath(self.module.path):
-                continue
-            try:
-                data = files.read(path)
-                if b"apex" in data and uses_of(Module.read(path, data)).uses:
-                    shown = os.path.relpath(path)
+        """Refuse a script that another file of the project helps with apex.amp (it saves its state, or scales)."""
+        project = self.reading.machine.project
+        for node in ast.walk(self.module.tree):
+            match node:
+                case ast.Import(names=names):
+                    wanted, level = [alias.name for alias in names], 0
+                case ast.ImportFrom(module=source, names=names, level=level):
+                    inner = [".".join(filter(None, (source, alias.name))) for alias in names]
+                    wanted = [source, *inner] if source else inner
+                case _:
+                    continue
+            for name in wanted:
+                other = project.find(name, level, self.module)
+                if other is not None and other is not self.module and uses_of(other).uses:
+                    shown = os.path.relpath(other.path)
                     raise Refused(f"{shown} uses apex.amp, too", "pass the GradScaler there, and change both together")
-            except (OSError, Unreadable):
-                continue
 
     def _fix(self, message: str, changes: list[str] | tuple[str, ...]) -> Fix:
         words = "; ".join((*changes, *self.notes))

@@ -1,0 +1,644 @@
+"""apex.amp → torch.amp: what a script becomes, and what is left to a person, with the reason."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from amplint import checks
+from amplint.config import Settings
+from amplint.findings import Finding, Severity
+from amplint.rewrite.apply import apply
+from amplint.selection import default_codes
+from amplint.source.module import Module
+from tests.rewrite.test_fix_properties import no_new_names
+
+CODE = frozenset(("AMP605",))
+SETTINGS = Settings(codes=CODE, notes=CODE)
+
+
+def find(text: str, settings: Settings = SETTINGS, path: str = "train.py") -> list[Finding]:
+    module = Module.read(path, text.encode())
+    return [one for one in checks.check_module(module, settings).findings if one.code == "AMP605"]
+
+
+def migrated(text: str, settings: Settings = SETTINGS) -> tuple[str, str]:
+    """The text after the fix of the only finding, and what may apply it."""
+    (finding,) = find(text, settings)
+    assert finding.fix is not None, finding.help
+    return apply(text, finding.fix.edits), str(finding.fix.applicability)
+
+
+def script(text: str) -> str:
+    return textwrap.dedent(text).lstrip("\n")
+
+
+# A small script, and what it becomes; the tables below change lines of both.
+HEAD = script(
+    """
+    import torch
+    import torch.nn.functional as F
+    from apex import amp
+
+    model = torch.nn.Linear(8, 8).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    """
+)
+SETUP = "model, optimizer = amp.initialize(model, optimizer)\n"
+LOOP = script(
+    """
+    for x, y in loader:
+        loss = F.mse_loss(model(x.cuda()), y.cuda())
+    """
+)
+SCALE = "    with amp.scale_loss(loss, optimizer) as scaled_loss:\n        scaled_loss.backward()\n"
+STEP = "    optimizer.step()\n    optimizer.zero_grad()\n"
+PLAIN = HEAD + SETUP + LOOP + SCALE + STEP
+
+HEAD_AFTER = HEAD.replace("from apex import amp\n", "")
+SETUP_AFTER = 'scaler = torch.amp.GradScaler("cuda")\n'
+LOOP_AFTER = script(
+    """
+    for x, y in loader:
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = F.mse_loss(model(x.cuda()), y.cuda())
+    """
+)
+SCALE_AFTER = "    scaler.scale(loss).backward()\n"
+STEP_AFTER = "    scaler.step(optimizer)\n    scaler.update()\n    optimizer.zero_grad()\n"
+AFTER = HEAD_AFTER + SETUP_AFTER + LOOP_AFTER + SCALE_AFTER + STEP_AFTER
+
+
+def switched(text: str, switch: str) -> str:
+    return text.replace('GradScaler("cuda")', f'GradScaler("cuda", enabled={switch})').replace(
+        "torch.float16)", f"torch.float16, enabled={switch})"
+    )
+
+
+# -- imports and amp.initialize: what replaces them in PLAIN, and in AFTER ---------------------------------------------
+
+SPELLINGS = {
+    "names": [
+        ("from apex import amp", "from apex.amp import initialize, scale_loss"),
+        ("amp.initialize", "initialize"),
+        ("amp.scale_loss", "scale_loss"),
+    ],
+    "the module": [("from apex import amp", "import apex.amp as half"), ("amp.i", "half.i"), ("amp.s", "half.s")],
+    "the package": [("from apex import amp", "import apex"), ("amp.i", "apex.amp.i"), ("amp.s", "apex.amp.s")],
+    "guarded": [("from apex import amp", "try:\n    from apex import amp\nexcept ImportError:\n    amp = None")],
+    "explained": [
+        (
+            "from apex import amp",
+            'try:\n    from apex import amp\nexcept ImportError:\n    raise ImportError("get apex")',
+        )
+    ],
+    "a flag": [
+        (
+            "from apex import amp",
+            "try:\n    from apex import amp\n\n    HAS_APEX = True\nexcept ImportError:\n    HAS_APEX = False",
+        ),
+        (SETUP, f"assert not use_amp or HAS_APEX\nif not HAS_APEX:\n    print('slow')\n{SETUP}"),
+    ],
+    "in place": [("model, optimizer = amp", "amp")],
+    "keywords": [("(model, optimizer)", '(models=model, optimizers=optimizer, verbosity=0, loss_scale="dynamic")')],
+    "one line": [("as scaled_loss:\n        ", "as scaled_loss: ")],
+    "another name": [("scaled_loss", "s")],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings_of_one_script(spelling: str) -> None:
+    text = PLAIN
+    for old, new in SPELLINGS[spelling]:
+        assert old in text
+        text = text.replace(old, new)
+    assert migrated(text) == (AFTER.replace("import torch\n\n\n", "import torch\n\n"), "safe")
+
+
+OPTIONS = {
+    'opt_level="O1"': ("", "safe"),
+    'opt_level="O0"': ("False", "safe"),
+    'opt_level="O2", keep_batchnorm_fp32=True': ("", "unsafe"),
+    "opt_level=args.level": ('args.level != "O0"', "unsafe"),
+    "enabled=args.fp16": ("args.fp16", "safe"),
+    "enabled=a or b, opt_level=level": ('(a or b) and level != "O0"', "unsafe"),
+    "loss_scale=128.0": ("", "unsafe"),
+    "num_losses=3": ("", "unsafe"),
+    "max_loss_scale=2.0**24": ("", "unsafe"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(options: str) -> None:
+    switch, applicability = OPTIONS[options]
+    text = PLAIN.replace("(model, optimizer)", f"(model, optimizer, {options})")
+    assert migrated(text) == (switched(AFTER, switch) if switch else AFTER, applicability)
+
+
+def test_what_changes_is_said() -> None:
+    (finding,) = find(PLAIN.replace("(model, optimizer)", '(model, optimizer, opt_level="O2", loss_scale=64)'))
+    assert "parameters stay in float32" in finding.help
+    assert "the loss scale is dynamic, not 64" in finding.help
+
+
+def test_old_torch() -> None:
+    text, _ = migrated(PLAIN, Settings(codes=CODE, target_torch=(2, 1)))
+    assert text == AFTER.replace('torch.amp.GradScaler("cuda")', "torch.cuda.amp.GradScaler()")
+
+
+def test_a_taken_name() -> None:
+    text = PLAIN.replace("for x", "scaler = StandardScaler()\nfor x", 1)
+    assert "grad_scaler.scale(loss).backward()" in migrated(text)[0]
+
+
+# -- steps: (amp.initialize and what runs behind LOOP, before), (after) ------------------------------------------------
+
+STEPS = {
+    "a switch": (
+        f"if args.amp:\n    {SETUP}",
+        """
+        if args.amp:
+            with amp.scale_loss(loss, optimizer) as scaled_loss:
+                scaled_loss.backward()
+        else:
+            loss.backward()
+        optimizer.step()
+        """,
+        "args.amp",
+        """
+        if args.amp:
+            scaler.scale(loss).backward()
+        else:
+            loss.backward()
+        scaler.step(optimizer)
+        scaler.update()
+        """,
+    ),
+    "arms that step": (
+        f"if args.amp:\n    {SETUP}",
+        """
+        if args.amp:
+            with amp.scale_loss(loss, optimizer) as scaled_loss:
+                scaled_loss.backward()
+            optimizer.step()
+        else:
+            loss.backward()
+            optimizer.step()
+        """,
+        "args.amp",
+        """
+        if args.amp:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            loss.backward()
+            optimizer.step()
+        """,
+    ),
+    "accumulation": (
+        SETUP,
+        """
+        if step % 4 == 0:
+            with amp.scale_loss(loss, optimizer) as scaled_loss:
+                scaled_loss.backward()
+        else:
+            with amp.scale_loss(loss, optimizer, delay_unscale=True) as scaled_loss:
+                scaled_loss.backward()
+        if step % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        """,
+        "",
+        """
+        scaler.scale(loss).backward()
+        if step % 4 == 0:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        """,
+    ),
+    "master parameters, clipped sometimes": (
+        SETUP,
+        """
+        with amp.scale_loss(loss, optimizer) as scaled_loss:
+            scaled_loss.backward(retain_graph=True)
+        if limit:
+            torch.nn.utils.clip_grad_norm_(amp.master_params(optimizer), limit)
+        optimizer.step()
+        """,
+        "",
+        """
+        scaler.scale(loss).backward(retain_graph=True)
+        if limit:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        scaler.step(optimizer)
+        scaler.update()
+        """,
+    ),
+    "gradients that are logged, then clipped": (
+        SETUP,
+        """
+        with amp.scale_loss(loss, optimizer) as scaled_loss:
+            scaled_loss.backward()
+        log_gradients(model)
+        for p in amp.master_params(optimizer):
+            p.grad.clamp_(-1, 1)
+        optimizer.step()
+        """,
+        "",
+        """
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        log_gradients(model)
+        for p in model.parameters():
+            p.grad.clamp_(-1, 1)
+        scaler.step(optimizer)
+        scaler.update()
+        """,
+    ),
+    "a body with more in it": (
+        SETUP,
+        """
+        with amp.scale_loss(loss / 2, [optimizer], loss_id=0) as scaled_loss:
+            # what is scaled
+            print(scaled_loss.item())
+            scaled_loss.backward()
+        optimizer.step()
+        """,
+        "",
+        """
+        scaled_loss = scaler.scale(loss / 2)
+        # what is scaled
+        print(scaled_loss.item())
+        scaled_loss.backward()
+        scaler.step(optimizer)
+        scaler.update()
+        """,
+    ),
+}
+
+
+def indented(text: str) -> str:
+    return textwrap.indent(script(text), "    ")
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps(case: str) -> None:
+    setup, before, switch, after = STEPS[case]
+    text, applicability = migrated(HEAD + setup + LOOP + indented(before))
+    expected = HEAD_AFTER + SETUP_AFTER + LOOP_AFTER + indented(after)
+    assert text == (switched(expected, switch) if switch else expected)
+    assert applicability == "safe"
+
+
+# -- whole scripts -----------------------------------------------------------------------------------------------------
+
+WHOLE = {
+    "two players, one loss scale": (
+        """
+        import torch
+        from apex import amp
+        from torch import nn
+
+        net, critic = nn.Linear(8, 8).cuda(), nn.Linear(8, 1).cuda()
+        first, second = torch.optim.Adam(net.parameters()), torch.optim.Adam(critic.parameters())
+        [net, critic], [first, second] = amp.initialize([net, critic], [first, second], num_losses=2)
+        judge = nn.BCEWithLogitsLoss()
+        for real in loader:
+            fake = net(torch.randn(4, 8).cuda())
+            loss = judge(critic(real), ones) + judge(critic(fake.detach()), zeros)
+            second.zero_grad()
+            with amp.scale_loss(loss, second, loss_id=0) as scaled:
+                scaled.backward()
+            second.step()
+            loss = judge(critic(fake), ones)
+            first.zero_grad()
+            with amp.scale_loss(loss, first, loss_id=1) as scaled:
+                scaled.backward()
+            first.step()
+        """,
+        """
+        import torch
+        from torch import nn
+
+        net, critic = nn.Linear(8, 8).cuda(), nn.Linear(8, 1).cuda()
+        first, second = torch.optim.Adam(net.parameters()), torch.optim.Adam(critic.parameters())
+        scaler = torch.amp.GradScaler("cuda")
+        judge = nn.BCEWithLogitsLoss()
+        for real in loader:
+            with torch.autocast("cuda", dtype=torch.float16):
+                fake = net(torch.randn(4, 8).cuda())
+                loss = judge(critic(real), ones) + judge(critic(fake.detach()), zeros)
+            second.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(second)
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = judge(critic(fake), ones)
+            first.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(first)
+            scaler.update()
+        """,
+    ),
+    "functions: the scaler and the switch get where they are needed": (
+        """
+        import torch
+        from apex import amp
+        from torch import nn
+
+
+        def train(model, optimizer, loader):
+            for x, y in loader:
+                loss = nn.functional.mse_loss(model(x), y)
+                optimizer.zero_grad()
+                with amp.scale_loss(loss, optimizer) as scaled_loss:
+                    scaled_loss.backward()
+                optimizer.step()
+
+
+        def evaluate(model, loader, half, path=None):
+            model.eval()
+            with torch.no_grad():
+                for x, y in loader:
+                    out = model(x)
+                    print(nn.functional.mse_loss(out, y).item())
+
+
+        def save(path, model, optimizer):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "amp": amp.state_dict()}
+            torch.save(state, path)
+
+
+        def main(args):
+            net = nn.Linear(2, 2).cuda()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            model, optimizer = amp.initialize(net, optimizer, enabled=args.half)
+            for epoch in range(3):
+                train(model, optimizer, data)
+                evaluate(model, data, args.half)
+                save("last.pt", model, optimizer)
+        """,
+        """
+        import torch
+        from torch import nn
+
+
+        def train(model, optimizer, loader, scaler):
+            for x, y in loader:
+                with torch.autocast("cuda", dtype=torch.float16, enabled=scaler.is_enabled()):
+                    loss = nn.functional.mse_loss(model(x), y)
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+
+
+        def evaluate(model, loader, half, path=None):
+            model.eval()
+            with torch.no_grad():
+                for x, y in loader:
+                    with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+                        out = model(x)
+                        print(nn.functional.mse_loss(out, y).item())
+
+
+        def save(path, model, optimizer, scaler):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "amp": scaler.state_dict()}
+            torch.save(state, path)
+
+
+        def main(args):
+            net = nn.Linear(2, 2).cuda()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            model = net
+            scaler = torch.amp.GradScaler("cuda", enabled=args.half)
+            for epoch in range(3):
+                train(model, optimizer, data, scaler)
+                evaluate(model, data, args.half)
+                save("last.pt", model, optimizer, scaler)
+        """,
+    ),
+    "a helper that scales, made partial in a class": (
+        """
+        from functools import partial
+
+        import torch
+        from apex import amp
+
+
+        def backward(half, loss, optimizer, **options):
+            if half:
+                with amp.scale_loss(loss, optimizer) as scaled_loss:
+                    scaled_loss.backward(**options)
+            else:
+                loss.backward(**options)
+
+
+        class Trainer:
+            def __init__(self, model, half=False):
+                self.model = model
+                self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                self.half = half
+                if half:
+                    self.model, self.optimizer = amp.initialize(self.model, self.optimizer)
+
+            def train(self):
+                run = partial(backward, self.half)
+                for x in loader:
+                    loss = self.model(x)
+                    run(loss / 2, self.optimizer)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+        """,
+        """
+        from functools import partial
+
+        import torch
+
+
+        def backward(half, loss, optimizer, *, scaler, **options):
+            if half:
+                scaler.scale(loss).backward(**options)
+            else:
+                loss.backward(**options)
+
+
+        class Trainer:
+            def __init__(self, model, half=False):
+                self.model = model
+                self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                self.half = half
+                self.scaler = torch.amp.GradScaler("cuda", enabled=half)
+
+            def train(self):
+                run = partial(backward, self.half, scaler=self.scaler)
+                for x in loader:
+                    with torch.autocast("cuda", dtype=torch.float16, enabled=self.scaler.is_enabled()):
+                        loss = self.model(x)
+                    run(loss / 2, self.optimizer)
+                    self.scaler.step(self.optimizer)
+                    self.scaler.update()
+                    self.optimizer.zero_grad()
+        """,
+    ),
+    "inference": (
+        """
+        import torch
+        from apex import amp
+
+        model = torch.nn.Linear(2, 2).cuda().eval()
+        model = amp.initialize(model)
+        with torch.no_grad():
+            for x in loader:
+                y = model(x)
+                with amp.disable_casts():
+                    z = y.float() @ w
+        """,
+        """
+        import torch
+
+        model = torch.nn.Linear(2, 2).cuda().eval()
+        with torch.no_grad():
+            for x in loader:
+                with torch.autocast("cuda", dtype=torch.float16):
+                    y = model(x)
+                with torch.autocast("cuda", enabled=False):
+                    z = y.float() @ w
+        """,
+    ),
+    "checkpoints that do not hold what apex knows": (
+        PLAIN.replace("for x", 'state = torch.load("a.pt")\noptimizer.load_state_dict(state["optimizer"])\nfor x')
+        + 'torch.save({"epoch": 1, "optimizer": optimizer.state_dict()}, "a.pt")\n',
+        AFTER.replace(
+            "for x",
+            'state = torch.load("a.pt")\noptimizer.load_state_dict(state["optimizer"])\n'
+            'if state.get("scaler"):\n    scaler.load_state_dict(state["scaler"])\nfor x',
+        )
+        + 'torch.save({"epoch": 1, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, "a.pt")\n',
+    ),
+    "an import that nothing uses": (
+        """
+        import torch
+        from apex import amp, optimizers
+
+        optimizer = optimizers.FusedAdam(model.parameters())
+        """,
+        """
+        import torch
+        from apex import optimizers
+
+        optimizer = optimizers.FusedAdam(model.parameters())
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_scripts(case: str) -> None:
+    before, after = (script(text) for text in WHOLE[case])
+    text, _ = migrated(before)
+    assert text == after
+    no_new_names(before, text)
+    assert find(text) == []
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_check_finds_nothing_new(case: str) -> None:
+    text, _ = migrated(script(WHOLE[case][0]))
+    every = Settings(codes=default_codes())
+    assert checks.check_module(Module.read("train.py", text.encode()), every).findings == ()
+
+
+# -- what a person must do ---------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "O3": ([(")\nfor", ', opt_level="O3")\nfor')], "O3 trains float16 parameters"),
+    "a closure": ([("optimizer.step()", "optimizer.step(closure)")], "step() takes arguments"),
+    "an else": ([(SETUP, f"if half:\n    {SETUP}else:\n    print('float32')\n")], "stands in the `else`"),
+    "two conditions": ([(SETUP, f"if a:\n    if b:\n        {SETUP}")], "several conditions"),
+    "saved master parameters": ([("for x", "keep = list(amp.master_params(optimizer))\nfor x")], "kept or saved"),
+    "a clip of every micro-batch": (
+        [
+            (
+                "    optimizer.step()",
+                "    clip(amp.master_params(optimizer))\n    if i % 4 == 0:\n        optimizer.step()",
+            )
+        ],
+        "on steps that the optimizer does not take",
+    ),
+    "amp passed on": ([("for x", "helper(amp)\nfor x")], "amp itself is passed on"),
+    "amp asked for": ([(SETUP, f"if amp is not None:\n    {SETUP}")], "amp itself is passed on, compared"),
+    "a step in the body": (
+        [("scaled_loss.backward()", "scaled_loss.backward(); optimizer.step()")],
+        "used inside `with",
+    ),
+    "an own list": ([("for x", "amp.lists.functional_overrides.FP32_FUNCS.remove('softmax')\nfor x")], "amp.lists"),
+    "inner state": (
+        [("for x", "amp._amp_state.loss_scalers[0]._loss_scale = 1\nfor x")],
+        "reaches into amp._amp_state",
+    ),
+    "a decorator": ([("for x", "@amp.half_function\ndef f(x): return x\nfor x")], "no amp.half_function"),
+    "a loss without a name": ([("(loss, opt", "(F.l1_loss(loss, y), opt")], "computed where it is scaled"),
+    "an apex that is asked for in words": (
+        [("for x", "if 'apex' in sys.modules:\n    train()\nfor x")],
+        "used for more than apex.amp",
+    ),
+    "no initialize": ([(SETUP, "")], "amp.initialize is not in this file"),
+    "no scale_loss": ([(SCALE, "    loss.backward()\n")], "amp.scale_loss is not in this file"),
+    "what autocast refuses": (
+        [("F.mse_loss(model(x.cuda())", "F.binary_cross_entropy(model(x.cuda()).sigmoid()")],
+        "AMP216",
+    ),
+    "one name for both": ([("model, optimizer = amp", "both = amp")], "kept in one name"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    changes, reason = REFUSED[case]
+    text = PLAIN
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (finding,) = find(text)
+    assert finding.fix is None
+    assert finding.help.startswith("not migrated: ")
+    assert reason in finding.help
+
+
+def test_files_that_change_together(tmp_path: Path) -> None:
+    """A script that hands the saving of apex's state to another file is not migrated alone."""
+    (tmp_path / "saving.py").write_text("from apex import amp\n\n\ndef state():\n    return amp.state_dict()\n")
+    text = PLAIN.replace("import torch\n", "import saving\nimport torch\n", 1) + "torch.save(saving.state(), 'a.pt')\n"
+    (tmp_path / "train.py").write_text(text)
+    (finding,) = find(text, path=str(tmp_path / "train.py"))
+    assert finding.fix is None
+    assert "saving.py uses apex.amp, too" in finding.help
+
+
+# -- whether and how loudly --------------------------------------------------------------------------------------------
+
+TRY = "try:\n    from apex import amp\nexcept ImportError:\n    {}\n"
+NATIVE = "import torch\nscaler = torch.amp.GradScaler('cuda')\n"
+USE = "with amp.scale_loss(loss, optimizer) as s:\n    s.backward()\n"
+SEVERITY = {
+    "other parts": ("from apex.optimizers import FusedAdam\nimport apex\napex.parallel.LARC(optimizer)\n", None),
+    "a fallback to torch": (TRY.format("from torch.cuda import amp") + "amp.GradScaler()\n", None),
+    "a guarded import that nothing uses": (TRY.format("amp = None"), None),
+    "a parameter called amp": ("import apex\n\ndef f(amp):\n    return amp.scale_loss\n", None),
+    "a branch beside torch's own": (TRY.format("amp = None") + NATIVE + f"if use_apex:\n    {USE[:-1]}", Severity.NOTE),
+    "beside torch's own, unguarded": (f"from apex import amp\n{NATIVE}{USE}", Severity.ERROR),
+    "an import that nothing uses": ("from apex import amp\n", Severity.ERROR),
+    "relative": ("from .apex import amp\n" + USE, None),
+}
+
+
+@pytest.mark.parametrize("case", SEVERITY)
+def test_severity(case: str) -> None:
+    text, severity = SEVERITY[case]
+    text = text.replace("as s:\n    s.backward()", "as s: s.backward()")
+    assert [one.severity for one in find(text)] == ([severity] if severity else [])
