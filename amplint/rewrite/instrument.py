@@ -160,14 +160,19 @@ def _repair(module: Module, settings: Settings, complete: bool = False) -> Repai
     """Apply the safe fixes; with `complete`, also what half-done AMP lacks. Deprecated names are brought up to date in
     files that change anyway."""
 
-    def check(allowed: frozenset[str], settings: Settings, module: Module) -> tuple[Finding, ...]:
-        return tuple(_made_safe(one) if one.code in allowed else one for one in _find(module, settings))
-
     wider = replace(settings, codes=settings.codes | (_deprecated() & default_codes()))
+    known: dict[str, tuple[Finding, ...]] = {}
+
+    def check(allowed: frozenset[str], wanted: Settings, module: Module) -> tuple[Finding, ...]:
+        if module.text not in known:
+            known[module.text] = _find(module, wider)
+        found = (one for one in known[module.text] if one.code in wanted.codes)
+        return tuple(_made_safe(one) if one.code in allowed else one for one in found)
+
     stages = [(frozenset[str](), settings)]  # first what is wrong, then what is missing: a dtype may decide that
     if complete:
         stages.append((COMPLETES, settings))
-    done = Repair(module, (), _find(module, settings))
+    done = Repair(module, (), check(frozenset(), settings, module))
     try:
         for allowed, wanted in stages:
             done = _more(done, partial(check, allowed, wanted))
@@ -178,7 +183,7 @@ def _repair(module: Module, settings: Settings, complete: bool = False) -> Repai
             if not {one.code for one in along.left} - {one.code for one in done.left} & GOES_ALONG:
                 return along  # otherwise the scaler's state would be saved where it cannot be restored
     except Unsettled:
-        return Repair(module, (), _find(module, settings))
+        return Repair(module, (), check(frozenset(), settings, module))
     return along
 
 
