@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, rule, text
+from amplint.checks.registry import Script, alternatives, found, rule, same_function, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import Autocast, Parameter, Region, Tensor, Value
+from amplint.source.values import FALSE, Autocast, Parameter, Region, Tensor, Value
 
 AUTOCASTS = frozenset(
     (
@@ -246,7 +246,7 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
         region = event.region
         if not _enabled(region, event) or tensors.device_type(region.autocast.device) == "cpu":
             continue
-        if region.assumed and not _uses_autocast(script, event.module):
+        if region.assumed and (not _uses_autocast(script, event.module) or _other_arm_leaves(script, event)):
             continue
         yield found(
             "AMP216",
@@ -258,6 +258,16 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
             help="use binary_cross_entropy_with_logits on logits, or leave autocast for the loss",
             fix=_bce_fix(script, event, region),
         )
+
+
+def _other_arm_leaves(script: Script, event: events.Event) -> bool:
+    """Whether the other arm of a branch turns autocast off: then this one is for runs without it."""
+    return any(
+        enter.entered.autocast.enabled == FALSE
+        and same_function(enter, event)
+        and alternatives(event.module, event.node, enter.node)
+        for enter in script.events(events.Enter)
+    )
 
 
 def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | None:

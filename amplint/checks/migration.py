@@ -89,32 +89,42 @@ _ABSENT = frozenset("ImportError ModuleNotFoundError AttributeError TypeError".s
 def _for_old_versions(module: Module, node: ast.AST, old: str) -> bool:
     """Whether this is what runs where torch is too old for the successor: in the handler of an attempt to use that, in
     the other arm of a branch that uses it, or under a question about torch's version."""
-    inside = node
+    inside, device = node, old.split(".")[1]
     for above in module.ancestors(node):
         match above:
             case ast.Try() if inside in above.handlers:
                 caught = {name.id for name in ast.walk(inside) if isinstance(name, ast.Name)}
-                if caught & _ABSENT or any(_names(module, part, MOVED[old][0]) for part in above.body):
+                if caught & _ABSENT or any(_names(module, part, MOVED[old][0], device) for part in above.body):
                     return True
             case ast.If(test=test, body=body, orelse=orelse):
                 other = orelse if inside in body else body
                 if inside is not test and (
-                    _asks_version(module, test) or any(_names(module, part, MOVED[old][0]) for part in other)
+                    _asks_version(module, test) or any(_names(module, part, MOVED[old][0], device) for part in other)
                 ):
                     return True
             case ast.IfExp(test=test, body=yes, orelse=no) if inside is not test:
-                if _asks_version(module, test) or _names(module, no if inside is yes else yes, MOVED[old][0]):
+                if _asks_version(module, test) or _names(module, no if inside is yes else yes, MOVED[old][0], device):
                     return True
         inside = above
     return False
 
 
-def _names(module: Module, tree: ast.AST, name: str) -> bool:
-    """Whether code uses a library name."""
+def _names(module: Module, tree: ast.AST, name: str, device: str) -> bool:
+    """Whether code uses a library name, for this device."""
     wanted = {name, name.replace("torch.amp.autocast", "torch.autocast")}
     return any(
-        bool(wanted & module.dotted(node)) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)
+        bool(wanted & module.dotted(node)) and not _of_another_device(module, node, device)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute)
     )
+
+
+def _of_another_device(module: Module, node: ast.AST, device: str) -> bool:
+    """Whether a call names another device: that arm is there for the device, not for a version."""
+    match module.parents[node]:
+        case ast.Call(func=function, args=[ast.Constant(value=str() as named), *_]) if function is node:
+            return named.partition(":")[0] != device
+    return False
 
 
 def _asks_version(module: Module, test: ast.expr) -> bool:
@@ -260,7 +270,7 @@ def apex_amp(script: Script) -> Iterator[Finding]:
     severity = knowledge.rules()["AMP605"].severity
     fix, advice = None, ""
     if attempt is not None and not raises(attempt):
-        message = "current apex has no apex.amp: without it, what this script does with it is left out or fails"
+        message = "current apex has no apex.amp: the import fails, and the script goes on without it"
     if uses.native and uses.uses:
         advice = "remove the branch that uses apex: torch.amp is there beside it"
         severity = severity if attempt is None else Severity.NOTE

@@ -243,3 +243,11 @@ class Call(Event):
     args: tuple[Value, ...]
     kwargs: tuple[tuple[str, Value], ...]
     result: Value
+
+
+@dataclass(eq=False, slots=True)
+class HandOver(Event):
+    """A scaler is passed to a function that is not seen, with these other arguments."""
+
+    scaler: Scaler
+    values: tuple[Value, ...]

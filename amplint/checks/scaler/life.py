@@ -58,6 +58,26 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP115")
+def scaler_created_for_each_epoch(script: Script) -> Iterator[Finding]:
+    """A scaler that is made in a loop and handed, with an optimizer that is older, to a function that is not seen."""
+    for handed in script.events(events.HandOver):
+        create = next((c for c in script.events(events.Create) if c.value == handed.scaler), None)
+        if create is None or not create.loops or handed.scaler.enabled == FALSE or handed.frame is not create.frame:
+            continue
+        older = [o for o in handed.values if isinstance(o, Optimizer) and not _made_in(script, o, create)]
+        if older and [loop.node for loop in handed.loops] == [loop.node for loop in create.loops]:
+            yield found(
+                "AMP115",
+                create,
+                "a new GradScaler in every round of this loop starts at 65536 again, while the optimizer goes on",
+                severity=Severity.WARNING,
+                evidence=[(create, "made here"), (handed, "handed on together with an older optimizer")],
+                help="create it once, beside the optimizer",
+                fix=fixes.move_before_loops(create.module, create.node),
+            )
+
+
 def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> bool:
     """Whether an optimizer is made in the same loop (or function) as the scaler: then both start anew together."""
     for other in script.events(events.Create):

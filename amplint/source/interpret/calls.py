@@ -238,9 +238,16 @@ def unknown(
         return [(NONE, world)]
     for value in values:
         protocol.hand_over(world, value)
+        if isinstance(value, Scaler):
+            handed = events.HandOver(node, frame, world.contexts, world.loops, world.facts, value, values)
+            m.observe(handed)
         if isinstance(value, Items | Mapping | Many):
             for inner in objects.contents(value):
                 protocol.hand_over(world, inner)
+    if "save" in _last_name(callee):
+        parts = tuple(part for value in values for part in library_calls.saved_parts(value)[0])
+        if any(isinstance(part, Scaler) for part in parts):
+            m.observe(events.Save(node, frame, world.contexts, world.loops, world.facts, parts, False))
     carried = (receiver, *values) if isinstance(receiver, Tensor) else values
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)
