@@ -328,6 +328,17 @@ class Trainer:
         "self.scaler · clip gradients of self.net (norm) · step self.optimizer.inner through self.scaler · update "
         "self.scaler · zero gradients of self.optimizer.inner",
     ),
+    "gradients that are written by hand": (
+        """
+weight = nn.Parameter(torch.ones(4))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for x in loader:
+    optimizer.zero_grad()
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+""",
+        "zero gradients of optimizer · step optimizer, with gradients in an unknown state",
+    ),
     "gradients set to None, parameter by parameter": (
         MODEL
         + """

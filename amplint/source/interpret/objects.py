@@ -344,9 +344,11 @@ def set_attribute(
                 for plain, before in calls.split(m, owner, world)
                 for after in set_attribute(m, plain, target, value, before, frame)
             ]
-        case Parameter() if name == "grad":
+        case Parameter() | Tensor() if name == "grad":
             if value == NONE:
                 zero_gradients(m, owner.of, target, world, frame)
+            elif not (isinstance(value, Gradient) and value.of == owner.of):
+                protocol.give_up(world, owner.of)  # gradients made by hand
             return [world]
         case Parameter() if name == "data":
             if isinstance(value, Parameter) and value.dtype:

@@ -186,11 +186,12 @@ def zero(world: World, event: Event, zeroed: list[Optimizer]) -> tuple[tuple[Opt
     return tuple(touched)
 
 
-def give_up(world: World) -> None:
-    """Something ran that can do anything to any optimizer."""
-    for optimizer in optimizers(world):
+def give_up(world: World, of: Owners = frozenset()) -> None:
+    """Something happened to the gradients of these models' optimizers (of all) that amplint does not follow."""
+    sure, perhaps = owners(world, of)
+    for optimizer in (*sure, *perhaps) if of else optimizers(world):
         world.set("gradients", optimizer, UNKNOWN["gradients"])
-    for key in list(world.space("updates")):
+    for key in list(world.space("updates")) if not of else ():
         world.set("updates", key, "unknown")
 
 
