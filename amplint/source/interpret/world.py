@@ -81,6 +81,8 @@ class World:
             facts = conditions.assume(formula, answer, self.facts)
             if facts is not None:
                 outcomes.append((answer, facts))
+        if not outcomes:
+            return []  # the facts contradict each other, as was not seen before: this world cannot be
         worlds = [self.copy() for _ in outcomes[1:]]
         result = []
         for (answer, facts), world in zip(outcomes, [self, *worlds], strict=True):

@@ -1,0 +1,55 @@
+"""Worlds: what is asked, what follows, and what cannot be."""
+
+from __future__ import annotations
+
+import random
+
+from amplint.source.interpret import conditions
+from amplint.source.interpret.world import World
+from amplint.source.values import Const, Formula, ask, sym
+
+X, Y = sym("name", "m", "x"), sym("name", "m", "y")
+
+
+def test_an_answer_is_remembered_with_what_follows() -> None:
+    world = World()
+    (answer, yes), (_, no) = world.decide(ask("none", X))
+    assert answer
+    assert yes.decide(ask("truth", X)) == [(False, yes)]
+    assert len(no.decide(ask("truth", X))) == 2
+
+
+def test_facts_that_turn_out_to_contradict_each_other_end_the_world() -> None:
+    world = World()
+    world.facts = {
+        ask("or", ask("truth", Y), ask("none", X)): True,
+        ask("or", ask("and", ask("none", X), ask("eq", X, Const(1))), ask("none", Y)): True,
+        ask("truth", X): True,
+    }
+    assert world.decide(ask("truth", Y)) == []
+
+
+def test_no_question_can_break_a_world() -> None:
+    """Random questions, asked one after the other: each world that is left agrees with the answer it was given."""
+    for seed in range(2000):
+        chance = random.Random(seed)
+        world = World()
+        for _ in range(5):
+            formula = _formula(chance, 2)
+            outcomes = world.decide(formula)
+            assert all(after.known(formula) is answer for answer, after in outcomes)
+            if not outcomes:
+                break
+            world = chance.choice(outcomes)[1]
+
+
+def _formula(chance: random.Random, depth: int) -> Formula:
+    if depth == 0 or chance.random() < 0.3:
+        subject = chance.choice((X, Y))
+        kind = chance.choice(("truth", "none", "eq"))
+        return ask(kind, subject) if kind != "eq" else ask(kind, subject, Const(chance.choice((0, 1, 2))))
+    kind = chance.choice(("not", "and", "or"))
+    if kind == "not":
+        return conditions.negate(_formula(chance, depth - 1))
+    join = conditions.both if kind == "and" else conditions.either
+    return join(_formula(chance, depth - 1), _formula(chance, depth - 1))
