@@ -520,6 +520,65 @@ WHOLE = {
         )
         + 'torch.save({"epoch": 1, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, "a.pt")\n',
     ),
+    "imported where it is used": (
+        """
+        import torch
+
+
+        def train(args, model, loader):
+            groups = [{"params": model.parameters(), "lr": 0.1}]
+            optimizer = torch.optim.SGD(groups)
+            if args.fp16:
+                try:
+                    from apex import amp
+                except ImportError:
+                    raise ImportError("get apex")
+                model, optimizer = amp.initialize(model, optimizer, opt_level=args.level)
+            for step, batch in enumerate(loader):
+                loss = model(**batch)[0]
+                if args.gpus > 1:
+                    loss = loss.mean()
+                if args.fp16:
+                    with amp.scale_loss(loss, optimizer) as loss:
+                        loss.backward()
+                else:
+                    loss.backward()
+                if (step + 1) % args.every == 0:
+                    if args.fp16:
+                        torch.nn.utils.clip_grad_norm_(amp.master_params(optimizer), args.norm)
+                    else:
+                        torch.nn.utils.clip_grad_norm_(model.parameters(), args.norm)
+                    optimizer.step()
+                    model.zero_grad()
+        """,
+        """
+        import torch
+
+
+        def train(args, model, loader):
+            groups = [{"params": model.parameters(), "lr": 0.1}]
+            optimizer = torch.optim.SGD(groups)
+            scaler = torch.amp.GradScaler("cuda", enabled=args.fp16 and args.level != "O0")
+            for step, batch in enumerate(loader):
+                with torch.autocast("cuda", dtype=torch.float16, enabled=args.fp16 and args.level != "O0"):
+                    loss = model(**batch)[0]
+                    if args.gpus > 1:
+                        loss = loss.mean()
+                if args.fp16:
+                    scaler.scale(loss).backward()
+                else:
+                    loss.backward()
+                if (step + 1) % args.every == 0:
+                    if args.fp16:
+                        scaler.unscale_(optimizer)
+                        torch.nn.utils.clip_grad_norm_(model.parameters(), args.norm)
+                    else:
+                        torch.nn.utils.clip_grad_norm_(model.parameters(), args.norm)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    model.zero_grad()
+        """,
+    ),
     "an import that nothing uses": (
         """
         import torch
@@ -553,6 +612,13 @@ def test_check_finds_nothing_new(case: str) -> None:
     assert checks.check_module(Module.read("train.py", text.encode()), every).findings == ()
 
 
+def test_a_state_that_is_not_saved() -> None:
+    """What apex lacked as well is no reason to leave the file, but to ask."""
+    text, applicability = migrated(PLAIN + 'torch.save(optimizer.state_dict(), "optimizer.pt")\n')
+    assert applicability == "unsafe"
+    assert text.startswith(AFTER)
+
+
 # -- what a person must do ---------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -583,6 +649,17 @@ REFUSED = {
     ),
     "a decorator": ([("for x", "@amp.half_function\ndef f(x): return x\nfor x")], "no amp.half_function"),
     "a loss without a name": ([("(loss, opt", "(F.l1_loss(loss, y), opt")], "computed where it is scaled"),
+    "a try around more": (
+        [
+            ("from apex import amp\n", ""),
+            (
+                SETUP,
+                "try:\n    from apex import amp\n    print(1)\n    amp.initialize(model, optimizer)\n"
+                "except ImportError:\n    pass\n",
+            ),
+        ],
+        "in the `try` around the import",
+    ),
     "an apex that is asked for in words": (
         [("for x", "if 'apex' in sys.modules:\n    train()\nfor x")],
         "used for more than apex.amp",

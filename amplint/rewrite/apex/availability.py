@@ -64,8 +64,11 @@ class Leaving:
             self.statements.append(statement)
             return
         flags = {name for one in attempt.body if (name := _flag(one, True))}
-        rest = [one for one in attempt.body if one is not statement and not _flag(one, True)]
+        calls = {self.module.statement(use.node) for use in self.uses.named("initialize")}
+        rest = [one for one in attempt.body if one is not statement and not _flag(one, True) and one not in calls]
         if rest:
+            if calls & set(attempt.body):
+                raise Refused("amp.initialize stands in the `try` around the import, beside other things", _ADVICE)
             if any(self._loads(flag) for flag in flags) and self.uses.uses:
                 raise Refused(_ASKS, _ADVICE)
             self.statements.append(statement)
@@ -113,7 +116,8 @@ class Leaving:
     def edits(self, also: Sequence[ast.stmt], gone: Collection[ast.AST]) -> list[Edit]:
         """Delete the imports and the statements in `also`, and answer what asks for a flag. `gone` is what other edits
         take away."""
-        module, delete, made = self.module, [*self.statements, *also], []
+        module, made = self.module, []
+        delete = [one for one in (*self.statements, *also) if one not in gone]
         dropped = {part for one in delete for part in ast.walk(one)} | set(gone)
         loads: list[ast.expr] = [load for flag in sorted(self.flags) for load in self._loads(flag)]
         for load in (*loads, *self.questions):

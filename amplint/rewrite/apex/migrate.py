@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from amplint import checks
 from amplint.config import Settings
-from amplint.findings import Applicability, Edit, Fix, Severity
+from amplint.findings import Applicability, Edit, Finding, Fix, Severity
 from amplint.rewrite import edits
 from amplint.rewrite.apex.availability import Leaving
 from amplint.rewrite.apex.region import Region, evaluated, inference_regions, training_regions, unread_evaluations
@@ -34,6 +34,7 @@ from amplint.source.module import Module, Unreadable, parse
 from amplint.source.values import Optimizer
 
 _KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts".split())
+_AS_BEFORE = frozenset(("AMP116", "AMP133"))  # what apex lacked as well, where its state was not saved
 _OTHERS = {
     "half_function": "torch.amp.custom_fwd or a region of its own does what the decorator did",
     "float_function": "use `with torch.autocast('cuda', enabled=False)` and `.float()` in the function",
@@ -49,9 +50,13 @@ def migrate(reading: Reading, settings: Settings, uses: Uses) -> Fix:
     """The fix for the file; raises Refused where a part of it has to be done by a person."""
     try:
         fix = _Migration(reading, settings, uses).fix()
-        _verify(reading.module, settings, fix)
+        saves = uses.named("state_dict", "load_state_dict")
+        left = _verify(reading.module, settings, fix, frozenset() if saves else _AS_BEFORE)
     except edits.CannotEdit as error:
         raise Refused(f"its code has a shape that amplint does not edit ({error.reason})", BY_HAND) from None
+    if left:
+        words = f"{fix.message}; the scaler's state is not saved and restored, nor was that of apex ({', '.join(left)})"
+        return Fix(words, Applicability.UNSAFE, fix.edits)
     return fix
 
 
@@ -277,8 +282,7 @@ class _Migration:
         try:
             made, words = checkpoint_edits(self.module, plans[0].home, self.scope.name(setup.statement))
         except Refused:
-            self.notes.append(f"{self.scope.bare} is not saved")
-            return
+            return  # AMP116 says so
         self.edits += made
         self.notes += [words] if words else []
 
@@ -303,8 +307,9 @@ def _refuse_part(name: str) -> None:
     raise Refused(f"torch.amp has no amp.{name}", _OTHERS.get(name, BY_HAND))
 
 
-def _verify(module: Module, settings: Settings, fix: Fix) -> None:
-    """Raise Refused unless the result parses and checks cleanly: nothing is found in it that was not there before."""
+def _verify(module: Module, settings: Settings, fix: Fix, allowed: frozenset[str]) -> list[str]:
+    """Raise Refused unless the result parses and checks cleanly: nothing is found in it that was not there before, but
+    for the codes in `allowed`; returns those of them that are found."""
     try:
         text = apply(module.text, fix.edits)
         after = Module(module.path, text, parse(text), module.encoding)
@@ -314,10 +319,15 @@ def _verify(module: Module, settings: Settings, fix: Fix) -> None:
         raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
     wanted = replace(settings, codes=default_codes() - {"AMP605"}, notes=frozenset())
 
-    def errors(one: Module) -> Counter[str]:
+    def find(one: Module) -> list[Finding]:
         found = checks.check_module(one, wanted).findings
-        return Counter(f.code for f in found if f.severity is not Severity.NOTE and f.path == one.path)
+        return [f for f in found if f.severity is not Severity.NOTE and f.path == one.path]
 
-    if new := errors(after) - errors(module):
-        finding = next(f for f in checks.check_module(after, wanted).findings if f.code in new)
-        raise Refused(f"in torch.amp, {finding.message} ({finding.code})", finding.help or BY_HAND)
+    found = find(after)
+    if not found:
+        return []
+    new = Counter(f.code for f in found) - Counter(f.code for f in find(module))
+    wrong = next((f for f in found if f.code in new.keys() - allowed), None)
+    if wrong is not None:
+        raise Refused(f"in torch.amp, {wrong.message} ({wrong.code})", wrong.help or BY_HAND)
+    return sorted(new)

@@ -80,13 +80,22 @@ class ScaledLoss:
             for node in ast.walk(one)
             if isinstance(node, ast.Name) and node.id == self.scaled
         ]
+        around = {block, *module.ancestors(block)}
+        other_arms = {
+            part
+            for above in around
+            if isinstance(above, ast.If) and not around.intersection(above.orelse)
+            for one in above.orelse
+            for part in ast.walk(one)
+        }
         after = [
             node
             for node in ast.walk(module.function(block) or module.tree)
             if isinstance(node, ast.Name)
             and node.id == self.scaled
             and isinstance(node.ctx, ast.Load)
-            and node not in uses
+            and node.lineno > (block.end_lineno or 0)
+            and node not in other_arms
             and not any(isinstance(a, ast.With) and _names(a, self.scaled) for a in module.ancestors(node))
         ]
         made = edits.dedent_tail(module, block, 0)

@@ -69,7 +69,12 @@ def setup_of(module: Module, uses: list[Use], leaving: Leaving, others: list[ast
     if any(one.models != first.models or one.replaced != first.replaced for one in setups[1:]):
         raise Refused("amp.initialize is called for different models", BY_HAND)
     first.changes = list(dict.fromkeys(change for one in setups for change in one.changes))
-    first.statement = statement
+    first.statement = first.before = statement
+    above = module.parents[statement]
+    if isinstance(above, ast.Try) and above in leaving.statements:
+        first.statement = first.before = above
+    elif isinstance(above, ast.Try | ast.ExceptHandler):
+        raise Refused("amp.initialize stands in a `try`", BY_HAND)
     if any(one.switch != first.switch for one in setups):
         raise Refused("amp.initialize is called with different settings", BY_HAND)
     _conditions(module, first, leaving, others)
@@ -193,7 +198,8 @@ def _conditions(module: Module, made: Setup, leaving: Leaving, others: list[ast.
         tested = f"({tested})" if made.switch and isinstance(simple, ast.BoolOp) else tested
         made.switch = " and ".join(filter(None, (tested, made.switch)))
     made.before = branch
-    stays = [one for one in suite_of(module, made.statement) if one is not made.statement and not leaving.answered(one)]
+    goes = [made.statement, *leaving.statements]
+    stays = [one for one in suite_of(module, made.statement) if one not in goes and not leaving.answered(one)]
     if not stays and not made.replaced:
         if branch.orelse:
             raise Refused("what runs without AMP stands in the `else` of amp.initialize", "turn the condition round")

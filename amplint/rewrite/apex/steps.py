@@ -169,10 +169,29 @@ def _place(module: Module, uses: set[ast.AST], step: ast.Call) -> ast.stmt:
 def master_edits(module: Module, call: ast.Call) -> list[Edit]:
     """`amp.master_params(optimizer)` → the parameters themselves: the model's, where the optimizer has them all."""
     optimizer = module.source(call.args[0])
-    model = _model_of(module, optimizer, call)
+    model = _model_in_else(module, call) or _model_of(module, optimizer, call)
     if model:
         return edits.replace(module, call, f"{model}.parameters()")
     return edits.replace(module, call, f'(p for group in {optimizer}.param_groups for p in group["params"])')
+
+
+def _model_in_else(module: Module, call: ast.Call) -> str:
+    """The model whose parameters() the same function is given in the `else`, where AMP is off."""
+    outer = module.parents[call]
+    branch = module.parents[module.statement(call)]
+    if isinstance(outer, ast.Call) and outer.args[:1] == [call] and isinstance(branch, ast.If):
+        for node in (part for one in branch.orelse for part in ast.walk(one)):
+            if isinstance(node, ast.Call) and module.source(node.func) == module.source(outer.func):
+                return _parameters_of(module, node.args)
+    return ""
+
+
+def _parameters_of(module: Module, arguments: list[ast.expr]) -> str:
+    """`model`, where the first argument is `model.parameters()`."""
+    match arguments[:1]:
+        case [ast.Call(func=ast.Attribute(attr="parameters", value=owner), args=[], keywords=[])]:
+            return module.source(owner) if isinstance(owner, ast.Name | ast.Attribute) else ""
+    return ""
 
 
 def _model_of(module: Module, optimizer: str, place: ast.Call) -> str:
@@ -184,11 +203,5 @@ def _model_of(module: Module, optimizer: str, place: ast.Call) -> str:
             case ast.Assign(targets=[target], value=ast.Call() as value) if module.source(target) == optimizer:
                 if module.function(node) is not function and not optimizer.startswith("self."):
                     return ""
-                match value.args[:1]:
-                    case [ast.Call(func=ast.Attribute(attr="parameters", value=owner), args=[], keywords=[])] if (
-                        isinstance(owner, ast.Name | ast.Attribute)
-                    ):
-                        found.add(module.source(owner))
-                    case _:
-                        return ""
+                found.add(_parameters_of(module, value.args))
     return found.pop() if len(found) == 1 else ""
