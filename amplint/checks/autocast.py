@@ -201,7 +201,7 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
             severity=severity,
             evidence=[(_entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="compute it under torch.autocast(device_type, enabled=False)",
-            fix=fixes.float32_island(event.module, event.node, _device(script, region)),
+            fix=fixes.float32_island(event.module, event.node, _device(script, event, region)),
         )
 
 
@@ -286,9 +286,20 @@ def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | N
         like = target.made.endswith("_like") and target.dtype != "float32"  # torch.ones_like(prediction)
         if like or target.dtype in tensors.HALF:
             cast.append(call.args[1])
-    return fixes.float32_island(event.module, call, _device(script, region), cast)
+    return fixes.float32_island(event.module, call, _device(script, event, region), cast)
 
 
-def _device(script: Script, region: Region) -> str:
-    """The device type of a region, or the one the user targets."""
-    return tensors.device_type(region.autocast.device) or script.settings.target_device
+def _device(script: Script, event: events.Operation, region: Region) -> str:
+    """The device type of a region as code: the constant, what the region says where that can be said again, the device
+    of an operand; otherwise the one the user targets."""
+    constant = tensors.device_type(region.autocast.device)
+    if constant or region.assumed or region.autocast.device is None:
+        return f'"{constant or script.settings.target_device}"'
+    module, call = event.module, region.autocast.node
+    if isinstance(call, ast.Call) and call in module.parents and module.function(call) is module.function(event.node):
+        named = next((keyword.value for keyword in call.keywords if keyword.arg == "device_type"), None)
+        device = named or (call.args[0] if call.args else None)
+        if isinstance(device, ast.Name | ast.Attribute):
+            return module.source(device)
+    operand = event.node.args[0] if isinstance(event.node, ast.Call) and event.node.args else None
+    return f"{operand.id}.device.type" if isinstance(operand, ast.Name) else f'"{script.settings.target_device}"'

@@ -98,12 +98,13 @@ def add_device(module: Module, call: ast.Call, device: str) -> Fix | None:
 
 
 def float32_island(module: Module, node: ast.AST, device: str, cast: list[ast.expr] | None = None) -> Fix | None:
-    """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands."""
+    """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands; the
+    device type comes as code."""
     statement = module.statement(node)
     torch = edits.binding_of(module, "torch", at=statement)
     if torch is None or not isinstance(statement, ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign | ast.Return):
         return None
-    header = f'with {torch}.autocast(device_type="{device}", enabled=False):'
+    header = f"with {torch}.autocast(device_type={device}, enabled=False):"
 
     def build() -> list[Edit]:
         made = edits.indent_under(module, [statement], header)
