@@ -11,6 +11,7 @@ import pytest
 from amplint import checks
 from amplint.config import Settings
 from amplint.findings import Applicability, Finding, Severity
+from amplint.knowledge import rules
 from amplint.repair import repair
 from amplint.source.module import Module
 
@@ -1591,3 +1592,11 @@ def test_the_fix_mends_it(code: str, script: str, fixed: str) -> None:
     repaired = repair(module, find(module, code), lambda after: find(after, code), APPLIED)
     assert changes(module.text, repaired.module.text) == fixed
     assert not fixed or repaired.findings == ()
+
+
+@pytest.mark.parametrize(("code", "script", "fixed"), FOUND)
+def test_one_mistake_is_told_once(code: str, script: str, fixed: str) -> None:
+    """No two rules of the scaler protocol report the same place."""
+    every = checks.check_module(read(script), Settings(codes=frozenset(rules()))).findings
+    places = [f.range for f in every if f.code.startswith("AMP1") and f.severity is not Severity.NOTE]
+    assert len(places) == len(set(places))

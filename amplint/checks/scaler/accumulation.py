@@ -69,7 +69,7 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             step = next(
                 (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
             )
-            if step is None or not _every_n_batches(step) or _every_n_batches(zero):
+            if step is None or not every_n_batches(step) or every_n_batches(zero):
                 continue
             if not _in_every_round(zero, step, backwards_of(step, before)):
                 continue
@@ -93,11 +93,11 @@ def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
     nothing beside the scaled gradients that are added to it."""
     zeros = list(script.events(events.ZeroGradient))
     for step in script.events(events.Step):
-        if step.scaler is None or step.before.kind != "scaled" or _every_n_batches(step):
+        if step.scaler is None or step.before.kind != "scaled" or every_n_batches(step):
             continue
         own = [z for z in zeros if same_function(z, step) and any(one == step.optimizer for one, _ in z.touched)]
         here = [loop.node for loop in step.loops]
-        if own and here and all(_every_n_batches(z) and [loop.node for loop in z.loops] == here for z in own):
+        if own and here and all(every_n_batches(z) and [loop.node for loop in z.loops] == here for z in own):
             yield found(
                 "AMP136",
                 step,
@@ -201,7 +201,7 @@ def _set_in(function: ast.FunctionDef | ast.AsyncFunctionDef, target: str, modul
     )
 
 
-def _every_n_batches(event: events.Event) -> bool:
+def every_n_batches(event: events.Event) -> bool:
     """Whether a condition counts batches (`i % n == 0`) before this runs."""
     module = event.module
     function = module.function(event.node)

@@ -16,6 +16,7 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
+from amplint.checks.scaler.accumulation import every_n_batches
 from amplint.checks.scaler.protocol import (
     backwards_of,
     is_disabled,
@@ -390,6 +391,8 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
         here = [s for s in script.events(events.Step) if s.optimizer == unscale.optimizer and same_function(s, unscale)]
         if here and all(s.scaler is None for s in here):
             continue  # no path steps through the scaler: AMP102
+        if any(every_n_batches(s) for s in here):
+            continue  # not a step that is skipped, but one that is not due: AMP108
         name = receiver(unscale)
         yield found(
             "AMP113",
