@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint import knowledge
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
+from amplint.rewrite.apex.uses import Use, falls_back, guard, raises, uses_of
 from amplint.rewrite.fixes import migration as fixes
 from amplint.rewrite.refused import Refused
 from amplint.source import events
@@ -250,6 +251,10 @@ def _number(value: Value | None) -> bool:
 # -- apex -------------------------------------------------------------------------------------------------------------
 
 
+def _line(use: Use) -> int:
+    return use.node.lineno
+
+
 @rule("AMP605")
 def apex_amp(script: Script) -> Iterator[Finding]:
     """apex.amp, which current apex does not have: one finding a file, at the import."""
@@ -257,7 +262,6 @@ def apex_amp(script: Script) -> Iterator[Finding]:
     if "apex" not in module.text:
         return
     from amplint.rewrite.apex.migrate import migrate
-    from amplint.rewrite.apex.uses import falls_back, guard, raises, uses_of
 
     uses = uses_of(module)
     if not uses.imports:
@@ -283,5 +287,7 @@ def apex_amp(script: Script) -> Iterator[Finding]:
             advice = fix.message
     if any("apex.parallel" in name for names in module.imports.values() for name in names):
         advice += "; torch.nn.parallel and nn.SyncBatchNorm do what apex.parallel does"
-    evidence = [(module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in uses.uses]
+    evidence = [
+        (module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in sorted(uses.uses, key=_line)
+    ]
     yield found_at("AMP605", module, alias, message, severity=severity, evidence=evidence, help=advice, fix=fix)
