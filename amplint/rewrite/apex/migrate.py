@@ -100,7 +100,7 @@ class _Migration:
                 "amp.scale_loss is not in this file", "pass a GradScaler there, and change both files together"
             )
         else:
-            self._inference(setup)
+            self._inference()
         self.edits += state_edits(module, uses.named("state_dict", "load_state_dict"), self.scope)
         for use in uses.named("disable_casts"):
             call = module.parents[use.node]
@@ -288,8 +288,8 @@ class _Migration:
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
-    def _inference(self, setup: Setup) -> None:
-        for region in inference_regions(self.reading, setup.function):
+    def _inference(self) -> None:
+        for region in inference_regions(self.reading):
             switch = self.scope.switch(region[0])
             if switch is None or "is_enabled" in switch:
                 raise Refused("the switch for AMP is not at hand where the model runs", BY_HAND)

@@ -10,7 +10,7 @@ from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
-from amplint.source.module import FunctionNode, Module
+from amplint.source.module import Module
 
 Region = tuple[ast.stmt, ...]
 Derivation = tuple[events.Forward, list[ast.stmt], list[int]]
@@ -142,7 +142,7 @@ def _paths(module: Module, nodes: Iterable[ast.AST], context: type[ast.expr_cont
             yield module.source(node)
 
 
-def inference_regions(reading: Reading, function: FunctionNode | None) -> list[Region]:
+def inference_regions(reading: Reading) -> list[Region]:
     """Where a model that is not trained runs: each simple statement that calls it."""
     module = reading.module
     found: dict[ast.stmt, None] = {}
