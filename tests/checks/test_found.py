@@ -1180,7 +1180,8 @@ found(
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for x, y in loader:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x.half()), y)
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = F.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
     """,

@@ -13,7 +13,9 @@ SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 
 def drop_half(module: Module, cast: ast.AST) -> Fix | None:
-    """`model.half()` → `model`: the weights stay in float32."""
+    """`model.half()` → `model`: the weights stay in float32. Not where inputs are cast, too: they would not fit."""
+    if any(node is not cast and _casts(node) for node in ast.walk(module.tree)):
+        return None
     match cast:
         case ast.Call(func=ast.Attribute(attr="half", value=model), args=[], keywords=[]):
             statement = module.statement(cast)
@@ -23,6 +25,17 @@ def drop_half(module: Module, cast: ast.AST) -> Fix | None:
                 "keep the weights in float32", UNSAFE, lambda: edits.replace(module, cast, module.source(model))
             )
     return None
+
+
+def _casts(node: ast.AST) -> bool:
+    """Whether this is a cast to half precision."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="half"), args=[]):
+            return True
+        case ast.Call(func=ast.Attribute(attr="to" | "type"), args=args, keywords=keywords):
+            given = [*args, *(keyword.value for keyword in keywords)]
+            return any(isinstance(one, ast.Attribute) and one.attr in ("float16", "half") for one in given)
+    return False
 
 
 def _name_of(module: Module, cast: ast.AST) -> str | None:
