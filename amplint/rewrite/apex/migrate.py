@@ -71,7 +71,7 @@ class _Migration:
         self.edits: list[Edit] = []
         self.notes: list[str] = []
         self.taken: set[ast.stmt] = set()  # what is under autocast
-        self.torch = edits.binding_of(self.module, "torch") or ""
+        self.torch = ""
 
     def fix(self) -> Fix:
         module, uses = self.module, self.uses
@@ -87,9 +87,12 @@ class _Migration:
         setup = setup_of(module, uses.named("initialize"), leaving, self._running(losses))
         if setup.off:
             setup.switch = "False"
-        if not self.torch:
+        bindings = {edits.binding_of(module, "torch", at=use.node) for use in uses.uses}
+        if len(bindings) > 1:
+            raise Refused("functions import torch for themselves", "import it once, at the top")
+        self.torch = bindings.pop() or "torch"
+        if edits.binding_of(module, "torch", at=uses.uses[0].node) is None:
             self.edits += edits.add_import(module, "import torch", before=None)
-            self.torch = "torch"
         seen = {f.call for event in self.reading.events for f in event.frame.stack() if f.call is not None}
         self.scope = Scope(module, setup, seen)
         replaced = self._setup(setup, bool(uses.named("scale_loss", "state_dict", "load_state_dict")))

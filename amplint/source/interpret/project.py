@@ -9,7 +9,17 @@ from pathlib import Path
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
-_TRAINS = (b"backward", b"GradScaler", b"autocast", b"zero_grad", b"torch.optim", b".half()", b"float16", b"apex", b"clip_grad")
+_TRAINS = (
+    b"backward",
+    b"GradScaler",
+    b"autocast",
+    b"zero_grad",
+    b"torch.optim",
+    b".half()",
+    b"float16",
+    b"apex",
+    b"clip_grad",
+)
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 
 
