@@ -11,6 +11,7 @@ from amplint.source.interpret import tensors
 from amplint.source.interpret.conditions import truth
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
+from amplint.source.symbols import options
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -33,7 +34,6 @@ from amplint.source.values import (
     Sym,
     Test,
     Value,
-    options,
 )
 
 MOST_TEXT = 60  # of a condition or a name

@@ -7,7 +7,7 @@ thing *does*, not what it is called: a Scaler is whatever came from a GradScaler
 from __future__ import annotations
 
 import ast
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class Lib(Value):
 
 @dataclass(frozen=True, slots=True)
 class Imported(Value):
-    """A name imported from a file of the project; the file is read when the name is used (calls.resolve)."""
+    """A name imported from a file of the project; the file is read when the name is used (imports.resolve)."""
 
     module: str
     name: str  # "" for the module itself
@@ -376,102 +376,3 @@ class Checkpoint(Value):
 
     site: Hashable
     path: tuple[Value, ...] = ()
-
-
-def ask(kind: str, *parts: Any) -> Question:
-    """The question of this kind about these things."""
-    key = (kind, *parts)
-    found = _questions.get(key)
-    if found is None:
-        found = _questions[key] = Question(kind, parts)
-    return found
-
-
-MOST_PARTS = 16  # of a container that a symbol is named by
-_interned: dict[tuple[Hashable, ...], Sym] = {}
-_questions: dict[tuple[Hashable, ...], Question] = {}
-_numbers: dict[Hashable, int] = {}
-_fresh: Iterator[int] = iter(())
-
-
-def reset() -> None:
-    """Forget all interned symbols; called once per reading, so that two readings in one process are alike."""
-    global _fresh
-    _interned.clear()
-    _questions.clear()
-    _numbers.clear()
-    _fresh = iter(range(1, 1 << 62))
-
-
-def sym(kind: str, *parts: Hashable) -> Sym:
-    """The symbol of this origin."""
-    if any(isinstance(part, Items | Mapping | Many | Choice) and weight(part) > MOST_PARTS for part in parts):
-        return fresh(kind)
-    key = (kind, *parts)
-    found = _interned.get(key)
-    if found is None:
-        found = _interned[key] = Sym(kind, parts)
-    return found
-
-
-def weight(value: Value, most: int = MOST_PARTS) -> int:
-    """How many values a container holds, counted up to a little more than `most`."""
-    match value:
-        case Items():
-            inner: tuple[Value, ...] = value.items
-        case Mapping():
-            inner = tuple(item for _, item in value.items)
-        case Many():
-            inner = (value.item,)
-        case Choice():
-            inner = (value.yes, value.no)
-        case _:
-            return 1
-    total = 1
-    for item in inner:
-        total += weight(item, most - total)
-        if total > most:
-            break
-    return total
-
-
-def fresh(kind: str = "unknown") -> Sym:
-    """A symbol that equals no other."""
-    return Sym(kind, (next(_fresh),))
-
-
-def serial() -> int:
-    """A number that no other call returned in this reading."""
-    return next(_fresh)
-
-
-def options(value: Value) -> list[Value]:
-    """What a value may be: the sides of its choices, each once."""
-    match value:
-        case Choice():
-            sides = [*options(value.yes), *options(value.no)]
-        case Sym(kind="choice", parts=parts):
-            sides = [side for part in parts if isinstance(part, Value) for side in options(part)]
-        case _:
-            return [value]
-    return list(dict.fromkeys(sides))
-
-
-SIGNIFICANT = (Scaler, Optimizer, Autocast, Function, Class, Instance, Partial, Bound, Object, Model)
-
-
-def number(key: Hashable) -> int:
-    """The same small number for the same key: a name that is cheap to compare."""
-    return _numbers.setdefault(key, len(_numbers))
-
-
-def significant(value: Value | None) -> bool:
-    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on
-    events."""
-    if isinstance(value, Choice):
-        return significant(value.yes) or significant(value.no)
-    if isinstance(value, Items):
-        return any(significant(item) for item in value.items)
-    if isinstance(value, Lib):
-        return "autocast" in value.name or "GradScaler" in value.name
-    return isinstance(value, SIGNIFICANT)

@@ -6,7 +6,8 @@ import random
 
 from amplint.source.interpret import conditions
 from amplint.source.interpret.world import World
-from amplint.source.values import Const, Formula, ask, sym
+from amplint.source.symbols import ask, sym
+from amplint.source.values import Const, Formula
 
 X, Y = sym("name", "m", "x"), sym("name", "m", "y")
 

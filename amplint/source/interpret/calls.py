@@ -23,6 +23,7 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import MOST_FRAMES, Machine, device_value, site
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.module import FunctionNode
+from amplint.source.symbols import ask, fresh, significant, sym
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -47,10 +48,6 @@ from amplint.source.values import (
     Sym,
     Tensor,
     Value,
-    ask,
-    fresh,
-    significant,
-    sym,
 )
 
 _BACKWARD = re.compile(r"(?:^|_)backwards?$")  # what something unknown that runs backward is called: manual_backward

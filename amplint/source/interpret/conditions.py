@@ -9,24 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amplint.source.values import (
-    Choice,
-    Const,
-    Formula,
-    Items,
-    Lib,
-    Many,
-    Mapping,
-    Question,
-    Sym,
-    Tensor,
-    Test,
-    Value,
-    ask,
-    fresh,
-    options,
-    sym,
-)
+from amplint.source.symbols import ask, fresh, options, sym
+from amplint.source.values import Choice, Const, Formula, Items, Lib, Many, Mapping, Question, Sym, Tensor, Test, Value
 
 Facts = dict[Any, Any]
 MOST_ATOMS = 16  # of a formula

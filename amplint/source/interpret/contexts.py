@@ -9,6 +9,7 @@ from amplint.source.interpret import calls
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
+from amplint.source.symbols import fresh, significant
 from amplint.source.values import (
     Autocast,
     Choice,
@@ -22,8 +23,6 @@ from amplint.source.values import (
     Scaled,
     Tensor,
     Value,
-    fresh,
-    significant,
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from amplint import knowledge
 from amplint.limit import deep_recursion
-from amplint.source import values
+from amplint.source import symbols
 from amplint.source.events import Event
 from amplint.source.interpret import calls, flow, objects, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame
@@ -17,7 +17,8 @@ from amplint.source.interpret.machine import Exhausted, Machine
 from amplint.source.interpret.project import Project
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import FunctionNode, Module
-from amplint.source.values import Autocast, Class, Function, Instance, Region, Value, sym
+from amplint.source.symbols import sym
+from amplint.source.values import Autocast, Class, Function, Instance, Region, Value
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -39,7 +40,7 @@ class Reading:
 
 def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any], ...] = ()) -> Reading:
     """Interpret a module: from its top level and `__main__`, then whatever nothing called."""
-    values.reset()
+    symbols.reset()
     machine = Machine(Project.around(module, roots), Library((*apis, *knowledge.apis())))
     complete = True
     try:
@@ -95,7 +96,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         return
     found = start.get(frame.scope, node.name)
     cls = found if isinstance(found, Class) and found.node is node else Class(node, frame)
-    instance = Instance(cls, values.number(("entry", id(node))))
+    instance = Instance(cls, symbols.number(("entry", id(node))))
     ready = start.copy()
     ready.contexts, ready.loops = (), ()
     module = objects.is_module(m, cls, ready, frame)

@@ -14,6 +14,7 @@ from amplint.source.interpret.frames import Frame, Results, scopes
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
 from amplint.source.interpret.world import World, join
+from amplint.source.symbols import ask, fresh, options, sym
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -39,10 +40,6 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
-    ask,
-    fresh,
-    options,
-    sym,
 )
 
 _DISPATCHED = (Const, Lib, Function, Class, Partial, Autocast, NullContext)  # what a table is there to choose from

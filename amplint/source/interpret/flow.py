@@ -12,6 +12,7 @@ from amplint.source.interpret import calls, conditions, contexts, expressions, l
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
+from amplint.source.symbols import ask, fresh, significant, sym
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -30,10 +31,6 @@ from amplint.source.values import (
     Sym,
     Tensor,
     Value,
-    ask,
-    fresh,
-    significant,
-    sym,
 )
 
 MOST_ROUNDS = 3

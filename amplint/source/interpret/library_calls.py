@@ -12,6 +12,7 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine, device_value, site
 from amplint.source.interpret.world import World
+from amplint.source.symbols import ask, fresh, options, serial, sym
 from amplint.source.values import (
     FALSE,
     KNOWN,
@@ -49,11 +50,6 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
-    ask,
-    fresh,
-    options,
-    serial,
-    sym,
 )
 
 NEVER = object()  # what a call that does not return is said to return

@@ -16,6 +16,7 @@ from amplint.source.interpret.relevance import Relevance
 from amplint.source.interpret.roles import Roles
 from amplint.source.interpret.world import World, extend
 from amplint.source.module import Module
+from amplint.source.symbols import number, options
 from amplint.source.values import (
     Choice,
     Const,
@@ -29,8 +30,6 @@ from amplint.source.values import (
     Scaler,
     Sym,
     Value,
-    number,
-    options,
 )
 
 E = TypeVar("E", bound=events.Event)

@@ -11,6 +11,7 @@ from amplint.source.interpret import calls, conditions, contexts, library_calls,
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
+from amplint.source.symbols import ask, fresh, options, serial, sym
 from amplint.source.values import (
     FALSE,
     NONE,
@@ -43,11 +44,6 @@ from amplint.source.values import (
     Tensor,
     Test,
     Value,
-    ask,
-    fresh,
-    options,
-    serial,
-    sym,
 )
 
 CASTS = {

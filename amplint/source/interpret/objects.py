@@ -14,6 +14,7 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import Module
+from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
     FALSE,
     NONE,
@@ -44,8 +45,6 @@ from amplint.source.values import (
     Sym,
     Tensor,
     Value,
-    fresh,
-    sym,
 )
 
 _METHODS_TAKEN = {"step", "zero_grad", "scale", "unscale_", "update", "backward"}  # as in `step = optimizer.step`

@@ -12,20 +12,8 @@ from typing import Any
 
 from amplint.source.events import Event, Gradients, Update
 from amplint.source.interpret.world import World
-from amplint.source.values import (
-    Instance,
-    Items,
-    Many,
-    Mapping,
-    Model,
-    Optimizer,
-    Owners,
-    Region,
-    Scaler,
-    Sym,
-    Value,
-    options,
-)
+from amplint.source.symbols import options
+from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Owners, Region, Scaler, Sym, Value
 
 UNKNOWN: dict[str, Any] = {"gradients": Gradients("unknown"), "updates": "unknown", "stale weights": None}
 _ACCUMULATES = ("plain", "scaled", "managed")

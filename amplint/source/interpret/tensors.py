@@ -12,6 +12,7 @@ from typing import Any
 
 from amplint import knowledge
 from amplint.source.interpret.world import World
+from amplint.source.symbols import serial
 from amplint.source.values import (
     ASSUMED,
     GIVEN,
@@ -28,7 +29,6 @@ from amplint.source.values import (
     Sym,
     Tensor,
     Value,
-    serial,
 )
 
 HALF = ("float16", "bfloat16", "low")

@@ -6,7 +6,8 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from amplint.source.interpret import conditions
-from amplint.source.values import NONE, Choice, Formula, Question, Tensor, Value, ask, fresh
+from amplint.source.symbols import ask, fresh
+from amplint.source.values import NONE, Choice, Formula, Question, Tensor, Value
 
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 

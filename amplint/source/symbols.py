@@ -1,0 +1,126 @@
+"""Symbols and questions: what is not known, named by how it came to be, and one object for one origin."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from amplint.source.values import (
+    Autocast,
+    Bound,
+    Choice,
+    Class,
+    Function,
+    Instance,
+    Items,
+    Lib,
+    Many,
+    Mapping,
+    Model,
+    Object,
+    Optimizer,
+    Partial,
+    Question,
+    Scaler,
+    Sym,
+    Value,
+)
+
+
+def ask(kind: str, *parts: Any) -> Question:
+    """The question of this kind about these things."""
+    key = (kind, *parts)
+    found = _questions.get(key)
+    if found is None:
+        found = _questions[key] = Question(kind, parts)
+    return found
+
+
+MOST_PARTS = 16  # of a container that a symbol is named by
+_interned: dict[tuple[Hashable, ...], Sym] = {}
+_questions: dict[tuple[Hashable, ...], Question] = {}
+_numbers: dict[Hashable, int] = {}
+_fresh: Iterator[int] = iter(())
+
+
+def reset() -> None:
+    """Forget all interned symbols; called once per reading, so that two readings in one process are alike."""
+    global _fresh
+    _interned.clear()
+    _questions.clear()
+    _numbers.clear()
+    _fresh = iter(range(1, 1 << 62))
+
+
+def sym(kind: str, *parts: Hashable) -> Sym:
+    """The symbol of this origin."""
+    if any(isinstance(part, Items | Mapping | Many | Choice) and weight(part) > MOST_PARTS for part in parts):
+        return fresh(kind)
+    key = (kind, *parts)
+    found = _interned.get(key)
+    if found is None:
+        found = _interned[key] = Sym(kind, parts)
+    return found
+
+
+def weight(value: Value, most: int = MOST_PARTS) -> int:
+    """How many values a container holds, counted up to a little more than `most`."""
+    match value:
+        case Items():
+            inner: tuple[Value, ...] = value.items
+        case Mapping():
+            inner = tuple(item for _, item in value.items)
+        case Many():
+            inner = (value.item,)
+        case Choice():
+            inner = (value.yes, value.no)
+        case _:
+            return 1
+    total = 1
+    for item in inner:
+        total += weight(item, most - total)
+        if total > most:
+            break
+    return total
+
+
+def fresh(kind: str = "unknown") -> Sym:
+    """A symbol that equals no other."""
+    return Sym(kind, (next(_fresh),))
+
+
+def serial() -> int:
+    """A number that no other call returned in this reading."""
+    return next(_fresh)
+
+
+def options(value: Value) -> list[Value]:
+    """What a value may be: the sides of its choices, each once."""
+    match value:
+        case Choice():
+            sides = [*options(value.yes), *options(value.no)]
+        case Sym(kind="choice", parts=parts):
+            sides = [side for part in parts if isinstance(part, Value) for side in options(part)]
+        case _:
+            return [value]
+    return list(dict.fromkeys(sides))
+
+
+SIGNIFICANT = (Scaler, Optimizer, Autocast, Function, Class, Instance, Partial, Bound, Object, Model)
+
+
+def number(key: Hashable) -> int:
+    """The same small number for the same key: a name that is cheap to compare."""
+    return _numbers.setdefault(key, len(_numbers))
+
+
+def significant(value: Value | None) -> bool:
+    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on
+    events."""
+    if isinstance(value, Choice):
+        return significant(value.yes) or significant(value.no)
+    if isinstance(value, Items):
+        return any(significant(item) for item in value.items)
+    if isinstance(value, Lib):
+        return "autocast" in value.name or "GradScaler" in value.name
+    return isinstance(value, SIGNIFICANT)
