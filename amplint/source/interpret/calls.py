@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from amplint.source import events
 from amplint.source.interpret import (
+    attributes,
     conditions,
     contexts,
     expressions,
@@ -120,7 +121,7 @@ def call_attribute(
     if isinstance(owner, Namespace):
         return [
             result
-            for callee, after in objects.attribute(m, owner, name, node, world, frame)
+            for callee, after in attributes.attribute(m, owner, name, node, world, frame)
             for result in call(m, callee, given, node, after, frame)
         ]
     return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)

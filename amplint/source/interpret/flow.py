@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, contexts, expressions, library_calls, objects
+from amplint.source.interpret import (
+    attributes,
+    calls,
+    conditions,
+    contexts,
+    expressions,
+    library_calls,
+    objects,
+    operators,
+    subscripts,
+    variables,
+)
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
@@ -150,7 +161,7 @@ def _expression(m: Machine, node: ast.Expr, world: World, frame: Frame, flow: Fl
 def _wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
     """`optimizer = Lookahead(optimizer)`: an unknown wrapper that takes its argument's name keeps its identity."""
     if isinstance(value, Sym) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
-        target = expressions.path_text(node.targets[0])
+        target = variables.path_text(node.targets[0])
         for argument in node.value.args:
             if isinstance(argument, ast.Name) and argument.id == target:
                 old = world.get(frame.scope, target)
@@ -170,22 +181,22 @@ def assign(m: Machine, target: ast.expr, value: Value, world: World, frame: Fram
     """Bind a target to a value."""
     match target:
         case ast.Name():
-            value = expressions.typed(m, value, target, world, frame)
+            value = variables.typed(m, value, target, world, frame)
             m.call(value, target.id)
-            world.set(expressions.scope_to_bind(target.id, frame), target.id, value)
+            world.set(variables.scope_to_bind(target.id, frame), target.id, value)
             return [world]
         case ast.Attribute():
             return [
                 after
                 for owner, before in expressions.evaluate(m, target.value, world, frame)
-                for after in objects.set_attribute(m, owner, target, value, before, frame)
+                for after in attributes.set_attribute(m, owner, target, value, before, frame)
             ]
         case ast.Subscript():
             return [
                 after
                 for owner, before in expressions.evaluate(m, target.value, world, frame)
                 for index, between in expressions.evaluate(m, target.slice, before, frame)
-                for after in objects.set_item(m, owner, index, target, value, between, frame)
+                for after in subscripts.set_item(m, owner, index, target, value, between, frame)
             ]
         case ast.Tuple() | ast.List():
             worlds = [world]
@@ -208,7 +219,7 @@ def unpack(value: Value, targets: list[ast.expr]) -> list[Value]:
             return [conditions.choice(value.formula, one, two) for one, two in zip(yes, no, strict=True)]
         case Many():
             return [Many(value.item) if isinstance(target, ast.Starred) else value.item for target in targets]
-    return [expressions.part(value, index) for index in range(count)]
+    return [subscripts.part(value, index) for index in range(count)]
 
 
 def _augmented(m: Machine, node: ast.AugAssign, world: World, frame: Frame) -> list[World]:
@@ -217,7 +228,7 @@ def _augmented(m: Machine, node: ast.AugAssign, world: World, frame: Frame) -> l
         after
         for old, w1 in expressions.evaluate(m, load, world, frame)
         for operand, w2 in expressions.evaluate(m, node.value, w1, frame)
-        for new, w3 in library_calls.augmented(m, node, old, operand, w2, frame)
+        for new, w3 in operators.augmented(m, node, old, operand, w2, frame)
         for after in assign(m, node.target, new, w3, frame)
     ]
 
@@ -245,7 +256,7 @@ def decide(m: Machine, test: ast.expr, world: World, frame: Frame) -> list[tuple
 def _if(m: Machine, node: ast.If, world: World, frame: Frame, flow: Flow) -> list[World]:
     if _is_main(node.test):
         return run(m, node.body, [world], frame, flow)
-    if expressions.path_text(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+    if variables.path_text(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         return [world]
     after: list[World] = []
     for answer, arm in decide(m, node.test, world, frame):
@@ -496,7 +507,7 @@ def _define(m: Machine, node: ast.FunctionDef | ast.AsyncFunctionDef, world: Wor
     for decorators, before in expressions.each(m, node.decorator_list, world, frame):
         for defaults, after in calls.defaults(m, node.args, before, frame):
             function = Function(node, frame, defaults, decorators, cls=None)
-            after.set(expressions.scope_to_bind(node.name, frame), node.name, function)
+            after.set(variables.scope_to_bind(node.name, frame), node.name, function)
             results.append(after)
     return results
 
@@ -507,7 +518,7 @@ def _define_class(m: Machine, node: ast.ClassDef, world: World, frame: Frame) ->
         cls = Class(node, frame, bases)
         inner = Frame(cls, node, frame.module, frame, frame.caller, frame.call, roles={})
         for after in run(m, node.body, [before], inner, Flow()):
-            after.set(expressions.scope_to_bind(node.name, frame), node.name, cls)
+            after.set(variables.scope_to_bind(node.name, frame), node.name, cls)
             results.append(after)
     return join_all(results)
 

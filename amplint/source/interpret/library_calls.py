@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, expressions, methods, objects, protocol, tensors
+from amplint.source.interpret import attributes, calls, conditions, methods, objects, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine, device_value, site
@@ -488,7 +488,7 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
             return _getattr(m, given, node, world, frame)
         case "setattr" if len(args) == 3 and isinstance(args[1], Const) and isinstance(args[1].value, str):
             target = ast.copy_location(ast.Attribute(ast.Constant(None), args[1].value, ast.Store()), node)
-            return [(NONE, after) for after in objects.set_attribute(m, args[0], target, args[2], world, frame)]
+            return [(NONE, after) for after in attributes.set_attribute(m, args[0], target, args[2], world, frame)]
         case "list" | "tuple" | "set" | "sorted" | "reversed" | "iter" if first is not None:
             known = first.items if isinstance(first, Items) else None
             value: Value = Items(known, "list") if known is not None else first
@@ -580,7 +580,7 @@ def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: F
     if not (isinstance(name, Const) and isinstance(name.value, str)):
         return [(sym("item", owner, name), world)]
     target = ast.copy_location(ast.Attribute(ast.Constant(None), name.value, ast.Load()), node)
-    results = expressions.attribute(m, owner, name.value, target, world, frame)
+    results = attributes.attribute(m, owner, name.value, target, world, frame)
     if len(given.args) == 3 and len(results) == 1 and isinstance(results[0][0], Sym):
         return [(conditions.choice(ask("truth", sym("has", owner, name)), results[0][0], given.args[2]), world)]
     return results
@@ -685,24 +685,6 @@ def view_any(value: Value, node: ast.AST) -> Value:
     return value
 
 
-def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> Value:
-    """An attribute of a tensor, or of a model's output that is taken for one."""
-    match name:
-        case "dtype":
-            if tensor.dtype in ("", "low"):
-                return sym("dtype", tensor.dtype or tensor.identity)
-            return Lib(f"torch.{tensor.dtype}")
-        case "device" | "shape" | "is_cuda" | "requires_grad" | "ndim" | "layout" | "itemsize" | "grad_fn":
-            return sym("attr", f"tensor {tensor.identity}", name)
-        case "grad":
-            return Gradient(tensor.of)
-        case "T" | "mT" | "H" | "real" | "imag":
-            return view(tensor, node)
-        case "data":
-            return replace(tensor, of=frozenset(), scaler=None)
-    return Tensor("", KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())
-
-
 def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
     """Weights change other than by an optimizer's step."""
     event = m.emit(events.ChangeWeights, node, world, frame, of=of, how=how)
@@ -715,21 +697,3 @@ def mark_stale(world: World, event: events.Event) -> None:
     outer = next((context for context in world.contexts if isinstance(context, Region)), None)
     if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
         world.set("stale weights", outer.node, events.Stale(event.node, event))
-
-
-def augmented(m: Machine, node: ast.AugAssign, old: Value, operand: Value, world: World, frame: Frame) -> Results:
-    """`old op= operand`."""
-    if isinstance(old, Items) and isinstance(operand, Items) and isinstance(node.op, ast.Add):
-        return [(Items((*old.items, *operand.items), old.kind), world)]
-    if isinstance(old, Parameter | Parameters):
-        change_weights(m, old.of, "assigned in place", node, world, frame)
-        return [(old, world)]
-    if isinstance(old, Gradient):
-        return [(old, world)]
-    value = expressions.binary(m, node.op, old, operand, node, world, frame)
-    if isinstance(old, Tensor) and isinstance(value, Tensor) and old.dtype:
-        value = replace(value, dtype=old.dtype, trust=old.trust)
-    return [(value, world)]
-
-
-__all__ = ["NEVER", "call", "operation", "owners_in", "view"]

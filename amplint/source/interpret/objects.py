@@ -9,24 +9,19 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, expressions, flow, library_calls, methods, protocol, tensors
+from amplint.source.interpret import calls, conditions, expressions, flow, library_calls, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import Module
 from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
-    FALSE,
-    NONE,
     Autocast,
-    Bound,
     Checkpoint,
     Choice,
     Class,
     Const,
-    Device,
     Function,
-    Gradient,
     GradMode,
     Imported,
     Instance,
@@ -37,7 +32,6 @@ from amplint.source.values import (
     Model,
     Namespace,
     NullContext,
-    Object,
     Optimizer,
     Parameter,
     Parameters,
@@ -46,8 +40,6 @@ from amplint.source.values import (
     Tensor,
     Value,
 )
-
-_METHODS_TAKEN = {"step", "zero_grad", "scale", "unscale_", "update", "backward"}  # as in `step = optimizer.step`
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,122 +279,6 @@ def _kind(function: Function) -> str:
 # -- attributes --------------------------------------------------------------------------------------------------------
 
 
-def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, frame: Frame) -> Results:
-    """`owner.name` for everything but library names, choices and tensors."""
-    match owner:
-        case Imported():
-            return expressions.attribute(m, resolve(m, owner, world, frame), name, node, world, frame)
-        case Namespace(module=module):
-            found = world.get(module_scope(module), name)
-            return [(found if isinstance(found, Value) else sym("name", module.path, name), world)]
-        case Instance() | Super() | Class():
-            found = member(m, owner, name, node, world, frame)
-            if found is not None:
-                return found
-        case Parameters() | Parameter():
-            return [(Gradient(owner.of) if name == "grad" else owner, world)]
-        case Gradient():
-            return [(owner, world)]
-        case Optimizer():
-            if name == "param_groups":
-                of = owner.of or frozenset((owner,))
-                return [(Many(Mapping(((Const("params"), Parameters(of)),), True)), world)]
-        case Object():
-            api = m.library.find(f"{owner.name}.{name}")
-            if api is not None and api.returns == "scaler":
-                return [(Scaler(sym("attr", owner, name), sym("attr", owner, "is_enabled")), world)]
-        case Device(type=kind):
-            if name == "type":
-                return [(Const(kind) if kind else sym("attr", owner.text, "type"), world)]
-        case Model():
-            if name in ("weight", "bias"):
-                return [(Parameter(frozenset((owner,))), world)]
-            if name == "module":
-                return [(owner, world)]
-        case Function():
-            return [(sym("attr", owner.name, name), world)]
-    stored = world.get(owner, name)
-    if isinstance(stored, Value):
-        return [(stored, world)]
-    if isinstance(owner, Optimizer | Scaler) and name in _METHODS_TAKEN:
-        return [(Bound(owner, name), world)]
-    if name == "module" and m.is_model(owner):
-        return [(owner, world)]
-    return [(sym("attr", owner, name), world)]
-
-
-def set_attribute(
-    m: Machine, owner: Value, target: ast.Attribute, value: Value, world: World, frame: Frame
-) -> list[World]:
-    """`owner.name = value`."""
-    name = target.attr
-    match owner:
-        case Choice():
-            return [
-                after
-                for plain, before in calls.split(m, owner, world)
-                for after in set_attribute(m, plain, target, value, before, frame)
-            ]
-        case Parameter() | Tensor() if name == "grad":
-            if value == NONE:
-                zero_gradients(m, owner.of, target, world, frame)
-            elif not (isinstance(value, Gradient) and value.of == owner.of):
-                protocol.give_up(world, owner.of)  # gradients made by hand
-            return [world]
-        case Parameter() if name == "data":
-            if isinstance(value, Parameter) and value.dtype:
-                for model in owner.of:
-                    methods.cast_model(m, model, value.dtype, target, world, frame)
-            library_calls.change_weights(m, owner.of, f"assigned .{name}", target, world, frame)
-            return [world]
-        case Parameter() if name == "requires_grad" and value == FALSE:
-            methods.freeze(owner.of, world)
-            return [world]
-        case Namespace(module=module):
-            world.set(module_scope(module), name, value)
-            return [world]
-        case Tensor() | Lib() | Const() | Parameter():
-            return [world]
-    world.drop("gradients", Optimizer(sym("attr", owner, name)))  # what was taken for one before it was set
-    value = expressions.typed(m, value, target, world, frame)
-    m.call(value, expressions.path_text(target))
-    world.set(owner, name, value)
-    return [world]
-
-
-def set_item(
-    m: Machine,
-    owner: Value,
-    index: Value,
-    target: ast.Subscript,
-    value: Value,
-    world: World,
-    frame: Frame,
-) -> list[World]:
-    """`owner[index] = value`: containers are values, so the variable that holds one is bound anew."""
-    if isinstance(owner, Mapping | Items):
-        new: Value
-        if isinstance(owner, Mapping):
-            kept = tuple((key, old) for key, old in owner.items if key != index)
-            new = Mapping((*kept, (index, value)), owner.open or not isinstance(index, Const), owner.node)
-        elif (
-            isinstance(index, Const)
-            and isinstance(index.value, int)
-            and -len(owner.items) <= index.value < len(owner.items)
-        ):
-            items = list(owner.items)
-            items[index.value] = value
-            new = Items(tuple(items), owner.kind)
-        else:
-            new = Many(merge_elements([*owner.items, value]))
-        return flow.assign(m, target.value, new, world, frame)
-    if isinstance(owner, Tensor | Parameter):
-        library_calls.operation(m, "index_put", (owner, value), {}, target, world, frame)
-        return [world]
-    world.set(("items", owner), index if isinstance(index, Const) else "*", value)
-    return [world]
-
-
 def zero_gradients(m: Machine, of: frozenset[Value], node: ast.AST, world: World, frame: Frame) -> None:
     """The gradients of the models' parameters are dropped."""
     sure, perhaps = protocol.owners(world, of)
@@ -507,6 +383,3 @@ def blend(value: Choice) -> Value:
     if found and all(isinstance(side, Tensor | Sym | Const) for side in sides):
         return replace(merge_elements(list(found)), dtype="") if len(found) > 1 else replace(found[0], dtype="")  # type: ignore[type-var]
     return conditions.one_of(value) if all(isinstance(side, Sym) for side in sides) else sym("choice", value)
-
-
-__all__ = ["Super", "attribute", "element", "elements", "load", "member", "method", "resolve", "set_attribute"]

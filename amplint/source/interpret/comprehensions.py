@@ -1,0 +1,58 @@
+"""Comprehensions: one element that stands for all, or all where they are known and few."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.source.interpret import expressions, flow, objects
+from amplint.source.interpret.frames import Frame, Results
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.values import Items, Many, Parameter, Parameters, Value
+
+
+def comprehension(
+    m: Machine,
+    node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp,
+    world: World,
+    frame: Frame,
+) -> Results:
+    """One representative element; where the elements are known and few, all of them."""
+    inner = Frame(
+        m.scope(), frame.code, frame.module, frame, frame.caller, frame.call, frame.owner, frame.cls, frame.roles
+    )
+    results: Results = []
+    element = node.value if isinstance(node, ast.DictComp) else node.elt
+    first = node.generators[0]
+    for iterable, before in expressions.evaluate(m, first.iter, world, frame):
+        known = objects.elements(iterable)
+        if known is not None and len(node.generators) == 1 and not first.ifs and not isinstance(node, ast.DictComp):
+            runs: list[tuple[tuple[Value, ...], World]] = [((), before)]
+            for one in known:
+                runs = [
+                    ((*values, value), after)
+                    for values, start in runs
+                    for bound in flow.assign(m, first.target, one, start, inner)
+                    for value, after in expressions.evaluate(m, element, bound, inner)
+                ]
+            results += [(Items(values, "list"), after) for values, after in runs]
+            continue
+        bound = flow.assign(m, first.target, objects.element(m, iterable, first.iter), before, inner)
+        for generator in node.generators[1:]:
+            bound = [
+                inside
+                for start in bound
+                for value, after in expressions.evaluate(m, generator.iter, start, inner)
+                for inside in flow.assign(m, generator.target, objects.element(m, value, generator.iter), after, inner)
+            ]
+        for start in bound:
+            results += [(_many(value, node), after) for value, after in expressions.evaluate(m, element, start, inner)]
+    for _, after in results:
+        after.forget(inner.scope)
+    return results
+
+
+def _many(value: Value, node: ast.AST) -> Value:
+    if isinstance(value, Parameter) and value.dtype != "float32" and not isinstance(node, ast.DictComp):
+        return Parameters(value.of)
+    return Many(value)
