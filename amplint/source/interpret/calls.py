@@ -13,14 +13,14 @@ from amplint.source.interpret import (
     conditions,
     contexts,
     expressions,
-    flow,
     library_calls,
     methods,
     objects,
     protocol,
+    statements,
     tensors,
 )
-from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
 from amplint.source.interpret.machine import MOST_FRAMES, Machine, device_value, site
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.module import FunctionNode
@@ -360,12 +360,12 @@ def call_function(
     starts = [world]
     for decorator in reversed(function.decorators):
         starts = [after for before in starts for _, after in contexts.enter(m, decorator, code, code, before, frame)]
-    left = flow.Flow()
+    left = Flow()
     if isinstance(code, ast.Lambda):
         for start in starts:
             left.returns += expressions.evaluate(m, code.body, start, frame)
     else:
-        ended = flow.run(m, code.body, starts, frame, left)
+        ended = statements.run(m, code.body, starts, frame, left)
         left.returns += [(NONE, after) for after in ended]
     if manager and left.yields:
         results: Results = []

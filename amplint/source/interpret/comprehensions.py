@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import expressions, flow, objects
+from amplint.source.interpret import assignment, expressions, objects
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -32,18 +32,20 @@ def comprehension(
                 runs = [
                     ((*values, value), after)
                     for values, start in runs
-                    for bound in flow.assign(m, first.target, one, start, inner)
+                    for bound in assignment.assign(m, first.target, one, start, inner)
                     for value, after in expressions.evaluate(m, element, bound, inner)
                 ]
             results += [(Items(values, "list"), after) for values, after in runs]
             continue
-        bound = flow.assign(m, first.target, objects.element(m, iterable, first.iter), before, inner)
+        bound = assignment.assign(m, first.target, objects.element(m, iterable, first.iter), before, inner)
         for generator in node.generators[1:]:
             bound = [
                 inside
                 for start in bound
                 for value, after in expressions.evaluate(m, generator.iter, start, inner)
-                for inside in flow.assign(m, generator.target, objects.element(m, value, generator.iter), after, inner)
+                for inside in assignment.assign(
+                    m, generator.target, objects.element(m, value, generator.iter), after, inner
+                )
             ]
         for start in bound:
             results += [(_many(value, node), after) for value, after in expressions.evaluate(m, element, start, inner)]

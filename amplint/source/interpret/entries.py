@@ -10,8 +10,8 @@ from amplint import knowledge
 from amplint.limit import deep_recursion
 from amplint.source import symbols
 from amplint.source.events import Event
-from amplint.source.interpret import calls, flow, objects, protocol, tensors
-from amplint.source.interpret.frames import Arguments, Frame
+from amplint.source.interpret import calls, objects, protocol, statements, tensors
+from amplint.source.interpret.frames import Arguments, Flow, Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.machine import Exhausted, Machine
 from amplint.source.interpret.project import Project
@@ -54,7 +54,7 @@ def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any]
 def _run(m: Machine, module: Module) -> None:
     frame = objects.module_frame(m, module)
     m.loaded[module] = {}
-    worlds = join_all(flow.run(m, module.tree.body, [World()], frame, flow.Flow()))
+    worlds = join_all(statements.run(m, module.tree.body, [World()], frame, Flow()))
     start = worlds[0] if worlds else World()
     m.loaded[module] = dict(start.spaces)
     for node in m.relevance(module).callers_first(_definitions(module.tree.body)):

@@ -70,3 +70,18 @@ class Arguments:
 
     def values(self) -> tuple[Value, ...]:
         return (*self.args, *self.kwargs.values())
+
+
+@dataclass(slots=True)
+class Flow:
+    """Where worlds go when they leave a block other than at its end."""
+
+    returns: list[tuple[Value, World]] = field(default_factory=list)
+    breaks: list[World] = field(default_factory=list)
+    continues: list[World] = field(default_factory=list)
+    yields: list[tuple[Value, World]] = field(default_factory=list)  # of a context manager, at its yield
+
+    def stop(self, other: Flow) -> None:
+        """Let what left an inner block by return or yield leave this one, too."""
+        self.returns += other.returns
+        self.yields += other.yields

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, contexts, library_calls, objects, protocol, tensors
+from amplint.source.interpret import assignment, calls, conditions, contexts, library_calls, objects, protocol, tensors
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -653,12 +653,11 @@ def _container(
 
 def _rebound(m: Machine, value: Value, node: ast.Call, world: World, frame: Frame) -> Results:
     """A list or dict changed in place: the variable that holds it now holds another value."""
-    from amplint.source.interpret import flow
 
     assert isinstance(node.func, ast.Attribute)
     target = node.func.value
     if isinstance(target, ast.Name | ast.Attribute):
-        return [(NONE, after) for after in flow.assign(m, target, value, world, frame)]
+        return [(NONE, after) for after in assignment.assign(m, target, value, world, frame)]
     return [(NONE, world)]
 
 

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import calls, conditions, expressions, flow, library_calls, protocol, tensors
-from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret import calls, conditions, expressions, library_calls, protocol, statements, tensors
+from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import Module
@@ -88,7 +88,7 @@ def load(m: Machine, module: Module, world: World) -> None:
         m.loaded[module] = {}  # a circular import sees what is there so far: nothing
         alone = World()
         frame = module_frame(m, module)
-        worlds = join_all(flow.run(m, module.tree.body, [alone], frame, flow.Flow()))
+        worlds = join_all(statements.run(m, module.tree.body, [alone], frame, Flow()))
         if worlds:
             m.loaded[module] = dict(worlds[0].spaces)
     if module_scope(module) not in world.spaces:

@@ -1,0 +1,85 @@
+"""Assignments: targets are bound to values."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.source.interpret import attributes, conditions, expressions, operators, subscripts, variables
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.values import Choice, Items, Many, Optimizer, Scaler, Sym, Value
+
+
+def assign_all(m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame) -> list[World]:
+    worlds = [world]
+    for target in targets:
+        worlds = [after for before in worlds for after in assign(m, target, value, before, frame)]
+    return worlds
+
+
+def assign(m: Machine, target: ast.expr, value: Value, world: World, frame: Frame) -> list[World]:
+    """Bind a target to a value."""
+    match target:
+        case ast.Name():
+            value = variables.typed(m, value, target, world, frame)
+            m.call(value, target.id)
+            world.set(variables.scope_to_bind(target.id, frame), target.id, value)
+            return [world]
+        case ast.Attribute():
+            return [
+                after
+                for owner, before in expressions.evaluate(m, target.value, world, frame)
+                for after in attributes.set_attribute(m, owner, target, value, before, frame)
+            ]
+        case ast.Subscript():
+            return [
+                after
+                for owner, before in expressions.evaluate(m, target.value, world, frame)
+                for index, between in expressions.evaluate(m, target.slice, before, frame)
+                for after in subscripts.set_item(m, owner, index, target, value, between, frame)
+            ]
+        case ast.Tuple() | ast.List():
+            worlds = [world]
+            for element, part in zip(target.elts, unpack(value, target.elts), strict=True):
+                worlds = [after for before in worlds for after in assign(m, element, part, before, frame)]
+            return worlds
+        case ast.Starred():
+            return assign(m, target.value, value, world, frame)
+    return [world]
+
+
+def unpack(value: Value, targets: list[ast.expr]) -> list[Value]:
+    """The parts that each target of a tuple assignment gets."""
+    count = len(targets)
+    match value:
+        case Items(items=items) if len(items) == count and not any(isinstance(t, ast.Starred) for t in targets):
+            return list(items)
+        case Choice():
+            yes, no = unpack(value.yes, targets), unpack(value.no, targets)
+            return [conditions.choice(value.formula, one, two) for one, two in zip(yes, no, strict=True)]
+        case Many():
+            return [Many(value.item) if isinstance(target, ast.Starred) else value.item for target in targets]
+    return [subscripts.part(value, index) for index in range(count)]
+
+
+def wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
+    """`optimizer = Lookahead(optimizer)`: an unknown wrapper that takes its argument's name keeps its identity."""
+    if isinstance(value, Sym) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
+        target = variables.path_text(node.targets[0])
+        for argument in node.value.args:
+            if isinstance(argument, ast.Name) and argument.id == target:
+                old = world.get(frame.scope, target)
+                if isinstance(old, Optimizer | Scaler):
+                    return old
+    return value
+
+
+def augment(m: Machine, node: ast.AugAssign, world: World, frame: Frame) -> list[World]:
+    return [
+        after
+        for old, w1 in expressions.evaluate(m, node.target, world, frame)  # a Store name evaluates like a Load name
+        for operand, w2 in expressions.evaluate(m, node.value, w1, frame)
+        for new, w3 in operators.augmented(m, node, old, operand, w2, frame)
+        for after in assign(m, node.target, new, w3, frame)
+    ]
