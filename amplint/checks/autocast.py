@@ -302,4 +302,6 @@ def _device(script: Script, event: events.Operation, region: Region) -> str:
         if isinstance(device, ast.Name | ast.Attribute):
             return module.source(device)
     operand = event.node.args[0] if isinstance(event.node, ast.Call) and event.node.args else None
+    if isinstance(operand, ast.Call) and isinstance(operand.func, ast.Attribute) and operand.func.attr == "float":
+        operand = operand.func.value
     return f"{operand.id}.device.type" if isinstance(operand, ast.Name) else f'"{script.settings.target_device}"'
