@@ -24,7 +24,7 @@ def check_module(module: Module, settings: Settings) -> Checked:
     """
     from amplint.checks import autocast, migration, numerics, state  # noqa: F401  registers the checks
     from amplint.checks.registry import CHECKS, Script
-    from amplint.checks.scaler import accumulation, life, order, resume, scaling  # noqa: F401
+    from amplint.checks.scaler import accumulation, life, order, resume, scaling, update  # noqa: F401
     from amplint.source.interpret.entries import read
 
     reading = read(module, settings.roots, settings.apis)

@@ -1,4 +1,4 @@
-"""Family 1, in which order: backward, unscale_, clip, step, update, zero_grad."""
+"""Family 1, in which order: backward, unscale_, clip, step, zero_grad."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from amplint.checks.registry import (
     alternatives,
     first_argument,
     found,
-    may_both_run,
     receiver,
     rule,
     same_function,
-    text,
 )
-from amplint.checks.scaler.accumulation import every_n_batches
 from amplint.checks.scaler.protocol import (
     backwards_of,
     is_disabled,
-    named,
     scaler_name,
     steps_of,
 )
@@ -220,187 +216,6 @@ def _move_unscale(unscale: events.Unscale, step: events.Step | None) -> Fix | No
     if step is None or not same_function(unscale, step):
         return None
     return fixes.move_under_step(unscale.module, unscale.node, step.node)
-
-
-@rule("AMP110")
-def missing_update(script: Script) -> Iterator[Finding]:
-    """scaler.step() or unscale_() again, although update() has not run since the last step."""
-    for event in script.events(events.Event):
-        if not isinstance(event, events.Step | events.Unscale) or event.scaler is None or event.state != "stepped":
-            continue
-        step = next(
-            (
-                s
-                for s in steps_of(script, event.optimizer, scaled=True)
-                if s.scaler == event.scaler and s.module is event.module
-            ),
-            None,
-        )
-        if step is None:
-            continue
-        name = receiver(step)
-        yield found(
-            "AMP110",
-            step,
-            f"{name}.update() does not run after {text(step.module, step.node)}: the next round raises RuntimeError",
-            evidence=[(step, "steps"), (event, "comes again without an update() in between")],
-            help=f"call {name}.update() once per iteration, after the last {name}.step()",
-            fix=_update_after(script, step),
-        )
-
-
-def _update_after(script: Script, step: events.Step) -> Fix | None:
-    """update() after the last step through this scaler, unless one stands somewhere already (under another
-    condition)."""
-    if any(update.scaler == step.scaler for update in script.events(events.Update)):
-        return None
-    steps = [s for s in script.events(events.Step) if s.scaler == step.scaler]
-    if not all(same_function(s, step) and s.module is step.module for s in steps):
-        return None
-    return fixes.update_after(step.module, [s.node for s in steps], receiver(step))
-
-
-@rule("AMP111")
-def misplaced_update(script: Script) -> Iterator[Finding]:
-    """update() between unscale_ and step, or without a step: the scaler forgets what it has done."""
-    for step in script.events(events.Step):
-        before = step.before
-        if step.scaler is None or before.kind != "unscaled" or before.stepped or step.state != "ready":
-            continue
-        update = _last_update(script, step)
-        if update is not None and before.by and isinstance(before.by[0], events.Unscale):
-            yield found(
-                "AMP111",
-                update,
-                f"{receiver(update)}.update() runs between unscale_ and step: the step divides the gradients by the "
-                f"scale a "
-                "second time",
-                evidence=[
-                    (before.by[0], "unscaled"),
-                    (update, "the scaler forgets that"),
-                    (step, "and unscales again"),
-                ],
-                help="call it once, after the step",
-                fix=fixes.update_behind(update.module, update.node, step.node) if same_function(update, step) else None,
-            )
-    for update in script.events(events.Update):
-        for optimizer, waiting in update.waiting:
-            steps = (s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler)
-            later = next((s for s in steps if may_both_run(s, update)), None)  # not behind a flag that is off for good
-            if update.pairs or later is None or not same_function(later, update):
-                continue
-            yield found(
-                "AMP111",
-                update,
-                f"{receiver(update)}.update() runs although nothing was stepped or unscaled since the last one: "
-                f"AssertionError",
-                evidence=[
-                    *((b, "gradients wait for a step") for b in backwards_of(later, waiting)[-1:]),
-                    (update, "updates before it"),
-                    (later, "the step comes later"),
-                ],
-                help="call it once, after the step, under the step's condition",
-            )
-
-
-def _last_update(script: Script, step: events.Step) -> events.Update | None:
-    last = None
-    for event in script.reading.events:
-        if event is step:
-            break
-        if isinstance(event, events.Update) and event.scaler == step.scaler:
-            last = event
-    return last
-
-
-@rule("AMP112")
-def update_between_optimizers(script: Script) -> Iterator[Finding]:
-    """update() after one optimizer's step, while another's scaled gradients still wait for theirs."""
-    for step in script.events(events.Step):
-        before = step.before
-        if step.scaler is None or before.kind != "scaled" or not before.stale or not before.by:
-            continue
-        update = before.by[0]
-        if not isinstance(update, events.Update) or not any(state == "stepped" for _, state in update.pairs):
-            continue
-        other = next((s for s in script.events(events.Step) if s.optimizer == update.pairs[0][0] and s.scaler), None)
-        yield found(
-            "AMP112",
-            update,
-            f"{receiver(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
-            f"gradients are "
-            "divided by the wrong one",
-            evidence=[
-                *((b, "gradients are scaled with the old scale") for b in backwards_of(step, before)[-1:]),
-                (other, "another optimizer steps"),
-                (update, "the scale may change"),
-                (step, "and divides by the new one"),
-            ],
-            help="call update() once per iteration, after the last step",
-            fix=_drop_update(script, update, step),
-        )
-
-
-@rule("AMP112")
-def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
-    """update() in the loop that steps one optimizer after the other, with the gradients of all of them waiting."""
-    for update in script.events(events.Update):
-        loop = update.loops[-1].node if update.loops else None
-        if not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
-            continue
-        turns = {name.id for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
-        for step in script.events(events.Step):
-            if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
-                continue
-            backwards = backwards_of(step, step.before)
-            if first_argument(step) not in turns or not backwards:
-                continue
-            if any(loop is one.node for backward in backwards for one in backward.loops):
-                continue
-            yield found(
-                "AMP112",
-                update,
-                f"{receiver(update)}.update() runs after every optimizer's step: if it changes the scale, the "
-                "gradients that still wait are divided by the wrong one",
-                evidence=[
-                    (backwards[-1], "gradients are scaled with the old scale"),
-                    (step, "one optimizer steps"),
-                    (update, "the scale may change before the next one does"),
-                ],
-                help="call update() once, after the loop",
-                fix=fixes.update_after_loop(update.module, update.node, loop),
-            )
-
-
-def _drop_update(script: Script, update: events.Update, step: events.Step) -> Fix | None:
-    """Only where another update follows the last step in the same block as that step."""
-    later = [u for u in script.events(events.Update) if u.scaler == update.scaler and u.node is not update.node]
-    if not any(same_function(u, step) and u.node.lineno > step.node.lineno for u in later):  # type: ignore[attr-defined]
-        return None
-    return fixes.drop_update(update.module, update.node)
-
-
-@rule("AMP113")
-def step_skipped_without_update(script: Script) -> Iterator[Finding]:
-    """A path skips the step after unscale_ and forgets update(): the next unscale_ raises."""
-    for unscale in script.events(events.Unscale):
-        before = unscale.before
-        if unscale.state != "unscaled" or before.kind != "scaled" or before.stepped:
-            continue
-        step = next(steps_of(script, unscale.optimizer, scaled=True), None)
-        here = [s for s in script.events(events.Step) if s.optimizer == unscale.optimizer and same_function(s, unscale)]
-        if here and all(s.scaler is None for s in here):
-            continue  # no path steps through the scaler: AMP102
-        if any(every_n_batches(s) for s in here):
-            continue  # not a step that is skipped, but one that is not due: AMP108
-        name = receiver(unscale)
-        yield found(
-            "AMP113",
-            unscale,
-            f"a path skips the step after this and never calls {name}.update(): the next unscale_ raises RuntimeError",
-            evidence=[(unscale, "unscaled"), (step, "skipped on one path") if step is not None else (None, "")],
-            help=f"call {name}.update() on that path, too",
-        )
 
 
 @rule("AMP120")
