@@ -5,26 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from amplint.source.values import (
-    Autocast,
-    Bound,
-    Choice,
-    Class,
-    Function,
-    Instance,
-    Items,
-    Lib,
-    Many,
-    Mapping,
-    Model,
-    Object,
-    Optimizer,
-    Partial,
-    Question,
-    Scaler,
-    Sym,
-    Value,
-)
+from amplint.source.values import Choice, Items, Many, Mapping, Question, Sym, Value
 
 
 def ask(kind: str, *parts: Any) -> Question:
@@ -106,21 +87,6 @@ def options(value: Value) -> list[Value]:
     return list(dict.fromkeys(sides))
 
 
-SIGNIFICANT = (Scaler, Optimizer, Autocast, Function, Class, Instance, Partial, Bound, Object, Model)
-
-
 def number(key: Hashable) -> int:
     """The same small number for the same key: a name that is cheap to compare."""
     return _numbers.setdefault(key, len(_numbers))
-
-
-def significant(value: Value | None) -> bool:
-    """Whether it matters which of two such values a variable holds: calling it, or entering it, has an effect on
-    events."""
-    if isinstance(value, Choice):
-        return significant(value.yes) or significant(value.no)
-    if isinstance(value, Items):
-        return any(significant(item) for item in value.items)
-    if isinstance(value, Lib):
-        return "autocast" in value.name or "GradScaler" in value.name
-    return isinstance(value, SIGNIFICANT)

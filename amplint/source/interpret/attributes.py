@@ -6,7 +6,7 @@ import ast
 import math
 from dataclasses import replace
 
-from amplint.source.interpret import calls, conditions, library_calls, methods, objects, protocol, variables
+from amplint.source.interpret import choices, classes, conditions, imports, library_calls, protocol, training, variables
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -57,12 +57,12 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
         case Tensor():
             return [(tensor_attribute(owner, name, node, world), world)]
         case Imported():
-            return attribute(m, objects.resolve(m, owner, world, frame), name, node, world, frame)
+            return attribute(m, imports.resolve(m, owner, world, frame), name, node, world, frame)
         case Namespace(module=module):
-            found = world.get(objects.module_scope(module), name)
+            found = world.get(imports.module_scope(module), name)
             return [(found if isinstance(found, Value) else sym("name", module.path, name), world)]
-        case Instance() | objects.Super() | Class():
-            found = objects.member(m, owner, name, node, world, frame)
+        case Instance() | classes.Super() | Class():
+            found = classes.member(m, owner, name, node, world, frame)
             if found is not None:
                 return found
         case Parameters() | Parameter():
@@ -138,26 +138,26 @@ def set_attribute(
         case Choice():
             return [
                 after
-                for plain, before in calls.split(m, owner, world)
+                for plain, before in choices.split(m, owner, world)
                 for after in set_attribute(m, plain, target, value, before, frame)
             ]
         case Parameter() | Tensor() if name == "grad":
             if value == NONE:
-                objects.zero_gradients(m, owner.of, target, world, frame)
+                training.zero_gradients(m, owner.of, target, world, frame)
             elif not (isinstance(value, Gradient) and value.of == owner.of):
                 protocol.give_up(world, owner.of)  # gradients made by hand
             return [world]
         case Parameter() if name == "data":
             if isinstance(value, Parameter) and value.dtype:
                 for model in owner.of:
-                    methods.cast_model(m, model, value.dtype, target, world, frame)
-            library_calls.change_weights(m, owner.of, f"assigned .{name}", target, world, frame)
+                    training.cast_model(m, model, value.dtype, target, world, frame)
+            training.change_weights(m, owner.of, f"assigned .{name}", target, world, frame)
             return [world]
         case Parameter() if name == "requires_grad" and value == FALSE:
-            methods.freeze(owner.of, world)
+            training.freeze(owner.of, world)
             return [world]
         case Namespace(module=module):
-            world.set(objects.module_scope(module), name, value)
+            world.set(imports.module_scope(module), name, value)
             return [world]
         case Tensor() | Lib() | Const() | Parameter():
             return [world]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, expressions, objects
+from amplint.source.interpret import assignment, containers, expressions
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -25,7 +25,7 @@ def comprehension(
     element = node.value if isinstance(node, ast.DictComp) else node.elt
     first = node.generators[0]
     for iterable, before in expressions.evaluate(m, first.iter, world, frame):
-        known = objects.elements(iterable)
+        known = containers.elements(iterable)
         if known is not None and len(node.generators) == 1 and not first.ifs and not isinstance(node, ast.DictComp):
             runs: list[tuple[tuple[Value, ...], World]] = [((), before)]
             for one in known:
@@ -37,14 +37,14 @@ def comprehension(
                 ]
             results += [(Items(values, "list"), after) for values, after in runs]
             continue
-        bound = assignment.assign(m, first.target, objects.element(m, iterable, first.iter), before, inner)
+        bound = assignment.assign(m, first.target, containers.element(m, iterable, first.iter), before, inner)
         for generator in node.generators[1:]:
             bound = [
                 inside
                 for start in bound
                 for value, after in expressions.evaluate(m, generator.iter, start, inner)
                 for inside in assignment.assign(
-                    m, generator.target, objects.element(m, value, generator.iter), after, inner
+                    m, generator.target, containers.element(m, value, generator.iter), after, inner
                 )
             ]
         for start in bound:

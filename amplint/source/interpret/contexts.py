@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 
 from amplint.source import events
-from amplint.source.interpret import calls
+from amplint.source.interpret import choices, classes
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.symbols import fresh, significant
+from amplint.source.symbols import fresh
 from amplint.source.values import (
     Autocast,
     Choice,
@@ -33,7 +33,7 @@ def enter(
     code."""
     match value:
         case Choice():
-            if not (significant(value) or _matters(value)):
+            if not (choices.significant(value) or _matters(value)):
                 return [(fresh("context"), world)]
             return [
                 result
@@ -58,7 +58,7 @@ def enter(
             world.contexts = (*world.contexts, *value.contexts)
             return [(value.bound, world)]
         case Instance():
-            return calls.enter_instance(m, value, node, world, frame)
+            return classes.enter_instance(m, value, node, world, frame)
     return [(value if isinstance(value, Tensor | Object) else fresh("context"), world)]
 
 

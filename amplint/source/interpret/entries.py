@@ -10,7 +10,7 @@ from amplint import knowledge
 from amplint.limit import deep_recursion
 from amplint.source import symbols
 from amplint.source.events import Event
-from amplint.source.interpret import calls, objects, protocol, statements, tensors
+from amplint.source.interpret import classes, functions, imports, protocol, statements, tensors
 from amplint.source.interpret.frames import Arguments, Flow, Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.machine import Exhausted, Machine
@@ -52,7 +52,7 @@ def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any]
 
 
 def _run(m: Machine, module: Module) -> None:
-    frame = objects.module_frame(m, module)
+    frame = imports.module_frame(m, module)
     m.loaded[module] = {}
     worlds = join_all(statements.run(m, module.tree.body, [World()], frame, Flow()))
     start = worlds[0] if worlds else World()
@@ -99,11 +99,11 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     instance = Instance(cls, symbols.number(("entry", id(node))))
     ready = start.copy()
     ready.contexts, ready.loops = (), ()
-    module = objects.is_module(m, cls, ready, frame)
+    module = classes.is_module(m, cls, ready, frame)
     m.alone = module or not relevance.steps(node)
-    init = objects.method(m, cls, "__init__", ready, frame)
+    init = classes.method(m, cls, "__init__", ready, frame)
     if init is not None:
-        done = calls.call_function(
+        done = functions.call_function(
             m, replace(init, owner=instance), Arguments(open=True), init.node, ready, None, entry=True
         )
         joined = join_all(world for _, world in done)
@@ -114,7 +114,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
         if method in m.entered or method.name == "__init__" or not relevance.begins(method):
             continue
-        bound = objects.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
+        bound = classes.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
         function = bound[0][0] if bound else None
         if not isinstance(function, Function) or function.node is not method:
             function = Function(method, replace_code(m, cls, frame), owner=instance, cls=cls)
@@ -160,7 +160,7 @@ def _enter_function(m: Machine, function: Function, world: World, assumed: bool 
         m.round = number
         for one in worlds:
             m.starts.setdefault((code, number), []).append(one.trace)
-            results = calls.call_function(m, function, given, code, one, None, entry=True, in_model=assumed)
+            results = functions.call_function(m, function, given, code, one, None, entry=True, in_model=assumed)
             after += [done for _, done in results]
         worlds = join_all(after)
         m.rounds.setdefault((code, number), []).extend(done.copy() for done in worlds)

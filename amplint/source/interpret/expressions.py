@@ -5,7 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from amplint.source.interpret import attributes, calls, comprehensions, objects, operators, subscripts, variables
+from amplint.source.interpret import (
+    attributes,
+    calls,
+    comprehensions,
+    containers,
+    functions,
+    imports,
+    operators,
+    subscripts,
+    variables,
+)
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -21,7 +31,7 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
             return [(Const(node.value, node), world)]
         case ast.Name():
             results = variables.lookup(m, node, world, frame)
-            return [(objects.resolve(m, value, after, frame), after) for value, after in results]
+            return [(imports.resolve(m, value, after, frame), after) for value, after in results]
         case ast.Attribute():
             return _attribute(m, node, world, frame)
         case ast.Call():
@@ -54,7 +64,8 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
             ]
         case ast.Lambda():
             return [
-                (Function(node, frame, given, ()), after) for given, after in calls.defaults(m, node.args, world, frame)
+                (Function(node, frame, given, ()), after)
+                for given, after in functions.defaults(m, node.args, world, frame)
             ]
         case ast.NamedExpr():
             results = []
@@ -113,7 +124,7 @@ def _sequence(m: Machine, node: ast.Tuple | ast.List | ast.Set, world: World, fr
         open_ended = None
         for element, value in zip(node.elts, values, strict=True):
             if isinstance(element, ast.Starred):
-                known = objects.elements(value)
+                known = containers.elements(value)
                 if known is None:
                     open_ended = value
                 else:
@@ -121,7 +132,7 @@ def _sequence(m: Machine, node: ast.Tuple | ast.List | ast.Set, world: World, fr
             else:
                 items.append(value)
         if open_ended is not None:
-            many = objects.merge_elements([*items, objects.element(m, open_ended, node)])
+            many = containers.merge_elements([*items, containers.element(m, open_ended, node)])
             results.append((Many(many), after))
         else:
             results.append((Items(tuple(items), kind), after))

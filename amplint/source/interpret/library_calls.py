@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from amplint.source import events
-from amplint.source.interpret import attributes, calls, conditions, methods, objects, protocol, tensors
+from amplint.source.interpret import attributes, calls, classes, conditions, containers, protocol, tensors, training
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine, device_value, site
@@ -21,12 +21,10 @@ from amplint.source.values import (
     Autocast,
     Bound,
     Checkpoint,
-    Choice,
     Class,
     Const,
     Device,
     Function,
-    Gradient,
     GradMode,
     Imported,
     Instance,
@@ -38,14 +36,10 @@ from amplint.source.values import (
     NullContext,
     Object,
     Optimizer,
-    Owners,
-    Parameter,
     Parameters,
     Partial,
-    Region,
     Scaled,
     Scaler,
-    StateDict,
     Sym,
     Tensor,
     Test,
@@ -200,10 +194,10 @@ def apply(
         case "optimizer":
             parameters = role("parameters")
             made: Value = Optimizer(
-                site(node, frame), owners_in(parameters), name, node, closure=name.endswith("LBFGS")
+                site(node, frame), containers.owners_in(parameters), name, node, closure=name.endswith("LBFGS")
             )
             world.drop("gradients", made)
-            if parameters is not None and _copies(parameters):
+            if parameters is not None and containers.holds_copies(parameters):
                 world.set(("dtype of", made), "masters", TRUE)
             protocol.register(world, made)  # type: ignore[arg-type]
             m.emit(events.Create, node, world, frame, value=made)
@@ -238,9 +232,9 @@ def apply(
             made = Model(name, site(node, frame), given.args, tuple(given.kwargs.items()))
             dtype = tensors.dtype_of(role("dtype"))
             if dtype in tensors.HALF and not _QUANTISES & set(given.kwargs):
-                methods.cast_model(m, made, dtype, node, world, frame)
+                training.cast_model(m, made, dtype, node, world, frame)
         case "parameters":
-            made = Parameters(frozenset().union(*(owners_in(value) for value in given.values())))
+            made = Parameters(frozenset().union(*(containers.owners_in(value) for value in given.values())))
         case "tensor":
             op = tensors.op_of(name) or name.rpartition(".")[2]
             made = operation(m, op, given.args, given.kwargs, node, world, frame)
@@ -268,38 +262,22 @@ def _clip(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     how = api.argument("how", bound)
-    of = owners_in(api.argument("parameters", bound))
+    of = containers.owners_in(api.argument("parameters", bound))
     if api.fixed.get("unscales"):
         for optimizer in protocol.optimizers(world):
             if protocol.gradients(world, optimizer).kind != "managed":
                 world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
         if not protocol.owners(world, of)[0]:
             return [(fresh("norm"), world)]
-    clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
+    training.clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
     return [(fresh("norm"), world)]
-
-
-def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
-    """Gradients are clipped."""
-    sure, _ = protocol.owners(world, of)
-    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
-    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
-    waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
-    for optimizer in waiting or ([] if touched else [None]):
-        world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
-
-
-def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
-    sure, _ = protocol.owners(world, of)
-    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
-    m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched)
 
 
 def _save(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     value = api.argument("object", bound)
-    parts, complete, mapping = saved_parts(value) if value is not None else ((), False, None)
+    parts, complete, mapping = containers.saved_parts(value) if value is not None else ((), False, None)
     scaler = api.argument("scaler", bound)
     optimizer = api.argument("optimizer", bound)
     parts += tuple(part for part in (scaler, optimizer) if part is not None and part != NONE)
@@ -308,34 +286,6 @@ def _save(
     )
     m.observe(event)
     return None
-
-
-def saved_parts(value: Value) -> tuple[tuple[Value, ...], bool, ast.AST | None]:
-    """What a saved value holds the state of; whether that is all; and the dict that names it."""
-    match value:
-        case StateDict():
-            return (value.of,), True, None
-        case Optimizer() | Scaler():
-            return (value,), True, None
-        case Mapping():
-            parts: list[Value] = []
-            complete = not value.open
-            for _, item in value.items:
-                inner, known, _ = saved_parts(item)
-                parts += inner
-                complete &= known
-            return tuple(parts), complete, value.node
-        case Items():
-            held = [saved_parts(item) for item in value.items]
-            return tuple(part for parts, _, _ in held for part in parts), all(known for _, known, _ in held), None
-        case Choice():
-            yes, no = saved_parts(value.yes), saved_parts(value.no)
-            return (*yes[0], *no[0]), yes[1] and no[1], yes[2] or no[2]
-        case Const() | Test():
-            return (), True, None
-        case Tensor() | Parameter() | Sym(kind="argument" | "element" | "attr" | "op" | "constant"):
-            return (), isinstance(value, Tensor | Parameter), None
-    return (), False, None
 
 
 def _load_state(
@@ -351,7 +301,7 @@ def _backward(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     loss = api.argument("loss", bound) or fresh("loss")
-    methods.backward(m, loss, node, world, frame, managed=api.roles.get("scaler") == "self")
+    training.backward(m, loss, node, world, frame, managed=api.roles.get("scaler") == "self")
     return [(NONE, world)]
 
 
@@ -363,7 +313,7 @@ def _launch(
     if target is None:
         return None
     args = api.argument("args", bound)
-    passed = objects.elements(args) if args is not None else []
+    passed = containers.elements(args) if args is not None else []
     leading = tuple(fresh("rank") for _ in range(api.fixed.get("leading", 0)))
     inner = Arguments((*leading, *(passed or ())), {}, passed is None or args is None)
     if isinstance(target, Function | Bound | Partial | Imported):
@@ -386,7 +336,7 @@ def _step(
 ) -> Results | None:
     optimizer = api.argument("optimizer", bound)
     if isinstance(optimizer, Optimizer):
-        methods.step(m, optimizer, None, node, world, frame)
+        training.step(m, optimizer, None, node, world, frame)
     return [(fresh("call"), world)]
 
 
@@ -401,7 +351,7 @@ def _unscale(
 def _zero(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
-    objects.zero_gradients(m, owners_in(api.argument("parameters", bound)), node, world, frame)
+    training.zero_gradients(m, containers.owners_in(api.argument("parameters", bound)), node, world, frame)
     return [(NONE, world)]
 
 
@@ -411,7 +361,7 @@ def _cast(
     model = api.argument("model", bound)
     dtype = tensors.dtype_of(api.argument("dtype", bound))
     if model is not None and dtype:
-        methods.cast_model(m, model, dtype, node, world, frame)
+        training.cast_model(m, model, dtype, node, world, frame)
         return [(model, world)]
     return None
 
@@ -430,51 +380,6 @@ _EFFECTS: dict[str, _Effect] = {
     "zero-grad": _zero,
     "cast": _cast,
 }
-
-
-def owners_in(value: Value | None) -> Owners:
-    """The models whose parameters a value holds: Parameters, parameter groups, lists of them; empty if not known."""
-    match value:
-        case Parameters() | Parameter() | Gradient():
-            return value.of
-        case Items():
-            return _union([owners_in(item) for item in value.items])
-        case Many():
-            return owners_in(value.item)
-        case Mapping():
-            inner = value.get(Const("params"))
-            return owners_in(inner) if inner is not None else _union([owners_in(item) for _, item in value.items])
-        case Choice():
-            return owners_in(value.yes) | owners_in(value.no)
-        case Model() | Instance():
-            return frozenset((value,))
-        case Tensor():
-            return value.of
-        case Sym(kind="attr" | "item", parts=(Value() as owner, *_)):
-            return owners_in(owner) if isinstance(owner, Parameters) else frozenset()
-    return frozenset()
-
-
-def _copies(value: Value) -> bool:
-    """Whether these are float32 copies of parameters: master weights."""
-    match value:
-        case Parameter():
-            return value.dtype == "float32"
-        case Tensor(dtype="float32"):
-            return any(_copies(part) for part in value.parents)
-        case Many():
-            return _copies(value.item)
-        case Items():
-            return any(map(_copies, value.items))
-        case Mapping():
-            inner = value.get(Const("params"))
-            return inner is not None and _copies(inner)
-    return False
-
-
-def _union(parts: list[Owners]) -> Owners:
-    """Of a list of parameter groups; unknown (empty) if any is."""
-    return frozenset().union(*parts) if parts and all(parts) else frozenset()
 
 
 # -- builtins ----------------------------------------------------------------------------------------------------------
@@ -496,23 +401,23 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
                 (
                     value
                     if isinstance(value, Items | Many | Parameters | Mapping)
-                    else Many(objects.element(m, value, node)),
+                    else Many(containers.element(m, value, node)),
                     world,
                 )
             ]
         case "next" if first is not None:
-            return [(objects.element(m, first, node), world)]
+            return [(containers.element(m, first, node), world)]
         case "enumerate" if first is not None:
-            listed = objects.elements(first)
+            listed = containers.elements(first)
             if listed is not None:
                 pairs = tuple(Items((Const(i), value)) for i, value in enumerate(listed))
                 return [(Items(pairs, "list"), world)]
-            return [(Many(Items((fresh("element"), objects.element(m, first, node)))), world)]
+            return [(Many(Items((fresh("element"), containers.element(m, first, node)))), world)]
         case "zip" if args:
             return [(_zip(m, args, node), world)]
         case "map" if len(args) == 2 and first is not None:
-            listed = objects.elements(args[1])
-            one = listed[0] if listed else objects.element(m, args[1], node)
+            listed = containers.elements(args[1])
+            one = listed[0] if listed else containers.element(m, args[1], node)
             return [
                 (Many(value), after) for value, after in calls.call(m, first, Arguments((one,)), node, world, frame)
             ]
@@ -521,7 +426,7 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
                 (
                     args[1]
                     if isinstance(args[1], Parameters | Items | Many)
-                    else Many(objects.element(m, args[1], node)),
+                    else Many(containers.element(m, args[1], node)),
                     world,
                 )
             ]
@@ -557,7 +462,7 @@ def _builtin(m: Machine, name: str, given: Arguments, node: ast.AST, world: Worl
             return [(Const(NEVER), world)]
         case "isinstance" if len(args) == 2:
             return [(_isinstance(args[0], args[1]), world)]
-        case "hasattr" if len(args) == 2 and objects.surely_has(args[0], args[1], world, frame):
+        case "hasattr" if len(args) == 2 and classes.surely_has(args[0], args[1], world, frame):
             return [(TRUE, world)]
         case "callable" | "hasattr" | "issubclass":
             return [(Test(ask("truth", sym("call", name, *args))), world)]
@@ -587,17 +492,17 @@ def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: F
 
 
 def _zip(m: Machine, args: tuple[Value, ...], node: ast.AST) -> Value:
-    known = [objects.elements(value) for value in args]
+    known = [containers.elements(value) for value in args]
     lengths = {len(items) for items in known if items is not None}
     if all(items is not None for items in known) and len(lengths) == 1:
         rows = zip(*(items for items in known if items is not None), strict=True)
         return Items(tuple(Items(row) for row in rows), "list")
-    return Many(Items(tuple(objects.element(m, value, node) for value in args)))
+    return Many(Items(tuple(containers.element(m, value, node) for value in args)))
 
 
 def _sum(m: Machine, args: tuple[Value, ...], node: ast.AST, world: World, frame: Frame) -> Value:
-    parts = objects.elements(args[0])
-    values = tuple(parts) if parts is not None else (objects.element(m, args[0], node),)
+    parts = containers.elements(args[0])
+    values = tuple(parts) if parts is not None else (containers.element(m, args[0], node),)
     if any(True for _ in tensors.tensors_in(values)):
         return operation(m, "add", values, {}, node, world, frame)
     return sym("call", "sum", *map(conditions.key, args))
@@ -683,17 +588,3 @@ def view_any(value: Value, node: ast.AST) -> Value:
         case Sym():
             return sym("item", value, "view")
     return value
-
-
-def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
-    """Weights change other than by an optimizer's step."""
-    event = m.emit(events.ChangeWeights, node, world, frame, of=of, how=how)
-    mark_stale(world, event)
-
-
-def mark_stale(world: World, event: events.Event) -> None:
-    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here
-    on."""
-    outer = next((context for context in world.contexts if isinstance(context, Region)), None)
-    if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
-        world.set("stale weights", outer.node, events.Stale(event.node, event))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import assignment, branches, calls, expressions, objects, statements
+from amplint.source.interpret import assignment, branches, choices, containers, expressions, statements
 from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
@@ -21,12 +21,12 @@ DEEP = 5  # loops around a loop, from which on it gets one round
 def run_for(m: Machine, node: ast.For | ast.AsyncFor, world: World, frame: Frame, flow: Flow) -> list[World]:
     after: list[World] = []
     for iterable, start in expressions.evaluate(m, node.iter, world, frame):
-        for plain, before in calls.split(m, iterable, start):
-            known = objects.elements(plain)
+        for plain, before in choices.split(m, iterable, start):
+            known = containers.elements(plain)
             if known is not None:
                 after += _unrolled(m, node, known, before, frame, flow)
             else:
-                item = lambda plain=plain: objects.element(m, plain, node.iter)  # noqa: E731
+                item = lambda plain=plain: containers.element(m, plain, node.iter)  # noqa: E731
                 after += rounds(m, node, before, frame, flow, item)
     return join_all(after)
 
@@ -37,7 +37,7 @@ def _unrolled(
     worlds, left = [world], Flow()
     seen: set[Value] = set()
     for item in items:
-        optimizers = {one for one in objects.contents(item) if isinstance(one, Optimizer)}
+        optimizers = {one for one in containers.contents(item) if isinstance(one, Optimizer)}
         if optimizers & seen:
             continue  # one that was made in a loop stands for several: each has its turn once
         seen |= optimizers
@@ -70,7 +70,7 @@ def rounds(
         entering: list[World] = []
         logged = len(m.log)
         element = None if item is None else item()  # the same in all worlds: what one asks of it, the others may, too
-        if element is not None and any(isinstance(one, Optimizer | Scaler) for one in objects.contents(element)):
+        if element is not None and any(isinstance(one, Optimizer | Scaler) for one in containers.contents(element)):
             most = 1
         for one in worlds:
             one.loops = (*outer, events.Loop(node, frame, number))

@@ -61,7 +61,7 @@ class Machine:
     alone: bool = False  # judging a class of modules by itself: what it is made of is judged by itself, too
     steps: int = 0
     loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
-    late: set[Any] = field(default_factory=set)  # fields being looked up (objects._late_field)
+    late: set[Any] = field(default_factory=set)  # fields being looked up (classes._late_field)
     _roles: dict[Module, Roles] = field(default_factory=dict)
     _relevance: dict[Module, Relevance] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)

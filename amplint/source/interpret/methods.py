@@ -7,7 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from amplint.source import events
-from amplint.source.interpret import assignment, calls, conditions, contexts, library_calls, objects, protocol, tensors
+from amplint.source.interpret import (
+    assignment,
+    calls,
+    choices,
+    classes,
+    conditions,
+    containers,
+    contexts,
+    functions,
+    library_calls,
+    protocol,
+    tensors,
+    training,
+)
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -15,7 +28,6 @@ from amplint.source.symbols import ask, fresh, options, serial, sym
 from amplint.source.values import (
     FALSE,
     NONE,
-    TRUE,
     Autocast,
     Bound,
     Checkpoint,
@@ -37,7 +49,6 @@ from amplint.source.values import (
     Parameter,
     Parameters,
     Region,
-    Scaled,
     Scaler,
     StateDict,
     Sym,
@@ -78,7 +89,7 @@ def call(
             return _gradient(m, owner, name, given, node, world, frame)
         case Model():
             return _model(m, owner, name, given, node, world, frame)
-        case Instance() | objects.Super():
+        case Instance() | classes.Super():
             return _instance(m, owner, name, given, node, world, frame)
         case Object():
             return _object(m, owner, name, given, node, world, frame)
@@ -121,7 +132,7 @@ def _scaler(
         case "scale" if args:
             return [(scaled(m, args[0], scaler, node, world), world)]
         case "unscale_" if args:
-            split = calls.split(m, args[0], world)
+            split = choices.split(m, args[0], world)
             for plain, after in split:
                 for optimizer in [] if _off(scaler, after) else optimizers_in(plain, after):
                     before = protocol.gradients(after, optimizer)
@@ -132,10 +143,10 @@ def _scaler(
             return [(NONE, after) for _, after in split]
         case "step" if args:
             closure = len(args) > 1 or "closure" in given.kwargs
-            split = calls.split(m, args[0], world)
+            split = choices.split(m, args[0], world)
             for plain, after in split:
                 for optimizer in optimizers_in(plain, after):
-                    step(m, optimizer, None if _off(scaler, after) else scaler, node, after, frame, closure)
+                    training.step(m, optimizer, None if _off(scaler, after) else scaler, node, after, frame, closure)
             return [(fresh("call"), after) for _, after in split]
         case "update":
             if not _off(scaler, world):
@@ -183,46 +194,6 @@ def optimizers_in(value: Value, world: World) -> list[Optimizer]:
     return []
 
 
-def step(
-    m: Machine,
-    optimizer: Optimizer,
-    scaler: Value | None,
-    node: ast.AST,
-    world: World,
-    frame: Frame,
-    closure: bool = False,
-) -> None:
-    """optimizer.step() or scaler.step(optimizer)."""
-    clips = world.get("clipped", optimizer) or ()
-    if len(protocol.optimizers(world)) == 1:
-        clips = (*clips, *(world.get("clipped", None) or ()))
-    event = m.emit(
-        events.Step, node, world, frame,
-        optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
-    )  # fmt: skip
-    event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
-    event.halves = _halves(world, optimizer, event.before)
-    library_calls.mark_stale(world, event)
-
-
-def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
-    """The models that this optimizer surely trains and that are float16 here."""
-    if world.get(("dtype of", optimizer), "masters") is not None:
-        return ()
-    trained = set(optimizer.of)
-    if not trained and len(protocol.optimizers(world)) == 1:
-        for origin in before.origins:
-            if isinstance(origin, events.Backward):
-                trained |= tensors.provenance((origin.loss,))[0]
-    found = []
-    for model in trained:
-        dtype = world.get(("dtype of", model), "dtype")
-        frozen = world.get(("dtype of", model), "frozen") is not None
-        if not frozen and Const("float16") in conditions.sides(dtype or NONE, world.facts):
-            found.append(model)
-    return tuple(found)
-
-
 def _optimizer(
     m: Machine, optimizer: Optimizer, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
@@ -235,7 +206,7 @@ def _optimizer(
             else:
                 results = [(NONE, world)]
             for _, after in results:
-                step(m, optimizer, None, node, after, frame, closure)
+                training.step(m, optimizer, None, node, after, frame, closure)
             return [(fresh("call"), after) for _, after in results]
         case "zero_grad":
             event = m.emit(events.ZeroGradient, node, world, frame, touched=())
@@ -249,10 +220,10 @@ def _optimizer(
         case "add_param_group" | "train" | "eval" | "register_step_post_hook":
             return [(NONE, world)]
         case "clip_grad_norm":
-            library_calls.clip(m, optimizer.of or frozenset((optimizer,)), "norm", node, world, frame)
+            training.clip(m, optimizer.of or frozenset((optimizer,)), "norm", node, world, frame)
             return [(fresh("norm"), world)]
         case "backward" if given.args:
-            backward(m, given.args[0], node, world, frame, managed=True)
+            training.backward(m, given.args[0], node, world, frame, managed=True)
             return [(NONE, world)]
     return None
 
@@ -264,29 +235,18 @@ def scale_and_step(m: Machine, scaler: Object, given: Arguments, node: ast.AST, 
     loss = bound.get("loss") or (given.args[0] if given.args else fresh("loss"))
     optimizer = bound.get("optimizer") or (given.args[1] if len(given.args) > 1 else NONE)
     inner = Scaler(scaler)
-    backward(m, scaled(m, loss, inner, node, world), node, world, frame)
+    training.backward(m, scaled(m, loss, inner, node, world), node, world, frame)
     results: Results = []
     for updating, after in world.decide(conditions.truth(bound.get("need_update", Const(True)))):
         if updating:
             for one in optimizers_in(optimizer, after):
-                step(m, one, inner, node, after, frame)
+                training.step(m, one, inner, node, after, frame)
             protocol.update(after, m.emit(events.Update, node, after, frame, scaler=inner, pairs=()))
         results.append((fresh("norm"), after))
     return results
 
 
 # -- losses and tensors ------------------------------------------------------------------------------------------------
-
-
-def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
-    """Gradients of a loss (or of each of several) are accumulated."""
-    of, region, scaler = tensors.provenance((loss,))
-    managed = managed or any(isinstance(context, Scaled) for context in world.contexts)
-    if region is not None and not tensors.enabled(region, world):
-        region = None
-    event = m.emit(events.Backward, node, world, frame, loss=loss, scaler=scaler, managed=managed)
-    event.touched = protocol.backward(world, event, of, scaler, managed, region)
-
 
 _IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
 
@@ -295,7 +255,7 @@ def _tensor(
     m: Machine, tensor: Tensor, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     if name == "backward":
-        backward(m, tensor, node, world, frame)
+        training.backward(m, tensor, node, world, frame)
         return [(NONE, world)]
     if name == "detach" or name == "detach_":
         return [(replace(tensor, of=frozenset(), scaler=None, identity=serial()), world)]
@@ -363,8 +323,8 @@ def _parameters(
                 "addcmul_", "addcdiv_"):  # fmt: skip
         gradients = [v for v in (*given.args,) if isinstance(v, Gradient)]
         if gradients:
-            library_calls.read_gradient(m, owner.of, "manual update", node, world, frame)
-        library_calls.change_weights(m, owner.of, name, node, world, frame)
+            training.read_gradient(m, owner.of, "manual update", node, world, frame)
+        training.change_weights(m, owner.of, name, node, world, frame)
         return [(owner, world)]
     if name in ("size", "numel", "dim", "item", "register_hook"):
         return [(sym("call", name, owner), world)]
@@ -375,7 +335,7 @@ def _parameters(
         return [(replace(owner, dtype=CASTS.get(name) or next(dtypes, owner.dtype)), world)]
     if name == "requires_grad_":
         if given.args[:1] == (FALSE,):
-            freeze(owner.of, world)
+            training.freeze(owner.of, world)
         return [(owner, world)]
     if name in ("float", "half", "bfloat16", "to", "cuda", "detach", "clone", "view", "t", "transpose"):
         return [(owner, world)]
@@ -394,11 +354,11 @@ def _gradient(
     m: Machine, owner: Gradient, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     if name in ("zero_", "fill_"):
-        objects.zero_gradients(m, owner.of, node, world, frame)
+        training.zero_gradients(m, owner.of, node, world, frame)
     elif name in ("clamp_", "clamp", "clip_", "clamp_min_", "clamp_max_"):
-        library_calls.clip(m, owner.of, "hand", node, world, frame)
+        training.clip(m, owner.of, "hand", node, world, frame)
     elif name in ("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"):
-        library_calls.read_gradient(m, owner.of, name, node, world, frame)
+        training.read_gradient(m, owner.of, name, node, world, frame)
         return [(fresh("number"), world)]
     elif name in ("isnan", "isinf", "isfinite", "nan_to_num_"):
         return [(fresh("number"), world)]
@@ -431,10 +391,10 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
         return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
     _tell_forward(m, model, node, world, frame)
     if isinstance(model, Instance) and not m.alone:
-        function = objects.method(m, model.cls, "forward", world, frame)
+        function = classes.method(m, model.cls, "forward", world, frame)
         if function is not None:
             bound = replace(function, owner=model)
-            results = calls.call_function(m, bound, given, node, world, frame, in_model=True)
+            results = functions.call_function(m, bound, given, node, world, frame, in_model=True)
             return [(tag(value, model), after) for value, after in results]
     for value in given.values():
         protocol.hand_over(world, value)
@@ -467,7 +427,9 @@ def _through_parts(m: Machine, model: Model, given: Arguments, node: ast.AST, wo
     """nn.Sequential runs its parts; any other library module is opaque."""
     if model.name == "torch.nn.Sequential" and given.args:
         parts = [
-            part for arg in model.args for part in (objects.elements(arg) or [arg] if isinstance(arg, Items) else [arg])
+            part
+            for arg in model.args
+            for part in (containers.elements(arg) or [arg] if isinstance(arg, Items) else [arg])
         ]
         results: Results = [(given.args[0], world)]
         for part in parts:
@@ -520,49 +482,37 @@ def _model(
         case "named_modules" | "named_children":
             return [(Many(Items((fresh("key"), sym("item", model, "*")))), world)]
         case "zero_grad":
-            objects.zero_gradients(m, of, node, world, frame)
+            training.zero_gradients(m, of, node, world, frame)
             return [(NONE, world)]
         case "state_dict":
             return [(StateDict(model), world)]
         case "load_state_dict":
             source = given.args[0] if given.args else NONE
             m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, model, source))
-            library_calls.change_weights(m, of, name, node, world, frame)
+            training.change_weights(m, of, name, node, world, frame)
             return [(fresh("call"), world)]
         case "forward":
             return forward(m, model, given, node, world, frame)
         case "no_sync" | "join":
             return [(NullContext(), world)]
         case "clip_grad_norm_":
-            library_calls.clip(m, of, "norm", node, world, frame)
+            training.clip(m, of, "norm", node, world, frame)
             return [(fresh("norm"), world)]
     if name in _MODEL_SELF:
         dtype = CASTS.get(name, "")
         if name in ("to", "type"):
             dtype = next((d for d in map(tensors.dtype_of, given.values()) if d), "")
         if dtype:
-            cast_model(m, model, dtype, node, world, frame)
+            training.cast_model(m, model, dtype, node, world, frame)
         if name == "requires_grad_" and given.args[:1] == (FALSE,):
-            freeze(frozenset((model,)), world)
+            training.freeze(frozenset((model,)), world)
         return [(model, world)]
     return None
 
 
-def freeze(of: Owners, world: World) -> None:
-    """Some parameters of the models are not trained: which dtype the others have is not known then."""
-    for model in of:
-        world.set(("dtype of", model), "frozen", TRUE)
-
-
-def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
-    """The parameters of a model are cast in place."""
-    world.set(("dtype of", model), "dtype", Const(dtype))
-    m.emit(events.Cast, node, world, frame, model=model, dtype=dtype)
-
-
 def _instance(
     m: Machine,
-    owner: Instance | objects.Super,
+    owner: Instance | classes.Super,
     name: str,
     given: Arguments,
     node: ast.AST,
@@ -570,19 +520,19 @@ def _instance(
     frame: Frame,
 ) -> Results | None:
     """A method that an object inherits from a library class."""
-    instance = owner.owner if isinstance(owner, objects.Super) else owner
+    instance = owner.owner if isinstance(owner, classes.Super) else owner
     cls = instance.cls if isinstance(instance, Instance) else None
     if not isinstance(cls, Class):
         return None
-    api = m.library.find_first(objects.library_bases(m, cls, world, frame))
+    api = m.library.find_first(classes.library_bases(m, cls, world, frame))
     if api is not None and api.returns == "scaler":
         return _scaler(m, Scaler(instance), name, given, node, world, frame)
     if name == "__init__":
         return [(NONE, world)]
     if api is not None and api.returns == "managed":
         return _object(m, Object(cls.node.name, instance, "managed"), name, given, node, world, frame)
-    if objects.is_module(m, cls, world, frame) or name in _MODEL_ONLY:
-        if isinstance(owner, objects.Super) and name == "__call__":
+    if classes.is_module(m, cls, world, frame) or name in _MODEL_ONLY:
+        if isinstance(owner, classes.Super) and name == "__call__":
             return forward(m, instance, given, node, world, frame)
         return _model(m, instance, name, given, node, world, frame)
     if name == "state_dict":
@@ -601,7 +551,7 @@ def _object(
         return [(StateDict(owner), world)]
     if owner.kind == "managed":
         if name == "backward" and given.args:
-            backward(m, given.args[0], node, world, frame, managed=True)
+            training.backward(m, given.args[0], node, world, frame, managed=True)
             return [(NONE, world)]
         return [(tensors.opaque(given.values(), world, node) or fresh("call"), world)]
     return None
@@ -623,7 +573,7 @@ def _container(
             if not owner.open:
                 pairs = tuple(Items(pair) for pair in owner.items)
                 return [(Items(pairs if name == "items" else values, "list"), world)]
-            one = objects.merge_elements(list(values))
+            one = containers.merge_elements(list(values))
             return [(Many(Items((fresh("element"), one)) if name == "items" else one), world)]
         case Many(), "items":
             return [(owner, world)]
@@ -634,14 +584,14 @@ def _container(
             in_loop = bool(world.loops)
             grown: Value = Items((*owner.items, args[0]), owner.kind)
             if in_loop:
-                grown = Many(objects.merge_elements([*owner.items, args[0]]))
+                grown = Many(containers.merge_elements([*owner.items, args[0]]))
             return _rebound(m, grown, node, world, frame)
         case Many(), "append" if args and isinstance(node, ast.Call):
-            return _rebound(m, Many(objects.merge_elements([owner.item, args[0]])), node, world, frame)
+            return _rebound(m, Many(containers.merge_elements([owner.item, args[0]])), node, world, frame)
         case ((Items() | Many()), "extend") if args and isinstance(node, ast.Call):
             if isinstance(args[0], Parameters) or isinstance(owner, Many):
                 return _rebound(m, args[0] if isinstance(args[0], Parameters) else owner, node, world, frame)
-            more = objects.elements(args[0])
+            more = containers.elements(args[0])
             if more is not None and isinstance(owner, Items):
                 return _rebound(m, Items((*owner.items, *more), owner.kind), node, world, frame)
             return [(NONE, world)]
@@ -653,7 +603,6 @@ def _container(
 
 def _rebound(m: Machine, value: Value, node: ast.Call, world: World, frame: Frame) -> Results:
     """A list or dict changed in place: the variable that holds it now holds another value."""
-
     assert isinstance(node.func, ast.Attribute)
     target = node.func.value
     if isinstance(target, ast.Name | ast.Attribute):
@@ -697,9 +646,9 @@ def _unknown(
     is_model = m.is_model(owner) or (owner.kind == "item" and _model_like(m, owner.parts[0]))
     if name == "backward":
         if given.args and not isinstance(given.args[0], Const):
-            backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
+            training.backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
         else:
-            backward(m, owner, node, world, frame)
+            training.backward(m, owner, node, world, frame)
         return [(NONE, world)]
     if is_model or name in _MODEL_ONLY:
         if name in _MODEL_ONLY:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from amplint.source.interpret import conditions, expressions, library_calls, objects, tensors
+from amplint.source.interpret import conditions, containers, expressions, library_calls, tensors, training
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join
@@ -71,7 +71,7 @@ def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AS
         return fold(op, left.value, right.value)
     if isinstance(left, Items) and isinstance(right, Items) and isinstance(op, ast.Add):
         items = (*left.items, *right.items)
-        return Items(items, left.kind) if len(items) <= LONGEST else Many(objects.merge_elements(list(items)))
+        return Items(items, left.kind) if len(items) <= LONGEST else Many(containers.merge_elements(list(items)))
     if isinstance(op, ast.Mult) and isinstance(left, Items) and len(left.items) == 1:
         return Many(left.items[0])
     if isinstance(op, ast.Add) and isinstance(left, Parameters) and isinstance(right, Parameters):
@@ -125,7 +125,7 @@ def augmented(m: Machine, node: ast.AugAssign, old: Value, operand: Value, world
     if isinstance(old, Items) and isinstance(operand, Items) and isinstance(node.op, ast.Add):
         return [(Items((*old.items, *operand.items), old.kind), world)]
     if isinstance(old, Parameter | Parameters):
-        library_calls.change_weights(m, old.of, "assigned in place", node, world, frame)
+        training.change_weights(m, old.of, "assigned in place", node, world, frame)
         return [(old, world)]
     if isinstance(old, Gradient):
         return [(old, world)]

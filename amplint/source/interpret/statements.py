@@ -8,18 +8,18 @@ from amplint.source import events
 from amplint.source.interpret import (
     assignment,
     branches,
-    calls,
+    classes,
     contexts,
     expressions,
+    functions,
+    imports,
     library_calls,
     loops,
-    objects,
-    variables,
 )
 from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
-from amplint.source.values import NONE, Autocast, Class, Const, Function, Imported, Items, Lib, Tensor, Value
+from amplint.source.values import NONE, Autocast, Const, Tensor
 
 
 def run(m: Machine, body: list[ast.stmt], worlds: list[World], frame: Frame, flow: Flow) -> list[World]:
@@ -80,11 +80,11 @@ def execute(m: Machine, node: ast.stmt, world: World, frame: Frame, flow: Flow) 
         case ast.Raise():
             return []
         case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return _define(m, node, world, frame)
+            return functions.define_function(m, node, world, frame)
         case ast.ClassDef():
-            return _define_class(m, node, world, frame)
+            return classes.define_class(m, node, world, frame)
         case ast.Import() | ast.ImportFrom():
-            _import(m, node, world, frame)
+            imports.run_import(m, node, world, frame)
             return [world]
         case ast.Try() | ast.TryStar():
             return branches.run_try(m, node, world, frame, flow)
@@ -140,55 +140,3 @@ def _with(
     flow.breaks += inner.breaks
     flow.continues += inner.continues
     return join_all(after)
-
-
-# -- definitions -------------------------------------------------------------------------------------------------------
-
-
-def _define(m: Machine, node: ast.FunctionDef | ast.AsyncFunctionDef, world: World, frame: Frame) -> list[World]:
-    results = []
-    for decorators, before in expressions.each(m, node.decorator_list, world, frame):
-        for defaults, after in calls.defaults(m, node.args, before, frame):
-            function = Function(node, frame, defaults, decorators, cls=None)
-            after.set(variables.scope_to_bind(node.name, frame), node.name, function)
-            results.append(after)
-    return results
-
-
-def _define_class(m: Machine, node: ast.ClassDef, world: World, frame: Frame) -> list[World]:
-    results = []
-    for bases, before in expressions.each(m, node.bases, world, frame, lazily=True):
-        cls = Class(node, frame, bases)
-        inner = Frame(cls, node, frame.module, frame, frame.caller, frame.call, roles={})
-        for after in run(m, node.body, [before], inner, Flow()):
-            after.set(variables.scope_to_bind(node.name, frame), node.name, cls)
-            results.append(after)
-    return join_all(results)
-
-
-def _import(m: Machine, node: ast.Import | ast.ImportFrom, world: World, frame: Frame) -> None:
-    scope = frame.scope
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            top = alias.name.partition(".")[0]
-            name = alias.name if alias.asname else top
-            local = m.project.has(top)
-            value: Value = Imported(name, "", 0, frame.module) if local else Lib(name)
-            world.set(scope, alias.asname or top, value)
-        return
-    base = node.module or ""
-    local = node.level > 0 or m.project.has(base.partition(".")[0])
-    for alias in node.names:
-        if alias.name == "*":
-            if local:
-                objects.import_star(m, Imported(base, "", node.level, frame.module), world, frame)
-            elif base.startswith("torch"):
-                world.set(scope, "*", Items((*_stars(world, scope), Const(base))))
-            continue
-        value = Imported(base, alias.name, node.level, frame.module) if local else Lib(f"{base}.{alias.name}")
-        world.set(scope, alias.asname or alias.name, value)
-
-
-def _stars(world: World, scope: object) -> tuple[Value, ...]:
-    found = world.get(scope, "*")
-    return found.items if isinstance(found, Items) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, conditions, library_calls, objects
+from amplint.source.interpret import assignment, conditions, containers, library_calls
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -128,7 +128,7 @@ def set_item(
             items[index.value] = value
             new = Items(tuple(items), owner.kind)
         else:
-            new = Many(objects.merge_elements([*owner.items, value]))
+            new = Many(containers.merge_elements([*owner.items, value]))
         return assignment.assign(m, target.value, new, world, frame)
     if isinstance(owner, Tensor | Parameter):
         library_calls.operation(m, "index_put", (owner, value), {}, target, world, frame)

@@ -19,6 +19,7 @@ from amplint.source.values import (
     KNOWN,
     Choice,
     Const,
+    Device,
     Items,
     Lib,
     Many,
@@ -129,8 +130,6 @@ def region_dtype(region: Region) -> str:
 
 def device_type(value: Value | None) -> str:
     """ "cuda", "cpu" … where the device is a constant, else ""."""
-    from amplint.source.values import Device
-
     match value:
         case Const(value=str() as text):
             return text.partition(":")[0]

@@ -1,0 +1,283 @@
+"""Functions of the project: they run with their real arguments, in a frame of their own."""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+
+from amplint.source.interpret import (
+    calls,
+    conditions,
+    containers,
+    contexts,
+    expressions,
+    protocol,
+    statements,
+    variables,
+)
+from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
+from amplint.source.interpret.machine import MOST_FRAMES, Machine
+from amplint.source.interpret.world import PROTOCOL, World, join_all
+from amplint.source.module import FunctionNode
+from amplint.source.symbols import ask, fresh, sym
+from amplint.source.values import (
+    NONE,
+    Const,
+    Function,
+    Instance,
+    Items,
+    Lib,
+    Managing,
+    Many,
+    Mapping,
+    Partial,
+    Sym,
+    Value,
+)
+
+
+def define_function(
+    m: Machine, node: ast.FunctionDef | ast.AsyncFunctionDef, world: World, frame: Frame
+) -> list[World]:
+    results = []
+    for decorators, before in expressions.each(m, node.decorator_list, world, frame):
+        for given, after in defaults(m, node.args, before, frame):
+            function = Function(node, frame, given, decorators)
+            after.set(variables.scope_to_bind(node.name, frame), node.name, function)
+            results.append(after)
+    return results
+
+
+def defaults(
+    m: Machine, args: ast.arguments, world: World, frame: Frame
+) -> list[tuple[tuple[tuple[str, Value], ...], World]]:
+    """The values of a function's defaults, by parameter, as its definition evaluates them."""
+    positional = [*args.posonlyargs, *args.args]
+    named = [(p.arg, d) for p, d in zip(positional[len(positional) - len(args.defaults) :], args.defaults, strict=True)]
+    named += [(p.arg, d) for p, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None]
+    return [
+        (tuple((name, value) for (name, _), value in zip(named, values, strict=True)), after)
+        for values, after in expressions.each(m, [default for _, default in named], world, frame)
+    ]
+
+
+@lru_cache(maxsize=4096)
+def abstract(node: FunctionNode) -> bool:
+    """Whether a function is there to be overridden: it only raises NotImplementedError."""
+    body = node.body if isinstance(node.body, list) else []
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    match body:
+        case [ast.Raise(exc=ast.Name(id="NotImplementedError") | ast.Call(func=ast.Name(id="NotImplementedError")))]:
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
+def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
+    """(is a generator, defines functions or classes inside, names declared global or nonlocal)."""
+    generator, nested = False, False
+    outer: set[str] = set()
+    pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            nested = True
+            continue
+        generator |= isinstance(inner, ast.Yield | ast.YieldFrom)
+        if isinstance(inner, ast.Global | ast.Nonlocal):
+            outer |= set(inner.names)
+        pending += ast.iter_child_nodes(inner)
+    return generator, nested, frozenset(outer)
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def call_function(
+    m: Machine,
+    function: Function,
+    given: Arguments,
+    node: ast.AST,
+    world: World,
+    caller: Frame | None,
+    *,
+    in_model: bool = False,
+    entry: bool = False,
+    enters: bool = False,
+) -> Results:
+    """Run a function's body with these arguments. `enters`: what it has entered stays so after it."""
+    code = function.node
+    if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
+        if m.relevance(function.frame.module).steps(code):
+            protocol.give_up(world)
+        return calls.unknown(m, sym("recursive", id(code)), given, node, world, caller)
+    idle = caller is not None and not m.relevance(function.frame.module).matters(code, m.alone)
+    if caller is not None and (abstract(code) or idle):
+        return calls.unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
+    generator, nested, _ = shape(code)
+    manager = any(isinstance(d, Lib) and d.name.endswith("contextmanager") for d in function.decorators)
+    if generator and not manager and not entry:
+        return [(Many(fresh("yielded")), world)]
+    m.entered.add(code)
+    frame = new_frame(m, function, node, caller, entry)
+    frame.in_model |= in_model
+    bind(m, function, given, world, frame)
+    outside = world.contexts
+    known = set(world.space("gradients"))
+    starts = [world]
+    for decorator in reversed(function.decorators):
+        starts = [after for before in starts for _, after in contexts.enter(m, decorator, code, code, before, frame)]
+    left = Flow()
+    if isinstance(code, ast.Lambda):
+        for start in starts:
+            left.returns += expressions.evaluate(m, code.body, start, frame)
+    else:
+        ended = statements.run(m, code.body, starts, frame, left)
+        left.returns += [(NONE, after) for after in ended]
+    if manager and left.yields:
+        results: Results = []
+        for bound, at_yield in left.yields:
+            added = at_yield.contexts[len(outside) :]
+            at_yield.contexts = outside
+            results.append((Managing(added, bound), at_yield))
+        return _join_results(results, frame)
+    for _, after in left.returns if not enters else ():
+        contexts.leave(after, outside)
+    results = _join_results(left.returns, frame)
+    for value, after in results:
+        _clean_up(value, after, frame, known, nested)
+    return results
+
+
+def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Frame | None, entry: bool = False) -> Frame:
+    code, module = function.node, function.frame.module
+    parent = function.frame
+    roles: dict[str, str] = {}
+    if isinstance(parent.code, ast.ClassDef):
+        own_name = code.args.args[0].arg if code.args.args else "self"
+        prefix = own_name + "."
+        roles |= {path: role for path, role in m.roles(module, parent.code).items() if path.startswith(prefix)}
+    elif not isinstance(parent.code, ast.Module):
+        roles |= parent.roles
+    roles |= m.roles(module, code)
+    return Frame(
+        m.scope(),
+        code,
+        module,
+        parent,
+        caller,
+        node,
+        function.owner,
+        function.cls,
+        roles,
+        shape(code)[2],
+        caller is not None and caller.in_model,
+        entry,
+        m.round if entry else 1,
+    )
+
+
+def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], nested: bool) -> None:
+    """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
+    optimizers that nothing holds any more."""
+    made = [optimizer for optimizer in world.space("gradients") if optimizer not in known]
+    if nested or made:
+        held = [
+            inner
+            for owner, space in (*world.spaces.items(), (None, {"": value}))
+            if owner != frame.scope and owner not in PROTOCOL
+            for one in space.values()
+            if isinstance(one, Value)
+            for inner in containers.contents(one)
+        ]
+        lives_on = nested and any(isinstance(one, Function | Partial) and _defined_in(one, frame) for one in held)
+        if lives_on:
+            return
+        for optimizer in made:
+            if optimizer not in held and isinstance(optimizer.site, int):
+                world.drop("gradients", optimizer)
+                for key in list(world.space("updates")):
+                    if key[1] == optimizer:
+                        world.drop("updates", key)
+    world.forget(frame.scope)
+
+
+def _defined_in(value: Value, frame: Frame) -> bool:
+    if isinstance(value, Partial):
+        return _defined_in(value.function, frame)
+    return isinstance(value, Function) and value.frame is frame
+
+
+def _join_results(results: Results, frame: Frame) -> Results:
+    """Join worlds that differ in nothing but what was returned into one that returns a Choice."""
+    if len(results) < 2:
+        return results
+    for value, world in results:
+        world.set("returned", frame.scope, value)
+    joined = []
+    for world in join_all(world for _, world in results):
+        joined.append((world.get("returned", frame.scope), world))
+        world.drop("returned", frame.scope)
+    return joined
+
+
+# -- parameters --------------------------------------------------------------------------------------------------------
+
+
+def bind(m: Machine, function: Function, given: Arguments, world: World, frame: Frame) -> None:
+    """Bind parameters; then make every optimizer that the code is handed known, before its first event."""
+    spec = function.node.args
+    args = (function.owner, *given.args) if function.owner is not None else given.args
+    positional = [*spec.posonlyargs, *spec.args]
+    default = dict(function.defaults)
+    scope = frame.scope
+    for parameter, value in zip(positional, args, strict=False):
+        world.set(scope, parameter.arg, value)
+    rest = args[len(positional) :]
+    if spec.vararg is not None:
+        unknown_rest = given.open or frame.entry
+        world.set(scope, spec.vararg.arg, Many(argument(frame, spec.vararg.arg)) if unknown_rest else Items(rest))
+    named = [*positional[len(args) :], *spec.kwonlyargs]
+    for parameter in named:
+        name = parameter.arg
+        if name in given.kwargs:
+            value = given.kwargs[name]
+        elif frame.entry or given.open or name not in default:
+            value = _entry_value(frame, name, default.get(name))
+        else:
+            value = default[name]
+        world.set(scope, name, value)
+    if spec.kwarg is not None:
+        names = {parameter.arg for parameter in (*positional, *spec.kwonlyargs)}
+        extra = tuple((Const(name), value) for name, value in given.kwargs.items() if name not in names)
+        world.set(scope, spec.kwarg.arg, Mapping(extra, given.open or frame.entry))
+    for path, role in frame.roles.items():
+        if role.startswith("optimizer"):
+            make_known(m, path, world, frame)
+
+
+def make_known(m: Machine, path: str, world: World, frame: Frame) -> None:
+    """Look at a path that the code uses as an optimizer, if it can be reached already."""
+    name, *rest = path.split(".")
+    value = world.get(frame.scope, name)
+    if value is None or "[" in path:
+        return
+    node = ast.parse(path, mode="eval").body
+    if rest and not isinstance(value, Instance | Sym):
+        return
+    expressions.evaluate(m, ast.copy_location(node, frame.code), world, frame)
+
+
+def argument(frame: Frame, name: str) -> Sym:
+    return sym("argument", id(frame.code), name)
+
+
+def _entry_value(frame: Frame, name: str, default: Value | None) -> Value:
+    """What a parameter may hold when nothing calls the function. Defaults that look like an eps or a mask constant may
+    well be what it gets; flags and counts are left open."""
+    unknown_value = argument(frame, name)
+    match default:
+        case Const(value=float() as number) if 0 < abs(number) <= 1e-2 or abs(number) > 1e4:
+            return conditions.choice(ask("given", unknown_value), unknown_value, default)
+    return unknown_value

@@ -1,0 +1,117 @@
+"""Training: what happens to gradients and weights, told as events."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.source import events
+from amplint.source.interpret import conditions, protocol, tensors
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.values import NONE, TRUE, Const, Optimizer, Owners, Region, Scaled, Value
+
+
+def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
+    """Gradients of a loss (or of each of several) are accumulated."""
+    of, region, scaler = tensors.provenance((loss,))
+    managed = managed or any(isinstance(context, Scaled) for context in world.contexts)
+    if region is not None and not tensors.enabled(region, world):
+        region = None
+    event = m.emit(events.Backward, node, world, frame, loss=loss, scaler=scaler, managed=managed)
+    event.touched = protocol.backward(world, event, of, scaler, managed, region)
+
+
+def step(
+    m: Machine,
+    optimizer: Optimizer,
+    scaler: Value | None,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    closure: bool = False,
+) -> None:
+    """optimizer.step() or scaler.step(optimizer)."""
+    clips = world.get("clipped", optimizer) or ()
+    if len(protocol.optimizers(world)) == 1:
+        clips = (*clips, *(world.get("clipped", None) or ()))
+    event = m.emit(
+        events.Step, node, world, frame,
+        optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
+    )  # fmt: skip
+    event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
+    event.halves = _halves(world, optimizer, event.before)
+    mark_stale(world, event)
+
+
+def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
+    """The models that this optimizer surely trains and that are float16 here."""
+    if world.get(("dtype of", optimizer), "masters") is not None:
+        return ()
+    trained = set(optimizer.of)
+    if not trained and len(protocol.optimizers(world)) == 1:
+        for origin in before.origins:
+            if isinstance(origin, events.Backward):
+                trained |= tensors.provenance((origin.loss,))[0]
+    found = []
+    for model in trained:
+        dtype = world.get(("dtype of", model), "dtype")
+        frozen = world.get(("dtype of", model), "frozen") is not None
+        if not frozen and Const("float16") in conditions.sides(dtype or NONE, world.facts):
+            found.append(model)
+    return tuple(found)
+
+
+def zero_gradients(m: Machine, of: frozenset[Value], node: ast.AST, world: World, frame: Frame) -> None:
+    """The gradients of the models' parameters are dropped."""
+    sure, perhaps = protocol.owners(world, of)
+    event = m.emit(events.ZeroGradient, node, world, frame, touched=())
+    event.touched = protocol.zero(world, event, sure)
+    for optimizer in perhaps:
+        if protocol.gradients(world, optimizer).kind != "none":
+            world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
+
+
+def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """Gradients are clipped."""
+    sure, _ = protocol.owners(world, of)
+    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
+    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
+    waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
+    for optimizer in waiting or ([] if touched else [None]):
+        world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
+
+
+def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    sure, _ = protocol.owners(world, of)
+    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
+    m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """Weights change other than by an optimizer's step."""
+    event = m.emit(events.ChangeWeights, node, world, frame, of=of, how=how)
+    mark_stale(world, event)
+
+
+def mark_stale(world: World, event: events.Event) -> None:
+    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here
+    on."""
+    outer = next((context for context in world.contexts if isinstance(context, Region)), None)
+    if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
+        world.set("stale weights", outer.node, events.Stale(event.node, event))
+
+
+def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
+    """The parameters of a model are cast in place."""
+    world.set(("dtype of", model), "dtype", Const(dtype))
+    m.emit(events.Cast, node, world, frame, model=model, dtype=dtype)
+
+
+def freeze(of: Owners, world: World) -> None:
+    """Some parameters of the models are not trained: which dtype the others have is not known then."""
+    for model in of:
+        world.set(("dtype of", model), "frozen", TRUE)
