@@ -6,7 +6,7 @@ import ast
 import math
 from dataclasses import replace
 
-from amplint.source.interpret import choices, classes, conditions, imports, library_calls, protocol, training, variables
+from amplint.source.interpret import choices, classes, conditions, imports, operations, protocol, training, variables
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -123,7 +123,7 @@ def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> 
         case "grad":
             return Gradient(tensor.of)
         case "T" | "mT" | "H" | "real" | "imag":
-            return library_calls.view(tensor, node)
+            return operations.view(tensor, node)
         case "data":
             return replace(tensor, of=frozenset(), scaler=None)
     return Tensor("", KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())

@@ -16,7 +16,9 @@ from amplint.source.interpret import (
     imports,
     library_calls,
     methods,
+    models,
     protocol,
+    scaler_methods,
     tensors,
     training,
 )
@@ -149,18 +151,18 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
         case Instance():
             return classes.call_instance(m, callee, given, node, world, frame)
         case Model():
-            return methods.forward(m, callee, given, node, world, frame)
+            return models.forward(m, callee, given, node, world, frame)
         case Object(kind="managed"):  # an engine that is called is the model it wraps
-            return methods.forward(m, callee, given, node, world, frame)
+            return models.forward(m, callee, given, node, world, frame)
         case Object(kind="callable-scaler"):
-            return methods.scale_and_step(m, callee, given, node, world, frame)
+            return scaler_methods.scale_and_step(m, callee, given, node, world, frame)
         case Sym(kind="attr", parts=(Value() as owner, str() as name)):
             if not m.is_model(callee):
                 return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
         case Const():
             return [] if callee == NONE else [(fresh("call"), world)]
     if m.is_model(callee):
-        return methods.forward(m, callee, given, node, world, frame)
+        return models.forward(m, callee, given, node, world, frame)
     return unknown(m, callee, given, node, world, frame)
 
 
@@ -186,7 +188,7 @@ def call_method(
         return result
     callee = sym("attr", owner, name)
     if m.is_model(callee):
-        return methods.forward(m, callee, given, node, world, frame)
+        return models.forward(m, callee, given, node, world, frame)
     stored = world.get(owner, name)
     if isinstance(stored, Value):
         return call(m, stored, given, node, world, frame)

@@ -16,7 +16,7 @@ from amplint.source.interpret import (
     functions,
     imports,
     library_calls,
-    methods,
+    models,
     protocol,
     statements,
     variables,
@@ -248,7 +248,7 @@ def call_instance(
     function = method(m, instance.cls, "__call__", world, frame)
     if function is not None:
         return functions.call_function(m, replace(function, owner=instance), given, node, world, frame)
-    return methods.forward(m, instance, given, node, world, frame)
+    return models.forward(m, instance, given, node, world, frame)
 
 
 def enter_instance(m: Machine, instance: Instance, node: ast.AST, world: World, frame: Frame) -> Results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.source.interpret import library_calls, tensors
+from amplint.source.interpret import operations, tensors
 from amplint.source.interpret.machine import Machine
 from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
@@ -50,7 +50,7 @@ def element(m: Machine, value: Value, node: ast.AST) -> Value:
         case Parameters():
             return Parameter(value.of)
         case Tensor():
-            return library_calls.view(value, node, deeper=True)
+            return operations.view(value, node, deeper=True)
         case Model() | Instance():
             return sym("item", value, "*")
     return fresh("element")

@@ -11,6 +11,7 @@ from amplint.source.module import FunctionNode, Module
 from amplint.source.values import Value
 
 Results = list[tuple[Value, World]]  # of evaluating something: a value for each world that it led to
+NEVER = object()  # what a call that does not return is said to return
 Code = ast.Module | ast.ClassDef | FunctionNode
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from amplint.source.interpret import conditions, containers, expressions, library_calls, tensors, training
+from amplint.source.interpret import conditions, containers, expressions, operations, tensors, training
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join
@@ -78,9 +78,9 @@ def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AS
         return Parameters(left.of | right.of)
     if isinstance(left, Tensor | Parameter) or isinstance(right, Tensor | Parameter) or _holds_tensor(left, right):
         name = _TENSOR_OPS.get(type(op), "")
-        return library_calls.operation(m, name, (left, right), {}, node, world, frame)
+        return operations.operation(m, name, (left, right), {}, node, world, frame)
     if isinstance(op, ast.MatMult):
-        return library_calls.operation(m, "matmul", (left, right), {}, node, world, frame)
+        return operations.operation(m, "matmul", (left, right), {}, node, world, frame)
     if isinstance(left, Choice) and isinstance(right, Const) and not isinstance(left.yes, Choice):
         yes = binary(m, op, left.yes, right, node, world, frame)
         no = binary(m, op, left.no, right, node, world, frame)
@@ -208,7 +208,7 @@ def compare(m: Machine, node: ast.Compare, world: World, frame: Frame) -> Result
             left, right = values[number], values[number + 1]
             on_tensor = isinstance(left, Tensor) or isinstance(right, Tensor)
             if on_tensor and not isinstance(op, ast.Is | ast.IsNot | ast.In | ast.NotIn):
-                result = library_calls.operation(m, "eq", (left, right), {}, node, after, frame)
+                result = operations.operation(m, "eq", (left, right), {}, node, after, frame)
                 formula = conditions.both(formula, ask("truth", ("tensor", result.identity)))
                 if len(node.ops) == 1:
                     results.append((result, after))

@@ -5,18 +5,8 @@ from __future__ import annotations
 import ast
 
 from amplint.source import events
-from amplint.source.interpret import (
-    assignment,
-    branches,
-    classes,
-    contexts,
-    expressions,
-    functions,
-    imports,
-    library_calls,
-    loops,
-)
-from amplint.source.interpret.frames import Flow, Frame
+from amplint.source.interpret import assignment, branches, classes, contexts, expressions, functions, imports, loops
+from amplint.source.interpret.frames import NEVER, Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.values import NONE, Autocast, Const, Tensor
@@ -111,7 +101,7 @@ def _expression(m: Machine, node: ast.Expr, world: World, frame: Frame, flow: Fl
     for value, world_after in expressions.evaluate(m, inner, world, frame):
         if isinstance(value, Autocast) or (isinstance(value, Tensor) and value.made == "scale" and value.scaler):
             m.observe(events.Discard(node, frame, world_after.contexts, world_after.loops, world_after.facts, value))
-        if not isinstance(value, Const) or value.value is not library_calls.NEVER:
+        if not isinstance(value, Const) or value.value is not NEVER:
             after.append(world_after)
     return after
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, conditions, containers, library_calls
+from amplint.source.interpret import assignment, conditions, containers, operations
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -62,7 +62,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             dispatched = _dispatch(owner, index)
             return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
-            return library_calls.view(owner, node)
+            return operations.view(owner, node)
         case Choice():
             yes = item(m, owner.yes, index, node, world, frame)
             no = item(m, owner.no, index, node, world, frame)
@@ -98,7 +98,7 @@ def _dispatch(table: Mapping, index: Value) -> Value | None:
 def part(owner: Value, index: object) -> Value:
     """An element of something unknown; of a tensor, a tensor of the same origin."""
     if isinstance(owner, Tensor):
-        return library_calls.view(owner, owner.node, deeper=True)
+        return operations.view(owner, owner.node, deeper=True)
     if isinstance(owner, Many):
         return owner.item
     return sym("item", owner, index if isinstance(index, Value) else Const(index))
@@ -131,7 +131,7 @@ def set_item(
             new = Many(containers.merge_elements([*owner.items, value]))
         return assignment.assign(m, target.value, new, world, frame)
     if isinstance(owner, Tensor | Parameter):
-        library_calls.operation(m, "index_put", (owner, value), {}, target, world, frame)
+        operations.operation(m, "index_put", (owner, value), {}, target, world, frame)
         return [world]
     world.set(("items", owner), index if isinstance(index, Const) else "*", value)
     return [world]

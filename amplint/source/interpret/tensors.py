@@ -43,6 +43,15 @@ DTYPES = {
     "bool": "bool",
     **dict.fromkeys(("complex64", "complex128", "cfloat"), "complex"),
 }
+CASTS = {  # what a method of this name makes of a tensor
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "double": "float64",
+    "long": "integer",
+    "int": "integer",
+    "bool": "bool",
+}
 # Methods and functions whose result holds the same numbers in the same dtype.
 VIEWS = frozenset(
     (

@@ -1,0 +1,177 @@
+"""Models: their forwards, what these return, and their methods."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+from amplint.source import events
+from amplint.source.interpret import (
+    calls,
+    classes,
+    conditions,
+    containers,
+    functions,
+    operations,
+    protocol,
+    tensors,
+    training,
+)
+from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.symbols import fresh, serial, sym
+from amplint.source.values import (
+    FALSE,
+    NONE,
+    Choice,
+    Instance,
+    Items,
+    Many,
+    Mapping,
+    Model,
+    NullContext,
+    Owners,
+    Parameter,
+    Parameters,
+    Region,
+    StateDict,
+    Sym,
+    Tensor,
+    Value,
+)
+
+
+def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """A model is called."""
+    if isinstance(model, Model):
+        op = tensors.op_of(model.name)
+        if op in tensors.LOSSES:
+            return [(operations.operation(m, op, given.args, given.kwargs, node, world, frame), world)]
+        _tell_forward(m, model, node, world, frame)
+        if op:
+            # the reduction and eps arguments of the constructor matter to no dtype
+            result = operations.operation(m, op, given.args, {}, node, world, frame)
+            return [(tag(result, model), world)]
+        return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
+    _tell_forward(m, model, node, world, frame)
+    if isinstance(model, Instance) and not m.alone:
+        function = classes.method(m, model.cls, "forward", world, frame)
+        if function is not None:
+            bound = replace(function, owner=model)
+            results = functions.call_function(m, bound, given, node, world, frame, in_model=True)
+            return [(tag(value, model), after) for value, after in results]
+    for value in given.values():
+        protocol.hand_over(world, value)
+    output = tensors.opaque(given.values(), world, node, frozenset((model,)))
+    if output is None:
+        output = Tensor("", of=frozenset((model,)), region=tensors.region_of(world), node=node, identity=serial())
+    return [(replace(output, of=output.of | {model}), world)]
+
+
+def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: Frame) -> None:
+    if frame.in_model:
+        return
+    outer = next((context for context in world.contexts if isinstance(context, Region)), None)
+    if tensors.region_of(world) is None:
+        outer = None  # no copies are used here
+    stale = world.get("stale weights", outer.node) if outer is not None else None
+    changed = stale.event if stale is not None and _changed(world, model, stale.event) else None
+    m.emit(events.Forward, node, world, frame, model=model, stale=changed)
+
+
+def _changed(world: World, model: Value, event: events.Event) -> bool:
+    """Whether the weights that an event changed are surely this model's."""
+    if isinstance(event, events.Step):
+        sure, _ = protocol.owners(world, frozenset((model,)))
+        return event.optimizer in sure
+    return isinstance(event, events.ChangeWeights) and any(protocol.related(world, model, one) for one in event.of)
+
+
+def _through_parts(m: Machine, model: Model, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """nn.Sequential runs its parts; any other library module is opaque."""
+    if model.name == "torch.nn.Sequential" and given.args:
+        parts = [
+            part
+            for arg in model.args
+            for part in (containers.elements(arg) or [arg] if isinstance(arg, Items) else [arg])
+        ]
+        results: Results = [(given.args[0], world)]
+        for part in parts:
+            inside = replace(frame, in_model=True)  # the parts tell no forwards of their own
+            results = [
+                after
+                for value, before in results
+                for after in calls.call(m, part, Arguments((value,)), node, before, inside)
+            ]
+        return results
+    result = tensors.opaque(given.values(), world, node, frozenset((model,)))
+    region = tensors.region_of(world)
+    return [(result or Tensor("", of=frozenset((model,)), region=region, node=node, identity=serial()), world)]
+
+
+def tag(value: Value, model: Value) -> Value:
+    """What a model returned, as coming from it."""
+    match value:
+        case Tensor():
+            return replace(value, of=value.of | {model})
+        case Items():
+            return Items(tuple(tag(item, model) for item in value.items), value.kind)
+        case Many():
+            return Many(tag(value.item, model))
+        case Mapping():
+            return Mapping(tuple((key, tag(item, model)) for key, item in value.items), value.open, value.node)
+        case Choice():
+            return conditions.choice(value.formula, tag(value.yes, model), tag(value.no, model))
+        case Sym(kind="call" | "unknown" | "item" | "op" | "joined" | "element"):
+            return Tensor("", of=frozenset((model,)), identity=serial())
+    return value
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+_MODEL_SELF = frozenset(
+    ("train eval cuda cpu to requires_grad_ apply share_memory xpu compile half float double bfloat16 type").split()
+)
+
+
+def model_method(
+    m: Machine, model: Value, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
+) -> Results | None:
+    of: Owners = frozenset((model,))
+    match name:
+        case "parameters" | "buffers":
+            return [(Parameters(of), world)]
+        case "named_parameters":
+            return [(Many(Items((fresh("key"), Parameter(of)))), world)]
+        case "modules" | "children":
+            return [(Many(sym("item", model, "*")), world)]
+        case "named_modules" | "named_children":
+            return [(Many(Items((fresh("key"), sym("item", model, "*")))), world)]
+        case "zero_grad":
+            training.zero_gradients(m, of, node, world, frame)
+            return [(NONE, world)]
+        case "state_dict":
+            return [(StateDict(model), world)]
+        case "load_state_dict":
+            source = given.args[0] if given.args else NONE
+            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, model, source))
+            training.change_weights(m, of, name, node, world, frame)
+            return [(fresh("call"), world)]
+        case "forward":
+            return forward(m, model, given, node, world, frame)
+        case "no_sync" | "join":
+            return [(NullContext(), world)]
+        case "clip_grad_norm_":
+            training.clip(m, of, "norm", node, world, frame)
+            return [(fresh("norm"), world)]
+    if name in _MODEL_SELF:
+        dtype = tensors.CASTS.get(name, "")
+        if name in ("to", "type"):
+            dtype = next((d for d in map(tensors.dtype_of, given.values()) if d), "")
+        if dtype:
+            training.cast_model(m, model, dtype, node, world, frame)
+        if name == "requires_grad_" and given.args[:1] == (FALSE,):
+            training.freeze(frozenset((model,)), world)
+        return [(model, world)]
+    return None

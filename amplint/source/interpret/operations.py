@@ -1,0 +1,119 @@
+"""Operations on tensors, told as events; tensors that are made, and views of tensors."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.interpret.frames import Arguments, Frame
+from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.world import World
+from amplint.source.symbols import serial, sym
+from amplint.source.values import KNOWN, NONE, Const, Items, Sym, Tensor, Value
+
+_LIKE = frozenset(
+    ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
+)
+FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made holds a given number
+_CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
+
+
+def operation(
+    m: Machine,
+    op: str,
+    operands: tuple[Value, ...],
+    kwargs: dict[str, Value],
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+    in_place: bool = False,
+) -> Tensor:
+    """Run an op on tensors and tell of it."""
+    every = (*operands, *kwargs.values())
+    result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
+    if in_place and isinstance(operands[0], Tensor):
+        result = replace(result, dtype=operands[0].dtype, trust=operands[0].trust)
+    tell(m, op, operands, kwargs, result, node, world, frame)
+    if op in tensors.LOSSES and not frame.in_model:
+        m.emit(events.Loss, node, world, frame, name=op)
+    return result
+
+
+def tell(
+    m: Machine,
+    op: str,
+    operands: tuple[Value, ...],
+    kwargs: dict[str, Value],
+    result: Tensor,
+    node: ast.AST,
+    world: World,
+    frame: Frame,
+) -> None:
+    """Record an op on tensors, once for operands that are alike."""
+    every = (*operands, *kwargs.values())
+    signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
+    if m.once(op, node, signature, tensors.region_of(world)):
+        m.observe(
+            events.Operation(
+                node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
+            )
+        )
+
+
+def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor | None:
+    """A tensor made from nothing: torch.zeros, torch.arange, …"""
+    if not name.startswith("torch."):
+        return None
+    last = name.rpartition(".")[2]
+    asked = given.kwargs.get("dtype", NONE)
+    dtype = "low" if asked == sym("dtype", "low") else tensors.dtype_of(asked)
+
+    def otherwise(default: str) -> str:
+        return default if asked == NONE else dtype
+
+    if last in _CREATE:
+        return Tensor(otherwise("float32"), made=last, node=node, identity=serial())
+    if last in ("arange", "randint", "randperm"):
+        floats = any(isinstance(value, Const) and isinstance(value.value, float) for value in given.args)
+        return Tensor(otherwise("float32" if floats else "integer"), made=last, node=node, identity=serial())
+    if last in ("tensor", "as_tensor", "from_numpy"):
+        of, region, scaler = tensors.provenance(given.args)
+        kind = otherwise(_constant_dtype(given.args[0] if given.args else NONE))
+        return Tensor(
+            kind, KNOWN, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
+        )
+    if last in _LIKE and given.args and isinstance(given.args[0], Tensor):
+        like = given.args[0]
+        return Tensor(dtype or like.dtype, like.trust, made=last, node=node, identity=serial())
+    return None
+
+
+def _constant_dtype(value: Value) -> str:
+    match value:
+        case Const(value=bool()):
+            return "bool"
+        case Const(value=int()):
+            return "integer"
+        case Const(value=float()):
+            return "float32"
+    return ""
+
+
+def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False) -> Tensor:
+    """The same numbers in another shape. `deeper`: an element of what may be a tuple of tensors."""
+    if tensor.made == "" and deeper:
+        return replace(tensor, identity=serial())
+    return replace(tensor, identity=serial(), parents=(tensor,) if tensor.made == "" else tensor.parents)
+
+
+def view_any(value: Value, node: ast.AST) -> Value:
+    match value:
+        case Tensor():
+            return view(value, node)
+        case Items() if value.items:
+            return view_any(value.items[0], node)
+        case Sym():
+            return sym("item", value, "view")
+    return value
