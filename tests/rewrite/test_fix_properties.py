@@ -107,7 +107,7 @@ def _bom(text: str) -> str:
 
 
 def _no_last_newline(text: str) -> str:
-    return text.rstrip("\n")
+    return text.rstrip("\r\n")
 
 
 def _tabs(text: str) -> str:
