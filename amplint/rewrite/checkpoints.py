@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -11,26 +12,32 @@ from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source.module import Module
 
 
-def state_edits(module: Module, home: Home, scaler: str) -> tuple[list[Edit], str]:
-    """Edits for every dict literal that holds the optimizer's state, and for every restoring of it; and words for them.
+def state_edits(module: Module, home: Home, scaler: str, optimizers: Sequence[str] = ()) -> tuple[list[Edit], str]:
+    """Edits for every dict literal that holds the state of the scaler's optimizers (the one at home, or several), and
+    for every restoring of it; and words for them.
 
     Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler.
     """
     made: list[Edit] = []
     done: dict[str, None] = {}
+    optimizers = optimizers or (home.optimizer,)
+    last: dict[tuple[ast.AST, str], tuple[ast.stmt, list[str]]] = {}  # the loading of several goes behind the last
     for node in ast.walk(module.tree):
         match node:
-            case ast.Dict() if entry := _entry(module, node, home.optimizer):
+            case ast.Dict() if entries := _entries(module, node, optimizers):
                 _check(module, home, node, "saved")
-                key, value = entry
-                made += edits.add_entry(module, node, value, f"{_quoted(module, key)}: {scaler}.state_dict()")
+                key, value = entries[-1]
+                name = _quoted(module, key, scaler, len(optimizers) > 1)
+                made += edits.add_entry(module, node, value, f"{name}: {scaler}.state_dict()")
                 done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
-                ast.unparse(owner) == home.optimizer and (lines := _restoring(module, source, scaler))
+                ast.unparse(owner) in optimizers and (lines := _restoring(module, source, scaler, len(optimizers) > 1))
             ):
                 _check(module, home, node, "loaded")
-                made += edits.insert_after(module, node, lines)
+                last[module.parents[node], lines[0]] = node, lines
                 done["restored from"] = None
+    for statement, lines in last.values():
+        made += edits.insert_after(module, statement, lines)
     return made, f"{scaler} {' and '.join(sorted(done, reverse=True))} the checkpoint" if done else ""
 
 
@@ -39,13 +46,14 @@ def _check(module: Module, home: Home, node: ast.AST, what: str) -> None:
         raise Refused(f"the optimizer's state is {what} where the scaler is not at hand", BY_HAND)
 
 
-def _entry(module: Module, mapping: ast.Dict, optimizer: str) -> tuple[ast.Constant, ast.expr] | None:
+def _entries(module: Module, mapping: ast.Dict, optimizers: Sequence[str]) -> list[tuple[ast.Constant, ast.expr]]:
+    found: list[tuple[ast.Constant, ast.expr]] = []
     for key, value in zip(mapping.keys, mapping.values, strict=True):
         match key, value:
             case ast.Constant(value=str()), ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
-                if ast.unparse(owner) == optimizer:
-                    return key, value
-    return None
+                if ast.unparse(owner) in optimizers:
+                    found.append((key, value))
+    return found
 
 
 def key_for(optimizer_key: str) -> str:
@@ -56,14 +64,20 @@ def key_for(optimizer_key: str) -> str:
     return "scaler"
 
 
-def _quoted(module: Module, key: ast.Constant) -> str:
-    return module.source(key).replace(str(key.value), key_for(str(key.value)))
+def _quoted(module: Module, key: ast.Constant, scaler: str, shared: bool) -> str:
+    """The scaler's key, quoted as the optimizer's is. That of a shared scaler names no optimizer."""
+    name = key_for(str(key.value))
+    if shared:
+        name = "scaler_state_dict" if "state_dict" in str(key.value) else "scaler"
+    elif name == "scaler":
+        name = scaler.removeprefix("self.")
+    return module.source(key).replace(str(key.value), name)
 
 
-def _restoring(module: Module, source: ast.expr, scaler: str) -> list[str]:
+def _restoring(module: Module, source: ast.expr, scaler: str, shared: bool) -> list[str]:
     """`if checkpoint.get("scaler"): scaler.load_state_dict(checkpoint["scaler"])`, in the script's own quotes."""
     match source:
         case ast.Subscript(value=checkpoint, slice=ast.Constant(value=str()) as key):
-            quoted, name = _quoted(module, key), module.source(checkpoint)
+            quoted, name = _quoted(module, key, scaler, shared), module.source(checkpoint)
             return [f"if {name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
     return []

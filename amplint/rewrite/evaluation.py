@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.float32 import split
+from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refused import Refused
 from amplint.source import events
@@ -16,7 +16,7 @@ _SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
 Region = tuple[ast.stmt, ...]
 
 
-def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, tuple[ast.expr, ...]]]:
+def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, tuple[Cast, ...]]]:
     """For each place under no_grad that runs the trained model as the training step does: the statements from the
     forward to the last that computes a loss from it, and what a loss behind them needs in float32.
 
@@ -40,7 +40,7 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
         between = block[start : max(ends, default=start) + 1]
         if all(isinstance(one, _SIMPLE) for one in between):
             regions.setdefault(first, tuple(between))
-    chosen: list[tuple[Region, tuple[ast.expr, ...]]] = []
+    chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
         if any(set(region) & set(other) for other, _ in chosen):
             continue

@@ -28,6 +28,7 @@ class Home:
     optimizer: str
     code: ast.AST
     path: tuple[Frame, ...] = ()
+    loop: ast.For | None = None  # that goes over a collection of optimizers, which `optimizer` then is
 
     @property
     def in_class(self) -> bool:
@@ -39,15 +40,25 @@ def home_of(module: Module, step: events.Step) -> Home:
     match step.node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner)):
             text = ast.unparse(owner)
+        case ast.Call(
+            func=ast.Attribute(value=ast.Subscript(value=ast.Name() | ast.Attribute() as owner, slice=ast.Constant()))
+        ):
+            text = ast.unparse(owner)  # optimizers[0]
         case _:
             raise Refused("the optimizer that steps has no plain name", BY_HAND)
     frame: Frame = step.frame
     use: ast.AST = step.node
     path: list[Frame] = []
+    loop: ast.For | None = None
     while True:
+        if (over := _looped(module, use, text)) is not None:
+            if loop is not None or path:
+                raise Refused("the optimizer is taken from a collection in an unusual way", BY_HAND)
+            loop, text = over
+            use = loop
         root, _, rest = text.partition(".")
         if root == "self" and rest and "." not in rest:
-            return _in_class(module, frame, text, use, tuple(path))
+            return _in_class(module, frame, text, use, tuple(path), loop)
         if rest:
             raise Refused(f"the optimizer is kept in {text}", BY_HAND)
         frame = _scope(frame, root)
@@ -55,11 +66,35 @@ def home_of(module: Module, step: events.Step) -> Home:
             raise Refused("the optimizer is made in another file", BY_HAND)
         if root not in _parameters(frame.code):
             statement = _bound(module, frame.code, root, use)
-            return Home(statement, text, frame.code, tuple(path))
+            return Home(statement, text, frame.code, tuple(path), loop)
         text = _argument(module, frame, root)
         path.append(frame)
         assert frame.call is not None and frame.caller is not None
         use, frame = frame.call, frame.caller
+
+
+def _looped(module: Module, use: ast.AST, text: str) -> tuple[ast.For, str] | None:
+    """The loop that binds a name from a collection, and what that is called: `for net, optimizer in zip(nets,
+    optimizers)`, with or without enumerate()."""
+    for loop in module.ancestors(use):
+        if isinstance(loop, FunctionNode):
+            break
+        if not isinstance(loop, ast.For):
+            continue
+        target, over = loop.target, loop.iter
+        while True:
+            match target, over:
+                case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Name(id="enumerate"), args=[collection]):
+                    target, over = inner, collection
+                case ast.Tuple(elts=parts), ast.Call(func=ast.Name(id="zip"), args=collections) if len(parts) == len(
+                    collections
+                ) and text in (names := [ast.unparse(part) for part in parts]):
+                    target, over = parts[names.index(text)], collections[names.index(text)]
+                case ast.Name(id=name), ast.Name() | ast.Attribute() if name == text:
+                    return loop, ast.unparse(over)
+                case _:
+                    break
+    return None
 
 
 def _scope(frame: Frame, name: str) -> Frame:
@@ -102,7 +137,9 @@ def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     return _one(module, [module.statement(node) for node in _stores(code, name)], use)
 
 
-def _in_class(module: Module, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
+def _in_class(
+    module: Module, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], loop: ast.For | None
+) -> Home:
     if frame.module is not module:
         raise Refused("the optimizer is made in another file", BY_HAND)
     around = next((above for above in module.ancestors(use) if isinstance(above, ast.ClassDef)), None)
@@ -114,7 +151,7 @@ def _in_class(module: Module, frame: Frame, text: str, use: ast.AST, path: tuple
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
     ]
     statement = _one(module, found, use)
-    return Home(statement, text, module.function(statement) or around, path)
+    return Home(statement, text, module.function(statement) or around, path, loop)
 
 
 def _one(module: Module, found: list[ast.stmt], use: ast.AST) -> ast.stmt:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from amplint.rewrite.fixes import conditions_above, suite_of
-from amplint.rewrite.float32 import split
+from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.regions import Region, regions_of
 from amplint.rewrite.unfit import framework, to_numpy, whole_script
 from amplint.source import events
-from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+
+
+class Part(NamedTuple):
+    """A stretch that runs under autocast: its (first) forward, its statements, and what a loss behind it needs in
+    float32."""
+
+    forward: events.Forward
+    region: Region
+    casts: tuple[Cast, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,13 @@ class StepPlan:
     """One training step: where its parts stand."""
 
     step: events.Step
-    backward: events.Backward
+    backward: events.Backward  # the first
     create: events.Create | None
     home: Home
     forward: events.Forward
     region: tuple[ast.stmt, ...]  # from the forward to the last statement that derives the loss
-    casts: tuple[ast.expr, ...] = ()  # what a loss behind the region needs in float32
+    parts: tuple[Part, ...] = ()  # all regions, in the order of the text
+    backwards: tuple[events.Backward, ...] = ()
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     clips: tuple[ast.AST, ...] = ()
     reads: tuple[ast.AST, ...] = ()
@@ -71,10 +82,6 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
             made.refused.append((node, refusal))
-    if len(made.plans) > 1:
-        several = Refused("the script has several optimizers, or steps one in several places", BY_HAND)
-        made.refused += [(plan.step.node, several) for plan in made.plans]
-        made.plans = []
     if not (made.plans or made.refused or made.already):
         if managed:
             (made.already.append if managed.done else made.refused.append)(managed.entry)  # type: ignore[arg-type]
@@ -121,18 +128,18 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         if one.frame.code is not step.frame.code
     ):
         raise Refused("the step is reached with several optimizers", BY_HAND)
-    _only_one(reading, home, steps)
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
-    nodes = {backward.node for backward in backwards}
     if not backwards:
         raise Refused("no backward was seen before this step", BY_HAND)
-    if len(nodes) > 1:
-        raise Refused("several backward calls share this step", BY_HAND)
-    backward = backwards[0]
-    if backward.frame.code is not step.frame.code or backward.module is not module:
+    distinct = {backward.node: backward for backward in reversed(backwards)}
+    backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
+    if any(one.frame.code is not step.frame.code or one.module is not module for one in backwards):
         raise Refused("backward and step are in different functions", BY_HAND)
-    forward, region = _region(reading, backward)
-    region, casts = split(reading, region)
+    if _place(backwards[-1].node) > _place(step.node):
+        raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
+    regions = regions_of(reading, backwards, _barriers(reading))
+    parts = tuple(Part(forward, *split(reading, one)) for forward, one in regions)
+    forward, region, _ = parts[0]
     if dtype == "bfloat16" and to_numpy(reading, region[0]):
         reason = "it turns model outputs into NumPy arrays, which have no bfloat16"
         raise Refused(reason, "add .float() before .numpy()")
@@ -147,16 +154,32 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
     create = next((e for e in reading.events if isinstance(e, events.Create) and e.value == step.optimizer), None)
     return StepPlan(
         step,
-        backward,
+        backwards[0],
         create,
         home,
         forward,
         region,
-        casts,
+        parts,
+        tuple(backwards),
         _summed(reading),
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),
     )
+
+
+def _barriers(reading: Reading) -> set[ast.AST]:
+    """The backwards and steps of the script."""
+    found = (event for event in reading.events if isinstance(event, events.Backward | events.Step))
+    return {event.node for event in found if event.module is reading.module}
+
+
+def merged_parts(reading: Reading, plans: Sequence[StepPlan]) -> tuple[Part, ...]:
+    """The regions of all steps, those that share statements as one."""
+    if len(plans) == 1:
+        return plans[0].parts
+    backwards = {one.node: one for plan in plans for one in plan.backwards}
+    regions = regions_of(reading, list(backwards.values()), _barriers(reading))
+    return tuple(Part(forward, *split(reading, region)) for forward, region in regions)
 
 
 def _summed(reading: Reading) -> bool:
@@ -186,17 +209,6 @@ def _made_by(module: Module, call: ast.Call) -> ast.Call | None:
     return None
 
 
-def _only_one(reading: Reading, home: Home, steps: list[events.Step]) -> None:
-    """Raise Refused if the function that makes the optimizer, or the training step, knows another one."""
-    module = reading.module
-    mine = {one.optimizer for one in steps}
-    for event in reading.events:
-        if not isinstance(event, events.Step) or event.module is not module or event.optimizer in mine:
-            continue
-        if event.node is not steps[0].node and home_of(module, event).statement is not home.statement:
-            raise Refused("the script has several optimizers", "amplint converts scripts with one optimizer so far")
-
-
 def _place(node: ast.AST) -> tuple[int, int]:
     return node.lineno, node.col_offset  # type: ignore[attr-defined]
 
@@ -207,88 +219,14 @@ def unscale_at(plan: StepPlan, module: Module) -> ast.stmt | None:
     if not plan.clips and not plan.reads:
         return None
     first = min((*plan.clips, *plan.reads), key=_place)
-    backward, step = plan.backward.node, plan.step.node
+    backward, step = plan.backwards[-1].node, plan.step.node
     if not _place(backward) < _place(first) < _place(step):
         raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
-    here, there = conditions_above(module, first), conditions_above(module, step)
+    here = conditions_above(module, first)
+    there = [one for one in conditions_above(module, step) if one[0] is not plan.home.loop or one in here]
     if any(one not in here for one in there):
         raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
     loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
     outermost = loops[-1] if loops else module.statement(first)
     assert isinstance(outermost, ast.stmt)
     return outermost
-
-
-def _region(reading: Reading, backward: events.Backward) -> tuple[events.Forward, tuple[ast.stmt, ...]]:
-    """The statements from the forward to the last one that the loss depends on: in the backward's block, or in one
-    around it that the same iteration runs."""
-    module = reading.module
-    if not isinstance(backward.node, ast.Call) or not isinstance(backward.node.func, ast.Attribute):
-        raise Refused("the backward has an unusual form", BY_HAND)
-    of, _, _ = tensors.provenance((backward.loss,))
-    forwards = [
-        event
-        for event in reading.events
-        if isinstance(event, events.Forward)
-        and event.module is module
-        and event.frame.code is backward.frame.code
-        and (not of or event.model in of)
-    ]
-    statement = module.statement(backward.node)
-    if any(isinstance(node, ast.Call) for node in ast.walk(backward.node.func.value)):
-        raise Refused("the loss is computed where its backward is called", "name the loss on a line of its own first")
-    if any(statement in module.ancestors(event.node) for event in forwards):
-        raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
-    receiver = list(ast.walk(backward.node.func.value))
-    needed = {node.id for node in receiver if isinstance(node, ast.Name)}
-    needed |= {ast.unparse(node) for node in receiver if isinstance(node, ast.Attribute)}
-    while True:
-        block = suite_of(module, statement)
-        found = _derivation(module, block[: block.index(statement)], needed, forwards)
-        if found is not None:
-            return found
-        above = module.parents[statement]
-        if not isinstance(above, ast.If | ast.With | ast.Try):
-            raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
-        statement = above
-
-
-def _derivation(
-    module: Module, block: list[ast.stmt], needed: set[str], forwards: list[events.Forward]
-) -> tuple[events.Forward, tuple[ast.stmt, ...]] | None:
-    """The statements of a block from the forward to the last that computes a name of `needed`, which grows by what
-    these read. Where they are one `with`, those inside it."""
-    deriving = []
-    for index in range(len(block) - 1, -1, -1):
-        if _stored(module, block[index]) & needed:
-            deriving.append(index)
-            needed |= {node.id for node in ast.walk(block[index]) if isinstance(node, ast.Name)}
-    places = {_index_in(module, block, event.node): event for event in reversed(forwards)}
-    starts = [index for index in places if index is not None and index in deriving]
-    if not starts:
-        return None
-    region = block[min(starts) : max(deriving) + 1]
-    if isinstance(region[0], ast.With):
-        inner = _derivation(module, region[0].body, needed, forwards)
-        if len(region) == 1:
-            return inner
-        if inner is None or any(_index_in(module, region[1:], event.node) is not None for event in forwards):
-            raise Refused("the loss is computed partly inside a `with`", BY_HAND)
-        return inner
-    return places[min(starts)], tuple(region)
-
-
-def _index_in(module: Module, block: list[ast.stmt], node: ast.AST) -> int | None:
-    above = {node, *module.ancestors(node)}
-    return next((index for index, statement in enumerate(block) if statement in above), None)
-
-
-def _stored(module: Module, statement: ast.stmt) -> set[str]:
-    """The names and attribute paths that a statement assigns."""
-    found = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            found.add(ast.unparse(node))
-    return found

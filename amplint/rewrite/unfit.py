@@ -34,6 +34,11 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
+    if dtype == "float16" and any(_differentiated(node) for one in (module, *used) for node in ast.walk(one.tree)):
+        raise Refused(
+            "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale",
+            "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
+        )
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     if "share_memory" in words:
@@ -129,6 +134,11 @@ def to_numpy(reading: Reading, place: ast.AST) -> bool:
         )
         for event in reading.events
     )
+
+
+def _differentiated(node: ast.AST) -> bool:
+    """autograd.grad(…, create_graph=True): a gradient penalty."""
+    return isinstance(node, ast.keyword) and node.arg == "create_graph" and getattr(node.value, "value", None) is True
 
 
 def _sparse_gradients(node: ast.AST) -> bool:

@@ -81,6 +81,7 @@ for x, y in loader:
     loss.backward()
     optimizer.step()
 """
+TWO = HEAD + "head = torch.nn.Linear(4, 4).to(device)\nslow = torch.optim.SGD(head.parameters(), lr=0.01)\n"
 REFUSED = {
     "closure": (
         HEAD.replace("SGD(model.parameters(), lr=0.1)", "LBFGS(model.parameters())")
@@ -155,9 +156,25 @@ REFUSED = {
         + "def other(optimizer):\n    train(optimizer)\nmain()\n",
         "train() is also called where the scaler is not at hand; convert it by hand",
     ),
-    "two optimizers": (
-        HEAD + "second = torch.optim.SGD(model.parameters(), lr=0.2)\n" + STEP + "    second.step()\n",
-        "the script has several optimizers; amplint converts scripts with one optimizer so far",
+    "shared by other steps": (
+        TWO
+        + "for i, x in enumerate(loader):\n    loss = head(model(x.to(device))).mean()\n    slow.zero_grad()\n"
+        + "    loss.backward()\n    slow.step()\n    if i % 4 == 3:\n        optimizer.step()\n"
+        + "        optimizer.zero_grad()\n",
+        "a backward is shared by steps that are not taken together; convert it by hand",
+    ),
+    "gradient penalty": (
+        HEAD
+        + "for x in loader:\n    optimizer.zero_grad()\n    y = model(x.to(device)).sum()\n"
+        + "    g = torch.autograd.grad(y, x, create_graph=True)[0]\n    loss = y + g.square().mean()\n"
+        + "    loss.backward()\n    optimizer.step()\n",
+        "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
+        "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
+    ),
+    "unnamed output": (
+        HEAD + STEP.replace("mse_loss", "binary_cross_entropy"),
+        "its loss is binary cross entropy on probabilities, which CUDA autocast refuses; "
+        "name what the model returns on a line of its own first",
     ),
     "unnamed loss": (
         HEAD + "for x in loader:\n    optimizer.zero_grad()\n    model(x).mean().backward()\n    optimizer.step()\n",
@@ -220,6 +237,18 @@ def test_refused(name: str) -> None:
     assert lines
     assert {line.partition(": refused: ")[2] for line in lines} == {reason}
     assert path.read_text(encoding="utf-8") == script
+
+
+def test_a_script_is_converted_whole_or_not_at_all() -> None:
+    script = TWO.replace("slow = ", "if tune:\n    slow = ") + STEP + "    slow.step()\n"
+    path = put(script)
+    result = amplint("train.py")
+    assert result.exit_code == 1
+    assert path.read_text(encoding="utf-8") == script
+    assert result.stdout.splitlines() == [
+        "train.py:12: refused: the step on line 13 of the same script is refused; see there",
+        "train.py:13: refused: the optimizer exists only under some conditions; convert it by hand",
+    ]
 
 
 def test_frameworks_with_their_switch_on_are_done() -> None:

@@ -1,0 +1,115 @@
+"""How many scalers a script gets, what they are called, and where each is updated.
+
+One scaler serves all optimizers where a single point follows their steps: `update()` goes there, once. Otherwise each
+optimizer gets its own, updated right after its step: a scaler must not step an optimizer twice between two updates, nor
+change its scale while gradients that carry it wait for a step.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amplint.rewrite.fixes import conditions_above, suite_of
+from amplint.rewrite.fixes.scaler import free_name
+from amplint.rewrite.home import Home
+from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.source.module import Module
+
+
+@dataclass(frozen=True)
+class ScalerPlan:
+    """One scaler: its name, the optimizer behind which it is made, the steps that it makes, the statements behind
+    which it is updated."""
+
+    name: str
+    home: Home
+    steps: tuple[StepPlan, ...]
+    updates: tuple[ast.stmt, ...]
+    optimizers: tuple[str, ...]  # what they are called at home
+
+
+def scalers_for(module: Module, plans: Sequence[StepPlan]) -> list[ScalerPlan]:
+    """Raises Refused where neither one scaler for all nor one for each optimizer is right."""
+    rounds = [_round(module, plan) for plan in plans]
+    owners = [_owner(module, plan) for plan in plans]
+    homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))
+    together = (
+        len({plan.step.frame.code for plan in plans}) == 1
+        and len({tuple(conditions_above(module, one)) for one in rounds}) == 1
+        and len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == len(plans)
+    )
+    if together or len(homes) == 1:
+        last = max(rounds, key=lambda one: (one.lineno, one.col_offset))
+        if not together and len(set(owners)) > 1:
+            raise Refused("the optimizers of one list step in different places", BY_HAND)
+        if not together:
+            _each_its_own(plans)
+        updates = (last,) if together else tuple(rounds)
+        name = _named(plans[0].home, free_name(module))
+        return [ScalerPlan(name, _shared_home(module, plans), tuple(plans), updates, tuple(o for _, o in homes))]
+    _each_its_own(plans)
+    taken = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(module.tree)}
+    made: list[ScalerPlan] = []
+    for statement, optimizer in homes:
+        mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]
+        name = _name_for(optimizer.removeprefix("self."))
+        if name in taken or name in [one.name for one in made]:
+            raise Refused(f"its scaler would be called {name}, which is taken", "rename that first")
+        updates = tuple(rounds[plans.index(plan)] for plan in mine)
+        if len({owners[plans.index(plan)] for plan in mine}) > 1:
+            raise Refused("the optimizers of one list step in different places", BY_HAND)
+        made.append(ScalerPlan(_named(mine[0].home, name), mine[0].home, tuple(mine), updates, (optimizer,)))
+    return made
+
+
+def _named(home: Home, name: str) -> str:
+    return f"self.{name}" if home.in_class else name
+
+
+def _name_for(optimizer: str) -> str:
+    """The scaler's name in the style of the optimizer's: `optimizer_D` → `scaler_D`, `d_optim` → `d_scaler`."""
+    for word in ("optimizer", "Optimizer", "optim", "opt"):
+        if word in optimizer:
+            new = "Scaler" if word[0] == "O" else "scaler"
+            return optimizer.replace(word + "s", new, 1) if word + "s" in optimizer else optimizer.replace(word, new, 1)
+    return f"scaler_{optimizer}"
+
+
+def _owner(module: Module, plan: StepPlan) -> str:
+    node = plan.step.node
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return module.source(node.func.value)
+
+
+def _round(module: Module, plan: StepPlan) -> ast.stmt:
+    """The statement that has made all steps of a round when it is over: the step, or the innermost loop around it
+    where that goes over optimizers."""
+    step = plan.step.node
+    loop = next((one for one in module.ancestors(step) if isinstance(one, ast.For | ast.While)), None)
+    return loop if loop is not None and loop is plan.home.loop else module.statement(step)
+
+
+def _shared_home(module: Module, plans: Sequence[StepPlan]) -> Home:
+    """Behind the last optimizer that is made; on the way to each step."""
+    first = plans[0].home
+    block = suite_of(module, first.statement)
+    for plan in plans[1:]:
+        home = plan.home
+        if home.code is not first.code or home.in_class != first.in_class or home.path != first.path:
+            raise Refused("the optimizers are made in different functions", BY_HAND)
+        if home.statement not in block:
+            raise Refused("the optimizers are made under different conditions", BY_HAND)
+    return replace(first, statement=max((plan.home.statement for plan in plans), key=block.index))
+
+
+def _each_its_own(plans: Sequence[StepPlan]) -> None:
+    """Refuse backwards whose gradients two steps use: their scale could change in between."""
+    known: set[ast.AST] = set()
+    for plan in plans:
+        nodes = {backward.node for backward in plan.backwards}
+        if nodes & known:
+            raise Refused("a backward is shared by steps that are not taken together", BY_HAND)
+        known |= nodes
