@@ -1,7 +1,7 @@
 """Good code, as people write it: no rule may raise an error or a warning on any script in silent/.
 
-They are what must stay silent by design (inference, frozen halves, complete branches, …), and false alarms that were met:
-none may be taken out.
+They are what must stay silent by design (inference, frozen halves, complete branches, …), and what was a false alarm
+once: none may be taken out.
 """
 
 from __future__ import annotations
