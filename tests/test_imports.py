@@ -97,3 +97,8 @@ def test_nothing_imports_torch_and_only_rewrite_imports_libcst():
         tops = {name.partition(".")[0] for name in imports(file)}
         assert not tops & {"torch", "numpy"}, file
         assert "libcst" not in tops or file.parent.name == "rewrite", file
+
+
+def test_a_module_is_short_enough_to_be_read_in_one_sitting():
+    lengths = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "amplint").rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
