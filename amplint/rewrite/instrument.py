@@ -14,11 +14,12 @@ from amplint.findings import Applicability, Finding, Severity
 from amplint.repair import Check, Unsettled, repair
 from amplint.rewrite import edits
 from amplint.rewrite.apply import Conflict, apply
+from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.plan import Plans, StepPlan, make_plans, merged_parts
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import scalers_for
-from amplint.rewrite.unfit import to_numpy, whole_script
+from amplint.rewrite.unfit import whole_script
 from amplint.rewrite.used import check_used
 from amplint.rewrite.writer import Writer
 from amplint.selection import default_codes
@@ -219,10 +220,14 @@ def _convert(
     evaluated: set[ast.stmt] = set()
     for part in parts:
         for region, casts in evaluation_regions(reading, replace(plans[0], forward=part.forward)):
-            if evaluated & set(region) or (dtype == "bfloat16" and to_numpy(reading, region[0])):
+            if evaluated & set(region):
                 continue
+            try:
+                arrays = array_casts(reading, region) if dtype == "bfloat16" else ()
+            except Refused:
+                continue  # it evaluates in float32, as it did
             evaluated |= set(region)
-            writer.evaluate(region, casts)
+            writer.evaluate(region, casts, arrays)
     try:
         text = apply(module.text, writer.made())
     except Conflict:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.regions import Region, regions_of
-from amplint.rewrite.unfit import framework, to_numpy, whole_script
+from amplint.rewrite.unfit import framework, whole_script
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
@@ -39,6 +40,7 @@ class StepPlan:
     region: tuple[ast.stmt, ...]  # from the forward to the last statement that derives the loss
     parts: tuple[Part, ...] = ()  # all regions, in the order of the text
     backwards: tuple[events.Backward, ...] = ()
+    arrays: tuple[ast.expr, ...] = ()  # what needs float32 to become a NumPy array
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     clips: tuple[ast.AST, ...] = ()
     reads: tuple[ast.AST, ...] = ()
@@ -140,9 +142,8 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
     regions = regions_of(reading, backwards, _barriers(reading))
     parts = tuple(Part(forward, *split(reading, one)) for forward, one in regions)
     forward, region, _ = parts[0]
-    if dtype == "bfloat16" and to_numpy(reading, region[0]):
-        reason = "it turns model outputs into NumPy arrays, which have no bfloat16"
-        raise Refused(reason, "add .float() before .numpy()")
+    low = dtype == "bfloat16"
+    arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.region)))
     optimizers = {one.optimizer for one in steps}
     clips: list[events.Event] = []
     reads: list[events.Event] = []
@@ -161,6 +162,7 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         region,
         parts,
         tuple(backwards),
+        arrays,
         _summed(reading),
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),

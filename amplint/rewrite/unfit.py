@@ -118,24 +118,6 @@ def _of_torch(nodes: list[ast.AST]) -> set[str]:
     }
 
 
-def to_numpy(reading: Reading, place: ast.AST) -> bool:
-    """Whether NumPy, which has no bfloat16, gets what a region at `place` computes: inside the model, or later in the
-    same iteration."""
-    module = reading.module
-    above = list(module.ancestors(place))
-    loop = next((one for one in above if isinstance(one, ast.For | ast.While)), None)
-    around: ast.AST | None = loop or module.function(place)
-    return any(
-        isinstance(event, events.Operation)
-        and event.name == "numpy"
-        and (
-            any(frame.in_model for frame in event.frame.stack())
-            or (event.module is module and (around is None or around in module.ancestors(event.node)))
-        )
-        for event in reading.events
-    )
-
-
 def _differentiated(node: ast.AST) -> bool:
     """autograd.grad(…, create_graph=True): a gradient penalty."""
     return isinstance(node, ast.keyword) and node.arg == "create_graph" and getattr(node.value, "value", None) is True

@@ -12,6 +12,7 @@ from amplint.rewrite.float32 import Cast, cast_edits
 from amplint.rewrite.home import Home, at_hand, calls_of
 from amplint.rewrite.plan import Part, StepPlan, unscale_at
 from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.regions import Region
 from amplint.rewrite.scalers import ScalerPlan
 from amplint.rewrite.switch import switch
 from amplint.source import events
@@ -41,6 +42,7 @@ class Writer:
         self.edits: list[Edit] = []
         self.before: dict[ast.stmt, list[str]] = {}  # lines to insert
         self.after: dict[ast.stmt, list[str]] = {}
+        self.cast: set[ast.expr] = set()
         self.said: list[list[str]] = [[] for _ in plans]
 
     def made(self) -> list[Edit]:
@@ -63,6 +65,9 @@ class Writer:
             words.append(f"{where}{'forward' if casts else 'forward and loss'} under autocast({self.dtype})")
             if casts:
                 words.append("binary cross entropy, and the sigmoid before it, in float32")
+            if plan.arrays:
+                self._for_numpy(plan.arrays)
+                words.append("cast to float32 for NumPy, which has no bfloat16")
         for scaler in self.scalers:
             self._scaler(scaler, seen)
 
@@ -103,7 +108,7 @@ class Writer:
         if _schedules(module, step):
             words.append("the scheduler advances on steps that the scaler skips, too")
 
-    def evaluate(self, region: tuple[ast.stmt, ...], casts: tuple[Cast, ...]) -> None:
+    def evaluate(self, region: Region, casts: tuple[Cast, ...], arrays: tuple[ast.expr, ...]) -> None:
         """Run an evaluation's forward and loss under autocast, too, where the device is at hand and it can be edited:
         in float32 it is right, as well."""
         gate = self._gate(region[0], self._model_text(region[0]))
@@ -112,6 +117,7 @@ class Writer:
             if gate is None:
                 return
             self._enter(region, gate, casts)
+            self._for_numpy(arrays)
         except edits.CannotEdit:
             del self.edits[known:]
             return
@@ -142,11 +148,17 @@ class Writer:
             raise Refused("the device is not known where the model runs", "pass the device to that function")
         self._enter(part.region, gate, part.casts)
 
-    def _enter(self, region: tuple[ast.stmt, ...], gate: device.Gate, casts: tuple[Cast, ...]) -> None:
+    def _enter(self, region: Region, gate: device.Gate, casts: tuple[Cast, ...]) -> None:
         header = f"with {self.torch}.autocast({gate.arguments(self.dtype, self.torch)}):"
         self.edits += edits.indent_under(self.module, list(region), header)
         for cast in casts:
             self.edits += cast_edits(self.module, cast, self.torch)
+
+    def _for_numpy(self, arrays: tuple[ast.expr, ...]) -> None:
+        for tensor in arrays:
+            if tensor not in self.cast:
+                self.edits += edits.wrap_call(self.module, tensor, "{}.float()")
+                self.cast.add(tensor)
 
     def _model_text(self, inside: ast.AST) -> str | None:
         """What a model that trains is called in some code."""

@@ -259,9 +259,10 @@ def test_frameworks_with_their_switch_on_are_done() -> None:
 
 
 def test_numpy_has_no_bfloat16() -> None:
-    put(HEAD + STEP + "    print(model(x).detach().cpu().numpy().shape)\n")
+    """Values are cast; what may hold integers, for all that is seen, is left to a person."""
+    put(HEAD + STEP + "    print(model(x).max(1)[0].detach().cpu().numpy().shape)\n")
     assert "converted" in amplint("train.py").stdout
-    put(HEAD + STEP + "    print(model(x).detach().cpu().numpy().shape)\n")
+    put(HEAD + STEP + "    found = model(x).max(1)[0]\n    print(found.detach().cpu().numpy().shape)\n")
     result = amplint("train.py", "--dtype", "bfloat16")
     assert "refused: it turns model outputs into NumPy arrays, which have no bfloat16" in result.stdout
 
