@@ -9,6 +9,19 @@ from dataclasses import dataclass
 from amplint.rewrite.fixes import bound_before
 from amplint.source.module import FunctionNode, Module
 
+AUTO = "amp_dtype"
+
+
+def auto_lines(torch: str) -> list[str]:
+    """The constant that `--dtype auto` writes. GPUs without bfloat16 (and machines without a GPU) get float16."""
+    return [
+        f"{AUTO} = (",
+        f"    {torch}.bfloat16",
+        f"    if {torch}.cuda.is_available() and {torch}.cuda.is_bf16_supported(including_emulation=False)",
+        f"    else {torch}.float16",
+        ")",
+    ]
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -20,7 +33,7 @@ class Gate:
 
     def arguments(self, dtype: str, torch: str) -> str:
         enabled = f", enabled={self.enabled}" if self.enabled else ""
-        return f"{self.device}, dtype={torch}.{dtype}{enabled}"
+        return f"{self.device}, dtype={AUTO if dtype == 'auto' else f'{torch}.{dtype}'}{enabled}"
 
 
 def moved_to(module: Module) -> Counter[str]:

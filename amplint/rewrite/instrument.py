@@ -48,7 +48,9 @@ class Result:
 def fix(module: Module, settings: Settings, options: dict[str, Any], together: Sequence[Module] = ()) -> Result:
     """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part. `together` are
     the files that were named with this one."""
-    dtype = "float16" if options["dtype"] == "auto" else options["dtype"]
+    dtype = options["dtype"]
+    if dtype == "auto" and settings.target_device == "cpu":
+        dtype = "bfloat16"  # what CPUs have kernels for
     settings = _asked(settings.of_file(module.path), options.get("select") or (), dtype)
     repaired, fixed, left = _repair(module, settings, complete=True)
     reading = read(repaired, settings.roots, settings.apis)
@@ -111,7 +113,9 @@ def _check_files(plans: Plans, reading: Reading, settings: Settings, dtype: str,
     """Refuse the steps of a script that uses a file which low precision cannot run."""
 
     def find(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
-        return _find(used, replace(settings, codes=codes & default_codes(), target_dtype=dtype))
+        return _find(
+            used, replace(settings, codes=codes & default_codes(), target_dtype="float16" if dtype == "auto" else dtype)
+        )
 
     try:
         used = check_used(reading.module, reading.machine.project, together, find)
@@ -214,7 +218,7 @@ def _convert(
     torch = edits.binding_of(module, "torch", at=parts[0].region[0])
     if torch is None:
         raise Refused("the file has no name for torch at the training step", "add `import torch` at its top")
-    scalers = scalers_for(module, plans) if dtype == "float16" else []
+    scalers = scalers_for(module, plans) if dtype != "bfloat16" else []
     writer = Writer(module, plans, parts, scalers, settings.target_device, dtype, torch)
     writer.write({frame.call for event in reading.events for frame in event.frame.stack() if frame.call is not None})
     evaluated: set[ast.stmt] = set()
@@ -223,7 +227,7 @@ def _convert(
             if evaluated & set(region):
                 continue
             try:
-                arrays = array_casts(reading, region) if dtype == "bfloat16" else ()
+                arrays = array_casts(reading, region) if dtype != "float16" else ()
             except Refused:
                 continue  # it evaluates in float32, as it did
             evaluated |= set(region)

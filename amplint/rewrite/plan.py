@@ -142,7 +142,7 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
     regions = regions_of(reading, backwards, _barriers(reading))
     parts = tuple(Part(forward, *split(reading, one)) for forward, one in regions)
     forward, region, _ = parts[0]
-    low = dtype == "bfloat16"
+    low = dtype != "float16"
     arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.region)))
     optimizers = {one.optimizer for one in steps}
     clips: list[events.Event] = []

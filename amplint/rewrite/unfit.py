@@ -29,12 +29,12 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
         if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
             raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
-    if dtype == "float16" and any(_gram(one) for one in (module, *used)):
+    if dtype != "bfloat16" and any(_gram(one) for one in (module, *used)):
         raise Refused(
             "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
-    if dtype == "float16" and any(_differentiated(node) for one in (module, *used) for node in ast.walk(one.tree)):
+    if dtype != "bfloat16" and any(_differentiated(node) for one in (module, *used) for node in ast.walk(one.tree)):
         raise Refused(
             "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale",
             "scale and unscale those of the penalty by hand, or use --dtype bfloat16",

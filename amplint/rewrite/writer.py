@@ -56,13 +56,16 @@ class Writer:
 
     def write(self, seen: set[ast.AST]) -> None:
         """The training steps. `seen` are the calls that the reading followed."""
+        if self.dtype == "auto":
+            self._choose_dtype()
         for part in self.parts:
             self._region(part)
+        dtype = "bfloat16 where the GPU has it, else float16" if self.dtype == "auto" else self.dtype
         for plan, words in zip(self.plans, self.said, strict=True):
             function = plan.step.frame.name
             where = f"{function}(): " if function != "<module>" else ""
             casts = any(part.casts for part in plan.parts)
-            words.append(f"{where}{'forward' if casts else 'forward and loss'} under autocast({self.dtype})")
+            words.append(f"{where}{'forward' if casts else 'forward and loss'} under autocast({dtype})")
             if casts:
                 words.append("binary cross entropy, and the sigmoid before it, in float32")
             if plan.arrays:
@@ -70,6 +73,22 @@ class Writer:
                 words.append("cast to float32 for NumPy, which has no bfloat16")
         for scaler in self.scalers:
             self._scaler(scaler, seen)
+
+    def _choose_dtype(self) -> None:
+        """One constant behind the import of torch and those that follow it."""
+        module = self.module
+        if any(getattr(node, "id", "") == device.AUTO for node in ast.walk(module.tree)):
+            raise Refused(f"the name {device.AUTO} is taken", "rename that, or pass --dtype float16")
+        place: ast.stmt | None = None
+        for one in module.tree.body:
+            if place is not None and not isinstance(one, ast.Import | ast.ImportFrom):
+                break
+            names = one.names if isinstance(one, ast.Import) else []
+            if place is not None or any(a.name == "torch" and (a.asname or a.name) == self.torch for a in names):
+                place = one
+        if place is None:
+            raise Refused("torch is not imported at the top of the file", "pass --dtype float16")
+        self.after.setdefault(place, []).extend(["", *device.auto_lines(self.torch)])
 
     def _words(self, plan: StepPlan) -> list[str]:
         return self.said[self.plans.index(plan)]
@@ -140,6 +159,8 @@ class Writer:
         gate = self._gate(place, model)
         scaler = next((one for one in self.scalers for plan in one.steps if plan.step.frame.code is code), None)
         handed = scaler is not None and scaler.home.code is not code
+        if self.dtype == "auto":
+            scaler = None  # it is off for bfloat16, where the region is not
         if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device))):
             device_only = device.gate(module, place, self.target, self.torch, model)
             kind = device_only.device if device_only is not None else f'"{self.target}"'
@@ -169,7 +190,9 @@ class Writer:
         gate = self._gate(made, self._trained(scaler.steps[0], made))
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
-        enabled = f", enabled={gate.enabled}" if gate.enabled else ""
+        asked = [gate.enabled] if gate.enabled else []
+        asked += [f"{device.AUTO} == {self.torch}.float16"] if self.dtype == "auto" else []
+        enabled = f", enabled={' and '.join(asked)}" if asked else ""
         start = ", init_scale=1024.0" if any(plan.summed for plan in scaler.steps) else ""
         line = f"{name} = {self.torch}.amp.GradScaler({gate.device}{start}{enabled})"
         self.after.setdefault(made, []).append(line)

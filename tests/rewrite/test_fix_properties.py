@@ -376,7 +376,7 @@ def test_scripts_are_converted_in_every_style(style: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "auto"])
 def test_all_scripts_are_converted_in_every_style(name: str, dtype: str) -> None:
     for style in STYLES:
         module = styled(SCRIPTS[name], style)

@@ -267,6 +267,29 @@ def test_numpy_has_no_bfloat16() -> None:
     assert "refused: it turns model outputs into NumPy arrays, which have no bfloat16" in result.stdout
 
 
+def test_auto_does_not_switch_the_region_off_with_the_scaler() -> None:
+    path = put(case("functions").script)
+    assert amplint("train.py", "--dtype", "auto").exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert "is_enabled" not in text
+    assert text.count("amp_dtype = (") == 1
+    assert "dtype=amp_dtype" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpu", "bf16", "dtype"), [(0, 0, "float16"), (1, 0, "float16"), (1, 1, "bfloat16")])
+def test_auto_asks_the_gpu(gpu: bool, bf16: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    names: dict[str, object] = {}
+    exec(
+        "import torch\n" + "amp_dtype" + case("auto").output.partition("amp_dtype")[2].partition(")\n\n")[0] + ")",
+        names,
+    )
+    assert names["amp_dtype"] is getattr(torch, dtype)
+
+
 # -- several files, and what is written -------------------------------------------------------------------------------
 
 MODEL = """\
