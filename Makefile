@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow bench lint format docs .venv
+.PHONY: demo test slow bench compare lint format docs .venv
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion, and all versions training
@@ -18,6 +18,10 @@ slow: $(READY)  ## the slow tests: packaging, training runs
 
 bench: $(READY)  ## CPU time from a cold start
 	@$(BIN)/python fixtures/bench.py
+
+compare: $(READY)  ## the other training scripts before and after the conversion, over seeds: minutes
+	@$(BIN)/python fixtures/compare.py build/compare
+	@$(BIN)/python fixtures/compare.py build/compare --small
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
