@@ -88,6 +88,8 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 fix=fixes.update_behind(update.module, update.node, step.node) if same_function(update, step) else None,
             )
     for update in script.events(events.Update):
+        if _sets_scale(update):
+            continue
         for optimizer, waiting in update.waiting:
             steps = (s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler)
             later = next((s for s in steps if may_both_run(s, update)), None)  # not behind a flag that is off for good
@@ -105,6 +107,11 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 ],
                 help="call it once, after the step, under the step's condition",
             )
+
+
+def _sets_scale(update: events.Update) -> bool:
+    """Whether update() is given the new scale: it then asks for no inf checks."""
+    return isinstance(update.node, ast.Call) and bool(update.node.args or update.node.keywords)
 
 
 def _last_update(script: Script, step: events.Step) -> events.Update | None:
