@@ -16,7 +16,9 @@ from amplint.checks.registry import (
 )
 from amplint.checks.scaler.protocol import (
     backwards_of,
+    forks,
     is_disabled,
+    same_arm,
     scaler_name,
     steps_of,
 )
@@ -41,6 +43,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and isinstance(before.scaler, Scaler)
                 and not _measures(clip)
                 and not _mixed_in(script, clip, optimizer)
+                and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
@@ -51,6 +54,16 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
             for seen in step.clips:
                 if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
+
+
+def _for_runs_without(
+    script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]
+) -> bool:
+    """Whether the clip's arm of a branch is for runs without a scaler: the other arm unscales or steps through it, and
+    no scaled backward stands in this one."""
+    unscales = [u for u in script.events(events.Unscale) if u.optimizer == optimizer]
+    others = [*unscales, *steps_of(script, optimizer, scaled=True)]
+    return any(not any(same_arm(branch, clip, one) for one in backwards) for branch in forks(clip, others))
 
 
 def _mixed_in(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:

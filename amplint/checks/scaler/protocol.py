@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from amplint.checks.registry import (
     Script,
@@ -32,13 +32,13 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
             yield step
 
 
-def flag_decides(script: Script, event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> bool:
+def flag_decides(script: Script, event: events.Event, others: Iterable[events.Event]) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
     the scaler chooses between them, and nothing is known to be wrong."""
     return any(True for _ in forks(event, others))
 
 
-def forks(event: events.Event, others: Iterator[events.Step] | list[events.Backward]) -> Iterator[ast.AST]:
+def forks(event: events.Event, others: Iterable[events.Event]) -> Iterator[ast.AST]:
     """The branches that choose between an event and the others."""
     for other in others:
         place = place_in(event, other)
