@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.config import Settings
@@ -17,17 +18,18 @@ class Checked:
     dependencies: tuple[str, ...] = ()
 
 
-def check_module(module: Module, settings: Settings) -> Checked:
+def check_module(module: Module, settings: Settings, others: Sequence[Module] = ()) -> Checked:
     """All findings of the selected rules that reading one file shows, in the order of their places.
 
     A finding met more than once (in another round, world or call) is one finding. Suppressions are not applied here.
+    `others` stand for the files at their paths.
     """
     from amplint.checks import autocast, migration, numerics, state  # noqa: F401  registers the checks
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import accumulation, life, order, resume, scaling, update  # noqa: F401
     from amplint.source.interpret.entries import read
 
-    reading = read(module, settings.roots, settings.apis)
+    reading = read(module, settings.roots, settings.apis, others)
     script = Script(reading, settings)
     findings: dict[object, Finding] = {}
     for code, check in CHECKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,10 +39,16 @@ class Reading:
         return sorted(str(path) for path in self.machine.project.sought)
 
 
-def read(module: Module, roots: tuple[str, ...] = (), apis: tuple[dict[str, Any], ...] = ()) -> Reading:
-    """Interpret a module: from its top level and `__main__`, then whatever nothing called."""
+def read(
+    module: Module,
+    roots: tuple[str, ...] = (),
+    apis: tuple[dict[str, Any], ...] = (),
+    others: Sequence[Module] = (),
+) -> Reading:
+    """Interpret a module: from its top level and `__main__`, then whatever nothing called. `others` stand for the files
+    at their paths."""
     symbols.reset()
-    machine = Machine(Project.around(module, roots), Library((*apis, *knowledge.apis())))
+    machine = Machine(Project.around(module, roots, others), Library((*apis, *knowledge.apis())))
     complete = True
     try:
         with deep_recursion():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -38,15 +39,17 @@ class Project:
     _tops: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def around(cls, main: Module, roots: tuple[str, ...] = ()) -> Project:
-        """The project of a file on disk; a file that is not there (standard input) has none."""
+    def around(cls, main: Module, roots: tuple[str, ...] = (), others: Sequence[Module] = ()) -> Project:
+        """The project of a file on disk; a file that is not there (standard input) has none. `others` stand for the
+        files at their paths, as they are or as they are to become."""
         path = Path(main.path)
         if not path.is_file():
             return cls(main)
         folder = path.resolve().parent
         top = project_root(folder)
         found = [folder, *map(Path, roots), *([top, top / "src"] if top else [])]
-        return cls(main, tuple(dict.fromkeys(found)), {path.resolve(): main})
+        known = {Path(one.path).resolve(): one for one in others}
+        return cls(main, tuple(dict.fromkeys(found)), {**known, path.resolve(): main})
 
     def find(self, name: str, level: int, importer: Module) -> Module | None:
         """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the
