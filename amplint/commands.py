@@ -204,7 +204,8 @@ def _rewritten(module: Module, together: list[Module], settings: Settings, optio
     try:
         with time_limit(SECONDS), deep_recursion():
             dtype = options["dtype"] or settings.target_dtype
-            result = instrument.fix(module, settings, {**options, "dtype": dtype}, together)
+            asked = bool(options["dtype"] or options["target_dtype"])
+            result = instrument.fix(module, settings, {**options, "dtype": dtype, "asked": asked}, together)
             result.text.encode(module.encoding)
             return result
     except Unreadable as error:

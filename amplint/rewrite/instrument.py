@@ -19,7 +19,7 @@ from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.plan import Plans, StepPlan, make_plans, merged_parts
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import scalers_for
-from amplint.rewrite.unfit import whole_script
+from amplint.rewrite.unfit import PLAYS, plays, whole_script
 from amplint.rewrite.used import check_used
 from amplint.rewrite.writer import Writer
 from amplint.selection import default_codes
@@ -75,6 +75,9 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
             say(node, "completed: " + _mended(fixed) if fixed else "already AMP")
     if plans.plans:
         _check_files(plans, reading, settings, dtype, together)
+    if not options.get("asked", True) and plays(module):
+        plans.refused = [(node, PLAYS) for node in (*(plan.step.node for plan in plans.plans), *dict(plans.refused))]
+        plans.plans = []
     for node, refusal in plans.refused:
         if _kept_as_is(repaired, node, kept):
             say(node, "kept in float32, as its comment asks")

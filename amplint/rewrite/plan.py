@@ -10,10 +10,11 @@ from typing import NamedTuple
 from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.float32 import Cast, split
+from amplint.rewrite.frameworks import framework
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.regions import Region, regions_of
-from amplint.rewrite.unfit import framework, whole_script
+from amplint.rewrite.unfit import by_hand, whole_script
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
@@ -63,7 +64,7 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
     for event in reading.events:
         if isinstance(event, events.Step) and event.module is module:
             by_node.setdefault(event.node, []).append(event)
-    managed = framework(module)
+    managed = framework(module, together)
     inside = {
         event.frame.code
         for event in reading.events
@@ -80,6 +81,8 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
                 continue  # what the script does where its own switch is off
             elif any(step.frame.code in inside for step in steps):
                 made.already.append(node)
+            elif managed and managed.runs(module, node):
+                made.refused.append((node, managed.refusal))
             else:
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
@@ -93,9 +96,11 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
 
 
 def _without_step(reading: Reading, made: Plans) -> None:
-    """Backward calls that no optimizer's step follows."""
+    """Backward calls that no optimizer's step follows. Where nothing steps or changes weights, nothing is trained."""
     module = reading.module
-    stepping = any(isinstance(node, ast.Attribute) and node.attr == "step" for node in ast.walk(module.tree))
+    stepping = any(isinstance(node, ast.Attribute) and "step" in node.attr for node in ast.walk(module.tree))
+    if not stepping and not by_hand(module):
+        return
     for event in reading.events:
         if not isinstance(event, events.Backward) or event.module is not module or event.scaler or event.managed:
             continue

@@ -1,12 +1,11 @@
-"""What makes a script as a whole unfit for conversion, and who trains where no step is in sight."""
+"""What makes a script as a whole unfit for conversion."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from amplint.rewrite.refused import BY_HAND, KEEP, Refused
+from amplint.rewrite.refused import KEEP, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
@@ -49,9 +48,25 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
     if words & _SHARDED or any(isinstance(node, ast.Name) and node.id in _SHARDED for node in nodes):
         raise Refused("its parameters are sharded, which has a mixed precision of its own", "set its precision policy")
-    imported = {name.partition(".")[0] for names in module.imports.values() for name in names}
-    if imported & _GAMES:
-        raise Refused("it is reinforcement learning: rollout and update must agree in precision", BY_HAND)
+
+
+PLAYS = Refused(
+    "it is reinforcement learning: rollout and update must agree in precision",
+    "say which with --dtype bfloat16 or --dtype float16, and compare the returns",
+)
+
+
+def plays(module: Module) -> bool:
+    """Whether a file trains on what an environment answers: it imports games, or takes an environment's step apart."""
+    if {name.partition(".")[0] for names in module.imports.values() for name in names} & _GAMES:
+        return True
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(
+                targets=[ast.Tuple(elts=[_, _, _, _, *_])], value=ast.Call(func=ast.Attribute(attr="step"), args=[_])
+            ):
+                return True
+    return False
 
 
 def _gram(module: Module) -> bool:
@@ -134,6 +149,23 @@ def _trains_by_hand(event: events.ChangeWeights) -> bool:
     return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in ast.walk(statement))
 
 
+def by_hand(module: Module) -> bool:
+    """Whether something is updated with gradients without an optimizer: `w.data -= lr * w.grad`, `w.sub_(lr * g)`."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.AugAssign(value=value) | ast.Assign(targets=[ast.Attribute() | ast.Subscript()], value=value):
+                pass
+            case ast.Call(
+                func=ast.Attribute(attr="add_" | "sub_" | "addcmul_" | "addcdiv_" | "copy_"), args=[value, *_]
+            ):
+                pass
+            case _:
+                continue
+        if any(getattr(one, "attr", getattr(one, "id", "")) in ("grad", "grads") for one in ast.walk(value)):
+            return True
+    return False
+
+
 def _stops_on_loss(module: Module, backward: events.Backward) -> bool:
     """Whether a loop around the backward ends when its loss is small: `while loss > 1e-3`, `if loss < eps: break`."""
     node = backward.node
@@ -163,48 +195,3 @@ def _paths(module: Module, node: ast.AST) -> set[str]:
         elif isinstance(inner, ast.Attribute):
             found.add(module.source(inner))
     return found - {"self"}
-
-
-# -- frameworks -------------------------------------------------------------------------------------------------------
-
-
-class Framework(NamedTuple):
-    """Something else that runs the training steps: where it is made, and whether mixed precision is on already."""
-
-    node: ast.Call
-    done: bool
-    refusal: Refused
-
-    @property
-    def entry(self) -> ast.AST | tuple[ast.AST, Refused]:
-        return self.node if self.done else (self.node, self.refusal)
-
-
-# Last part of the constructor's name → packages it comes from, its switches, and what to write.
-_FRAMEWORKS = {
-    "Accelerator": (("accelerate",), {"mixed_precision"}, "Accelerate", 'pass mixed_precision="fp16" to Accelerator'),
-    "Trainer": (
-        ("lightning", "pytorch_lightning"),
-        {"precision", "plugins"},
-        "Lightning",
-        'pass precision="16-mixed" to Trainer',
-    ),
-    "Fabric": (("lightning",), {"precision", "plugins"}, "Fabric", 'pass precision="16-mixed" to Fabric'),
-    "TrainingArguments": (("transformers",), {"fp16", "bf16"}, "the Trainer of transformers", "pass fp16=True"),
-    "Seq2SeqTrainingArguments": (("transformers",), {"fp16", "bf16"}, "the Trainer of transformers", "pass fp16=True"),
-    "initialize": (("deepspeed",), set[str](), "DeepSpeed", 'switch on "fp16" in its config'),
-}
-
-
-def framework(module: Module) -> Framework | None:
-    """The framework that trains, where the file makes one."""
-    for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Call):
-            continue
-        for name in module.dotted(node.func):
-            last = name.rpartition(".")[2]
-            packages, switches, who, advice = _FRAMEWORKS.get(last, ((), set[str](), "", ""))
-            if name.partition(".")[0] in packages:
-                done = any(keyword.arg in switches for keyword in node.keywords)
-                return Framework(node, done, Refused(f"{who} runs the training step", f"{advice} instead"))
-    return None
