@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
+MOST_PASSED_ON = 20_000  # bytes of an __init__.py that only imports from the files around it
 _TRAINS = (
     b"backward",
     b"GradScaler",
@@ -21,7 +23,23 @@ _TRAINS = (
     b"apex",
     b"clip_grad",
 )
+_HANDLES = (b"optimizer", b"optim.")  # what else a file must say to matter where several are changed together
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
+
+
+_together: dict[Path, Module] | None = None
+
+
+@contextmanager
+def together(modules: Sequence[Module]) -> Iterator[None]:
+    """Read these where the project's files are read: what fixes made of them, before it is written. Packages that only
+    pass on what other files define are followed, too, and files that only handle the optimizer."""
+    global _together
+    before, _together = _together, {Path(one.path).resolve(): one for one in modules}
+    try:
+        yield
+    finally:
+        _together = before
 
 
 @dataclass(eq=False)
@@ -102,15 +120,20 @@ def _read(path: Path) -> Module | None:
         stamp = path.stat()
     except OSError:
         return None
-    return _parse(path, stamp.st_mtime_ns, stamp.st_size)
+    if _together is None:
+        return _parse(path, stamp.st_mtime_ns, stamp.st_size)
+    known = _together.get(path) or _together.get(path.resolve())
+    return known or _parse(path, stamp.st_mtime_ns, stamp.st_size, wider=True)
 
 
 @lru_cache(maxsize=64)
-def _parse(path: Path, changed: int, size: int) -> Module | None:
+def _parse(path: Path, changed: int, size: int, wider: bool = False) -> Module | None:
     """Kept while the file stays as it is: the files of a project import the same ones again and again."""
+    words = (*_TRAINS, *_HANDLES) if wider else _TRAINS
     try:
         data = path.read_bytes()
-        return Module.read(_shown(path), data) if any(word in data for word in _TRAINS) else None
+        passes_on = wider and path.name == "__init__.py" and size <= MOST_PASSED_ON
+        return Module.read(_shown(path), data) if passes_on or any(word in data for word in words) else None
     except (OSError, Unreadable):
         return None
 
