@@ -22,7 +22,7 @@ from amplint.rewrite.scalers import scalers_for
 from amplint.rewrite.unfit import PLAYS, plays, whole_script
 from amplint.rewrite.used import check_used
 from amplint.rewrite.writer import Writer
-from amplint.selection import default_codes
+from amplint.selection import default_codes, expand_all
 from amplint.source import suppress
 from amplint.source.interpret.entries import Reading, read
 from amplint.source.module import Module, Unreadable, parse
@@ -51,8 +51,8 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
     dtype = options["dtype"]
     if dtype == "auto" and settings.target_device == "cpu":
         dtype = "bfloat16"  # what CPUs have kernels for
-    settings = _asked(settings.of_file(module.path), options.get("select") or (), dtype)
-    repaired, fixed, left = _repair(module, settings, complete=True)
+    settings, along = _asked(settings, module.path, options, dtype)
+    repaired, fixed, left = _repair(module, settings, along, complete=True)
     reading = read(repaired, settings.roots, settings.apis)
     plans = make_plans(reading, dtype, together)
     kept = set(fp32_lines(repaired.text))
@@ -94,7 +94,7 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
             refuse(plan.step.node, f"the step on line {row} of the same script is refused", "see there")
         wanted = []
     try:
-        text, said = _convert(repaired, reading, wanted, settings, dtype) if wanted else (result.text, [])
+        text, said = _convert(repaired, reading, wanted, settings, along, dtype) if wanted else (result.text, [])
     except (Refused, edits.CannotEdit) as refusal:
         for plan in wanted:
             refuse(plan.step.node, refusal.reason, getattr(refusal, "advice", BY_HAND))
@@ -137,14 +137,19 @@ def _kept_as_is(module: Module, node: ast.AST, kept: set[int]) -> bool:
     return any(getattr(one, "lineno", 0) in kept for one in (module.statement(node), *module.ancestors(node)))
 
 
-def _asked(settings: Settings, select: Sequence[str], dtype: str) -> Settings:
-    """What is looked for: what is on by default, and what was selected, too."""
-    codes = settings.codes | (default_codes() if select or not settings.codes else frozenset())
+def _asked(settings: Settings, path: str, options: dict[str, Any], dtype: str) -> tuple[Settings, frozenset[str]]:
+    """What is looked for: what is on by default, and what was selected, too, but not what is to be ignored; and the
+    deprecated names that are brought up to date in files that change anyway."""
+    select, ignore = options.get("select") or (), options.get("ignore") or ()
+    if select or not settings.codes:
+        settings = replace(settings, codes=(settings.codes | default_codes()) - expand_all(ignore))
+    settings = settings.of_file(path)
+    codes, along = settings.codes, settings.codes & _deprecated() & default_codes()
     if not any(one.upper().startswith(("AMP6", "ALL")) for one in select):
         codes -= _deprecated()
     if dtype == "bfloat16":
         codes -= RANGE
-    return replace(settings, codes=codes, notes=frozenset())
+    return replace(settings, codes=codes, notes=frozenset()), along
 
 
 def _deprecated() -> frozenset[str]:
@@ -170,11 +175,11 @@ class Repair(NamedTuple):
     left: tuple[Finding, ...]
 
 
-def _repair(module: Module, settings: Settings, complete: bool = False) -> Repair:
-    """Apply the safe fixes; with `complete`, also what half-done AMP lacks. Deprecated names are brought up to date in
-    files that change anyway."""
+def _repair(module: Module, settings: Settings, along: frozenset[str], complete: bool = False) -> Repair:
+    """Apply the safe fixes; with `complete`, also what half-done AMP lacks. The codes in `along` are fixed in files
+    that change anyway."""
 
-    wider = replace(settings, codes=settings.codes | (_deprecated() & default_codes()))
+    wider = replace(settings, codes=settings.codes | along)
     known: dict[str, tuple[Finding, ...]] = {}
 
     def check(allowed: frozenset[str], wanted: Settings, module: Module) -> tuple[Finding, ...]:
@@ -193,12 +198,12 @@ def _repair(module: Module, settings: Settings, complete: bool = False) -> Repai
         if not done.fixed:
             return done
         for allowed in (GOES_ALONG if complete else frozenset[str](), frozenset[str]()):
-            along = _more(done, partial(check, allowed, wider))
-            if not {one.code for one in along.left} - {one.code for one in done.left} & GOES_ALONG:
-                return along  # otherwise the scaler's state would be saved where it cannot be restored
+            more = _more(done, partial(check, allowed, wider))
+            if not {one.code for one in more.left} - {one.code for one in done.left} & GOES_ALONG:
+                return more  # otherwise the scaler's state would be saved where it cannot be restored
     except Unsettled:
         return Repair(module, (), check(frozenset(), settings, module))
-    return along
+    return more
 
 
 def _more(done: Repair, check: Check) -> Repair:
@@ -214,7 +219,7 @@ def _made_safe(finding: Finding) -> Finding:
 
 
 def _convert(
-    module: Module, reading: Reading, plans: list[StepPlan], settings: Settings, dtype: str
+    module: Module, reading: Reading, plans: list[StepPlan], settings: Settings, along: frozenset[str], dtype: str
 ) -> tuple[str, list[list[str]]]:
     """The text with all steps converted, and what was done for each; raises Refused if the outcome is not clean."""
     parts = merged_parts(reading, plans)
@@ -239,21 +244,21 @@ def _convert(
         text = apply(module.text, writer.made())
     except Conflict:
         raise Refused("its edits would overlap", "spread the training step over lines of its own") from None
-    text, mended = _settled(module, text, settings)
+    text, mended = _settled(module, text, settings, along)
     said = writer.said
     if mended:
         said[0].append("mended " + _mended(mended))
     return text, said
 
 
-def _settled(module: Module, text: str, settings: Settings) -> tuple[str, tuple[Finding, ...]]:
+def _settled(module: Module, text: str, settings: Settings, along: frozenset[str]) -> tuple[str, tuple[Finding, ...]]:
     """The converted text after its own safe fixes (a mask constant that half precision cannot hold, say), and what
     they mended. It must parse, and `check` must find nothing wrong in it that was not there before."""
     try:
         after = Module(module.path, text, parse(text), module.encoding)
     except Unreadable as error:
         raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
-    after, mended, left = _repair(after, settings)
+    after, mended, left = _repair(after, settings, along)
     known = {(finding.code, finding.message) for finding in _find(module, settings)}
     for finding in left:
         if finding.severity is not Severity.NOTE and (finding.code, finding.message) not in known:
