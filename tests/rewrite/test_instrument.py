@@ -409,3 +409,12 @@ def test_switched_on_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def _numbers(text: str) -> list[float]:
     return [float(word) for word in text.split() if word.replace(".", "").replace("-", "").isdigit()]
+
+
+def test_what_is_to_be_ignored_is_not_brought_up_to_date_along_with_other_edits() -> None:
+    script = (HEAD + STEP).replace("    loss = ", "    with torch.cuda.amp.autocast():\n        loss = ")
+    put(script), put(script, "other.py")
+    assert "torch.amp.autocast(" in amplint("other.py", "--diff").stdout
+    assert "torch.amp.autocast(" not in amplint("train.py", "--diff", "--ignore", "AMP601").stdout
+    assert "GradScaler" in amplint("train.py", "--diff", "--ignore", "AMP601", "--select", "AMP6").stdout
+    assert "torch.amp.autocast(" not in amplint("train.py", "--diff", "--ignore", "AMP601", "--select", "AMP6").stdout
