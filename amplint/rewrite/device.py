@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections import Counter
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
+from amplint.rewrite.guards import SAYS_GPU, guard, is_truth
 from amplint.source.module import FunctionNode, Module
 
 AUTO = "amp_dtype"
@@ -74,7 +76,8 @@ def hard_coded(module: Module) -> bool:
 
 def _asked_for(module: Module, node: ast.AST) -> bool:
     """Whether a condition above asks for a GPU first."""
-    return any(isinstance(above, ast.If | ast.IfExp) for above in module.ancestors(node))
+    tests = (above.test for above in module.ancestors(node) if isinstance(above, ast.If | ast.IfExp))
+    return any(SAYS_GPU.search(ast.unparse(test)) for test in tests)
 
 
 def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | None) -> Gate | None:
@@ -83,7 +86,8 @@ def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | 
         if visible(module, text, place):
             if target == "cuda" and _is_rank(module, text):
                 return Gate('"cuda"')
-            kind = f"{text}.type" if _is_device_object(module, text) else f"{torch}.device({text}).type"
+            kind = text if _is_type(module, text) else f"{torch}.device({text}).type"
+            kind = f"{text}.type" if _is_device_object(module, text) else kind
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
@@ -91,6 +95,11 @@ def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | 
         return None
     if target == "cpu":
         return Gate('"cpu"')
+    if target == "cuda" and (test := guard(module)) is not None:
+        if not _readable(module, test, place):
+            return None
+        text = ast.unparse(test)
+        return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
     if model is None:
         return None
     kind = f"next({model}.parameters()).device.type"
@@ -118,6 +127,16 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     if functions:
         return bool(stores)
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+
+
+def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:
+    """Whether a condition can be asked at a statement."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Name) and node.id not in module.imports and not hasattr(builtins, node.id):
+            text = next((ast.unparse(one) for one in ast.walk(test) if getattr(one, "value", None) is node), node.id)
+            if not visible(module, text, place):
+                return False
+    return True
 
 
 def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
@@ -169,6 +188,26 @@ def _is_device_object(module: Module, text: str) -> bool:
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
             made.append(_makes_device(module, node.value))
     return bool(made) and all(made)
+
+
+def _is_type(module: Module, text: str) -> bool:
+    """Whether a name (of the module, or of the function around) is "cuda" or "cpu" and no more, such as "cuda:0"."""
+    values = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.arg) and node.arg == text:
+            return False
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
+            values.append(node.value)
+    return bool(values) and all(_says_type(value) for value in values)
+
+
+def _says_type(value: ast.expr) -> bool:
+    match value:
+        case ast.Constant(value=str() as text):
+            return text.isalpha()
+        case ast.IfExp(body=body, orelse=orelse):
+            return _says_type(body) and _says_type(orelse)
+    return False
 
 
 def _makes_device(module: Module, value: ast.expr) -> bool:

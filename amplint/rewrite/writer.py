@@ -157,17 +157,30 @@ class Writer:
         place = part.region[0]
         model = _called_in(part.forward, part.forward.node)
         gate = self._gate(place, model)
-        scaler = next((one for one in self.scalers for plan in one.steps if plan.step.frame.code is code), None)
-        handed = scaler is not None and scaler.home.code is not code
+        scaler = self._scaler_of(part)
+        handed = scaler is not None and (scaler.home.in_class or any(frame.code is code for frame in scaler.home.path))
         if self.dtype == "auto":
             scaler = None  # it is off for bfloat16, where the region is not
-        if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device))):
+        if scaler is not None and (
+            gate is None or (gate.enabled and (handed or "(" in gate.device or "bool(" in gate.enabled))
+        ):
             device_only = device.gate(module, place, self.target, self.torch, model)
             kind = device_only.device if device_only is not None else f'"{self.target}"'
             gate = device.Gate(kind, f"{scaler.name}.is_enabled()")
         if gate is None:
             raise Refused("the device is not known where the model runs", "pass the device to that function")
         self._enter(part.region, gate, part.casts)
+
+    def _scaler_of(self, part: Part) -> ScalerPlan | None:
+        """The scaler that scales what a region computes; failing that, one that is at hand there."""
+        found = None
+        for scaler in self.scalers:
+            for plan in scaler.steps:
+                if any(set(one.region) & set(part.region) for one in plan.parts):
+                    return scaler
+                if found is None and plan.step.frame.code is part.forward.frame.code:
+                    found = scaler
+        return found
 
     def _enter(self, region: Region, gate: device.Gate, casts: tuple[Cast, ...]) -> None:
         header = f"with {self.torch}.autocast({gate.arguments(self.dtype, self.torch)}):"
