@@ -13,6 +13,7 @@ from amplint.checks.registry import (
     text,
 )
 from amplint.source import events
+from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,
     Optimizer,
@@ -34,8 +35,27 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
 
 def flag_decides(script: Script, event: events.Event, others: Iterable[events.Event]) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
-    the scaler chooses between them, and nothing is known to be wrong."""
-    return any(True for _ in forks(event, others))
+    the scaler chooses between them, and nothing is known to be wrong. What counts rounds (`if i % 4 == 0`) is none."""
+    return any(not _counts(event.module, branch) for branch in forks(event, others))
+
+
+def _counts(module: Module, branch: ast.AST) -> bool:
+    """Whether a branch asks for the remainder of a loop's counter: its arms run in turn."""
+    if not isinstance(branch, ast.If):
+        return False
+    counters = {
+        node.id
+        for loop in module.ancestors(branch)
+        if isinstance(loop, ast.For)
+        for node in ast.walk(loop.target)
+        if isinstance(node, ast.Name)
+    }
+    return any(
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Mod)
+        and any(isinstance(one, ast.Name) and one.id in counters for one in ast.walk(node.left))
+        for node in ast.walk(branch.test)
+    )
 
 
 def forks(event: events.Event, others: Iterable[events.Event]) -> Iterator[ast.AST]:
