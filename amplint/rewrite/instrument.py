@@ -16,6 +16,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.apply import Conflict, apply
 from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.evaluation import evaluation_regions
+from amplint.rewrite.halves import without_casts
 from amplint.rewrite.plan import Plans, StepPlan, make_plans, merged_parts
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import scalers_for
@@ -51,9 +52,16 @@ def fix(module: Module, settings: Settings, options: dict[str, Any], together: S
     dtype = options["dtype"]
     if dtype == "auto" and settings.target_device == "cpu":
         dtype = "bfloat16"  # what CPUs have kernels for
+    given = settings
     settings, along = _asked(settings, module.path, options, dtype)
     repaired, fixed, left = _repair(module, settings, along, complete=True)
     reading = read(repaired, settings.roots, settings.apis)
+    if (found := without_casts(reading)) is not None:
+        plain, flag = found
+        result = fix(plain, given, options, [plain if one.path == module.path else one for one in together])
+        if result.text != plain.text and not result.refused and f"enabled={flag}" in result.text + "enabled=":
+            result.lines = [f"{line}; the casts to float16 are gone" for line in result.lines]
+            return result
     plans = make_plans(reading, dtype, together)
     kept = set(fp32_lines(repaired.text))
     result = Result(repaired.text)

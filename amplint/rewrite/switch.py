@@ -8,7 +8,7 @@ import re
 from amplint.rewrite.device import visible
 from amplint.source.module import Module
 
-_NAME = re.compile(r"(use_|enable_|with_)?(amp|fp16|mixed_precision|half_precision)", re.IGNORECASE)
+_NAME = re.compile(r"(use_|enable_|with_)?(amp|fp16|half|mixed_precision|half_precision)", re.IGNORECASE)
 
 
 def switch(module: Module, place: ast.stmt) -> str:

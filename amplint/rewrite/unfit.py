@@ -23,7 +23,10 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
         if isinstance(event, events.Cast) and event.dtype == "float64":
             raise Refused("the model is float64", "float64 is there for a reason: keep it")
         if isinstance(event, events.Cast) and event.dtype in ("float16", "bfloat16"):
-            raise Refused("the model is cast to half precision", "remove the cast first (amplint check says where)")
+            raise Refused(
+                f"the model's weights are cast to {event.dtype} (line {event.module.range(event.node).start.row})",
+                "remove the casts first: autocast keeps weights in float32",
+            )
         if isinstance(event, events.ChangeWeights) and event.how in _BY_HAND and _trains_by_hand(event):
             raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
         if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):

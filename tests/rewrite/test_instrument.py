@@ -104,6 +104,19 @@ REFUSED = {
         HEAD.replace(".to(device)", ".double().to(device)") + STEP,
         "the model is float64; float64 is there for a reason: keep it",
     ),
+    "half by hand": (
+        HEAD.replace(".to(device)", ".to(device).half()")
+        + STEP.replace("loss.backward()", "(loss * loss_scale).backward()").replace("x.to(device)", "x.half()"),
+        "the model's weights are cast to float16 (line 3); remove the casts first: autocast keeps weights in float32",
+    ),
+    "half by a flag that does more": (
+        HEAD.replace("optimizer =", "if fp16:\n    model.half()\n    announce()\noptimizer =") + STEP,
+        "the model's weights are cast to float16 (line 5); remove the casts first: autocast keeps weights in float32",
+    ),
+    "weights in bfloat16": (
+        HEAD.replace(".to(device)", ".to(device, torch.bfloat16)") + STEP,
+        "the model's weights are cast to bfloat16 (line 3); remove the casts first: autocast keeps weights in float32",
+    ),
     "hogwild": (
         HEAD + "model.share_memory()\n" + STEP,
         "processes share the parameters without locks (Hogwild); keep float32",

@@ -1,0 +1,163 @@
+"""Models that are trained in float16 by `.half()`: the casts go, and autocast does what they were for.
+
+All casts of one script go together: those of the model, of the loss module, and of the inputs. What a flag of the
+script's own switched (`if args.half: model.half()`) is then the switch of autocast (switch.py).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.findings import Edit
+from amplint.rewrite import edits
+from amplint.rewrite.apply import Conflict, apply
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module, Unreadable, parse
+
+_HALF = {"torch.float16", "torch.half"}
+
+
+def without_casts(reading: Reading) -> tuple[Module, str] | None:
+    """The module without its casts to float16, where it trains a model that it casts to float16 as a whole, and the
+    flag that switched the casts (""). None where it does not, or where the casts are not all of one kind, or do more.
+    """
+    module = reading.module
+    own = [event for event in reading.events if event.module is module]
+    trained = {one.node for one in own if isinstance(one, events.Cast) and one.dtype == "float16"}
+    if not trained or not any(isinstance(one, events.Step) for one in own) or _scales_by_hand(module):
+        return None
+    runs = {one.frame.code for one in own if isinstance(one, events.Forward)}
+    casts = list(_casts(module))
+    for cast in casts:
+        if cast not in trained and not _a_loss(module, cast) and (module.function(cast) or module.tree) not in runs:
+            return None
+    flags = {_flag(module, cast) for cast in casts}
+    try:
+        text = _removed(module, casts)
+        after = Module(module.path, text, parse(text), module.encoding)
+    except (Conflict, Unreadable, edits.CannotEdit):
+        return None
+    flag = min(flags)
+    if len(flags) > 1 or (flag and any(ast.unparse(test) == flag for test in _tests(after))):
+        return None
+    return after, flag
+
+
+def _casts(module: Module) -> Iterator[ast.Call]:
+    """`x.half()`, `x.to(torch.float16)`, `x.type(torch.half)`."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="half"), args=[], keywords=[]):
+                yield node
+            case ast.Call(func=ast.Attribute(attr="to" | "type")) if _dtype(module, node) is not None:
+                yield node
+
+
+def _dtype(module: Module, call: ast.Call) -> ast.expr | None:
+    """The argument of `.to(…)` that says float16."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return next((one for one in given if module.dotted(one) & _HALF), None)
+
+
+def _a_loss(module: Module, cast: ast.Call) -> bool:
+    """Whether what is cast is a loss module: it is called with more than one thing."""
+    assert isinstance(cast.func, ast.Attribute)
+    text = module.source(cast.func.value)
+    return any(
+        isinstance(node, ast.Call) and len(node.args) > 1 and module.source(node.func) == text
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+    )
+
+
+def _flag(module: Module, cast: ast.Call) -> str:
+    """The name or field that a cast asks first; "" where it is made always."""
+    above = [one for one in module.ancestors(cast) if isinstance(one, ast.If | ast.IfExp)]
+    tests = [one.test for one in above if _is_flag(one.test)]
+    return ast.unparse(tests[0]) if tests else ""
+
+
+def _is_flag(test: ast.expr) -> bool:
+    last = getattr(test, "id", getattr(test, "attr", "")).lower()
+    return isinstance(test, ast.Name | ast.Attribute) and any(
+        word in last for word in ("half", "fp16", "amp", "float16")
+    )
+
+
+def _tests(module: Module) -> Iterator[ast.expr]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While):
+            yield from (one for one in ast.walk(node.test) if isinstance(one, ast.Name | ast.Attribute))
+
+
+def _scales_by_hand(module: Module) -> bool:
+    """`loss * args.loss_scale`, or float32 copies of the weights."""
+    for node in ast.walk(module.tree):
+        match node:
+            case (
+                ast.BinOp(op=ast.Mult(), left=left, right=right)
+                | ast.AugAssign(op=ast.Mult(), target=left, value=right)
+            ):
+                names = [str(getattr(one, "id", getattr(one, "attr", ""))).lower() for one in (left, right)]
+                if any("loss" in name for name in names) and any("scale" in name for name in names):
+                    return True
+    return False
+
+
+def _removed(module: Module, casts: list[ast.Call]) -> str:
+    """The text without the casts: statements that only cast go as a whole, and so do branches that only hold those."""
+    gone = {module.statement(cast): None for cast in casts if _only_casts(module, module.statement(cast), casts)}
+    changed = True
+    while changed:
+        changed = False
+        for stmt in list(gone):
+            above = module.parents[stmt]
+            if isinstance(above, ast.If) and not above.orelse and all(one in gone for one in above.body):
+                gone = {one: None for one in gone if one not in above.body} | {above: None}
+                changed = True
+                break
+    kept: list[Edit] = []
+    for cast in casts:
+        if any(one in gone for one in module.ancestors(cast)):
+            continue
+        choice = module.parents[cast]
+        if isinstance(choice, ast.IfExp) and _plain(module, cast) == module.source(choice.orelse):
+            kept += edits.replace(module, choice, module.source(choice.orelse))
+        else:
+            kept += edits.replace(module, cast, _plain(module, cast))
+    return apply(module.text, [*edits.delete(module, *gone), *kept])
+
+
+def _only_casts(module: Module, stmt: ast.stmt, casts: list[ast.Call]) -> bool:
+    """`model.half()`, `x = x.half()`, `x, y = x.half(), y.half()`."""
+    match stmt:
+        case ast.Expr(value=ast.Call() as call):
+            return call in casts and _plain(module, call) == _receiver(module, call)
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
+            pairs = list(zip(targets, values, strict=True))
+        case ast.Assign(targets=[target], value=value):
+            pairs = [(target, value)]
+        case _:
+            return False
+    return all(
+        isinstance(value, ast.Call) and value in casts and _plain(module, value) == module.source(target)
+        for target, value in pairs
+    )
+
+
+def _receiver(module: Module, cast: ast.Call) -> str:
+    assert isinstance(cast.func, ast.Attribute)
+    return module.source(cast.func.value)
+
+
+def _plain(module: Module, cast: ast.Call) -> str:
+    """What is cast, without the cast: `x.half()` → `x`, `x.to(device, torch.half)` → `x.to(device)`."""
+    dtype = _dtype(module, cast)
+    rest = [module.source(one) for one in cast.args if one is not dtype]
+    rest += [f"{one.arg}={module.source(one.value)}" for one in cast.keywords if one.value is not dtype]
+    if not [one for one in rest if not one.startswith("non_blocking=")]:
+        return _receiver(module, cast)
+    assert isinstance(cast.func, ast.Attribute)
+    return f"{_receiver(module, cast)}.{cast.func.attr}({', '.join(rest)})"
