@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from amplint.rewrite.instrument import Result
 
 Options = dict[str, Any]
+T = TypeVar("T")
 
 
 # -- check --------------------------------------------------------------------------------------------------------
@@ -175,11 +176,14 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
             read.append((Module.read(file.path, data), data))
         except Unreadable as error:
             code = _complain(problem(file.path, error.reason, error.location))
-    together = [module for module, _ in read]
+    from amplint.rewrite import instrument
+
+    asked = bool(options["dtype"] or options["target_dtype"])
+    wanted = {**options, "dtype": options["dtype"] or settings.target_dtype, "asked": asked}
+    results = instrument.fix_all([module for module, _ in read], settings, wanted, _guarded)
     made: list[tuple[Module, bytes, Result]] = []
-    for module, data in read:
-        result = _rewritten(module, together, settings, options)
-        if result is None:
+    for (module, data), result in zip(read, results, strict=True):
+        if result is None or not _encodes(module, result):
             code = 2
         else:
             made.append((module, data, result))
@@ -197,17 +201,11 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
     return max(code, int(bool(changed) if options["check"] else any(result.refused for _, _, result in made)))
 
 
-def _rewritten(module: Module, together: list[Module], settings: Settings, options: Options) -> Result | None:
-    """What the rewriter makes of one file; None, and a line that says why, where it cannot be done."""
-    from amplint.rewrite import instrument
-
+def _guarded(module: Module, work: Callable[[], T]) -> T | None:
+    """What the rewriter makes of a file; None, and a line that says why, where it cannot be done."""
     try:
         with time_limit(SECONDS), deep_recursion():
-            dtype = options["dtype"] or settings.target_dtype
-            asked = bool(options["dtype"] or options["target_dtype"])
-            result = instrument.fix(module, settings, {**options, "dtype": dtype, "asked": asked}, together)
-            result.text.encode(module.encoding)
-            return result
+            return work()
     except Unreadable as error:
         _complain(problem(module.path, error.reason, error.location))
     except TooLong:
@@ -215,6 +213,15 @@ def _rewritten(module: Module, together: list[Module], settings: Settings, optio
     except Exception as error:
         _complain(problem(module.path, internal(error)))
     return None
+
+
+def _encodes(module: Module, result: Result) -> bool:
+    try:
+        result.text.encode(module.encoding)
+    except UnicodeEncodeError as error:
+        _complain(problem(module.path, internal(error)))
+        return False
+    return True
 
 
 def _written(changed: list[tuple[Module, bytes, Result]]) -> bool:

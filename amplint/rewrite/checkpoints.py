@@ -7,42 +7,46 @@ from collections.abc import Sequence
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
-from amplint.rewrite.home import Home, at_hand
+from amplint.rewrite.reach import Reach
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source.module import Module
 
 
-def state_edits(module: Module, home: Home, scaler: str, optimizers: Sequence[str] = ()) -> tuple[list[Edit], str]:
-    """Edits for every dict literal that holds the state of the scaler's optimizers (the one at home, or several), and
-    for every restoring of it; and words for them.
+def state_edits(
+    module: Module, code: ast.AST, reach: Reach, optimizers: Sequence[str]
+) -> tuple[list[Edit], dict[str, None]]:
+    """Edits for every dict literal in some code that holds the state of the scaler's optimizers, as they are called
+    there, and for every restoring of it; and what was done.
 
     Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler.
     """
     made: list[Edit] = []
     done: dict[str, None] = {}
-    optimizers = optimizers or (home.optimizer,)
+    shared = len(optimizers) > 1
     last: dict[tuple[ast.AST, str], tuple[ast.stmt, list[str]]] = {}  # the loading of several goes behind the last
-    for node in ast.walk(module.tree):
+    for node in ast.walk(code):
         match node:
             case ast.Dict() if entries := _entries(module, node, optimizers):
-                _check(module, home, node, "saved")
+                _check(module, reach, node, "saved")
                 key, value = entries[-1]
-                name = _quoted(module, key, scaler, len(optimizers) > 1)
+                scaler = reach.text(module, node)
+                name = _quoted(module, key, scaler, shared)
                 made += edits.add_entry(module, node, value, f"{name}: {scaler}.state_dict()")
                 done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
-                ast.unparse(owner) in optimizers and (lines := _restoring(module, source, scaler, len(optimizers) > 1))
+                ast.unparse(owner) in optimizers
+                and (lines := _restoring(module, source, reach.text(module, node), shared))
             ):
-                _check(module, home, node, "loaded")
+                _check(module, reach, node, "loaded")
                 last[module.parents[node], lines[0]] = node, lines
                 done["restored from"] = None
     for statement, lines in last.values():
         made += edits.insert_after(module, statement, lines)
-    return made, f"{scaler} {' and '.join(sorted(done, reverse=True))} the checkpoint" if done else ""
+    return made, done
 
 
-def _check(module: Module, home: Home, node: ast.AST, what: str) -> None:
-    if not at_hand(module, home, node):
+def _check(module: Module, reach: Reach, node: ast.AST, what: str) -> None:
+    if not reach.at_hand(module, node):
         raise Refused(f"the optimizer's state is {what} where the scaler is not at hand", BY_HAND)
 
 

@@ -10,13 +10,15 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from amplint.rewrite.definitions import classes_of
 from amplint.rewrite.fixes import conditions_above
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
 
 ONE_LINE = "give it one line of its own"
+UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,25 @@ class Home:
     """The statement behind which the scaler is made, what the optimizer is called there, the code it is in, and the
     calls that must hand the scaler on to reach the step, innermost first."""
 
+    module: Module
     statement: ast.stmt
     optimizer: str
     code: ast.AST
     path: tuple[Frame, ...] = ()
     loop: ast.For | None = None  # that goes over a collection of optimizers, which `optimizer` then is
+    classes: tuple[tuple[Module, ast.ClassDef], ...] = ()  # whose methods have it as a field
 
     @property
     def in_class(self) -> bool:
         return self.optimizer.startswith("self.")
 
+    def same(self, other: Home) -> bool:
+        """Whether the other one is the same place, from which the same functions lead to the step."""
+        mine, its = [frame.code for frame in self.path], [frame.code for frame in other.path]
+        return self.statement is other.statement and self.optimizer == other.optimizer and mine == its
 
-def home_of(module: Module, step: events.Step) -> Home:
+
+def home_of(step: events.Step) -> Home:
     """Raises Refused where the optimizer cannot be followed, or is bound more than once."""
     match step.node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner)):
@@ -51,23 +60,21 @@ def home_of(module: Module, step: events.Step) -> Home:
     path: list[Frame] = []
     loop: ast.For | None = None
     while True:
-        if (over := _looped(module, use, text)) is not None:
+        if (over := _looped(frame.module, use, text)) is not None:
             if loop is not None or path:
                 raise Refused("the optimizer is taken from a collection in an unusual way", BY_HAND)
             loop, text = over
             use = loop
         root, _, rest = text.partition(".")
         if root == "self" and rest and "." not in rest:
-            return _in_class(module, frame, text, use, tuple(path), loop)
+            return _in_class(frame, text, use, tuple(path), loop)
         if rest:
             raise Refused(f"the optimizer is kept in {text}", BY_HAND)
         frame = _scope(frame, root)
-        if frame.module is not module:
-            raise Refused("the optimizer is made in another file", BY_HAND)
         if root not in _parameters(frame.code):
-            statement = _bound(module, frame.code, root, use)
-            return Home(statement, text, frame.code, tuple(path), loop)
-        text = _argument(module, frame, root)
+            statement = _bound(frame.module, frame.code, root, use)
+            return Home(frame.module, statement, text, frame.code, tuple(path), loop)
+        text = _argument(frame, root)
         path.append(frame)
         assert frame.call is not None and frame.caller is not None
         use, frame = frame.call, frame.caller
@@ -137,28 +144,30 @@ def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     return _one(module, [module.statement(node) for node in _stores(code, name)], use)
 
 
-def _in_class(
-    module: Module, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], loop: ast.For | None
-) -> Home:
-    if frame.module is not module:
-        raise Refused("the optimizer is made in another file", BY_HAND)
+def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], loop: ast.For | None) -> Home:
+    module = frame.module
     around = next((above for above in module.ancestors(use) if isinstance(above, ast.ClassDef)), None)
     if around is None:
         raise Refused("the optimizer is a field of something that is not in this file", BY_HAND)
-    found = [
-        module.statement(node)
-        for node in ast.walk(around)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
-    ]
-    statement = _one(module, found, use)
-    return Home(statement, text, module.function(statement) or around, path, loop)
+    classes: list[tuple[Module, ast.ClassDef]] = []
+    for owner, cls in classes_of(module, around):
+        classes.append((owner, cls))
+        found = [
+            owner.statement(node)
+            for node in ast.walk(cls)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
+        ]
+        if found:
+            statement = _one(owner, found, use)
+            return Home(owner, statement, text, owner.function(statement) or cls, path, loop, tuple(classes))
+    raise Refused(UNSEEN, BY_HAND)
 
 
 def _one(module: Module, found: list[ast.stmt], use: ast.AST) -> ast.stmt:
     """The one statement that binds the optimizer, or the `if` whose arms all do. `= None` is only a placeholder."""
     real = [one for one in found if not (isinstance(one, ast.Assign | ast.AnnAssign) and _is_none(one.value))]
     if not real:
-        raise Refused("the optimizer comes from elsewhere: amplint does not see it being made", BY_HAND)
+        raise Refused(UNSEEN, BY_HAND)
     if not all(isinstance(one, ast.Assign | ast.AnnAssign) for one in real):
         raise Refused("the optimizer is bound by a loop, a `with` or an import", BY_HAND)
     statement = real[0] if len(real) == 1 else _choice(module, real)
@@ -201,13 +210,13 @@ def _choice(module: Module, found: list[ast.stmt]) -> ast.If | None:
     return None
 
 
-def _argument(module: Module, frame: Frame, name: str) -> str:
+def _argument(frame: Frame, name: str) -> str:
     """What the caller passes for a parameter, as a name or field."""
     call, function = frame.call, frame.code
     if frame.entry or frame.caller is None or not isinstance(call, ast.Call):
-        raise Refused("the optimizer comes from elsewhere: its caller is not in this file", BY_HAND)
-    if not isinstance(function, ast.FunctionDef) or frame.caller.module is not module or frame.module is not module:
-        raise Refused("the optimizer is handed on in another file", BY_HAND)
+        raise Elsewhere(frame)
+    if not isinstance(function, ast.FunctionDef):
+        raise Refused("the step is in an unusual kind of function", BY_HAND)
     if getattr(call.func, "id", getattr(call.func, "attr", "")) != function.name:
         raise Refused(f"{function.name}() is not called by its name", BY_HAND)
     named = next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
@@ -220,55 +229,3 @@ def _argument(module: Module, frame: Frame, name: str) -> str:
     if not isinstance(named, ast.Name | ast.Attribute):
         raise Refused(f"the optimizer is made inside a call of {function.name}()", ONE_LINE)
     return ast.unparse(named)
-
-
-def at_hand(module: Module, home: Home, node: ast.AST) -> bool:
-    """Whether the scaler's name has its value at a node: behind its home, in a function it is handed to, or anywhere
-    for a field or a global."""
-    if home.in_class:
-        return any(above is _class_of(module, home.statement) for above in module.ancestors(node))
-    function = module.function(node)
-    around = {home.code, *(frame.code for frame in home.path)}
-    if function is home.code or (function is None and isinstance(home.code, ast.Module)):
-        return module.offset(module.range(node).start) > module.offset(module.range(home.statement).end)
-    if isinstance(home.code, ast.Module):
-        return True
-    return any(above in around for above in (function, *module.ancestors(node)) if above is not None)
-
-
-def _is_local(module: Module, node: ast.AST, function: ast.FunctionDef) -> bool:
-    """Whether a name is a variable of a function, and not the outer function that is called so."""
-    for above in module.ancestors(node):
-        if isinstance(above, FunctionNode) and isinstance(node, ast.Name):
-            if isinstance(above, ast.FunctionDef) and function in above.body:
-                return False
-            if node.id in _parameters(above) or any(_stores(above, node.id)):
-                return True
-    return False
-
-
-def _class_of(module: Module, node: ast.AST) -> ast.AST | None:
-    return next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
-
-
-def calls_of(module: Module, function: ast.FunctionDef, seen: set[ast.AST]) -> list[ast.Call]:
-    """Every call of a function in the file; any other use of its name could be a call that amplint cannot follow.
-    `seen` are the calls of it that the reading followed: the sure ones of a method."""
-    method = isinstance(module.parents[function], ast.ClassDef)
-    found: list[ast.Call] = []
-    for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Attribute if method else ast.Name) or not isinstance(node.ctx, ast.Load):
-            continue
-        if function.name != getattr(node, "id", getattr(node, "attr", "")) or _is_local(module, node, function):
-            continue
-        parent = module.parents[node]
-        if isinstance(parent, ast.Call) and parent.func is node:
-            if not method or parent in seen:
-                found.append(parent)
-                continue
-            if not parent.args and not parent.keywords:
-                continue  # model.train(), where the class has a train(loader), too
-        raise Refused(f"{function.name} is passed around, not only called", BY_HAND)
-    if not found:
-        raise Refused(f"no call of {function.name}() is in this file", BY_HAND)
-    return found

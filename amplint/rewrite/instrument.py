@@ -1,39 +1,34 @@
-"""FP32 → AMP: turns planned training steps into AMP steps, and says what was done in a person's words."""
+"""FP32 → AMP: plans the training steps of all files that were named, and says what became of each."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-from amplint import checks, knowledge
 from amplint.config import Settings
-from amplint.findings import Applicability, Finding, Severity
-from amplint.repair import Check, Unsettled, repair
+from amplint.findings import Finding, Severity
 from amplint.rewrite import edits
-from amplint.rewrite.apply import Conflict, apply
-from amplint.rewrite.arrays import array_casts
-from amplint.rewrite.evaluation import evaluation_regions
+from amplint.rewrite.convert import Unit, converted
+from amplint.rewrite.definitions import other_users
 from amplint.rewrite.halves import without_casts
-from amplint.rewrite.plan import Plans, StepPlan, make_plans, merged_parts
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.scalers import scalers_for
+from amplint.rewrite.mend import Repair, asked, find, in_words, mend
+from amplint.rewrite.plan import Plans, StepPlan, make_plans
+from amplint.rewrite.reach import must_change
+from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.rewrite.unfit import PLAYS, plays, whole_script
 from amplint.rewrite.used import check_used
-from amplint.rewrite.writer import Writer
-from amplint.selection import default_codes, expand_all
-from amplint.source import suppress
+from amplint.selection import default_codes
+from amplint.source import events
 from amplint.source.interpret.entries import Reading, read
-from amplint.source.module import Module, Unreadable, parse
+from amplint.source.interpret.project import together
+from amplint.source.module import Module
 from amplint.source.suppress import fp32_lines
 
-SAFE = frozenset((Applicability.SAFE,))
-# What half-done AMP lacks, which `check --fix` would not add unasked: always, and in files that change anyway.
-COMPLETES = frozenset(("AMP101",))
-GOES_ALONG = frozenset(("AMP116", "AMP133"))
-RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
+T = TypeVar("T")
+Guard = Callable[[Module, Callable[[], T]], T | None]
 
 
 @dataclass
@@ -46,229 +41,339 @@ class Result:
     steps: bool = True  # whether it holds a training step
 
 
-def fix(module: Module, settings: Settings, options: dict[str, Any], together: Sequence[Module] = ()) -> Result:
-    """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part. `together` are
-    the files that were named with this one."""
-    dtype = options["dtype"]
-    if dtype == "auto" and settings.target_device == "cpu":
-        dtype = "bfloat16"  # what CPUs have kernels for
-    given = settings
-    settings, along = _asked(settings, module.path, options, dtype)
-    repaired, fixed, left = _repair(module, settings, along, complete=True)
-    reading = read(repaired, settings.roots, settings.apis)
-    if (found := without_casts(reading)) is not None:
-        plain, flag = found
-        result = fix(plain, given, options, [plain if one.path == module.path else one for one in together])
-        if result.text != plain.text and not result.refused and f"enabled={flag}" in result.text + "enabled=":
-            result.lines = [f"{line}; the casts to float16 are gone" for line in result.lines]
-            return result
-    plans = make_plans(reading, dtype, together)
-    kept = set(fp32_lines(repaired.text))
-    result = Result(repaired.text)
-    lines: list[tuple[int, str]] = []
+@dataclass(eq=False)
+class Draft:
+    """A file on its way: after its safe fixes, its reading, and what was planned for each file with steps in it."""
 
-    def say(node: ast.AST, words: str) -> None:
-        row = repaired.range(node).start.row
-        lines.append((row, f"{module.path}:{row}: {words}"))
+    module: Module
+    settings: Settings
+    along: frozenset[str]
+    dtype: str
+    asked: bool
+    mended: Repair
+    text: str
+    reading: Reading | None = None
+    plans: dict[Module, Plans] = field(default_factory=dict)
+    lines: list[tuple[int, str]] = field(default_factory=list)
+    refused: bool = False
+    converted: bool = False
+    failed: bool = False
+    flag: str | None = None  # under which its models were cast to float16 before
 
-    def refuse(node: ast.AST, reason: str, advice: str) -> None:
-        say(node, f"refused: {reason}; {advice}")
-        result.refused = True
+    @property
+    def now(self) -> Module:
+        return self.mended.module
 
-    broken = next((one for one in left if one.severity is Severity.ERROR and one.code.startswith("AMP1")), None)
-    for node in plans.already:
-        if broken is not None:
-            refuse(node, f"half done, and {broken.message} ({broken.code})", broken.help or BY_HAND)
-        else:
-            say(node, "completed: " + _mended(fixed) if fixed else "already AMP")
-    if plans.plans:
-        _check_files(plans, reading, settings, dtype, together)
-    if not options.get("asked", True) and plays(module):
-        plans.refused = [(node, PLAYS) for node in (*(plan.step.node for plan in plans.plans), *dict(plans.refused))]
-        plans.plans = []
-    for node, refusal in plans.refused:
-        if _kept_as_is(repaired, node, kept):
-            say(node, "kept in float32, as its comment asks")
-        else:
-            refuse(node, refusal.reason, refusal.advice)
-    by_comment = {plan.step.frame.code for plan in plans.plans if _kept_as_is(repaired, plan.step.node, kept)}
-    for plan in plans.plans:
-        if plan.step.frame.code in by_comment:
-            say(plan.step.node, "kept in float32, as its comment asks")
-    wanted = [plan for plan in plans.plans if plan.step.frame.code not in by_comment]
-    if result.refused and wanted:  # a script is converted as a whole or not at all
-        row = lines[-1][0]
-        for plan in wanted:
-            refuse(plan.step.node, f"the step on line {row} of the same script is refused", "see there")
-        wanted = []
-    try:
-        text, said = _convert(repaired, reading, wanted, settings, along, dtype) if wanted else (result.text, [])
-    except (Refused, edits.CannotEdit) as refusal:
-        for plan in wanted:
-            refuse(plan.step.node, refusal.reason, getattr(refusal, "advice", BY_HAND))
-    else:
-        result.text = text
-        for plan, words in zip(wanted, said, strict=True):
-            words += ["mended " + _mended(fixed)] if fixed else []
-            say(plan.step.node, "converted: " + "; ".join(words))
-    result.steps = bool(lines)
-    if not lines and fixed:
-        lines.append((0, f"{module.path}: fixed: {_mended(fixed)}"))
-    if result.refused and not plans.already:
-        result.text = module.text  # never a partial conversion
-    result.lines = [line for _, line in sorted(lines)]
+    def say(self, node: ast.AST, words: str) -> None:
+        row = self.now.range(node).start.row
+        self.lines.append((row, f"{self.module.path}:{row}: {words}"))
+
+    def refuse(self, node: ast.AST, refusal: Refused | edits.CannotEdit) -> None:
+        self.say(node, f"refused: {refusal}; {getattr(refusal, 'advice', BY_HAND)}")
+        self.refused = True
+
+    def keeps(self, node: ast.AST) -> bool:
+        """`# amplint: fp32 reason` on the step, on a loop around it, or on its function."""
+        kept = set(fp32_lines(self.now.text))
+        return any(getattr(one, "lineno", 0) in kept for one in (self.now.statement(node), *self.now.ancestors(node)))
+
+    def result(self) -> Result | None:
+        if self.failed:
+            return None
+        steps, fixed = bool(self.lines) or self.converted, self.mended.fixed
+        if not steps and fixed:
+            self.lines.append((0, f"{self.module.path}: fixed: {in_words(fixed)}"))
+        done = any(plans.already for plans in self.plans.values())
+        text = self.module.text if self.refused and not done else self.text  # never a partial conversion
+        return Result(text, [line for _, line in sorted(self.lines)], self.refused, steps)
+
+
+def fix(module: Module, settings: Settings, options: dict[str, Any]) -> Result:
+    """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part."""
+    result = fix_all([module], settings, options)[0]
+    assert result is not None
     return result
 
 
-def _check_files(plans: Plans, reading: Reading, settings: Settings, dtype: str, together: Sequence[Module]) -> None:
-    """Refuse the steps of a script that uses a file which low precision cannot run."""
+def fix_all(
+    modules: Sequence[Module],
+    settings: Settings,
+    options: dict[str, Any],
+    guard: Guard[Any] = lambda _, work: work(),
+) -> list[Result | None]:
+    """The same for files that were named together: where a step in one needs changes in others, they are made in all
+    of them, or in none. `guard` does the work for a file, and returns None where that cannot be done."""
+    drafts = [guard(one, partial(_draft, one, settings, options)) for one in modules]
+    with together([draft.now for draft in drafts if draft is not None]):
+        for draft in drafts:
+            if draft is not None:
+                draft.failed = not guard(draft.module, partial(_look, draft))
+    plain = [_without_casts(draft, settings, options, guard) for draft in drafts]
+    if plain != drafts:  # models that are trained in half precision go to autocast, where that is their flag's meaning
+        _run(plain, guard)
+        if all(draft is None or draft.flag is None or _under(draft) for draft in plain):
+            return [None if draft is None else draft.result() for draft in plain]
+    _run(drafts, guard)
+    return [None if draft is None else draft.result() for draft in drafts]
 
-    def find(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
-        return _find(
-            used, replace(settings, codes=codes & default_codes(), target_dtype="float16" if dtype == "auto" else dtype)
+
+def _run(drafts: Sequence[Draft | None], guard: Guard[Any]) -> None:
+    known = [draft for draft in drafts if draft is not None and not draft.failed]
+    with together([draft.now for draft in known]):
+        for draft in known:
+            draft.failed = not guard(draft.module, partial(_plan, draft, known))
+        known = [draft for draft in known if not draft.failed]
+        for group in _groups(known):
+            if not guard(group[0].module, partial(_decide, group, known)):
+                for draft in group:
+                    draft.failed = True
+
+
+def _without_casts(draft: Draft | None, settings: Settings, options: dict[str, Any], guard: Guard[Any]) -> Draft | None:
+    """The file without the casts of its models to float16, where it has some; under their flag."""
+    if draft is None or draft.failed or draft.reading is None or (found := without_casts(draft.reading)) is None:
+        return draft
+    plain, flag = found
+    made: Draft | None = guard(plain, partial(_draft, plain, settings, options))
+    if made is None or not guard(plain, partial(_look, made)):
+        return draft
+    made.flag = flag
+    return made
+
+
+def _under(draft: Draft) -> bool:
+    """Whether a file without its casts has become AMP under the flag that cast."""
+    if draft.refused or draft.text == draft.module.text or f"enabled={draft.flag}" not in draft.text + "enabled=":
+        return False
+    draft.lines = [(row, f"{line}; the casts to float16 are gone") for row, line in draft.lines]
+    return True
+
+
+def _draft(module: Module, settings: Settings, options: dict[str, Any]) -> Draft:
+    dtype = options["dtype"]
+    if dtype == "auto" and settings.target_device == "cpu":
+        dtype = "bfloat16"  # what CPUs have kernels for
+    settings, along = asked(settings, module.path, options, dtype)
+    mended = mend(module, settings, along, complete=True)
+    return Draft(module, settings, along, dtype, options.get("asked", True), mended, mended.module.text)
+
+
+def _look(draft: Draft) -> bool:
+    draft.reading = read(draft.now, draft.settings.roots, draft.settings.apis)
+    return True
+
+
+def _plan(draft: Draft, known: Sequence[Draft]) -> bool:
+    """Plan the steps of the file, and of others that it runs."""
+    reading = draft.reading
+    if reading is None:
+        return False
+    related = _related(draft, known)
+    draft.plans[draft.now] = make_plans(reading, draft.dtype, related)
+    for module in dict.fromkeys(event.module for event in reading.events if isinstance(event, events.Step)):
+        if module is not draft.now:
+            draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, related, own=False)
+    return True
+
+
+def _related(draft: Draft, known: Sequence[Draft]) -> list[Module]:
+    """The files named with this one that it reads, or that read it."""
+
+    def reads(one: Draft, other: Draft) -> bool:
+        return one.reading is not None and any(
+            str(path) in one.reading.dependencies for path in _places(other.module.path)
         )
 
-    try:
-        used = check_used(reading.module, reading.machine.project, together, find)
-        whole_script(reading, dtype, (reading.module, *together), used)
-    except Refused as refusal:
-        plans.refused += [(plan.step.node, refusal) for plan in plans.plans]
-        plans.plans = []
+    return [other.now for other in known if other is not draft and (reads(draft, other) or reads(other, draft))]
 
 
-def _mended(fixed: tuple[Finding, ...]) -> str:
-    return ", ".join(sorted({f"{one.code} {knowledge.rules()[one.code].name}" for one in fixed}))
+def _places(path: str) -> set[str]:
+    from pathlib import Path
+
+    return {str(Path(path)), str(Path(path).absolute()), str(Path(path).resolve())}
 
 
-def _kept_as_is(module: Module, node: ast.AST, kept: set[int]) -> bool:
-    """`# amplint: fp32 reason` on the step, on a loop around it, or on its function."""
-    return any(getattr(one, "lineno", 0) in kept for one in (module.statement(node), *module.ancestors(node)))
+# -- which files go together ------------------------------------------------------------------------------------------
 
 
-def _asked(settings: Settings, path: str, options: dict[str, Any], dtype: str) -> tuple[Settings, frozenset[str]]:
-    """What is looked for: what is on by default, and what was selected, too, but not what is to be ignored; and the
-    deprecated names that are brought up to date in files that change anyway."""
-    select, ignore = options.get("select") or (), options.get("ignore") or ()
-    if select or not settings.codes:
-        settings = replace(settings, codes=(settings.codes | default_codes()) - expand_all(ignore))
-    settings = settings.of_file(path)
-    codes, along = settings.codes, settings.codes & _deprecated() & default_codes()
-    if not any(one.upper().startswith(("AMP6", "ALL")) for one in select):
-        codes -= _deprecated()
-    if dtype == "bfloat16":
-        codes -= RANGE
-    return replace(settings, codes=codes, notes=frozenset()), along
+def _groups(known: Sequence[Draft]) -> list[list[Draft]]:
+    """The files in groups: in one group are those that one step concerns."""
+    group = {draft.now: {draft.now} for draft in known}
+    for draft in known:
+        for module, plans in draft.plans.items():
+            if plans.plans or plans.already or plans.refused:
+                concerned = {draft.now, module, *(one for plan in plans.plans for one in modules_of(plan))}
+                merged = set().union(*(group[one] for one in concerned if one in group))
+                for one in merged:
+                    group[one] = merged
+    seen: set[Module] = set()
+    found: list[list[Draft]] = []
+    for draft in known:
+        if draft.now not in seen:
+            members = [one for one in known if one.now in group[draft.now]]
+            seen |= {one.now for one in members}
+            found.append(members)
+    return found
 
 
-def _deprecated() -> frozenset[str]:
-    """The rules about names that still work."""
-    rules = knowledge.rules().items()
-    return frozenset(code for code, rule in rules if code.startswith("AMP6") and rule.severity is not Severity.ERROR)
+def modules_of(plan: StepPlan) -> list[Module]:
+    """The files in which a step needs changes."""
+    found = [plan.module]
+    for home in plan.homes:
+        found += [home.module, *(frame.module for frame in home.path)]
+        found += [frame.caller.module for frame in home.path if frame.caller is not None]
+    return list(dict.fromkeys(found))
 
 
-def _find(module: Module, settings: Settings) -> tuple[Finding, ...]:
-    """The file's own findings that no comment hides."""
-    comments = suppress.read(module.text)
-    found = checks.check_module(module, settings).findings
-    return tuple(
-        one for one in found if one.path == module.path and one.code in settings.codes and not comments.hide(one)
+# -- what becomes of a group ------------------------------------------------------------------------------------------
+
+
+def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
+    """Convert the steps of a group, or refuse all of them."""
+    places = {draft.now: draft for draft in group}
+    wanted: list[tuple[Draft, StepPlan]] = []  # with the file that runs it
+    for draft in group:
+        wanted += _own_steps(draft, group)
+        _steps_outside(draft, known)
+    for _, plan in list(wanted):
+        home = places[plan.module]
+        if home.keeps(plan.step.node):
+            home.say(plan.step.node, "kept in float32, as its comment asks")
+            wanted = [one for one in wanted if one[1].step.frame.code is not plan.step.frame.code]
+    for draft in {id(one): one for one, _ in wanted}.values():
+        refusal = _unfit(draft, [plan for one, plan in wanted if one is draft], known)
+        if refusal is not None:
+            for plan in [plan for one, plan in wanted if one is draft]:
+                places[plan.module].refuse(plan.step.node, refusal)
+            wanted = [one for one in wanted if one[0] is not draft]
+    failed = next((draft for draft in group if draft.refused), None)
+    if failed is not None:  # a script is converted as a whole or not at all
+        row, line = failed.lines[-1]
+        for _, plan in wanted:
+            step = f"line {row}" if plan.module is failed.now else line.partition(": ")[0]
+            reason = f"the step on {step} of the same script is refused"
+            places[plan.module].refuse(plan.step.node, Refused(reason, "see there"))
+        return True
+    if wanted:
+        _convert(group, wanted)
+    return True
+
+
+def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPlan]]:
+    """The steps to convert in a file, as the scripts of the group run them; the others are told."""
+    module = draft.now
+    readers = [draft, *(one for one in group if one is not draft and module in one.plans)]
+    broken = next(
+        (one for one in draft.mended.left if one.severity is Severity.ERROR and one.code.startswith("AMP1")), None
     )
+    already = dict.fromkeys(node for one in readers for node in one.plans[module].already)
+    for node in already:
+        if broken is not None:
+            advice = broken.help or BY_HAND
+            draft.refuse(node, Refused(f"half done, and {broken.message} ({broken.code})", advice))
+        else:
+            draft.say(node, "completed: " + in_words(draft.mended.fixed) if draft.mended.fixed else "already AMP")
+    merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
+    refused: dict[ast.AST, Refused] = {}
+    for one in readers:
+        for plan in one.plans[module].plans:
+            node = plan.step.node
+            runs, first = merged.get(node, (one, plan))
+            others = [home for home in plan.homes if not any(home.same(other) for other in first.homes)]
+            merged[node] = runs, replace(first, others=(*first.others, *others))
+        for node, refusal in one.plans[module].refused:
+            if node not in refused or isinstance(refused[node], Elsewhere):
+                refused[node] = refusal
+    for node, refusal in refused.items():
+        if node in already or (isinstance(refusal, Elsewhere) and node in merged):
+            continue  # what calls it is known
+        merged.pop(node, None)
+        if draft.keeps(node):
+            draft.say(node, "kept in float32, as its comment asks")
+        elif isinstance(refusal, Elsewhere):
+            draft.refuse(node, _called(refusal, draft))
+        else:
+            draft.refuse(node, refusal)
+    yield from (one for node, one in merged.items() if node not in already)
 
 
-class Repair(NamedTuple):
-    """A module after its fixes, what they mended, and what is left."""
+def _called(refusal: Elsewhere, draft: Draft) -> Refused:
+    """Names the files that call the function, where there are any."""
+    function = refusal.frame.code
+    if isinstance(function, ast.FunctionDef):
+        callers = other_users(function, draft.now, [draft.now], draft.settings.roots)
+        if callers:
+            return Refused(
+                f"the optimizer comes from the caller of {function.name}(), in {', '.join(callers)}",
+                must_change([draft.now], callers),
+            )
+    return refusal
 
-    module: Module
-    fixed: tuple[Finding, ...]
-    left: tuple[Finding, ...]
+
+def _steps_outside(draft: Draft, known: Sequence[Draft]) -> None:
+    """Refuse what a script trains in files that were not named."""
+    own = draft.plans[draft.now]
+    if own.plans or own.refused or own.already:
+        return
+    named = {one.now for one in known}
+    for module, plans in draft.plans.items():
+        if module in named:
+            continue
+        for plan in plans.plans:
+            frames = plan.step.frame.stack()
+            frame = next((one for one in frames if one.caller and one.caller.module is draft.now), None)
+            if frame is not None and frame.call is not None:
+                place = f"{module.path}:{plan.step.node.lineno}"  # type: ignore[attr-defined]
+                needed = list(dict.fromkeys([draft.now, *modules_of(plan)]))
+                draft.refuse(frame.call, Refused(f"its training step is in {place}", must_change(needed, ())))
 
 
-def _repair(module: Module, settings: Settings, along: frozenset[str], complete: bool = False) -> Repair:
-    """Apply the safe fixes; with `complete`, also what half-done AMP lacks. The codes in `along` are fixed in files
-    that change anyway."""
+def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refused | None:
+    """Why the steps that a script runs cannot be converted as a whole."""
+    named = {one.now for one in known}
+    reading, settings, dtype = draft.reading, draft.settings, draft.dtype
+    assert reading is not None
+    needed = list(dict.fromkeys(module for plan in plans for module in modules_of(plan)))
+    missing = [module.path for module in needed if module not in named]
+    if missing:
+        return Refused(f"its optimizer is in {', '.join(missing)}", must_change(needed, ()))
+    if not draft.asked and any(plays(module) for module in (draft.now, *needed)):
+        return PLAYS
 
-    wider = replace(settings, codes=settings.codes | along)
-    known: dict[str, tuple[Finding, ...]] = {}
+    def crashes(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
+        target = "float16" if dtype == "auto" else dtype
+        return find(used, replace(settings, codes=codes & default_codes(), target_dtype=target))
 
-    def check(allowed: frozenset[str], wanted: Settings, module: Module) -> tuple[Finding, ...]:
-        if module.text not in known:
-            known[module.text] = _find(module, wider)
-        found = (one for one in known[module.text] if one.code in wanted.codes)
-        return tuple(_made_safe(one) if one.code in allowed else one for one in found)
-
-    stages = [(frozenset[str](), settings)]  # first what is wrong, then what is missing: a dtype may decide that
-    if complete:
-        stages.append((COMPLETES, settings))
-    done = Repair(module, (), check(frozenset(), settings, module))
     try:
-        for allowed, wanted in stages:
-            done = _more(done, partial(check, allowed, wanted))
-        if not done.fixed:
-            return done
-        for allowed in (GOES_ALONG if complete else frozenset[str](), frozenset[str]()):
-            more = _more(done, partial(check, allowed, wider))
-            if not {one.code for one in more.left} - {one.code for one in done.left} & GOES_ALONG:
-                return more  # otherwise the scaler's state would be saved where it cannot be restored
-    except Unsettled:
-        return Repair(module, (), check(frozenset(), settings, module))
-    return more
+        files = [draft.now, *_related(draft, known)]
+        used = check_used(draft.now, reading.machine.project, [one.now for one in known], crashes)
+        whole_script(reading, dtype, files, used)
+    except Refused as refusal:
+        return refusal
+    return None
 
 
-def _more(done: Repair, check: Check) -> Repair:
-    repaired = repair(done.module, check(done.module), check, SAFE)
-    return Repair(repaired.module, done.fixed + repaired.fixed, repaired.findings)
-
-
-def _made_safe(finding: Finding) -> Finding:
-    fix = finding.fix
-    if fix is None or fix.applicability is not Applicability.UNSAFE:
-        return finding
-    return replace(finding, fix=replace(fix, applicability=Applicability.SAFE))
-
-
-def _convert(
-    module: Module, reading: Reading, plans: list[StepPlan], settings: Settings, along: frozenset[str], dtype: str
-) -> tuple[str, list[list[str]]]:
-    """The text with all steps converted, and what was done for each; raises Refused if the outcome is not clean."""
-    parts = merged_parts(reading, plans)
-    torch = edits.binding_of(module, "torch", at=parts[0].region[0])
-    if torch is None:
-        raise Refused("the file has no name for torch at the training step", "add `import torch` at its top")
-    scalers = scalers_for(module, plans) if dtype != "bfloat16" else []
-    writer = Writer(module, plans, parts, scalers, settings.target_device, dtype, torch)
-    writer.write({frame.call for event in reading.events for frame in event.frame.stack() if frame.call is not None})
-    evaluated: set[ast.stmt] = set()
-    for part in parts:
-        for region, casts in evaluation_regions(reading, replace(plans[0], forward=part.forward)):
-            if evaluated & set(region):
-                continue
-            try:
-                arrays = array_casts(reading, region) if dtype != "float16" else ()
-            except Refused:
-                continue  # it evaluates in float32, as it did
-            evaluated |= set(region)
-            writer.evaluate(region, casts, arrays)
+def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]]) -> None:
+    places = {draft.now: draft for draft in group}
+    units: dict[tuple[Module, Draft], list[StepPlan]] = {}
+    for draft, plan in wanted:
+        units.setdefault((plan.module, draft), []).append(plan)
+    first = group[0]
+    made = [
+        Unit(replace(draft.reading, module=module), tuple(plans))
+        for (module, draft), plans in units.items()
+        if draft.reading is not None
+    ]
+    readings = [draft.reading for draft in group if draft.reading is not None]
     try:
-        text = apply(module.text, writer.made())
-    except Conflict:
-        raise Refused("its edits would overlap", "spread the training step over lines of its own") from None
-    text, mended = _settled(module, text, settings, along)
-    said = writer.said
-    if mended:
-        said[0].append("mended " + _mended(mended))
-    return text, said
-
-
-def _settled(module: Module, text: str, settings: Settings, along: frozenset[str]) -> tuple[str, tuple[Finding, ...]]:
-    """The converted text after its own safe fixes (a mask constant that half precision cannot hold, say), and what
-    they mended. It must parse, and `check` must find nothing wrong in it that was not there before."""
-    try:
-        after = Module(module.path, text, parse(text), module.encoding)
-    except Unreadable as error:
-        raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
-    after, mended, left = _repair(after, settings, along)
-    known = {(finding.code, finding.message) for finding in _find(module, settings)}
-    for finding in left:
-        if finding.severity is not Severity.NOTE and (finding.code, finding.message) not in known:
-            raise Refused(f"in half precision, {finding.message} ({finding.code})", finding.help or "mend that first")
-    return after.text, mended
+        texts, said = converted(made, [one.now for one in group], readings, first.settings, first.along, first.dtype)
+    except (Refused, edits.CannotEdit) as refusal:
+        for _, plan in wanted:
+            places[plan.module].refuse(plan.step.node, refusal)
+        return
+    for module, text in texts.items():
+        places[module].text, places[module].converted = text, True
+    for plans, words in zip([plan for unit in made for plan in unit.plans], said, strict=True):
+        home = places[plans.module]
+        words += ["mended " + in_words(home.mended.fixed)] if home.mended.fixed else []
+        home.say(plans.step.node, "converted: " + "; ".join(words))

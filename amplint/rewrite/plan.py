@@ -12,7 +12,8 @@ from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.frameworks import framework
 from amplint.rewrite.home import Home, home_of
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.lifts import common, node_in
+from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.rewrite.regions import Region, regions_of
 from amplint.rewrite.unfit import by_hand, whole_script
 from amplint.source import events
@@ -45,6 +46,15 @@ class StepPlan:
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     clips: tuple[ast.AST, ...] = ()
     reads: tuple[ast.AST, ...] = ()
+    others: tuple[Home, ...] = ()  # of other callers, which make optimizers of their own
+
+    @property
+    def homes(self) -> tuple[Home, ...]:
+        return self.home, *self.others
+
+    @property
+    def module(self) -> Module:
+        return self.step.module
 
 
 @dataclass
@@ -56,8 +66,9 @@ class Plans:
     already: list[ast.AST] = field(default_factory=list)
 
 
-def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) -> Plans:
-    """Look at every step that the reading met in its own file; `together` are the files named with it."""
+def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = (), own: bool = True) -> Plans:
+    """Look at every step that the reading met in its own file; `together` are the files named with it. `own` is False
+    for another file that the reading went through: only the steps that it met count."""
     made = Plans()
     module = reading.module
     by_node: dict[ast.AST, list[events.Step]] = {}
@@ -87,7 +98,7 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = ()) ->
                 made.plans.append(_plan(reading, steps, dtype, together))
         except Refused as refusal:
             made.refused.append((node, refusal))
-    if not (made.plans or made.refused or made.already):
+    if own and not (made.plans or made.refused or made.already):
         if managed:
             (made.already.append if managed.done else made.refused.append)(managed.entry)  # type: ignore[arg-type]
         else:
@@ -128,23 +139,18 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
     whole_script(reading, dtype, (module, *together))
     if any(one.optimizer.closure or one.closure for one in steps):
         raise Refused("its step() runs the backward in a closure", "a GradScaler cannot drive it: keep float32")
-    home = home_of(module, step)
-    if any(
-        (other := home_of(module, one)).statement is not home.statement or other.path != home.path
-        for one in steps
-        if one.frame.code is not step.frame.code
-    ):
-        raise Refused("the step is reached with several optimizers", BY_HAND)
+    steps, homes = _homes(steps)
+    step = steps[0]
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
     if not backwards:
         raise Refused("no backward was seen before this step", BY_HAND)
+    regions = regions_of(reading, backwards)
     distinct = {backward.node: backward for backward in reversed(backwards)}
     backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
-    if any(one.frame.code is not step.frame.code or one.module is not module for one in backwards):
-        raise Refused("backward and step are in different functions", BY_HAND)
-    if _place(backwards[-1].node) > _place(step.node):
+    if any(one.module is not module for one in backwards):
+        raise Refused("backward and step are in different files", BY_HAND)
+    if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
-    regions = regions_of(reading, backwards, _barriers(reading))
     parts = tuple(Part(forward, *split(reading, one)) for forward, one in regions)
     forward, region, _ = parts[0]
     low = dtype != "float16"
@@ -162,7 +168,7 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         step,
         backwards[0],
         create,
-        home,
+        homes[0],
         forward,
         region,
         parts,
@@ -171,21 +177,44 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         _summed(reading),
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),
+        tuple(homes[1:]),
     )
 
 
-def _barriers(reading: Reading) -> set[ast.AST]:
-    """The backwards and steps of the script."""
-    found = (event for event in reading.events if isinstance(event, events.Backward | events.Step))
-    return {event.node for event in found if event.module is reading.module}
+def _homes(steps: list[events.Step]) -> tuple[list[events.Step], list[Home]]:
+    """The steps whose optimizer can be followed to where it is made, and these places."""
+    found: list[events.Step] = []
+    homes: list[Home] = []
+    lost: Elsewhere | None = None
+    for one in steps:
+        try:
+            home = home_of(one)
+        except Elsewhere as elsewhere:
+            lost = elsewhere
+            continue
+        found.append(one)
+        if not any(home.same(other) for other in homes):
+            homes.append(home)
+    if lost is not None and not homes:
+        raise lost
+    return found, homes
+
+
+def _after(backward: events.Backward, step: events.Step) -> bool:
+    """Whether a backward stands behind the step, in the innermost function that leads to both."""
+    frame = common(step, backward)
+    here = node_in(backward, frame.code) if frame is not None else None
+    there = node_in(step, frame.code) if frame is not None else None
+    return here is not None and there is not None and _place(here) > _place(there)
 
 
 def merged_parts(reading: Reading, plans: Sequence[StepPlan]) -> tuple[Part, ...]:
     """The regions of all steps, those that share statements as one."""
     if len(plans) == 1:
         return plans[0].parts
-    backwards = {one.node: one for plan in plans for one in plan.backwards}
-    regions = regions_of(reading, list(backwards.values()), _barriers(reading))
+    nodes = {one.node for plan in plans for one in plan.backwards}
+    backwards = [one for one in reading.events if isinstance(one, events.Backward) and one.node in nodes]
+    regions = regions_of(reading, backwards)
     return tuple(Part(forward, *split(reading, region)) for forward, region in regions)
 
 

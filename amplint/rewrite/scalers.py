@@ -28,11 +28,23 @@ class ScalerPlan:
     home: Home
     steps: tuple[StepPlan, ...]
     updates: tuple[ast.stmt, ...]
-    optimizers: tuple[str, ...]  # what they are called at home
+    homes: tuple[
+        tuple[Home, tuple[str, ...]], ...
+    ]  # of all that run the steps, and what the optimizers are called there
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        return self.homes[0][1]
+
+    @property
+    def here(self) -> str:
+        """The name in the function that steps."""
+        return self.name.removeprefix("self.") if self.home.path else self.name
 
 
-def scalers_for(module: Module, plans: Sequence[StepPlan]) -> list[ScalerPlan]:
-    """Raises Refused where neither one scaler for all nor one for each optimizer is right."""
+def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Module] = ()) -> list[ScalerPlan]:
+    """Raises Refused where neither one scaler for all nor one for each optimizer is right. `files` are those in which
+    the names of the scalers must be free."""
     rounds = [_round(module, plan) for plan in plans]
     owners = [_owner(module, plan) for plan in plans]
     homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))
@@ -48,10 +60,12 @@ def scalers_for(module: Module, plans: Sequence[StepPlan]) -> list[ScalerPlan]:
         if not together:
             _each_its_own(plans)
         updates = (last,) if together else tuple(rounds)
-        name = _named(plans[0].home, free_name(module))
-        return [ScalerPlan(name, _shared_home(module, plans), tuple(plans), updates, tuple(o for _, o in homes))]
+        name = _named(plans[0].home, _free_name((module, *files)))
+        made_at = _homes(plans)
+        return [ScalerPlan(name, made_at[0][0], tuple(plans), updates, made_at)]
     _each_its_own(plans)
-    taken = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(module.tree)}
+    trees = dict.fromkeys(one.tree for one in (module, *files))
+    taken = {getattr(node, "id", getattr(node, "attr", "")) for tree in trees for node in ast.walk(tree)}
     made: list[ScalerPlan] = []
     for statement, optimizer in homes:
         mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]
@@ -61,8 +75,13 @@ def scalers_for(module: Module, plans: Sequence[StepPlan]) -> list[ScalerPlan]:
         updates = tuple(rounds[plans.index(plan)] for plan in mine)
         if len({owners[plans.index(plan)] for plan in mine}) > 1:
             raise Refused("the optimizers of one list step in different places", BY_HAND)
-        made.append(ScalerPlan(_named(mine[0].home, name), mine[0].home, tuple(mine), updates, (optimizer,)))
+        made_at = _homes(mine)
+        made.append(ScalerPlan(_named(mine[0].home, name), made_at[0][0], tuple(mine), updates, made_at))
     return made
+
+
+def _free_name(modules: Sequence[Module]) -> str:
+    return "grad_scaler" if any(free_name(module) != "scaler" for module in modules) else "scaler"
 
 
 def _named(home: Home, name: str) -> str:
@@ -92,17 +111,29 @@ def _round(module: Module, plan: StepPlan) -> ast.stmt:
     return loop if loop is not None and loop is plan.home.loop else module.statement(step)
 
 
-def _shared_home(module: Module, plans: Sequence[StepPlan]) -> Home:
-    """Behind the last optimizer that is made; on the way to each step."""
-    first = plans[0].home
-    block = suite_of(module, first.statement)
-    for plan in plans[1:]:
-        home = plan.home
-        if home.code is not first.code or home.in_class != first.in_class or home.path != first.path:
+def _homes(plans: Sequence[StepPlan]) -> tuple[tuple[Home, tuple[str, ...]], ...]:
+    """Where a scaler is made: once in every script, or function, that makes the optimizers of the steps."""
+    made: list[tuple[Home, tuple[str, ...]]] = []
+    for code in dict.fromkeys(home.code for plan in plans for home in plan.homes):
+        here = [home for plan in plans for home in plan.homes if home.code is code]
+        if not all(any(home.code is code for home in plan.homes) for plan in plans):
+            raise Refused("the step is reached with several optimizers", BY_HAND)
+        made.append((_shared_home(plans, here), tuple(dict.fromkeys(home.optimizer for home in here))))
+    return tuple(made)
+
+
+def _shared_home(plans: Sequence[StepPlan], homes: Sequence[Home]) -> Home:
+    """Behind the last optimizer that is made; on the way to each step. Of those that one step uses one after the other,
+    behind the first."""
+    first = homes[0]
+    block = suite_of(first.module, first.statement)
+    used = [next(home for home in homes if home in plan.homes) for plan in plans]
+    for home in used:
+        if home.in_class != first.in_class:
             raise Refused("the optimizers are made in different functions", BY_HAND)
         if home.statement not in block:
             raise Refused("the optimizers are made under different conditions", BY_HAND)
-    return replace(first, statement=max((plan.home.statement for plan in plans), key=block.index))
+    return replace(first, statement=max((home.statement for home in used), key=block.index))
 
 
 def _each_its_own(plans: Sequence[StepPlan]) -> None:

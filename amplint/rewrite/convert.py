@@ -1,0 +1,104 @@
+"""Converts the planned steps of files that change together: all of them, or none."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amplint.config import Settings
+from amplint.rewrite.apply import Conflict, apply
+from amplint.rewrite.arrays import array_casts
+from amplint.rewrite.changes import Changes
+from amplint.rewrite.evaluation import evaluation_regions
+from amplint.rewrite.making import Aim, Maker
+from amplint.rewrite.mend import in_words, settle
+from amplint.rewrite.plan import StepPlan, merged_parts
+from amplint.rewrite.reach import Files
+from amplint.rewrite.refused import Refused
+from amplint.rewrite.scalers import scalers_for
+from amplint.rewrite.writer import Writer
+from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.project import together
+from amplint.source.module import Module, Unreadable, parse
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The steps of one file, as one script runs them: the reading is that of the script, seen from the file."""
+
+    reading: Reading
+    plans: tuple[StepPlan, ...]
+
+
+def converted(
+    units: Sequence[Unit],
+    files: Sequence[Module],
+    readings: Sequence[Reading],
+    settings: Settings,
+    along: frozenset[str],
+    dtype: str,
+) -> tuple[dict[Module, str], list[list[str]]]:
+    """The new texts of the files, and what was done for each step; raises Refused if the outcome is not clean."""
+    aim, changes = Aim(settings.target_device, dtype), Changes()
+    frames = (frame for reading in readings for event in reading.events for frame in event.frame.stack())
+    maker = Maker(aim, Files(tuple(files), settings.roots, frozenset(f.call for f in frames if f.call)), changes)
+    said: list[list[str]] = []
+    for unit in units:
+        module, plans = unit.reading.module, unit.plans
+        parts = merged_parts(unit.reading, plans)
+        scalers = scalers_for(module, plans, files) if dtype != "bfloat16" else []
+        writer = Writer(module, plans, parts, scalers, aim, changes)
+        writer.write()
+        for scaler in scalers:
+            words = writer.words(scaler.steps[0])
+            after = maker.make(scaler, words)
+            writer.scale(scaler)
+            words += after
+        for other in files:
+            writer = replace_module(writer, other)
+            _evaluations(replace(unit.reading, module=other), unit, writer)
+        said += writer.said
+    maker.finish()
+    new: dict[Module, Module] = {}
+    for module in files:
+        if made := changes.made(module):
+            try:
+                text = apply(module.text, made)
+                new[module] = Module(module.path, text, parse(text), module.encoding)
+            except Conflict:
+                raise Refused("its edits would overlap", "spread the training step over lines of its own") from None
+            except Unreadable as error:
+                raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
+    texts: dict[Module, str] = {}
+    for module, changed in new.items():
+        with together([new.get(one, one) for one in files]):
+            mended = settle(changed, module, settings, along)
+        texts[module] = mended.module.text
+        if mended.fixed:
+            said[0].append("mended " + in_words(mended.fixed))
+    return texts, said
+
+
+def replace_module(writer: Writer, module: Module) -> Writer:
+    """The writer, for another file."""
+    if module is writer.module:
+        return writer
+    other = Writer(module, writer.plans, writer.parts, (), writer.aim, writer.changes)
+    other.said = writer.said
+    return other
+
+
+def _evaluations(reading: Reading, unit: Unit, writer: Writer) -> None:
+    """Put evaluation under autocast, too."""
+    evaluated: set[ast.stmt] = set()
+    for part in writer.parts:
+        for region, casts in evaluation_regions(reading, replace(unit.plans[0], forward=part.forward)):
+            if evaluated & set(region):
+                continue
+            try:
+                arrays = array_casts(reading, region) if writer.dtype != "float16" else ()
+            except Refused:
+                continue  # it evaluates in float32, as it did
+            evaluated |= set(region)
+            writer.evaluate(region, casts, arrays)

@@ -1,0 +1,176 @@
+"""Makes the scalers: beside their optimizers, saved and restored with them, and handed to the steps."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from amplint.rewrite import device, edits
+from amplint.rewrite.changes import Changes
+from amplint.rewrite.checkpoints import state_edits
+from amplint.rewrite.home import Home
+from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.reach import Files, Reach, hand_down, savers
+from amplint.rewrite.refused import Refused
+from amplint.rewrite.scalers import ScalerPlan
+from amplint.rewrite.switch import switch
+from amplint.source import events
+from amplint.source.module import Module
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is written: the target device and the dtype."""
+
+    device: str
+    dtype: str
+
+
+def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
+    """The name for torch at a place; it is imported at the top of a file that has none."""
+    name = edits.binding_of(module, "torch", at=place)
+    if name is None:
+        changes.edits += [one for one in edits.add_import(module, "import torch") if one not in changes.edits]
+        name = "torch"
+    return name
+
+
+def choose_dtype(module: Module, torch: str, changes: Changes) -> None:
+    """For --dtype auto: one constant behind the import of torch and those that follow it."""
+    if module in changes.chosen:
+        return
+    changes.chosen.add(module)
+    if any(getattr(node, "id", "") == device.AUTO for node in ast.walk(module.tree)):
+        raise Refused(f"the name {device.AUTO} is taken", "rename that, or pass --dtype float16")
+    place: ast.stmt | None = None
+    for one in module.tree.body:
+        if place is not None and not isinstance(one, ast.Import | ast.ImportFrom):
+            break
+        names = one.names if isinstance(one, ast.Import) else []
+        if place is not None or any(a.name == "torch" and (a.asname or a.name) == torch for a in names):
+            place = one
+    if place is None:
+        raise Refused("torch is not imported at the top of the file", "pass --dtype float16")
+    changes.after(module, place, ["", *device.auto_lines(torch)])
+
+
+def gate_at(
+    module: Module, place: ast.stmt, aim: Aim, torch: str, model: str | None, home: Home | None
+) -> device.Gate | None:
+    """The gate at a place, with the script's own switch; None where one of them is not at hand. The switch is the one
+    that the scaler's home reads, where there is one."""
+    gate = device.gate(module, place, aim.device, torch, model)
+    known = switch(home.module, home.statement) if home is not None else ""
+    if gate is None or not known:
+        return gate
+    here = switch(module, place)
+    return device.Gate(gate.device, f"{here} and {gate.enabled}" if gate.enabled else here) if here else None
+
+
+@dataclass
+class Maker:
+    """Makes the scalers of a group of files; the words for each are those of its first step."""
+
+    aim: Aim
+    files: Files
+    changes: Changes
+    reaches: list[Reach] = field(default_factory=list)
+
+    def make(self, scaler: ScalerPlan, words: list[str]) -> list[str]:
+        """A scaler at each home of its optimizers: every script that runs the step makes its own. Returns the words
+        that go behind those for the steps."""
+        first = scaler.steps[0]
+        several = len(scaler.optimizers) > 1 or first.home.loop is not None
+        made: list[str] = []
+        saved: dict[str, None] = {}
+        passed: dict[str, None] = {}
+        for home, optimizers in scaler.homes:
+            self._at_home(scaler, home)
+            if home.module is not first.step.frame.module:
+                made.append(home.module.path)
+            reach = Reach(scaler.name, home, optimizers)
+            self.reaches.append(reach)
+            for other in (one for plan in scaler.steps for one in plan.homes if one.code is home.code):
+                reach.add(other.path)
+            passed |= dict.fromkeys(f"{one.name}()" for one in reach.handed)
+            saved |= self._states(scaler, reach)
+        where = f" in {' and '.join(dict.fromkeys(made))}" if made else ""
+        words.append(f"{scaler.name} made beside the {'optimizers' if several else 'optimizer'}{where}")
+        if any(plan.summed for plan in scaler.steps):
+            words.append("its scale starts low, because the loss is a sum")
+        words += [f"passed to {' and '.join(passed)}"] if passed else []
+        after = ["one update, after the last step"] if several else []
+        return after + ([f"{scaler.name} {' and '.join(sorted(saved, reverse=True))} the checkpoint"] if saved else [])
+
+    def finish(self) -> None:
+        """Hand the scalers down, those of one name together: scripts that share a function share its parameter."""
+        names = dict.fromkeys(reach.name.removeprefix("self.") for reach in self.reaches)
+        for name in names:
+            same = [one for one in self.reaches if one.name.removeprefix("self.") == name]
+            self.changes.edits += hand_down(same, self.files)
+
+    def _at_home(self, scaler: ScalerPlan, home: Home) -> None:
+        module, made = home.module, home.statement
+        torch = torch_at(module, made, self.changes)
+        if self.aim.dtype == "auto":
+            choose_dtype(module, torch, self.changes)
+        gate = gate_at(module, made, self.aim, torch, _trained(scaler.steps[0], home), home)
+        if gate is None:
+            raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
+        asked = [gate.enabled] if gate.enabled else []
+        asked += [f"{device.AUTO} == {torch}.float16"] if self.aim.dtype == "auto" else []
+        enabled = f", enabled={' and '.join(asked)}" if asked else ""
+        start = ", init_scale=1024.0" if any(plan.summed for plan in scaler.steps) else ""
+        self.changes.after(module, made, [f"{scaler.name} = {torch}.amp.GradScaler({gate.device}{start}{enabled})"])
+
+    def _states(self, scaler: ScalerPlan, reach: Reach) -> dict[str, None]:
+        """Save and restore the scaler's state with that of its optimizers, in every file that does so."""
+        done: dict[str, None] = {}
+        home = reach.home
+        places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
+        if home.in_class:
+            places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
+        for function, (module, name) in savers(reach, self.files).items():
+            around = [function, *module.ancestors(function)]
+            if function not in reach.handed and not any(cls in around for _, cls in home.classes):
+                reach.handed[function] = module
+            if module is not home.module or name not in reach.optimizers:
+                places.append((module, function, (name,)))
+        for function, module in reach.handed.items():
+            if module is not home.module and function not in [code for _, code, _ in places]:
+                places.append((module, function, [owner_of(plan) for plan in scaler.steps]))
+        for module, code, names in places:
+            made, said = state_edits(module, code, reach, names)
+            self.changes.edits += made
+            done.update(said)
+        return done
+
+
+def owner_of(plan: StepPlan) -> str:
+    """What the optimizer is called where it steps."""
+    node = plan.step.node
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return ast.unparse(node.func.value)
+
+
+def _trained(plan: StepPlan, home: Home) -> str | None:
+    """A model of the step, by a name that it has where the scaler is made."""
+    create, made = plan.create, home.statement
+    for node in ast.walk(create.node) if create and create.frame.code is home.code else ():
+        match node:
+            case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
+                if device.visible(home.module, text := ast.unparse(model), made):
+                    return text
+    text = called_in(plan.forward, plan.forward.node) or ""
+    return text if text and device.visible(home.module, text, made) else None
+
+
+def called_in(forward: events.Forward, inside: ast.AST) -> str | None:
+    """What the model that runs is called in some code."""
+    func = getattr(forward.node, "func", None)
+    if not isinstance(func, ast.Name | ast.Attribute):
+        return None
+    text = ast.unparse(func)
+    called = (ast.unparse(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
+    return text if text in called else None

@@ -1,0 +1,118 @@
+"""The safe fixes of a file, and what half-done AMP lacks: applied before it is converted, and to what came of that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from amplint import checks, knowledge
+from amplint.config import Settings
+from amplint.findings import Applicability, Finding, Severity
+from amplint.repair import Check, Unsettled, repair
+from amplint.rewrite.refused import Refused
+from amplint.selection import default_codes, expand_all
+from amplint.source import suppress
+from amplint.source.module import Module
+
+SAFE = frozenset((Applicability.SAFE,))
+# What half-done AMP lacks, which `check --fix` would not add unasked: always, and in files that change anyway.
+COMPLETES = frozenset(("AMP101",))
+GOES_ALONG = frozenset(("AMP116", "AMP133"))
+RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
+
+
+def in_words(fixed: tuple[Finding, ...]) -> str:
+    return ", ".join(sorted({f"{one.code} {knowledge.rules()[one.code].name}" for one in fixed}))
+
+
+def asked(settings: Settings, path: str, options: dict[str, Any], dtype: str) -> tuple[Settings, frozenset[str]]:
+    """What is looked for: what is on by default, and what was selected, too, but not what is to be ignored; and the
+    deprecated names that are brought up to date in files that change anyway."""
+    select, ignore = options.get("select") or (), options.get("ignore") or ()
+    if select or not settings.codes:
+        settings = replace(settings, codes=(settings.codes | default_codes()) - expand_all(ignore))
+    settings = settings.of_file(path)
+    codes, along = settings.codes, settings.codes & _deprecated() & default_codes()
+    if not any(one.upper().startswith(("AMP6", "ALL")) for one in select):
+        codes -= _deprecated()
+    if dtype == "bfloat16":
+        codes -= RANGE
+    return replace(settings, codes=codes, notes=frozenset()), along
+
+
+def _deprecated() -> frozenset[str]:
+    """The rules about names that still work."""
+    rules = knowledge.rules().items()
+    return frozenset(code for code, rule in rules if code.startswith("AMP6") and rule.severity is not Severity.ERROR)
+
+
+def find(module: Module, settings: Settings) -> tuple[Finding, ...]:
+    """The file's own findings that no comment hides."""
+    comments = suppress.read(module.text)
+    found = checks.check_module(module, settings).findings
+    return tuple(
+        one for one in found if one.path == module.path and one.code in settings.codes and not comments.hide(one)
+    )
+
+
+class Repair(NamedTuple):
+    """A module after its fixes, what they mended, and what is left."""
+
+    module: Module
+    fixed: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+
+
+def mend(module: Module, settings: Settings, along: frozenset[str], complete: bool = False) -> Repair:
+    """Apply the safe fixes; with `complete`, also what half-done AMP lacks. The codes in `along` are fixed in files
+    that change anyway."""
+
+    wider = replace(settings, codes=settings.codes | along)
+    known: dict[str, tuple[Finding, ...]] = {}
+
+    def check(allowed: frozenset[str], wanted: Settings, module: Module) -> tuple[Finding, ...]:
+        if module.text not in known:
+            known[module.text] = find(module, wider)
+        found = (one for one in known[module.text] if one.code in wanted.codes)
+        return tuple(_made_safe(one) if one.code in allowed else one for one in found)
+
+    stages = [(frozenset[str](), settings)]  # first what is wrong, then what is missing: a dtype may decide that
+    if complete:
+        stages.append((COMPLETES, settings))
+    done = Repair(module, (), check(frozenset(), settings, module))
+    try:
+        for allowed, wanted in stages:
+            done = _more(done, partial(check, allowed, wanted))
+        if not done.fixed:
+            return done
+        for allowed in (GOES_ALONG if complete else frozenset[str](), frozenset[str]()):
+            more = _more(done, partial(check, allowed, wider))
+            if not {one.code for one in more.left} - {one.code for one in done.left} & GOES_ALONG:
+                return more  # otherwise the scaler's state would be saved where it cannot be restored
+    except Unsettled:
+        return Repair(module, (), check(frozenset(), settings, module))
+    return more
+
+
+def _more(done: Repair, check: Check) -> Repair:
+    repaired = repair(done.module, check(done.module), check, SAFE)
+    return Repair(repaired.module, done.fixed + repaired.fixed, repaired.findings)
+
+
+def _made_safe(finding: Finding) -> Finding:
+    fix = finding.fix
+    if fix is None or fix.applicability is not Applicability.UNSAFE:
+        return finding
+    return replace(finding, fix=replace(fix, applicability=Applicability.SAFE))
+
+
+def settle(module: Module, before: Module, settings: Settings, along: frozenset[str]) -> Repair:
+    """A converted file after its own safe fixes (a mask constant that half precision cannot hold, say). `check` must
+    find nothing wrong in it that was not there before."""
+    mended = mend(module, settings, along)
+    known = {(finding.code, finding.message) for finding in find(before, settings)}
+    for finding in mended.left:
+        if finding.severity is not Severity.NOTE and (finding.code, finding.message) not in known:
+            raise Refused(f"in half precision, {finding.message} ({finding.code})", finding.help or "mend that first")
+    return mended
