@@ -187,6 +187,7 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--diff", is_flag=True, help="Print what would change as a diff; write nothing.")
 @click.option("--check", is_flag=True, help="Write nothing, print the summary; exit 1 if something would change.")
+@click.option("--explain", is_flag=True, help="Write comments, too, that say why, above the first edit of each kind.")
 @click.option("--dtype", type=click.Choice(["float16", "bfloat16", "auto"]), help="What to train in.")
 @click.option("--device", metavar="DEVICE", help="What to train on; the same as --target-device.")
 @_with(_SETTINGS)

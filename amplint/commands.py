@@ -21,7 +21,7 @@ from amplint.findings import Applicability, Finding
 from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.report import text
 from amplint.report.diff import patch
-from amplint.source.module import Module, Unreadable, decode
+from amplint.source.module import Module, Unreadable, decode, parse
 
 if TYPE_CHECKING:
     from amplint.rewrite.instrument import Result
@@ -191,6 +191,11 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
         for module, _, result in made:
             result.text = result.text if result.steps else module.text
     changed = [one for one in made if one[2].text != one[0].text]
+    if options["explain"]:
+        from amplint.rewrite.explain import explain
+
+        for module, _, result in changed:
+            result.text = explain(module.text, Module(module.path, result.text, parse(result.text), module.encoding))
     if not options["diff"] and not options["check"] and not _written(changed):
         return 2
     for module, _, result in made:

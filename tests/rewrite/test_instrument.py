@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import shlex
@@ -431,3 +432,38 @@ def test_what_is_to_be_ignored_is_not_brought_up_to_date_along_with_other_edits(
     assert "torch.amp.autocast(" not in amplint("train.py", "--diff", "--ignore", "AMP601").stdout
     assert "GradScaler" in amplint("train.py", "--diff", "--ignore", "AMP601", "--select", "AMP6").stdout
     assert "torch.amp.autocast(" not in amplint("train.py", "--diff", "--ignore", "AMP601", "--select", "AMP6").stdout
+
+
+# -- why-comments -----------------------------------------------------------------------------------------------------
+
+EXPLAINED = {
+    "    # scales the loss, so that small gradients do not become zero in float16": "    scaler = torch.amp.Grad",
+    "        # checkpoints from before have none": "        if state.get(",
+    "        # forward and loss in half precision, where that is safe; backward stays outside": "        with torch",
+    "        # the gradients come scaled, too, until unscale_() or step()": "        scaler.scale(",
+    "        # leaves the weights alone where a gradient is inf or nan": "        scaler.step(",
+    "        # adapts the scale: once, after the last step of the iteration": "        scaler.update(",
+    "                # so that a resumed run goes on with the same scale": "                'scaler_state_dict': ",
+}
+
+
+def test_explain_writes_why_above_the_first_edit_of_each_kind() -> None:
+    _, script, output, _ = case("checkpoints")
+    path = put(script)
+    assert amplint("train.py", "--explain").exit_code == 0
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in EXPLAINED] == output.splitlines()
+    assert [line for line in lines if line in EXPLAINED] == list(EXPLAINED)
+    assert all(lines[lines.index(comment) + 1].startswith(below) for comment, below in EXPLAINED.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_comments_are_all_that_explain_adds(name: str) -> None:
+    options, script, output, _ = case(name)
+    path = put(script.replace("\n", "\r\n"))
+    amplint("train.py", "--explain", *options)
+    explained = path.read_bytes().decode()
+    assert explained.count("\n") == explained.count("\r\n")
+    assert ast.dump(ast.parse(explained)) == ast.dump(ast.parse(output or script))
+    amplint("train.py", "--explain", *options)
+    assert path.read_bytes().decode() == explained
