@@ -65,7 +65,7 @@ class Project:
             return cls(main)
         folder = path.resolve().parent
         top = project_root(folder)
-        found = [folder, *map(Path, roots), *([top, top / "src"] if top else [])]
+        found = [folder, *map(Path, roots), *_above(folder, top), *([top, top / "src"] if top else [])]
         known = {Path(one.path).resolve(): one for one in others}
         return cls(main, tuple(dict.fromkeys(found)), {**known, path.resolve(): main})
 
@@ -106,6 +106,15 @@ class Project:
         return None
 
 
+def _above(folder: Path, top: Path | None) -> list[Path]:
+    """The folders above one, up to the project's or the working folder, where files are changed together: what runs
+    them may lie in any."""
+    end = top or Path.cwd()
+    if _together is None or not folder.is_relative_to(end):
+        return []
+    return [one for one in folder.parents if one.is_relative_to(end)]
+
+
 def project_root(folder: Path) -> Path | None:
     """The nearest folder above that says it is a project."""
     for place in (folder, *folder.parents[:6]):
@@ -124,6 +133,11 @@ def _read(path: Path) -> Module | None:
         return _parse(path, stamp.st_mtime_ns, stamp.st_size)
     known = _together.get(path) or _together.get(path.resolve())
     return known or _parse(path, stamp.st_mtime_ns, stamp.st_size, wider=True)
+
+
+def trains(data: bytes) -> bool:
+    """Whether a file has a word of training in it."""
+    return any(word in data for word in _TRAINS)
 
 
 @lru_cache(maxsize=64)
