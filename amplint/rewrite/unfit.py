@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
+from amplint.rewrite.kernels import check_kernels
 from amplint.rewrite.refused import KEEP, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -41,6 +42,7 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale",
             "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
         )
+    check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     if "share_memory" in words:

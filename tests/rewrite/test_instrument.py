@@ -317,6 +317,45 @@ def test_a_file_that_must_change_is_named() -> None:
     assert "scaler.step(optimizer)" in Path("train.py").read_text(encoding="utf-8")
 
 
+LOSSES = """\
+import torch
+import torch.nn.functional as F
+class Spectral(torch.nn.Module):
+    def forward(self, f):
+        return torch.linalg.svdvals(f)[0]
+class Domain(torch.nn.Module):
+    def forward(self, f):
+        return F.binary_cross_entropy(torch.sigmoid(f), torch.ones_like(f))
+class Wide(torch.nn.Module):
+    def forward(self, f):
+        return torch.linalg.svdvals(f.float())[0]
+class Distance:
+    def measure(self, f):
+        return torch.fft.fft(f)
+"""
+ELSEWHERE = {
+    "Spectral": "calls svdvals(), which has no half-precision kernel; make its operand .float() first: in float32 that "
+    "changes nothing",
+    "Domain": "computes binary cross entropy on probabilities, which CUDA autocast refuses; use "
+    "binary_cross_entropy_with_logits on logits there first",
+    "Wide": "",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str) -> None:
+    put(LOSSES, "losses.py")
+    put(
+        f"from losses import Distance, {name}\n{HEAD}criterion = {name}()\nmeter = Distance()\n"
+        + STEP.replace(
+            "torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))", "criterion(model(x.to(device)))"
+        )
+    )
+    result = amplint("train.py")
+    assert result.exit_code == bool(ELSEWHERE[name])
+    assert ELSEWHERE[name] in result.stdout if ELSEWHERE[name] else ": converted: " in result.stdout
+
+
 def test_a_refused_step_leaves_the_files_it_uses_alone() -> None:
     put(MODEL, "model.py"), put("import gymnasium\n" + USES)
     assert amplint("model.py", "train.py").exit_code == 1

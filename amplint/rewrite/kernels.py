@@ -1,0 +1,206 @@
+"""What a training step runs that half precision cannot: linear algebra and Fourier transforms have no kernels for it,
+and binary cross entropy on probabilities is refused by autocast.
+
+The readings do not enter the losses and layers of other files, so this follows names: from the loss to what is assigned
+to it, to the functions and classes that this calls, and to the names that these use.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from amplint.rewrite.refused import KEEP, Refused
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import FunctionNode, Module
+
+_LINEAR = frozenset(
+    "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
+    "triangular_solve lu matrix_power matrix_exp symeig eig".split()
+)
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|{'|'.join(_LINEAR)})\b")
+_METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
+_NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
+_PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
+_BCE, _SPARSE = "binary_cross_entropy", "sparse"
+_SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
+_WIDE = frozenset(("float", "double"))
+
+
+class Hit(NamedTuple):
+    """A call that half precision cannot run, with its file."""
+
+    module: Module
+    call: ast.Call
+    what: str
+
+
+def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
+    """Refuse a script whose losses or models need float32 somewhere; `used` are the other files that it may run."""
+    module = reading.module
+    for hit in _without_kernel(reading, used):
+        place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
+        if hit.what not in (_BCE, _SPARSE):
+            raise Refused(
+                f"{place} calls {hit.what}(), which has no half-precision kernel",
+                "make its operand .float() first: in float32 that changes nothing",
+            )
+        if hit.module is module:
+            continue  # what is in the script itself is seen more closely
+        if hit.what == _BCE:
+            raise Refused(
+                f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
+                "use binary_cross_entropy_with_logits on logits there first",
+            )
+        raise Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
+
+
+def _without_kernel(reading: Reading, used: Sequence[Module]) -> list[Hit]:
+    """The calls behind the losses that are trained on that need float32, those of the script first."""
+    module = reading.module
+    if not any(_says_one(one) for one in (module, *used)):
+        return []
+    names: set[str] = set()
+    for event in reading.events:
+        if isinstance(event, events.Backward) and event.module is module:
+            names |= _named_in(event.node)
+    files = {Path(one.path).resolve(): one for one in (module, *used)}
+    found: dict[ast.Call, Hit] = {}
+    for source, code in _reached(module, names, files, reading.machine.project.roots):
+        for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
+            if (what := _needs_float32(source, call)) is not None:
+                found[call] = Hit(source, call, what)
+    return sorted(found.values(), key=lambda hit: (hit.module is not module, hit.module.path, hit.call.lineno))
+
+
+def _says_one(module: Module) -> bool:
+    return _WORDS.search(module.text) is not None
+
+
+class _Names:
+    """What the names of a file stand for: definitions, values assigned, imports, and what its functions are given."""
+
+    def __init__(self, module: Module):
+        self.definitions: dict[str, list[ast.AST]] = {}
+        self.values: dict[str, list[ast.expr]] = {}
+        self.imports: dict[str, list[tuple[ast.ImportFrom, ast.alias]]] = {}
+        functions = {one.name: one for one in module.tree.body if isinstance(one, ast.FunctionDef)}
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    self.definitions.setdefault(name, []).append(node)
+                case ast.Assign(targets=targets, value=value):
+                    for name in set().union(*map(_bound, targets)):
+                        self.values.setdefault(name, []).append(value)
+                case ast.AugAssign(target=target, value=value):
+                    for name in _bound(target):
+                        self.values.setdefault(name, []).append(value)
+                case ast.ImportFrom(names=aliases):
+                    for alias in aliases:
+                        self.imports.setdefault(alias.asname or alias.name, []).append((node, alias))
+                case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in functions:
+                    arguments = functions[name].args
+                    parameters = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+                    given = [*zip(parameters, args, strict=False), *((one.arg, one.value) for one in keywords)]
+                    for parameter, value in given:
+                        self.values.setdefault(parameter or "", []).append(value)
+
+
+def _bound(target: ast.expr) -> set[str]:
+    """The names, and the fields of `self`, that an assignment binds."""
+    parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+    return {ast.unparse(part).removeprefix("self.") for part in parts if isinstance(part, ast.Name | ast.Attribute)}
+
+
+def _reached(
+    module: Module, names: set[str], files: dict[Path, Module], roots: Sequence[Path]
+) -> Iterator[tuple[Module, ast.AST]]:
+    """The values and definitions that some names of a module lead to, in all files."""
+    known: dict[Module, _Names] = {}
+    done: set[tuple[Module, str]] = set()
+    pending = [(module, name) for name in names]
+    while pending:
+        source, name = pending.pop()
+        if (source, name) in done:
+            continue
+        done.add((source, name))
+        if source not in known:
+            known[source] = _Names(source)
+        for code in (*known[source].values.get(name, ()), *known[source].definitions.get(name, ())):
+            if not _trains(code):
+                yield source, code
+                pending += [(source, one) for one in _named_in(code)]
+        for statement, alias in known[source].imports.get(name, ()):
+            pending += [(one, alias.name) for one in _files_of(source, statement, alias, files, roots)]
+
+
+def _trains(node: ast.AST) -> bool:
+    """Whether a function runs training steps of its own: what it is called from is no part of them."""
+    return isinstance(node, FunctionNode) and any(
+        isinstance(one, ast.Attribute) and one.attr in ("backward", "zero_grad") for one in ast.walk(node)
+    )
+
+
+def _named_in(code: ast.AST) -> set[str]:
+    """The names, and the fields of `self`, that some code reads."""
+    found = set()
+    for node in ast.walk(code):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
+                found.add(name)
+    return found
+
+
+def _files_of(
+    source: Module, statement: ast.ImportFrom, alias: ast.alias, files: dict[Path, Module], roots: Sequence[Path]
+) -> list[Module]:
+    """The files that an import may take a name from: the module, or its submodule of that name."""
+    folder = Path(source.path).resolve().parent
+    bases = [folder, *folder.parents][statement.level - 1 : statement.level] if statement.level else list(roots)
+    parts = (statement.module or "").split(".") if statement.module else []
+    places = [
+        base.joinpath(*some) for base in bases for some in (parts, [*parts, alias.name]) if some or statement.level
+    ]
+    paths = [path for place in places for path in (place.with_name(place.name + ".py"), place / "__init__.py")]
+    return [files[path.resolve()] for path in paths if path.resolve() in files]
+
+
+def _needs_float32(module: Module, call: ast.Call) -> str | None:
+    """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
+    names = module.dotted(call.func)
+    if names & _PROBABILITIES:
+        return _BCE
+    if names & _SPARSE_PRODUCTS:
+        return _SPARSE
+    last = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    operands: list[ast.expr] = list(call.args)
+    for name in names:
+        path, _, word = name.rpartition(".")
+        if path in ("torch", "torch._C._linalg") and word in _LINEAR:
+            break
+        if path == "torch.linalg" and word not in _NO_MATRIX:
+            break
+        if path == "torch.fft" and not word.endswith(("shift", "freq")):
+            break
+    else:
+        if last not in _METHODS or names or not isinstance(call.func, ast.Attribute):
+            return None
+        root = ast.unparse(call.func).partition(".")[0]
+        if root in module.imports:
+            return None  # np.linalg.svd
+        operands = [call.func.value]
+    if not operands or getattr(getattr(operands[0], "func", None), "attr", "") in _WIDE or _is_wide(module, call):
+        return None
+    return last
+
+
+def _is_wide(module: Module, call: ast.Call) -> bool:
+    """Whether autocast is switched off around a call."""
+    return any(
+        isinstance(above, ast.With | ast.FunctionDef) and "autocast" in module.rows(above).split("\n")[0]
+        for above in module.ancestors(call)
+    )
