@@ -185,6 +185,8 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
         cast = [value for value in operands if _cast_by_hand(value)]
         if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
             continue
+        if len(cast) < 2 and not any(_was_half(value) for value in cast):
+            continue  # an input that is made a float tensor: model(images.float())
         region = event.region
         severity = Severity.ERROR if _lexical(event, region) else Severity.WARNING
         if region.assumed:
@@ -214,6 +216,12 @@ def _half(tensor: Tensor) -> str:
 
 def _cast_by_hand(value: Value) -> bool:
     return isinstance(value, Tensor) and value.made == "float" and value.dtype == "float32"
+
+
+def _was_half(value: Value) -> bool:
+    return isinstance(value, Tensor) and any(
+        isinstance(one, Tensor) and one.dtype in tensors.HALF for one in value.parents
+    )
 
 
 def _float32(value: Value) -> bool:
