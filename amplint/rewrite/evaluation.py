@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refused import Refused
+from amplint.rewrite.regions import stored
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 
 _SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
+# What refuses operands of two dtypes outside autocast.
+_STRICT = frozenset(
+    "mm bmm matmul addmm baddbmm einsum linear index_copy_ index_add_ scatter_ scatter_add_ masked_scatter_".split()
+)
 Region = tuple[ast.stmt, ...]
 
 
@@ -23,6 +29,7 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
     Code that generates (it calls the model otherwise, or samples from what it says) is left alone."""
     module = reading.module
     regions: dict[ast.stmt, Region] = {}
+    criteria = _criteria(module, plan)
     losses = [event for event in reading.events if isinstance(event, events.Loss) and not event.grad]
     for event in reading.events:
         if not isinstance(event, events.Forward) or event.module is not module or event.grad or event.region:
@@ -37,8 +44,9 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
         block = suite_of(module, first)
         start = block.index(first)
         ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
+        ends += [index for index in range(start, len(block)) if _called(module, block[index]) & criteria]
         between = block[start : max(ends, default=start) + 1]
-        if all(isinstance(one, _SIMPLE) for one in between):
+        if all(isinstance(one, _SIMPLE) for one in between) and not _mixes(module, between):
             regions.setdefault(first, tuple(between))
     chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
@@ -49,6 +57,46 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
         except Refused:
             continue  # it evaluates in float32, as it did
     return chosen
+
+
+def _criteria(module: Module, plan: StepPlan) -> set[str]:
+    """What the training step calls to compute its loss from what the model returns."""
+    needed = {node.id for one in plan.backwards for node in ast.walk(one.node) if isinstance(node, ast.Name)}
+    found: set[str] = set()
+    for statement in reversed(plan.region):
+        if isinstance(statement, ast.Assign | ast.AugAssign) and stored(statement) & needed:
+            found |= _called(module, statement)
+            needed |= {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
+    return found - _called(module, plan.forward.node) - {"sum", "float"}
+
+
+def _called(module: Module, code: ast.AST) -> set[str]:
+    """The names and fields of `self` that some code calls."""
+    found = set()
+    for node in ast.walk(code):
+        match node:
+            case ast.Call(func=ast.Name() | ast.Attribute(value=ast.Name(id="self")) as function):
+                found.add(module.source(function))
+    return found
+
+
+def _mixes(module: Module, region: Sequence[ast.stmt]) -> bool:
+    """Whether what a region makes is multiplied with, or put into, something that may be float32 behind it, where
+    nothing casts."""
+    names = set().union(*map(stored, region))
+    scope = module.function(region[0]) or module.tree
+    last = region[-1].end_lineno or 0
+    for node in ast.walk(scope):
+        match node:
+            case ast.BinOp(op=ast.MatMult()):
+                pass
+            case ast.Call(func=ast.Attribute(attr=word)) if word in _STRICT:
+                pass
+            case _:
+                continue
+        if node.lineno > last and any(isinstance(one, ast.Name) and one.id in names for one in ast.walk(node)):
+            return True
+    return False
 
 
 def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | None:
