@@ -76,7 +76,7 @@ def _called(module: Module, code: ast.AST) -> set[str]:
     for node in ast.walk(code):
         match node:
             case ast.Call(func=ast.Name() | ast.Attribute(value=ast.Name(id="self")) as function):
-                found.add(module.source(function))
+                found.add(ast.unparse(function))
     return found
 
 
@@ -115,7 +115,7 @@ def _same_call(module: Module, one: ast.AST, other: ast.AST) -> bool:
     return (
         isinstance(one, ast.Call)
         and isinstance(other, ast.Call)
-        and module.source(one.func) == module.source(other.func)
+        and ast.unparse(one.func) == ast.unparse(other.func)
     )
 
 
