@@ -98,7 +98,11 @@ def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | 
     if target == "cuda" and (test := guard(module)) is not None:
         if not _readable(module, test, place):
             return None
-        text = ast.unparse(test)
+        text = (
+            f"({ast.unparse(test)})"
+            if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
+            else ast.unparse(test)
+        )
         return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
     if model is None:
         return None

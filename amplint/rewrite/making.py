@@ -16,7 +16,7 @@ from amplint.rewrite.refused import Refused
 from amplint.rewrite.scalers import ScalerPlan
 from amplint.rewrite.switch import switch
 from amplint.source import events
-from amplint.source.module import Module
+from amplint.source.module import FunctionNode, Module
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ class Maker:
             passed |= dict.fromkeys(f"{one.name}()" for one in reach.handed)
             saved |= self._states(scaler, reach)
         where = f" in {' and '.join(dict.fromkeys(made))}" if made else ""
-        words.append(f"{scaler.name} made beside the {'optimizers' if several else 'optimizer'}{where}")
+        renewed = any(_renewing(home.module, home.statement) is not None for home, _ in scaler.homes)
+        beside = "before the loop that renews the" if renewed else "beside the"
+        words.append(f"{scaler.name} made {beside} {'optimizers' if several else 'optimizer'}{where}")
         if any(plan.summed for plan in scaler.steps):
             words.append("its scale starts low, because the loss is a sum")
         words += [f"passed to {' and '.join(passed)}"] if passed else []
@@ -115,14 +117,19 @@ class Maker:
         torch = torch_at(module, made, self.changes)
         if self.aim.dtype == "auto":
             choose_dtype(module, torch, self.changes)
-        gate = gate_at(module, made, self.aim, torch, _trained(scaler.steps[0], home), home)
+        loop = _renewing(module, made)
+        gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home)
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         asked = [gate.enabled] if gate.enabled else []
         asked += [f"{device.AUTO} == {torch}.float16"] if self.aim.dtype == "auto" else []
         enabled = f", enabled={' and '.join(asked)}" if asked else ""
         start = ", init_scale=1024.0" if any(plan.summed for plan in scaler.steps) else ""
-        self.changes.after(module, made, [f"{scaler.name} = {torch}.amp.GradScaler({gate.device}{start}{enabled})"])
+        line = f"{scaler.name} = {torch}.amp.GradScaler({gate.device}{start}{enabled})"
+        if loop is not None:
+            self.changes.before(module, loop, [line])
+        else:
+            self.changes.after(module, made, [line])
 
     def _states(self, scaler: ScalerPlan, reach: Reach) -> dict[str, None]:
         """Save and restore the scaler's state with that of its optimizers, in every file that does so."""
@@ -152,6 +159,28 @@ def owner_of(plan: StepPlan) -> str:
     node = plan.step.node
     assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     return ast.unparse(node.func.value)
+
+
+def _renewing(module: Module, made: ast.stmt) -> ast.For | ast.While | None:
+    """The outermost loop that makes the optimizer anew for the same model: the scaler outlives it."""
+    found: ast.For | ast.While | None = None
+    names = {
+        node.id
+        for call in ast.walk(made)
+        if isinstance(call, ast.Call)
+        for argument in (*call.args[:1], *(one.value for one in call.keywords if one.arg == "params"))
+        for node in ast.walk(argument)
+        if isinstance(node, ast.Name)
+    }
+    for above in module.ancestors(made):
+        if isinstance(above, FunctionNode | ast.ClassDef):
+            break
+        if isinstance(above, ast.For | ast.While):
+            bound = {n.id for n in ast.walk(above) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            if not names or names & bound:
+                break
+            found = above
+    return found
 
 
 def _trained(plan: StepPlan, home: Home) -> str | None:
