@@ -11,6 +11,7 @@ from amplint.rewrite.apply import Conflict, apply
 from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.evaluation import evaluation_regions
+from amplint.rewrite.functions import decorate
 from amplint.rewrite.making import Aim, Maker
 from amplint.rewrite.mend import in_words, settle
 from amplint.rewrite.plan import StepPlan, merged_parts
@@ -46,7 +47,7 @@ def converted(
     said: list[list[str]] = []
     for unit in units:
         module, plans = unit.reading.module, unit.plans
-        parts = merged_parts(unit.reading, plans)
+        parts = merged_parts(unit.reading, plans, dtype)
         scalers = scalers_for(module, plans, files) if dtype != "bfloat16" else []
         writer = Writer(module, plans, parts, scalers, aim, changes)
         writer.write()
@@ -60,6 +61,13 @@ def converted(
             _evaluations(replace(unit.reading, module=other), unit, writer)
         said += writer.said
     maker.finish()
+    functions: list[str] = []
+    for module in files:
+        made, names = decorate(module, settings.target_torch, aim.device)
+        changes.edits += made
+        functions += names
+    if functions:
+        said[0].append(f"{' and '.join(functions)} decorated with custom_fwd and custom_bwd")
     new: dict[Module, Module] = {}
     for module in files:
         if made := changes.made(module):

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from amplint.config import Settings
 from amplint.findings import Finding, Severity
 from amplint.rewrite import edits
+from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.convert import Unit, converted
 from amplint.rewrite.definitions import other_users
+from amplint.rewrite.functions import custom_functions
 from amplint.rewrite.halves import without_casts
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
 from amplint.rewrite.plan import Plans, StepPlan, make_plans
@@ -59,6 +61,7 @@ class Draft:
     converted: bool = False
     failed: bool = False
     flag: str | None = None  # under which its models were cast to float16 before
+    migrated: list[str] = field(default_factory=list)  # what was done about apex.amp
 
     @property
     def now(self) -> Module:
@@ -80,6 +83,8 @@ class Draft:
     def result(self) -> Result | None:
         if self.failed:
             return None
+        if self.migrated and not self.lines:
+            self.lines.append((0, f"{self.module.path}: completed: {'; '.join(self.migrated)}"))
         steps, fixed = bool(self.lines) or self.converted, self.mended.fixed
         if not steps and fixed:
             self.lines.append((0, f"{self.module.path}: fixed: {in_words(fixed)}"))
@@ -102,7 +107,24 @@ def fix_all(
     guard: Guard[Any] = lambda _, work: work(),
 ) -> list[Result | None]:
     """The same for files that were named together: where a step in one needs changes in others, they are made in all
-    of them, or in none. `guard` does the work for a file, and returns None where that cannot be done."""
+    of them, or in none. `guard` does the work for a file, and returns None where that cannot be done. Scripts that use
+    apex.amp are migrated first."""
+    moved = migrated(modules, lambda one: asked(settings, one.path, options, options["dtype"])[0], guard)
+    rest = [one for one in modules if one not in moved or ((done := moved[one]) is not None and not done.refused)]
+    now = [moved[one].module if one in moved else one for one in rest]  # type: ignore[union-attr]
+    words = {one.module.path: one.words for one in moved.values() if one is not None}
+    results = dict(zip(rest, _instrument(now, settings, {**options, "migrated": words}, guard), strict=True))
+    for module, outcome in moved.items():
+        if outcome is not None and outcome.refused:
+            rows = sorted({module.range(place).start.row for place in outcome.places})
+            said = f"refused: {outcome.refused}; {outcome.refused.advice}"
+            results[module] = Result(module.text, [f"{module.path}:{row}: {said}" for row in rows], refused=True)
+    return [results.get(one) for one in modules]
+
+
+def _instrument(
+    modules: Sequence[Module], settings: Settings, options: dict[str, Any], guard: Guard[Any]
+) -> list[Result | None]:
     drafts = [guard(one, partial(_draft, one, settings, options)) for one in modules]
     with together([draft.now for draft in drafts if draft is not None]):
         for draft in drafts:
@@ -155,7 +177,9 @@ def _draft(module: Module, settings: Settings, options: dict[str, Any]) -> Draft
         dtype = "bfloat16"  # what CPUs have kernels for
     settings, along = asked(settings, module.path, options, dtype)
     mended = mend(module, settings, along, complete=True)
-    return Draft(module, settings, along, dtype, options.get("asked", True), mended, mended.module.text)
+    migrated = options.get("migrated", {}).get(module.path, [])
+    asked_for = options.get("asked", True)
+    return Draft(module, settings, along, dtype, asked_for, mended, mended.module.text, migrated=migrated)
 
 
 def _look(draft: Draft) -> bool:
@@ -169,10 +193,11 @@ def _plan(draft: Draft, known: Sequence[Draft]) -> bool:
     if reading is None:
         return False
     related = _related(draft, known)
-    draft.plans[draft.now] = make_plans(reading, draft.dtype, related)
+    named = [other.now for other in known]
+    draft.plans[draft.now] = make_plans(reading, draft.dtype, named, related)
     for module in dict.fromkeys(event.module for event in reading.events if isinstance(event, events.Step)):
         if module is not draft.now:
-            draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, related, own=False)
+            draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, named, related, own=False)
     return True
 
 
@@ -203,6 +228,7 @@ def _groups(known: Sequence[Draft]) -> list[list[Draft]]:
         for module, plans in draft.plans.items():
             if plans.plans or plans.already or plans.refused:
                 concerned = {draft.now, module, *(one for plan in plans.plans for one in modules_of(plan))}
+                concerned |= {one for one in _related(draft, known) if any(custom_functions(one))}
                 merged = set().union(*(group[one] for one in concerned if one in group))
                 for one in merged:
                     group[one] = merged
@@ -272,7 +298,9 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             advice = broken.help or BY_HAND
             draft.refuse(node, Refused(f"half done, and {broken.message} ({broken.code})", advice))
         else:
-            draft.say(node, "completed: " + in_words(draft.mended.fixed) if draft.mended.fixed else "already AMP")
+            done = [*draft.migrated, *([in_words(draft.mended.fixed)] if draft.mended.fixed else [])]
+            draft.say(node, "completed: " + "; ".join(done) if done else "already AMP")
+            draft.migrated = draft.migrated[:1]  # the rest is said once
     merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
     refused: dict[ast.AST, Refused] = {}
     for one in readers:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amplint import files, knowledge
 from amplint.findings import Applicability, Finding
+from amplint.rewrite.functions import custom_functions
 from amplint.rewrite.refused import Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import Module, Unreadable
@@ -31,6 +32,12 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
                 seen += brought
     words = [word for code in CRASHES & knowledge.rules().keys() for word in knowledge.rules()[code].triggers]
     for used in seen:
+        bare = next((cls for cls, _ in custom_functions(used)), None)
+        if bare is not None and os.path.abspath(used.path) not in named:
+            raise Refused(
+                f"{used.path}:{bare.lineno} may meet half and float32 tensors together: {bare.name} has no custom_fwd",
+                f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+            )
         if not any(word in used.text for word in words) or os.path.realpath(used.path) == os.path.realpath(module.path):
             continue
         for finding in find(used, CRASHES):
@@ -51,7 +58,7 @@ def _imported(module: Module, project: Project) -> Iterator[Module]:
     pending, known = [module], {Path(module.path).resolve()}
     while pending and len(known) <= MOST:
         importer = pending.pop(0)
-        for path in _paths(importer, project.roots):
+        for path in paths_of(importer, project.roots):
             if path in known:
                 continue
             known.add(path)
@@ -63,7 +70,7 @@ def _imported(module: Module, project: Project) -> Iterator[Module]:
             yield used
 
 
-def _paths(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
+def paths_of(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
     """The files that a module's imports name: `a.b` is a/b.py or a/b/__init__.py, `from a import b` may be a/b.py."""
     folder = Path(importer.path).resolve().parent
     for node in ast.walk(importer.tree):

@@ -135,7 +135,7 @@ def test_the_same_names_from_elsewhere_mean_nothing(script: str) -> None:
 def test_the_trainer_in_another_file_counts() -> None:
     Path("run.py").write_text(DONE[0], encoding="utf-8")
     Path("task.py").write_text(
-        "import torch\nimport lightning as L\nclass Task(L.LightningModule):\n    pass\n", encoding="utf-8"
+        "import torch\nimport run\nimport lightning as L\nclass Task(L.LightningModule):\n    pass\n", encoding="utf-8"
     )
     result = CliRunner().invoke(cli, ["fix", "run.py", "task.py"], catch_exceptions=False)
-    assert (result.exit_code, result.stdout) == (0, "run.py:2: already AMP\ntask.py:3: already AMP\n")
+    assert (result.exit_code, result.stdout) == (0, "run.py:2: already AMP\ntask.py:4: already AMP\n")

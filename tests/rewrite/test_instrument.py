@@ -356,6 +356,50 @@ def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str) -> Non
     assert ELSEWHERE[name] in result.stdout if ELSEWHERE[name] else ": converted: " in result.stdout
 
 
+FUNCTION = """\
+import torch
+import fused
+class Bias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return fused.add_bias(x)
+    @staticmethod
+    def backward(ctx, grad):
+        return fused.add_bias_backward(grad)
+class Net(torch.nn.Module):
+    def forward(self, x, mask):
+        return Bias.apply(x) * mask
+"""
+
+
+def test_what_hands_tensors_to_compiled_code_stays_in_float32() -> None:
+    path = put(FUNCTION, "model.py")
+    put(USES)
+    result = amplint("train.py")
+    assert result.exit_code == 1
+    assert result.stdout.endswith("Bias has no custom_fwd; amplint fix model.py train.py changes both\n")
+    assert amplint("train.py", "model.py", "--target-torch", "2.2").exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert "@torch.cuda.amp.custom_fwd(cast_inputs=torch.float32)\n    def forward(ctx, x):" in text
+    assert "@torch.cuda.amp.custom_bwd\n    def backward(ctx, grad):" in text
+    path.write_text(FUNCTION, encoding="utf-8"), put(USES)
+    assert amplint("train.py", "model.py").exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert '@torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)\n    def forward(ctx, x):' in text
+    assert amplint("train.py", "model.py").exit_code == 0
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_function_with_a_context_of_its_own_cannot_be_decorated() -> None:
+    text = FUNCTION.replace("class Net", "    @staticmethod\n    def setup_context(ctx, x, y): pass\nclass Net")
+    put(text, "model.py"), put(USES)
+    result = amplint("train.py", "model.py")
+    assert result.exit_code == 1
+    assert (
+        "Bias is a custom autograd function with a setup_context(), which custom_fwd cannot decorate" in result.stdout
+    )
+
+
 def test_a_refused_step_leaves_the_files_it_uses_alone() -> None:
     put(MODEL, "model.py"), put("import gymnasium\n" + USES)
     assert amplint("model.py", "train.py").exit_code == 1
