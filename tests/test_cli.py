@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -329,14 +330,17 @@ def test_events(monkeypatch):
 
 
 def test_fix_command(monkeypatch):
-    def rewrite(module, settings, options, together):
+    def rewrite(module, settings, options):
         text = module.text.replace("old", f"new on {settings.target_device} in {options['dtype']}")
         if "crash" in text:
             raise KeyError("oops")
         said = "refused: too odd" if "odd" in text else "converted" if "new" in text else "already AMP"
         return SimpleNamespace(text=text, lines=[f"{module.path}:1: {said}"], refused="odd" in text, steps=True)
 
-    monkeypatch.setattr("amplint.rewrite.instrument.fix", rewrite)
+    def rewrite_all(modules, settings, options, guard):
+        return [guard(module, partial(rewrite, module, settings, options)) for module in modules]
+
+    monkeypatch.setattr("amplint.rewrite.instrument.fix_all", rewrite_all)
     put("a.py", "old = 1\n"), put("b.py", "x\n")
     assert amplint("fix", "a.py", "--check").exit_code == 1
     diff = amplint("fix", ".", "--diff", "--dtype", "auto", "--device", "cpu")

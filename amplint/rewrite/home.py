@@ -10,15 +10,14 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from amplint.rewrite.binding import UNSEEN, bound_at
 from amplint.rewrite.definitions import classes_of
-from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
 
 ONE_LINE = "give it one line of its own"
-UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,10 @@ def _stores(code: ast.AST, name: str) -> Iterator[ast.AST]:
 
 def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     """The statement after which a local or global name has its optimizer."""
-    if any(isinstance(node, ast.Global | ast.Nonlocal) and name in node.names for node in ast.walk(module.tree)):
+    found = [module.statement(node) for node in _stores(code, name)]
+    if not found and any(isinstance(n, ast.Global | ast.Nonlocal) and name in n.names for n in ast.walk(module.tree)):
         raise Refused("a function binds the optimizer's name as a global", BY_HAND)
-    return _one(module, [module.statement(node) for node in _stores(code, name)], use)
+    return bound_at(module, name, found, use)
 
 
 def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], loop: ast.For | None) -> Home:
@@ -158,56 +158,9 @@ def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], lo
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
         ]
         if found:
-            statement = _one(owner, found, use)
+            statement = bound_at(owner, text, found, use)
             return Home(owner, statement, text, owner.function(statement) or cls, path, loop, tuple(classes))
     raise Refused(UNSEEN, BY_HAND)
-
-
-def _one(module: Module, found: list[ast.stmt], use: ast.AST) -> ast.stmt:
-    """The one statement that binds the optimizer, or the `if` whose arms all do. `= None` is only a placeholder."""
-    real = [one for one in found if not (isinstance(one, ast.Assign | ast.AnnAssign) and _is_none(one.value))]
-    if not real:
-        raise Refused(UNSEEN, BY_HAND)
-    if not all(isinstance(one, ast.Assign | ast.AnnAssign) for one in real):
-        raise Refused("the optimizer is bound by a loop, a `with` or an import", BY_HAND)
-    statement = real[0] if len(real) == 1 else _choice(module, real)
-    if statement is None:
-        raise Refused("the optimizer is bound in several places", "bind it once, or convert it by hand")
-    missing = [
-        one
-        for one in conditions_above(module, statement)
-        if not isinstance(one[0], ast.Try) and one not in conditions_above(module, use)
-    ]
-    if missing and module.function(statement) is module.function(use):
-        raise Refused("the optimizer exists only under some conditions", BY_HAND)
-    if any(isinstance(one, ast.If | ast.ExceptHandler | ast.match_case) for one, _ in missing):
-        raise Refused("the optimizer exists only under some conditions", BY_HAND)
-    return statement
-
-
-def _is_none(value: ast.expr | None) -> bool:
-    return value is None or (isinstance(value, ast.Constant) and value.value is None)
-
-
-def _choice(module: Module, found: list[ast.stmt]) -> ast.If | None:
-    """The `if … elif … else` that binds the optimizer once in each arm (or raises there)."""
-    first = module.parents[found[0]]
-    while isinstance(above := module.parents.get(first), ast.If) and above.orelse == [first]:
-        first = above
-    arms: list[list[ast.stmt]] = []
-    branch: ast.AST = first
-    while isinstance(branch, ast.If):
-        arms.append(branch.body)
-        if len(branch.orelse) == 1 and isinstance(branch.orelse[0], ast.If):
-            branch = branch.orelse[0]
-        else:
-            arms.append(branch.orelse)
-            break
-    bound = [one for arm in arms for one in arm if one in found]
-    each = all(any(one in found for one in arm) or (arm and isinstance(arm[-1], ast.Raise)) for arm in arms)
-    if isinstance(first, ast.If) and each and len(bound) == len(found) <= len(arms):
-        return first
-    return None
 
 
 def _argument(frame: Frame, name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
+from amplint.rewrite import penalties
+from amplint.rewrite.doubles import trains_in_float64
 from amplint.rewrite.kernels import check_kernels
 from amplint.rewrite.refused import KEEP, Refused
 from amplint.source import events
@@ -37,11 +39,8 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
-    if dtype != "bfloat16" and any(_differentiated(node) for one in (module, *used) for node in ast.walk(one.tree)):
-        raise Refused(
-            "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale",
-            "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
-        )
+    if dtype != "bfloat16" and any(penalties.unmet(reading, one) for one in (module, *penalties.reached(module, used))):
+        raise Refused(penalties.REASON, penalties.ADVICE)
     check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -49,7 +48,7 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
         raise Refused("processes share the parameters without locks (Hogwild)", KEEP)
     if words & _SPARSE or {("torch", "sparse")} & set(_pairs(nodes)) or any(_sparse_gradients(node) for node in nodes):
         raise Refused("it uses sparse tensors, which have no half-precision kernels everywhere", KEEP)
-    if words & {"double", "float64"} & _of_torch(nodes) or any("torch.float64" in one.text for one in together):
+    if trains_in_float64(reading, together):
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
     if words & _SHARDED or any(isinstance(node, ast.Name) and node.id in _SHARDED for node in nodes):
         raise Refused("its parameters are sharded, which has a mixed precision of its own", "set its precision policy")
@@ -126,21 +125,6 @@ def _assigned(module: Module, name: ast.AST) -> ast.expr | None:
 
 def _pairs(nodes: list[ast.AST]) -> list[tuple[str, str]]:
     return [(n.value.id, n.attr) for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
-
-
-def _of_torch(nodes: list[ast.AST]) -> set[str]:
-    """The attributes read from anything but NumPy, whose float64 is what it computes in anyway."""
-    return {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute)
-        and not (isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy", "tf", "pd"))
-    }
-
-
-def _differentiated(node: ast.AST) -> bool:
-    """autograd.grad(…, create_graph=True): a gradient penalty."""
-    return isinstance(node, ast.keyword) and node.arg == "create_graph" and getattr(node.value, "value", None) is True
 
 
 def _sparse_gradients(node: ast.AST) -> bool:

@@ -50,7 +50,12 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
             return Lib(f"{value.module}.{value.name}".strip("."))
         module = m.project.find(value.module, value.level, value.importer)
         if module is None:
-            return Lib(f"{value.module}.{value.name}".strip("."))
+            inner = f"{value.module}.{value.name}".strip(".")
+            submodule = m.project.find(inner, value.level, value.importer) if value.name else None
+            if submodule is None:
+                return Lib(inner)
+            load(m, submodule, world)  # of a folder without an __init__.py
+            return Namespace(submodule)
         load(m, module, world)
         if not value.name:
             return Namespace(module)
