@@ -174,7 +174,7 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         parts,
         tuple(backwards),
         arrays,
-        _summed(reading),
+        _summed(reading, backwards),
         tuple(dict.fromkeys(event.node for event in clips)),
         tuple(dict.fromkeys(event.node for event in reads)),
         tuple(homes[1:]),
@@ -218,20 +218,41 @@ def merged_parts(reading: Reading, plans: Sequence[StepPlan]) -> tuple[Part, ...
     return tuple(Part(forward, *split(reading, region)) for forward, region in regions)
 
 
-def _summed(reading: Reading) -> bool:
-    """Whether a loss that is trained on has reduction="sum"."""
+def _summed(reading: Reading, backwards: Sequence[events.Backward]) -> bool:
+    """Whether a loss that is trained on has reduction="sum", and is not divided by the number of its terms."""
+    codes = {backward.frame.code for backward in backwards}
     return any(
         isinstance(event, events.Loss | events.Operation)
         and event.grad
         and isinstance(event.node, ast.Call)
+        and any(frame.code in codes for frame in event.frame.stack())
         and any(
             keyword.arg == "reduction" and getattr(keyword.value, "value", None) == "sum"
             for call in (event.node, _made_by(event.module, event.node))
             if call is not None
             for keyword in call.keywords
         )
+        and not _averaged(event.module, event.node)
         for event in reading.events
     )
+
+
+def _averaged(module: Module, call: ast.Call) -> bool:
+    """Whether the result of a call is divided: on the spot, or by the name that it gets."""
+    inner: ast.AST = call
+    for above in module.ancestors(call):
+        if isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and above.left is inner:
+            return True
+        if isinstance(above, ast.stmt):
+            break
+        inner = above
+    names = {ast.unparse(one) for one in getattr(module.statement(call), "targets", ())}
+    for node in ast.walk(module.function(call) or module.tree):
+        match node:
+            case ast.BinOp(op=ast.Div(), left=value) | ast.AugAssign(op=ast.Div(), target=value):
+                if ast.unparse(value) in names:
+                    return True
+    return False
 
 
 def _made_by(module: Module, call: ast.Call) -> ast.Call | None:
