@@ -13,6 +13,7 @@ from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.frameworks import framework
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.lifts import common, node_in
+from amplint.rewrite.reads import looked_at
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.rewrite.regions import Region, regions_of
 from amplint.rewrite.unfit import by_hand, whole_script
@@ -176,7 +177,7 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         arrays,
         _summed(reading, backwards),
         tuple(dict.fromkeys(event.node for event in clips)),
-        tuple(dict.fromkeys(event.node for event in reads)),
+        tuple(dict.fromkeys([*(event.node for event in reads), *looked_at(backwards[-1], step)])),
         tuple(homes[1:]),
     )
 

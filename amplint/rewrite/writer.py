@@ -80,7 +80,7 @@ class Writer:
             self.changes.edits += edits.wrap_call(module, backward.node.func.value, f"{name}.scale({{}})")
         if (clipping := unscale_at(plan, module)) is not None:
             self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, optimizer))
-            words.append("gradients unscaled before they are clipped")
+            words.append(f"gradients unscaled before they are {'clipped' if plan.clips else 'read'}")
         self.changes.edits += edits.replace(module, step, f"{name}.step({optimizer})")
         if _schedules(module, step):
             words.append("the scheduler advances on steps that the scaler skips, too")
