@@ -22,8 +22,9 @@ _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
     "triangular_solve lu matrix_power matrix_exp symeig eig".split()
 )
-_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|{'|'.join(_LINEAR)})\b")
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{'|'.join(_LINEAR)})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
+_IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
 _BCE, _SPARSE = "binary_cross_entropy", "sparse"
@@ -44,6 +45,11 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
     module = reading.module
     for hit in _without_kernel(reading, used):
         place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
+        if hit.what in _IN_PLACE:
+            raise Refused(
+                f"{place} calls {hit.what}(), for which autocast casts nothing",
+                "make its operands .float() first: in float32 that changes nothing",
+            )
         if hit.what not in (_BCE, _SPARSE):
             raise Refused(
                 f"{place} calls {hit.what}(), which has no half-precision kernel",
@@ -178,6 +184,8 @@ def _needs_float32(module: Module, call: ast.Call) -> str | None:
         return _SPARSE
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))
     operands: list[ast.expr] = list(call.args)
+    if last in _IN_PLACE and isinstance(call.func, ast.Attribute):
+        return None if any(_is_cast(one) for one in operands) or _is_wide(module, call) else last
     for name in names:
         path, _, word = name.rpartition(".")
         if path in ("torch", "torch._C._linalg") and word in _LINEAR:
@@ -193,9 +201,18 @@ def _needs_float32(module: Module, call: ast.Call) -> str | None:
         if root in module.imports:
             return None  # np.linalg.svd
         operands = [call.func.value]
-    if not operands or getattr(getattr(operands[0], "func", None), "attr", "") in _WIDE or _is_wide(module, call):
+    if not operands or _is_cast(operands[0]) or _is_wide(module, call):
         return None
     return last
+
+
+def _is_cast(value: ast.expr) -> bool:
+    """Whether a value is made float32 on the spot, perhaps viewed after that: x.float().t()."""
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+        if value.func.attr in _WIDE:
+            return True
+        value = value.func.value
+    return False
 
 
 def _is_wide(module: Module, call: ast.Call) -> bool:

@@ -326,6 +326,9 @@ class Spectral(torch.nn.Module):
 class Domain(torch.nn.Module):
     def forward(self, f):
         return F.binary_cross_entropy(torch.sigmoid(f), torch.ones_like(f))
+class Triplet(torch.nn.Module):
+    def forward(self, f):
+        return f.pow(2).sum(1).expand(len(f), len(f)).clone().addmm_(f, f.t(), beta=1, alpha=-2).mean()
 class Wide(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f.float())[0]
@@ -338,6 +341,8 @@ ELSEWHERE = {
     "changes nothing",
     "Domain": "computes binary cross entropy on probabilities, which CUDA autocast refuses; use "
     "binary_cross_entropy_with_logits on logits there first",
+    "Triplet": "calls addmm_(), for which autocast casts nothing; make its operands .float() first: in float32 that "
+    "changes nothing",
     "Wide": "",
 }
 
