@@ -227,7 +227,8 @@ def _groups(known: Sequence[Draft]) -> list[list[Draft]]:
     for draft in known:
         for module, plans in draft.plans.items():
             if plans.plans or plans.already or plans.refused:
-                concerned = {draft.now, module, *(one for plan in plans.plans for one in modules_of(plan))}
+                every = [*plans.plans, *(half for half in plans.halves.values() if isinstance(half, StepPlan))]
+                concerned = {draft.now, module, *(one for plan in every for one in modules_of(plan))}
                 concerned |= {one for one in _related(draft, known) if any(custom_functions(one))}
                 merged = set().union(*(group[one] for one in concerned if one in group))
                 for one in merged:
@@ -292,7 +293,8 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
     broken = next(
         (one for one in draft.mended.left if one.severity is Severity.ERROR and one.code.startswith("AMP1")), None
     )
-    already = dict.fromkeys(node for one in readers for node in one.plans[module].already)
+    unfinished = _unfinished(draft, readers)
+    already = dict.fromkeys(node for one in readers for node in one.plans[module].already if node not in unfinished)
     for node in already:
         if broken is not None:
             advice = broken.help or BY_HAND
@@ -304,12 +306,14 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
     merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
     refused: dict[ast.AST, Refused] = {}
     for one in readers:
-        for plan in one.plans[module].plans:
+        halves = [half for node, half in one.plans[module].halves.items() if node in unfinished]
+        for plan in [*one.plans[module].plans, *(half for half in halves if isinstance(half, StepPlan))]:
             node = plan.step.node
             runs, first = merged.get(node, (one, plan))
             others = [home for home in plan.homes if not any(home.same(other) for other in first.homes)]
             merged[node] = runs, replace(first, others=(*first.others, *others))
-        for node, refusal in one.plans[module].refused:
+        lacking = [(node, half) for node, half in one.plans[module].halves.items() if node in unfinished]
+        for node, refusal in [*one.plans[module].refused, *((n, h) for n, h in lacking if isinstance(h, Refused))]:
             if node not in refused or isinstance(refused[node], Elsewhere):
                 refused[node] = refusal
     for node, refusal in refused.items():
@@ -323,6 +327,14 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
         else:
             draft.refuse(node, refusal)
     yield from (one for node, one in merged.items() if node not in already)
+
+
+def _unfinished(draft: Draft, readers: Sequence[Draft]) -> set[ast.AST]:
+    """The steps that are under autocast and lack a scaler, in a file in which nothing else is wrong."""
+    errors = [one for one in draft.mended.left if one.severity is Severity.ERROR and one.code.startswith("AMP1")]
+    if draft.dtype == "bfloat16" or {one.code for one in errors} != {"AMP101"}:
+        return set()
+    return {node for one in readers for node in one.plans[draft.now].halves}
 
 
 def _called(refusal: Elsewhere, draft: Draft) -> Refused:
@@ -404,4 +416,4 @@ def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]]) -> None:
     for plans, words in zip([plan for unit in made for plan in unit.plans], said, strict=True):
         home = places[plans.module]
         words += ["mended " + in_words(home.mended.fixed)] if home.mended.fixed else []
-        home.say(plans.step.node, "converted: " + "; ".join(words))
+        home.say(plans.step.node, f"{'completed' if plans.half else 'converted'}: {'; '.join(words)}")

@@ -121,6 +121,9 @@ class Maker:
         gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home)
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
+        own = _own_switch(scaler.steps[0])
+        if own and device.visible(module, own, loop or made):
+            gate = device.Gate(gate.device, own)
         asked = [gate.enabled] if gate.enabled else []
         asked += [f"{device.AUTO} == {torch}.float16"] if self.aim.dtype == "auto" else []
         enabled = f", enabled={' and '.join(asked)}" if asked else ""
@@ -152,6 +155,16 @@ class Maker:
             self.changes.edits += made
             done.update(said)
         return done
+
+
+def _own_switch(plan: StepPlan) -> str:
+    """The condition of the region that a half-done step is under."""
+    region = plan.step.before.region if plan.half else None
+    made = region.autocast.node if region is not None else None
+    for keyword in made.keywords if isinstance(made, ast.Call) else ():
+        if keyword.arg == "enabled" and isinstance(keyword.value, ast.Name | ast.Attribute):
+            return ast.unparse(keyword.value)
+    return ""
 
 
 def owner_of(plan: StepPlan) -> str:
