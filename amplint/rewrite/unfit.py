@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from amplint.rewrite import penalties
 from amplint.rewrite.doubles import trains_in_float64
@@ -36,7 +36,7 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
     if dtype != "bfloat16" and any(_gram(one) for one in (module, *used)):
         raise Refused(
-            "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first",
+            "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
     if dtype != "bfloat16" and any(penalties.unmet(reading, one) for one in (module, *penalties.reached(module, used))):
@@ -74,11 +74,19 @@ def plays(module: Module) -> bool:
 
 
 def _gram(module: Module) -> bool:
-    """Whether a file divides a product of a tensor with its own transpose by a product of sizes."""
+    """Whether a file divides a product of a tensor with its own transpose by a product of sizes, or squares what such
+    a product differs by."""
     for node in ast.walk(module.tree):
         match node:
             case ast.BinOp(op=ast.Div(), left=product, right=divisor):
                 pass
+            case (
+                ast.BinOp(op=ast.Pow(), left=ast.BinOp(op=ast.Sub(), left=one, right=other))
+                | ast.Call(func=ast.Attribute(attr="mse_loss"), args=[one, other, *_])
+            ):
+                if _self_product(module, one) and _self_product(module, other):
+                    return True
+                continue
             case ast.Call(func=ast.Attribute(value=product, attr="div" | "div_"), args=[divisor, *_]):
                 pass
             case _:
@@ -99,11 +107,11 @@ def _self_product(module: Module, product: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr="bmm" | "matmul" | "mm"), args=[left, right]):
             pass
         case ast.Name():
-            made = _assigned(module, product)
-            return made is not None and not isinstance(made, ast.Name) and _self_product(module, made)
+            made = [one for one in _assigned(module, product) if not isinstance(one, ast.Name)]
+            return any(_self_product(module, one) for one in made)
         case _:
             return False
-    other = _assigned(module, right) or right
+    other = next(_assigned(module, right), right)
     match other:
         case ast.Attribute(value=turned, attr="T" | "mT"):
             pass
@@ -114,13 +122,12 @@ def _self_product(module: Module, product: ast.AST) -> bool:
     return module.source(turned) == module.source(left)
 
 
-def _assigned(module: Module, name: ast.AST) -> ast.expr | None:
+def _assigned(module: Module, name: ast.AST) -> Iterator[ast.expr]:
     """What the function around a name assigns to it."""
     scope = module.function(name) or module.tree
     for node in ast.walk(scope) if isinstance(name, ast.Name) else ():
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == ast.unparse(name) for target in node.targets):
-            return node.value
-    return None
+            yield node.value
 
 
 def _pairs(nodes: list[ast.AST]) -> list[tuple[str, str]]:

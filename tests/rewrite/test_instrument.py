@@ -211,7 +211,17 @@ REFUSED = {
     ),
     "gram matrix": (
         HEAD + "def gram(f):\n    n, m = f.shape\n    return f @ f.t() / (n * m)\n" + STEP.replace("model(x", "gram(x"),
-        "it divides a product of a tensor with itself (a Gram matrix) by its size: the sums overflow float16 first; "
+        "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16; "
+        "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
+    ),
+    "gram matrices that are compared": (
+        HEAD
+        + STEP.replace(
+            "loss = torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))",
+            "f, g = model(x.to(device)), y.to(device)\n    f = f.flatten(1)\n    f = torch.mm(f, f.t())\n"
+            "    g = torch.mm(g, g.t())\n    loss = torch.mean((f - g) ** 2) / x.numel()",
+        ),
+        "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16; "
         "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
     ),
     "clipped on other steps": (
