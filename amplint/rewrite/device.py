@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ def moved_to(module: Module) -> Counter[str]:
                 if not text.startswith("torch.") and _may_be_device(module, text):
                     found[text] += 1
     return found
+
+
+def moves(module: Module) -> bool:
+    """Whether a file may move anything to another device."""
+    return re.search(r"cuda|gpu|device|\.to\(", module.text, re.IGNORECASE) is not None
 
 
 def _may_be_device(module: Module, text: str) -> bool:

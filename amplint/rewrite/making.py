@@ -99,6 +99,8 @@ class Maker:
         renewed = any(_renewing(home.module, home.statement) is not None for home, _ in scaler.homes)
         beside = "before the loop that renews the" if renewed else "beside the"
         words.append(f"{scaler.name} made {beside} {'optimizers' if several else 'optimizer'}{where}")
+        if self.aim.device != "cpu" and not any(device.moves(one) for one in self.files.named):
+            words.append("nothing here moves the model to a GPU, and until something does, AMP stays off")
         if any(plan.summed for plan in scaler.steps):
             words.append("its scale starts low, because the loss is a sum")
         words += [f"passed to {' and '.join(passed)}"] if passed else []
