@@ -1,157 +1,171 @@
-"""What runs under autocast: from a forward to the last statement that derives a loss from it, between the backwards."""
+"""What runs under autocast: from a forward to the last statement that derives a loss from it, between the backwards.
+
+Where the forward runs in a function that the loss is returned from, its call is the forward; where the loss is handed to
+the function that calls backward, or is a field, the callers are looked through, too."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from amplint.rewrite.derivation import Region, Trail, read, stored
 from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.lifts import Lifts, argument, inside, lifts_of, outside, parameters, shown, standing
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.frames import Frame
 from amplint.source.module import Module
 
-Region = tuple[ast.stmt, ...]
-Found = list[tuple[events.Forward, Region]]
+__all__ = ["Region", "regions_of"]
+INLINE = "name the loss on a line of its own first"
 
 
-def regions_of(
-    reading: Reading, backwards: Sequence[events.Backward], barriers: Collection[ast.AST]
-) -> list[tuple[events.Forward, Region]]:
-    """The regions of some backwards, in the order of the text; those that share statements are one. `barriers` are the
-    backwards and steps of the script, which no region holds."""
-    found: Found = []
+class Level(NamedTuple):
+    """One function on the way from the backward outwards: where the backward, or the call that leads to it, stands, and
+    what is needed there."""
+
+    frame: Frame
+    node: ast.AST
+    needed: frozenset[str]
+
+
+def regions_of(reading: Reading, backwards: Sequence[events.Backward]) -> list[tuple[events.Forward, Region]]:
+    """The regions of some backwards, in the order of the text, each with its (first) forward; those that share
+    statements are one."""
+    found: list[Region] = []
+    seen: set[tuple[ast.AST, ...]] = set()
     for backward in backwards:
-        for forward, region in _of(reading, backward, barriers):
-            found = _with(reading.module, found, forward, region)
-    return sorted(found, key=lambda one: (one[1][0].lineno, one[1][0].col_offset))
+        way = tuple(standing(backward))
+        if way not in seen:
+            seen.add(way)
+            for region in _of(reading, backward):
+                found = _with(reading.module, found, region)
+    found.sort(key=lambda one: (one[0].lineno, one[0].col_offset))
+    lifts, known = lifts_of(reading), None
+    made: list[tuple[events.Forward, Region]] = []
+    for region in found:
+        inner = (node for one in region for node in ast.walk(one) if node in lifts.forwards)
+        known = next((shown(lifts.forwards[node][0], node) for node in inner), known)
+        made.append((known, region))
+    return made
 
 
-def _with(module: Module, found: Found, forward: events.Forward, region: Region) -> Found:
+def _with(module: Module, found: list[Region], region: Region) -> list[Region]:
     """The regions with one more, merged with those of its block that it meets."""
     block = suite_of(module, region[0])
-    apart: Found = []
+    apart: list[Region] = []
     for one in found:
-        if one[1][0] not in block:
+        if one[0] not in block:
+            if any(above in one for above in module.ancestors(region[0])):
+                return found  # it lies inside another
+            if any(above in region for above in module.ancestors(one[0])):
+                continue
             apart.append(one)
             continue
-        first, last = block.index(one[1][0]), block.index(one[1][-1])
+        first, last = block.index(one[0]), block.index(one[-1])
         start, end = block.index(region[0]), block.index(region[-1])
         if last < start - 1 or end < first - 1:
             apart.append(one)
             continue
         region = tuple(block[min(first, start) : max(last, end) + 1])
-        forward = one[0] if first <= start else forward
-    return [*apart, (forward, region)]
+    return [*apart, region]
 
 
-def _of(reading: Reading, backward: events.Backward, barriers: Collection[ast.AST]) -> Found:
-    """The statements from the forward to the last one that the loss depends on: in the backward's block, or in one
-    around it that the same iteration runs."""
-    module = reading.module
+def _of(reading: Reading, backward: events.Backward) -> list[Region]:
+    module, lifts = reading.module, lifts_of(reading)
     if not isinstance(backward.node, ast.Call) or not isinstance(backward.node.func, ast.Attribute):
         raise Refused("the backward has an unusual form", BY_HAND)
     of, _, _ = tensors.provenance((backward.loss,))
     if of:  # what another backward trains may be a part of it, detached
         of = of.union(*(tensors.provenance((e.loss,))[0] for e in reading.events if isinstance(e, events.Backward)))
-    forwards = [
-        event
-        for event in reading.events
-        if isinstance(event, events.Forward)
-        and event.module is module
-        and event.frame.code is backward.frame.code
-        and (not of or event.model in of)
-    ]
-    statement = module.statement(backward.node)
-    if any(isinstance(node, ast.Call) for node in ast.walk(backward.node.func.value)):
-        raise Refused("the loss is computed where its backward is called", "name the loss on a line of its own first")
-    if any(statement in module.ancestors(event.node) for event in forwards):
-        raise Refused("forward and backward are one expression", "name the loss on a line of its own first")
-    receiver = list(ast.walk(backward.node.func.value))
-    needed = {node.id for node in receiver if isinstance(node, ast.Name)}
-    needed |= {ast.unparse(node) for node in receiver if isinstance(node, ast.Attribute)}
-    while True:
-        block = suite_of(module, statement)
-        found = _derivation(module, block[: block.index(statement)], needed, forwards, barriers)
-        if found:
-            return found
-        above = module.parents[statement]
-        if not isinstance(above, ast.If | ast.With | ast.Try):
-            raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
-        statement = above
-
-
-def _derivation(
-    module: Module,
-    block: list[ast.stmt],
-    needed: set[str],
-    forwards: list[events.Forward],
-    barriers: Collection[ast.AST],
-) -> Found:
-    """The statements of a block from the forward to the last that computes a name of `needed`, which grows by what
-    these read, and shrinks by what they assign. Where they are one `with`, those inside it."""
-    deriving = []
-    for index in range(len(block) - 1, -1, -1):
-        if stored(block[index]) & needed:
-            deriving.append(index)
-            needed -= _replaced(block[index])
-            needed |= {node.id for node in ast.walk(block[index]) if isinstance(node, ast.Name)}
-    places = {_index_in(module, block, event.node): event for event in reversed(forwards)}
-    found: Found = []
+    receiver = backward.node.func.value
+    if any(node in lifts.forwards for node in ast.walk(receiver)) or any(
+        isinstance(node, ast.Call) and not _reduces(node) for node in ast.walk(receiver)
+    ):
+        raise Refused("the loss is computed where its backward is called", INLINE)
+    levels = _levels(module, lifts, of, backward.frame, backward.node, read(receiver))
+    found: list[Region] = []
     made: set[str] = set()
-    for run in _runs(block, barriers):
-        inside = [index for index in run if index in deriving]
-        starts = [i for i in inside if i in places or (_calls(block[i]) and made & _names(block[i]))]
-        if not starts:
-            continue
-        made |= {name for index in inside if index >= min(starts) for name in stored(block[index])}
-        region = block[min(starts) : max(inside) + 1]
-        if isinstance(region[0], ast.With):
-            inner = _derivation(module, region[0].body, needed, forwards, barriers)
-            if len(region) > 1 and (
-                not inner or any(_index_in(module, region[1:], event.node) is not None for event in forwards)
-            ):
-                raise Refused("the loss is computed partly inside a `with`", BY_HAND)
-            found += inner
-        else:
-            found.append((places[min(starts)] if min(starts) in places else found[-1][0], tuple(region)))
+    for level in reversed(levels):  # from the outermost, which makes what the inner ones use
+        if level is not levels[-1]:
+            made = _handed(level.frame, made)
+        trail = Trail(module, lifts, of, set(level.needed), made)
+        found += _climb(module, trail, level.node)
+        made = trail.made
+    if not found:
+        raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
     return found
 
 
-def _runs(block: list[ast.stmt], barriers: Collection[ast.AST]) -> list[range]:
-    """The stretches of a block between statements that hold a backward or a step."""
-    cuts = [index for index, one in enumerate(block) if any(node in barriers for node in ast.walk(one))]
-    return [range(first + 1, last) for first, last in zip([-1, *cuts], [*cuts, len(block)], strict=True)]
+def _handed(frame: Frame, made: set[str]) -> set[str]:
+    """What is called how in a function of what its caller has made: fields, parameters, and names of both."""
+    fields = {path for one in made if (path := inside(frame, one))}
+    given = {name: argument(frame, name) for name in parameters(frame.code)}
+    same = made - given.keys() if _around(frame) else set()
+    return fields | same | {name for name, value in given.items() if value is not None and read(value) & made}
 
 
-def _replaced(statement: ast.stmt) -> set[str]:
-    """The names whose value a statement replaces, whatever it was."""
-    if not isinstance(statement, ast.Assign):
-        return set()
-    targets = [part for one in statement.targets for part in (one.elts if isinstance(one, ast.Tuple) else [one])]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+def _around(frame: Frame) -> bool:
+    """Whether the caller is the function (or module) that the called one is defined in: it sees the same variables."""
+    return frame.parent is not None and frame.caller is not None and frame.parent.code is frame.caller.code
 
 
-def _calls(statement: ast.stmt) -> bool:
-    return any(isinstance(node, ast.Call) for node in ast.walk(statement))
+def _reduces(call: ast.Call) -> bool:
+    """`loss.mean()`, `losses["total"]`: what is no forward and keeps its dtype."""
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "mean" and not call.args
 
 
-def _names(statement: ast.stmt) -> set[str]:
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+def _levels(
+    module: Module, lifts: Lifts, of: frozenset[object], frame: Frame, node: ast.AST, needed: set[str]
+) -> list[Level]:
+    """The function of a backward, and its callers as far as they hand it something that it needs."""
+    levels: list[Level] = []
+    while True:
+        levels.append(Level(frame, node, frozenset(needed)))
+        trail = Trail(module, lifts, of, set(needed), set())  # type: ignore[arg-type]
+        _climb(module, trail, node)
+        call, caller = frame.call, frame.caller
+        if frame.entry or not isinstance(call, ast.Call) or caller is None or caller.module is not module:
+            return levels
+        needed = set()
+        for name in trail.needed:
+            root = name.partition(".")[0]
+            if path := outside(frame, name):
+                needed.add(path)
+            elif (given := argument(frame, root)) is not None:
+                if any(inner in lifts.forwards for inner in ast.walk(given)):
+                    raise Refused("the loss is computed where its backward is called", INLINE)
+                needed |= read(given)
+            elif _around(frame) and root not in parameters(frame.code):
+                needed.add(name)  # a variable of the function or module around
+        if not needed:
+            return levels
+        frame, node = caller, call
 
 
-def _index_in(module: Module, block: list[ast.stmt], node: ast.AST) -> int | None:
-    above = {node, *module.ancestors(node)}
-    return next((index for index, statement in enumerate(block) if statement in above), None)
-
-
-def stored(statement: ast.stmt) -> set[str]:
-    """The names and attribute paths that a statement assigns."""
-    found = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            found.add(ast.unparse(node))
+def _climb(module: Module, trail: Trail, node: ast.AST) -> list[Region]:
+    """The regions in the block of the backward, and in those around it that the same iteration runs."""
+    blocks: list[tuple[list[ast.stmt], set[str]]] = []
+    statement: ast.AST = module.statement(node)
+    while isinstance(statement, ast.stmt):
+        block = suite_of(module, statement)
+        blocks.append((block[: block.index(statement)], set(trail.needed)))
+        trail.deriving(blocks[-1][0])
+        statement = module.parents[statement]
+        while isinstance(statement, ast.ExceptHandler | ast.match_case):
+            statement = module.parents[statement]
+        if isinstance(statement, ast.For | ast.While) and not any(n in trail.lifts.steps for n in ast.walk(statement)):
+            if isinstance(statement, ast.For):
+                trail.needed |= read(statement.iter) if stored(statement.target) & trail.needed else set()
+                trail.needed -= stored(statement.target)
+        elif not isinstance(statement, ast.If | ast.With | ast.Try):
+            break
+    left, found = trail.needed, []
+    for block, needed in reversed(blocks):  # what the outer blocks make, the inner ones use
+        trail.needed = needed
+        found += trail.derive(block)
+    trail.needed = left
     return found
