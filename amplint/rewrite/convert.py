@@ -22,6 +22,7 @@ from amplint.rewrite.writer import Writer
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.project import together
 from amplint.source.module import Module, Unreadable, parse
+from amplint.source.symbols import fresh
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Unit:
 def converted(
     units: Sequence[Unit],
     files: Sequence[Module],
+    named: Sequence[Module],
     readings: Sequence[Reading],
     settings: Settings,
     along: frozenset[str],
     dtype: str,
 ) -> tuple[dict[Module, str], list[list[str]]]:
-    """The new texts of the files, and what was done for each step; raises Refused if the outcome is not clean."""
-    aim, changes = Aim(settings.target_device, dtype), Changes()
+    """The new texts of the files, which are those of the `named` ones that go together, and what was done for each step; raises Refused if the outcome is not clean."""
     frames = (frame for reading in readings for event in reading.events for frame in event.frame.stack())
-    maker = Maker(aim, Files(tuple(files), settings.roots, frozenset(f.call for f in frames if f.call)), changes)
+    reached = Files(tuple(named), settings.roots, frozenset(frame.call for frame in frames if frame.call))
+    aim, changes = Aim(settings.target_device, dtype, reached), Changes()
+    maker = Maker(aim, changes)
     said: list[list[str]] = []
     for unit in units:
         module, plans = unit.reading.module, unit.plans
@@ -57,8 +60,10 @@ def converted(
             writer.scale(scaler)
             words += after
         for other in files:
-            writer = replace_module(writer, other)
-            _evaluations(replace(unit.reading, module=other), unit, writer)
+            evaluated: set[ast.stmt] = set()
+            for reading in readings:
+                seen = replace(reading, module=other)
+                _evaluations(seen, unit, _for(writer, other), evaluated, reading.events is unit.reading.events)
         said += writer.said
     maker.finish()
     functions: list[str] = []
@@ -88,7 +93,7 @@ def converted(
     return texts, said
 
 
-def replace_module(writer: Writer, module: Module) -> Writer:
+def _for(writer: Writer, module: Module) -> Writer:
     """The writer, for another file."""
     if module is writer.module:
         return writer
@@ -97,11 +102,12 @@ def replace_module(writer: Writer, module: Module) -> Writer:
     return other
 
 
-def _evaluations(reading: Reading, unit: Unit, writer: Writer) -> None:
-    """Put evaluation under autocast, too."""
-    evaluated: set[ast.stmt] = set()
+def _evaluations(reading: Reading, unit: Unit, writer: Writer, evaluated: set[ast.stmt], own: bool) -> None:
+    """Put evaluation under autocast, too. In another script's reading (`own` is False), a model is known by its name
+    alone."""
     for part in writer.parts:
-        for region, casts in evaluation_regions(reading, replace(unit.plans[0], forward=part.forward)):
+        forward = part.forward if own else replace(part.forward, model=fresh("elsewhere"))
+        for region, casts in evaluation_regions(reading, replace(unit.plans[0], forward=forward)):
             if evaluated & set(region):
                 continue
             try:

@@ -86,14 +86,17 @@ def _asked_for(module: Module, node: ast.AST) -> bool:
     return any(SAYS_GPU.search(ast.unparse(test)) for test in tests)
 
 
-def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | None) -> Gate | None:
-    """The gate for autocast (or a scaler) at a statement; None if no expression for the device is at hand there."""
+def gate(
+    module: Module, place: ast.stmt, target: str, torch: str, model: str | None, early: bool = False
+) -> Gate | None:
+    """The gate for autocast (or a scaler) at a statement; None if no expression for the device is at hand there.
+    `early`: the model may be moved only behind it."""
     for text, _ in moved_to(module).most_common():
         if visible(module, text, place):
             if target == "cuda" and _is_rank(module, text):
                 return Gate('"cuda"')
             kind = text if _is_type(module, text) else f"{torch}.device({text}).type"
-            kind = f"{text}.type" if _is_device_object(module, text) else kind
+            kind = f"{text}.type" if is_device_object(module, text) else kind
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
@@ -102,16 +105,16 @@ def gate(module: Module, place: ast.stmt, target: str, torch: str, model: str | 
     if target == "cpu":
         return Gate('"cpu"')
     if target == "cuda" and (test := guard(module)) is not None:
-        if not _readable(module, test, place):
+        if _readable(module, test, place):
+            text = ast.unparse(test)
+            text = f"({text})" if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or) else text
+            return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
+        if early:
             return None
-        text = (
-            f"({ast.unparse(test)})"
-            if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or)
-            else ast.unparse(test)
-        )
-        return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
     if model is None:
         return None
+    if target == "cuda":
+        return Gate('"cuda"', f"next({model}.parameters()).is_cuda")
     kind = f"next({model}.parameters()).device.type"
     return Gate(kind, f'{kind} == "{target}"')
 
@@ -191,7 +194,7 @@ def _assigned_in(function: FunctionNode, name: str) -> bool:
     )
 
 
-def _is_device_object(module: Module, text: str) -> bool:
+def is_device_object(module: Module, text: str) -> bool:
     """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
     made = []
     for node in ast.walk(module.tree):

@@ -282,7 +282,7 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
             places[plan.module].refuse(plan.step.node, Refused(reason, "see there"))
         return True
     if wanted:
-        _convert(group, wanted)
+        _convert(group, wanted, [one.now for one in known])
     return True
 
 
@@ -303,6 +303,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             done = [*draft.migrated, *([in_words(draft.mended.fixed)] if draft.mended.fixed else [])]
             draft.say(node, "completed: " + "; ".join(done) if done else "already AMP")
             draft.migrated = draft.migrated[:1]  # the rest is said once
+    own = [refusal for _, refusal in draft.plans[module].refused]  # read alone, without what its callers pass
     merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
     refused: dict[ast.AST, Refused] = {}
     for one in readers:
@@ -314,11 +315,11 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             merged[node] = runs, replace(first, others=(*first.others, *others))
         lacking = [(node, half) for node, half in one.plans[module].halves.items() if node in unfinished]
         for node, refusal in [*one.plans[module].refused, *((n, h) for n, h in lacking if isinstance(h, Refused))]:
-            if node not in refused or isinstance(refused[node], Elsewhere):
+            if node not in refused or isinstance(refused[node], Elsewhere) or refused[node] in own:
                 refused[node] = refusal
     for node, refusal in refused.items():
-        if node in already or (isinstance(refusal, Elsewhere) and node in merged):
-            continue  # what calls it is known
+        if node in already or (node in merged and (isinstance(refusal, Elsewhere) or refusal in own)):
+            continue  # a script that runs it tells more
         merged.pop(node, None)
         if draft.keeps(node):
             draft.say(node, "kept in float32, as its comment asks")
@@ -393,7 +394,7 @@ def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refus
     return None
 
 
-def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]]) -> None:
+def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]], named: Sequence[Module]) -> None:
     places = {draft.now: draft for draft in group}
     units: dict[tuple[Module, Draft], list[StepPlan]] = {}
     for draft, plan in wanted:
@@ -406,7 +407,9 @@ def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]]) -> None:
     ]
     readings = [draft.reading for draft in group if draft.reading is not None]
     try:
-        texts, said = converted(made, [one.now for one in group], readings, first.settings, first.along, first.dtype)
+        texts, said = converted(
+            made, [one.now for one in group], named, readings, first.settings, first.along, first.dtype
+        )
     except (Refused, edits.CannotEdit) as refusal:
         for _, plan in wanted:
             places[plan.module].refuse(plan.step.node, refusal)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.checkpoints import state_edits
+from amplint.rewrite.devices import with_type
 from amplint.rewrite.home import Home
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
@@ -21,10 +22,11 @@ from amplint.source.module import FunctionNode, Module
 
 @dataclass(frozen=True)
 class Aim:
-    """What is written: the target device and the dtype."""
+    """What is written: the target device and the dtype, in these files."""
 
     device: str
     dtype: str
+    files: Files
 
 
 def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
@@ -55,12 +57,20 @@ def choose_dtype(module: Module, torch: str, changes: Changes) -> None:
     changes.after(module, place, ["", *device.auto_lines(torch)])
 
 
+def plain_gate(
+    module: Module, place: ast.stmt, aim: Aim, torch: str, model: str | None, early: bool = False
+) -> device.Gate | None:
+    """The gate at a place by the device alone."""
+    gate = device.gate(module, place, aim.device, torch, model, early)
+    return with_type(gate, module, place, torch, aim.files) if gate is not None else None
+
+
 def gate_at(
-    module: Module, place: ast.stmt, aim: Aim, torch: str, model: str | None, home: Home | None
+    module: Module, place: ast.stmt, aim: Aim, torch: str, model: str | None, home: Home | None, early: bool = False
 ) -> device.Gate | None:
     """The gate at a place, with the script's own switch; None where one of them is not at hand. The switch is the one
     that the scaler's home reads, where there is one."""
-    gate = device.gate(module, place, aim.device, torch, model)
+    gate = plain_gate(module, place, aim, torch, model, early)
     known = switch(home.module, home.statement) if home is not None else ""
     if gate is None or not known:
         return gate
@@ -73,7 +83,6 @@ class Maker:
     """Makes the scalers of a group of files; the words for each are those of its first step."""
 
     aim: Aim
-    files: Files
     changes: Changes
     reaches: list[Reach] = field(default_factory=list)
 
@@ -99,7 +108,7 @@ class Maker:
         renewed = any(_renewing(home.module, home.statement) is not None for home, _ in scaler.homes)
         beside = "before the loop that renews the" if renewed else "beside the"
         words.append(f"{scaler.name} made {beside} {'optimizers' if several else 'optimizer'}{where}")
-        if self.aim.device != "cpu" and not any(device.moves(one) for one in self.files.named):
+        if self.aim.device != "cpu" and not any(device.moves(one) for one in self.aim.files.named):
             words.append("nothing here moves the model to a GPU, and until something does, AMP stays off")
         if any(plan.summed for plan in scaler.steps):
             words.append("its scale starts low, because the loss is a sum")
@@ -112,7 +121,7 @@ class Maker:
         names = dict.fromkeys(reach.name.removeprefix("self.") for reach in self.reaches)
         for name in names:
             same = [one for one in self.reaches if one.name.removeprefix("self.") == name]
-            self.changes.edits += hand_down(same, self.files)
+            self.changes.edits += hand_down(same, self.aim.files)
 
     def _at_home(self, scaler: ScalerPlan, home: Home) -> None:
         module, made = home.module, home.statement
@@ -120,7 +129,7 @@ class Maker:
         if self.aim.dtype == "auto":
             choose_dtype(module, torch, self.changes)
         loop = _renewing(module, made)
-        gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home)
+        gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home, early=True)
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         own = _own_switch(scaler.steps[0])
@@ -143,7 +152,7 @@ class Maker:
         places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
         if home.in_class:
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
-        for function, (module, name) in savers(reach, self.files).items():
+        for function, (module, name) in savers(reach, self.aim.files).items():
             around = [function, *module.ancestors(function)]
             if function not in reach.handed and not any(cls in around for _, cls in home.classes):
                 reach.handed[function] = module

@@ -133,7 +133,8 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
             if owner is None and optional and _given(function, call, home) is None:
                 continue  # it passes no optimizer either
             if owner is None:
-                raise Refused(f"{function.name}() is also called where the scaler is not at hand", BY_HAND)
+                where = "" if module is home else f" in {module.path}"
+                raise Refused(f"{function.name}() is also called{where} where the scaler is not at hand", BY_HAND)
             text = owner.text(module, call)
             made += edits.add_argument(module, call, f"{bare}={text}" if keyword else text)
     return list(dict.fromkeys(made))

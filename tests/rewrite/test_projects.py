@@ -1,0 +1,129 @@
+"""`amplint fix` over several files: what each becomes, and what is said. A case holds the files of a small project, each
+under `# == path`, what they become under `# == path after`, and the summary under `# == said`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from amplint.cli import cli
+
+CASES = Path(__file__).parent / "projects"
+NAMES = sorted(path.stem for path in CASES.glob("*.case"))
+_PART = re.compile(r"^# == (.+)\n", re.MULTILINE)
+
+
+def parts(name: str) -> dict[str, str]:
+    """The parts of a case, by what their headings say."""
+    pieces = _PART.split((CASES / f"{name}.case").read_text(encoding="utf-8"))
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def amplint(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["fix", *arguments], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def put(files: dict[str, str]) -> list[str]:
+    for name, text in files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return sorted(files)
+
+
+def project(name: str) -> tuple[dict[str, str], dict[str, str], str]:
+    """The files of a case, what they become, and what is said."""
+    found = parts(name)
+    before = {key: text for key, text in found.items() if key != "said" and not key.endswith(" after")}
+    after = {key: found.get(f"{key} after", text) for key, text in before.items()}
+    return before, after, found["said"]
+
+
+def contents(names: list[str]) -> dict[str, str]:
+    return {name: Path(name).read_text(encoding="utf-8") for name in names}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_project(name: str) -> None:
+    before, after, said = project(name)
+    names = put(before)
+    result = amplint(".")
+    assert contents(names) == after
+    assert (result.stdout, result.exit_code) == (said, 0)
+    again = amplint(".")
+    assert contents(names) == after
+    assert "converted" not in again.stdout
+
+
+# -- when not all files are named ---------------------------------------------------------------------------------------
+
+
+def test_the_command_that_names_all_files() -> None:
+    before, after, _ = project("two_scripts")
+    names = put(before)
+    loop = amplint("engine.py")
+    assert loop.exit_code == 1
+    assert loop.stdout == (
+        "engine.py:12: refused: the optimizer comes from the caller of run_epoch(), in finetune.py, train.py; "
+        "amplint fix engine.py finetune.py train.py changes them together\n"
+    )
+    script = amplint("train.py")
+    assert script.stdout == (
+        "train.py:13: refused: its training step is in engine.py:12; "
+        "amplint fix engine.py train.py changes them together\n"
+    )
+    two = amplint("engine.py", "train.py")
+    assert two.stdout == (
+        "engine.py:12: refused: run_epoch() is called in finetune.py, too; "
+        "amplint fix engine.py finetune.py train.py changes them together\n"
+    )
+    assert contents(names) == before
+    assert amplint("engine.py", "finetune.py", "train.py").exit_code == 0
+    assert contents(names) == after
+
+
+def test_the_base_class_must_be_named() -> None:
+    before, _, _ = project("base_class")
+    names = put(before)
+    result = amplint("trainers/net.py")
+    assert result.stdout == (
+        "trainers/net.py:19: refused: its optimizer is in trainers/base.py; "
+        "amplint fix trainers/base.py trainers/net.py changes them together\n"
+    )
+    assert contents(names) == before
+
+
+def test_one_script_that_cannot_be_converted_keeps_all_as_they_are() -> None:
+    before, _, _ = project("two_scripts")
+    before["finetune.py"] = before["finetune.py"].replace("optimizer = ", "if tune:\n    optimizer = ")
+    names = put(before)
+    result = amplint(".")
+    assert result.exit_code == 1
+    assert contents(names) == before
+
+
+def test_what_cannot_be_written_leaves_all_files_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from amplint import files
+
+    before, _, _ = project("two_scripts")
+    names = put(before)
+    write = files.write
+
+    def fail_on_the_loop(path: str, data: bytes, expected: bytes) -> None:
+        if path == "finetune.py":
+            raise files.Unreadable("disk full")
+        write(path, data, expected)
+
+    monkeypatch.setattr(files, "write", fail_on_the_loop)
+    result = amplint(".")
+    assert result.exit_code == 2
+    assert "finetune.py:1:1: AMP902 disk full" in result.stderr
+    assert contents(names) == before
