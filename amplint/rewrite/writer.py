@@ -116,9 +116,7 @@ class Writer:
         handed = scaler is not None and (scaler.home.in_class or any(frame.code is code for frame in scaler.home.path))
         if self.dtype == "auto":
             scaler = None  # it is off for bfloat16, where the region is not
-        if scaler is not None and (
-            gate is None or (gate.enabled and (handed or "(" in gate.device or "bool(" in gate.enabled))
-        ):
+        if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device + gate.enabled))):
             device_only = device.gate(module, place, self.aim.device, self._torch(place), model)
             kind = device_only.device if device_only is not None else f'"{self.aim.device}"'
             gate = device.Gate(kind, f"{scaler.here}.is_enabled()")
