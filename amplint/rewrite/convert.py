@@ -42,7 +42,8 @@ def converted(
     along: frozenset[str],
     dtype: str,
 ) -> tuple[dict[Module, str], list[list[str]]]:
-    """The new texts of the files, which are those of the `named` ones that go together, and what was done for each step; raises Refused if the outcome is not clean."""
+    """The new texts of the files, which are those of the `named` ones that go together, and what was done for each
+    step; raises Refused if the outcome is not clean."""
     frames = (frame for reading in readings for event in reading.events for frame in event.frame.stack())
     reached = Files(tuple(named), settings.roots, frozenset(frame.call for frame in frames if frame.call))
     aim, changes = Aim(settings.target_device, dtype, reached), Changes()
@@ -51,7 +52,7 @@ def converted(
     for unit in units:
         module, plans = unit.reading.module, unit.plans
         parts = merged_parts(unit.reading, plans, dtype)
-        scalers = scalers_for(module, plans, files) if dtype != "bfloat16" else []
+        scalers = scalers_for(module, plans, files) if dtype != "bfloat16" and not plans[0].scaler else []
         writer = Writer(module, plans, parts, scalers, aim, changes)
         writer.write()
         for scaler in scalers:
@@ -105,9 +106,10 @@ def _for(writer: Writer, module: Module) -> Writer:
 def _evaluations(reading: Reading, unit: Unit, writer: Writer, evaluated: set[ast.stmt], own: bool) -> None:
     """Put evaluation under autocast, too. In another script's reading (`own` is False), a model is known by its name
     alone."""
+    trained = [part.statements for part in writer.parts]
     for part in writer.parts:
         forward = part.forward if own else replace(part.forward, model=fresh("elsewhere"))
-        for region, casts in evaluation_regions(reading, replace(unit.plans[0], forward=forward)):
+        for region, casts in evaluation_regions(reading, replace(unit.plans[0], forward=forward), trained):
             if evaluated & set(region):
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Devices that come from other functions or files: whether what they are given is a torch.device, or may be a string."""
+"""Devices that come from other functions or files: whether all that calls them gives a torch.device."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ _TRAINS = events.Forward | events.Loss | events.Operation | events.Backward | ev
 def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
     """Whether what trains, a model, or a file's top level has to do with float64. Functions that only measure (meters
     that add up counts over processes, metrics of an evaluation) may have it."""
-    training = {frame.code for e in reading.events if isinstance(e, _TRAINS) and e.grad for frame in e.frame.stack()}
+    training: set[ast.AST] = {
+        frame.code for e in reading.events if isinstance(e, _TRAINS) and e.grad for frame in e.frame.stack()
+    }
     for module in files:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute) and node.attr in ("double", "float64", "DoubleTensor"):

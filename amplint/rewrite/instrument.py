@@ -14,7 +14,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.convert import Unit, converted
 from amplint.rewrite.definitions import other_users
-from amplint.rewrite.functions import custom_functions
+from amplint.rewrite.groups import groups_of, modules_of, related
 from amplint.rewrite.halves import without_casts
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
 from amplint.rewrite.plan import Plans, StepPlan, make_plans
@@ -145,7 +145,7 @@ def _run(drafts: Sequence[Draft | None], guard: Guard[Any]) -> None:
         for draft in known:
             draft.failed = not guard(draft.module, partial(_plan, draft, known))
         known = [draft for draft in known if not draft.failed]
-        for group in _groups(known):
+        for group in groups_of(known):
             if not guard(group[0].module, partial(_decide, group, known)):
                 for draft in group:
                     draft.failed = True
@@ -192,64 +192,13 @@ def _plan(draft: Draft, known: Sequence[Draft]) -> bool:
     reading = draft.reading
     if reading is None:
         return False
-    related = _related(draft, known)
+    near = related(draft, known)
     named = [other.now for other in known]
-    draft.plans[draft.now] = make_plans(reading, draft.dtype, named, related)
+    draft.plans[draft.now] = make_plans(reading, draft.dtype, named, near)
     for module in dict.fromkeys(event.module for event in reading.events if isinstance(event, events.Step)):
         if module is not draft.now:
-            draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, named, related, own=False)
+            draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, named, near, own=False)
     return True
-
-
-def _related(draft: Draft, known: Sequence[Draft]) -> list[Module]:
-    """The files named with this one that it reads, or that read it."""
-
-    def reads(one: Draft, other: Draft) -> bool:
-        return one.reading is not None and any(
-            str(path) in one.reading.dependencies for path in _places(other.module.path)
-        )
-
-    return [other.now for other in known if other is not draft and (reads(draft, other) or reads(other, draft))]
-
-
-def _places(path: str) -> set[str]:
-    from pathlib import Path
-
-    return {str(Path(path)), str(Path(path).absolute()), str(Path(path).resolve())}
-
-
-# -- which files go together ------------------------------------------------------------------------------------------
-
-
-def _groups(known: Sequence[Draft]) -> list[list[Draft]]:
-    """The files in groups: in one group are those that one step concerns."""
-    group = {draft.now: {draft.now} for draft in known}
-    for draft in known:
-        for module, plans in draft.plans.items():
-            if plans.plans or plans.already or plans.refused:
-                every = [*plans.plans, *(half for half in plans.halves.values() if isinstance(half, StepPlan))]
-                concerned = {draft.now, module, *(one for plan in every for one in modules_of(plan))}
-                concerned |= {one for one in _related(draft, known) if any(custom_functions(one))}
-                merged = set().union(*(group[one] for one in concerned if one in group))
-                for one in merged:
-                    group[one] = merged
-    seen: set[Module] = set()
-    found: list[list[Draft]] = []
-    for draft in known:
-        if draft.now not in seen:
-            members = [one for one in known if one.now in group[draft.now]]
-            seen |= {one.now for one in members}
-            found.append(members)
-    return found
-
-
-def modules_of(plan: StepPlan) -> list[Module]:
-    """The files in which a step needs changes."""
-    found = [plan.module]
-    for home in plan.homes:
-        found += [home.module, *(frame.module for frame in home.path)]
-        found += [frame.caller.module for frame in home.path if frame.caller is not None]
-    return list(dict.fromkeys(found))
 
 
 # -- what becomes of a group ------------------------------------------------------------------------------------------
@@ -323,10 +272,11 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
         merged.pop(node, None)
         if draft.keeps(node):
             draft.say(node, "kept in float32, as its comment asks")
-        elif isinstance(refusal, Elsewhere):
-            draft.refuse(node, _called(refusal, draft))
-        else:
-            draft.refuse(node, refusal)
+            continue
+        told = _called(refusal, draft) if isinstance(refusal, Elsewhere) else refusal
+        if broken is not None:
+            told = Refused(f"half done ({broken.code}: {broken.message}), and {told.reason}", told.advice)
+        draft.refuse(node, told)
     yield from (one for node, one in merged.items() if node not in already)
 
 
@@ -386,7 +336,7 @@ def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refus
         return find(used, replace(settings, codes=codes & default_codes(), target_dtype=target))
 
     try:
-        files = [draft.now, *_related(draft, known)]
+        files = [draft.now, *related(draft, known)]
         used = check_used(draft.now, reading.machine.project, [one.now for one in known], crashes)
         whole_script(reading, dtype, files, used)
     except Refused as refusal:
@@ -419,4 +369,4 @@ def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]], named: Se
     for plans, words in zip([plan for unit in made for plan in unit.plans], said, strict=True):
         home = places[plans.module]
         words += ["mended " + in_words(home.mended.fixed)] if home.mended.fixed else []
-        home.say(plans.step.node, f"{'completed' if plans.half else 'converted'}: {'; '.join(words)}")
+        home.say(plans.step.node, f"{'completed' if plans.half or plans.scaler else 'converted'}: {'; '.join(words)}")

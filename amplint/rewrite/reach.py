@@ -1,4 +1,4 @@
-"""How the scaler gets from its home to where it is needed: new parameters, and the calls that fill them, in all files."""
+"""How the scaler gets from its home to where it is needed: new parameters, and the calls that fill them."""
 
 from __future__ import annotations
 
@@ -123,6 +123,10 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
     shared function makes its own."""
     made: list[Edit] = []
     for function, home in {key: value for one in reaches for key, value in one.handed.items()}.items():
+        if home not in files.named:
+            raise Refused(
+                f"{function.name}() needs the scaler, in {home.path}", must_change(_homes(reaches), [home.path])
+            )
         stepping = any(function in one.stepping for one in reaches)
         keyword = edits.takes_keyword_only(function)
         bare = reaches[0].name.removeprefix("self.")
@@ -138,6 +142,11 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
             text = owner.text(module, call)
             made += edits.add_argument(module, call, f"{bare}={text}" if keyword else text)
     return list(dict.fromkeys(made))
+
+
+def _homes(reaches: Sequence[Reach]) -> list[Module]:
+    found = [one.home.module for one in reaches]
+    return list(dict.fromkeys([*found, *(home for one in reaches for home in one.stepping.values())]))
 
 
 # -- checkpoints in functions of their own ----------------------------------------------------------------------------

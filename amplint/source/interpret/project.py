@@ -107,12 +107,14 @@ class Project:
 
 
 def _above(folder: Path, top: Path | None) -> list[Path]:
-    """The folders above one, up to the project's or the working folder, where files are changed together: what runs
-    them may lie in any."""
-    end = top or Path.cwd()
-    if _together is None or not folder.is_relative_to(end):
+    """Where files that are changed together may import from: the folders above, up to the project's or the working
+    folder, and those above the other files."""
+    if _together is None:
         return []
-    return [one for one in folder.parents if one.is_relative_to(end)]
+    end = top or Path.cwd()
+    places = [folder, *(path.parent for path in _together)]
+    found = [one for place in places for one in (place, *place.parents) if one.is_relative_to(end)]
+    return list(dict.fromkeys(found))
 
 
 def project_root(folder: Path) -> Path | None:

@@ -1,0 +1,73 @@
+"""Which files go together: those that one step concerns change all, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amplint.rewrite.definitions import uses_in
+from amplint.rewrite.functions import custom_functions
+from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.reach import Files, Reach, savers
+from amplint.source.module import Module
+
+if TYPE_CHECKING:
+    from amplint.rewrite.instrument import Draft
+
+
+def groups_of(known: Sequence[Draft]) -> list[list[Draft]]:
+    """The files in groups: in one group are those that one step concerns."""
+    group = {draft.now: {draft.now} for draft in known}
+    for draft in known:
+        for module, plans in draft.plans.items():
+            if plans.plans or plans.already or plans.refused:
+                every = [*plans.plans, *(half for half in plans.halves.values() if isinstance(half, StepPlan))]
+                concerned = {draft.now, module, *(one for plan in every for one in modules_of(plan))}
+                concerned |= _of_savers(every, known)
+                concerned |= {one for one in related(draft, known) if any(custom_functions(one))}
+                merged = set().union(*(group[one] for one in concerned if one in group))
+                for one in merged:
+                    group[one] = merged
+    seen: set[Module] = set()
+    found: list[list[Draft]] = []
+    for draft in known:
+        if draft.now not in seen:
+            members = [one for one in known if one.now in group[draft.now]]
+            seen |= {one.now for one in members}
+            found.append(members)
+    return found
+
+
+def modules_of(plan: StepPlan) -> list[Module]:
+    """The files in which a step needs changes."""
+    found = [plan.module]
+    for home in plan.homes:
+        found += [home.module, *(frame.module for frame in home.path)]
+        found += [frame.caller.module for frame in home.path if frame.caller is not None]
+    return list(dict.fromkeys(found))
+
+
+def _of_savers(plans: Sequence[StepPlan], known: Sequence[Draft]) -> set[Module]:
+    """The files of the functions that save or restore the optimizers, and those that call these."""
+    files = Files(tuple(draft.now for draft in known))
+    found: set[Module] = set()
+    for home in (home for plan in plans for home in plan.homes):
+        for function, (module, _) in savers(Reach("scaler", home, (home.optimizer,)), files).items():
+            found |= {module, *(one for one in files.named if uses_in(one, function, module))}
+    return found
+
+
+def related(draft: Draft, known: Sequence[Draft]) -> list[Module]:
+    """The files named with this one that it reads, or that read it."""
+
+    def reads(one: Draft, other: Draft) -> bool:
+        return one.reading is not None and any(
+            str(path) in one.reading.dependencies for path in _places(other.module.path)
+        )
+
+    return [other.now for other in known if other is not draft and (reads(draft, other) or reads(other, draft))]
+
+
+def _places(path: str) -> set[str]:
+    return {str(Path(path)), str(Path(path).absolute()), str(Path(path).resolve())}
