@@ -39,12 +39,32 @@ class Gate:
         return f"{self.device}, dtype={AUTO if dtype == 'auto' else f'{torch}.{dtype}'}{enabled}"
 
 
+def always_on(module: Module, scaler: str) -> bool:
+    """Whether every scaler of that name is made here, without being told whether it is enabled."""
+    made = [
+        node.value
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == scaler for target in node.targets)
+    ]
+    return bool(made) and all(
+        isinstance(call, ast.Call) and not any(keyword.arg in ("enabled", None) for keyword in call.keywords)
+        for call in made
+    )
+
+
 def moved_to(module: Module) -> Counter[str]:
     """The device expressions that `.to(…)` is given, as names or attributes, with how often."""
     found: Counter[str] = Counter()
     for node in ast.walk(module.tree):
         match node:
-            case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name() | ast.Attribute() as device, *_]):
+            case (
+                ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name() | ast.Attribute() as device, *_])
+                | ast.Call(
+                    func=ast.Attribute(attr="to"),
+                    args=[],
+                    keywords=[ast.keyword(arg="device", value=ast.Name() | ast.Attribute() as device), *_],
+                )
+            ):
                 text = ast.unparse(device)
                 if not text.startswith("torch.") and _may_be_device(module, text):
                     found[text] += 1
