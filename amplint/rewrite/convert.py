@@ -49,6 +49,7 @@ def converted(
     aim, changes = Aim(settings.target_device, dtype, reached), Changes()
     maker = Maker(aim, changes)
     said: list[list[str]] = []
+    writers: list[Writer] = []
     for unit in units:
         module, plans = unit.reading.module, unit.plans
         parts = merged_parts(unit.reading, plans, dtype)
@@ -60,12 +61,16 @@ def converted(
             after = maker.make(scaler, words)
             writer.scale(scaler)
             words += after
-        for other in files:
-            evaluated: set[ast.stmt] = set()
-            for reading in readings:
-                seen = replace(reading, module=other)
-                _evaluations(seen, unit, _for(writer, other), evaluated, reading.events is unit.reading.events)
+        writers.append(writer)
         said += writer.said
+    evaluated: set[ast.stmt] = set()
+    for unit, writer in zip(units, writers, strict=True):
+        _evaluations(replace(unit.reading, module=writer.module), unit, writer, evaluated, own=True)
+    for unit, writer in zip(units, writers, strict=True):
+        for other in files:
+            for reading in readings:
+                own = reading.events is unit.reading.events
+                _evaluations(replace(reading, module=other), unit, _for(writer, other), evaluated, own)
     maker.finish()
     functions: list[str] = []
     for module in files:

@@ -22,8 +22,31 @@ GOES_ALONG = frozenset(("AMP116", "AMP133"))
 RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
 
 
+# What was done, where a person would not say it by the name of what was wrong.
+_DONE = {
+    "AMP101": "a scaler for its float16 gradients",
+    "AMP102": "the step goes through the scaler",
+    "AMP103": "the loss is scaled",
+    "AMP104": "every loss is scaled",
+    "AMP105": "gradients unscaled before they are clipped",
+    "AMP106": "gradients unscaled before they are read",
+    "AMP108": "gradients unscaled once a step",
+    "AMP110": "the scaler is updated",
+    "AMP111": "the scaler is updated once, after the step",
+    "AMP112": "the scaler is updated after the last step",
+    "AMP115": "one scaler for the whole run",
+    "AMP116": "the scaler's state is saved",
+    "AMP133": "the scaler's state is restored",
+}
+
+
 def in_words(fixed: tuple[Finding, ...]) -> str:
-    return ", ".join(sorted({f"{one.code} {knowledge.rules()[one.code].name}" for one in fixed}))
+    done = sorted({one.code for one in fixed})
+    return ", ".join(f"{_DONE[code]} ({code})" if code in _DONE else f"{code} {_name(code)}" for code in done)
+
+
+def _name(code: str) -> str:
+    return knowledge.rules()[code].name
 
 
 def asked(settings: Settings, path: str, options: dict[str, Any], dtype: str) -> tuple[Settings, frozenset[str]]:

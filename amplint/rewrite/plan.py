@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from amplint.rewrite.arrays import array_casts
-from amplint.rewrite.fixes import conditions_above
-from amplint.rewrite.float32 import Cast, split
+from amplint.rewrite.float32 import Cast, partition
 from amplint.rewrite.frameworks import framework
+from amplint.rewrite.gradients import handled, hooks, unscale_at
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.lifts import common, node_in
-from amplint.rewrite.reads import looked_at
-from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
+from amplint.rewrite.named import Named
+from amplint.rewrite.refused import BY_HAND, KEEP, Elsewhere, Refused
 from amplint.rewrite.regions import Region, regions_of
 from amplint.rewrite.unfit import by_hand, whole_script
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.values import Scaler
 
 
 class Part(NamedTuple):
@@ -29,6 +30,12 @@ class Part(NamedTuple):
     forward: events.Forward
     region: Region
     casts: tuple[Cast, ...] = ()
+    named: tuple[Named, ...] = ()  # forwards that move to its end
+    before: ast.stmt | None = None  # where it stands, if there is nothing else in it
+
+    @property
+    def statements(self) -> Region:
+        return self.region or ((self.before,) if self.before else ())
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,15 @@ class StepPlan:
     home: Home
     forward: events.Forward
     region: tuple[ast.stmt, ...]  # from the forward to the last statement that derives the loss
-    parts: tuple[Part, ...] = ()  # all regions, in the order of the text
+    parts: tuple[Part, ...] = ()  # all regions, in the order of the text; none where all is float32
+    kept: tuple[str, ...] = ()  # what stays in float32 between and behind them
     backwards: tuple[events.Backward, ...] = ()
     arrays: tuple[ast.expr, ...] = ()  # what needs float32 to become a NumPy array
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
-    clips: tuple[ast.AST, ...] = ()
-    reads: tuple[ast.AST, ...] = ()
+    handled: tuple[ast.AST, ...] = ()  # where its gradients are clipped or read, as that shows in one function
     others: tuple[Home, ...] = ()  # of other callers, which make optimizers of their own
+    half: bool = False  # whether it is under autocast already, and only lacks its scaler
+    scaler: str = ""  # the scaler that it goes through already: it only lacks autocast
 
     @property
     def homes(self) -> tuple[Home, ...]:
@@ -57,6 +66,10 @@ class StepPlan:
     def module(self) -> Module:
         return self.step.module
 
+    def unscale_at(self, module: Module) -> ast.stmt | None:
+        """The statement before which its gradients must be unscaled."""
+        return unscale_at(module, self.step, self.backwards, self.handled, self.home.loop)
+
 
 @dataclass
 class Plans:
@@ -65,18 +78,23 @@ class Plans:
     plans: list[StepPlan] = field(default_factory=list)
     refused: list[tuple[ast.AST, Refused]] = field(default_factory=list)
     already: list[ast.AST] = field(default_factory=list)
+    off: list[ast.AST] = field(default_factory=list)  # what a script does where its own switch is off
+    halves: dict[ast.AST, StepPlan | Refused] = field(default_factory=dict)  # of those, what lacks a scaler
 
 
-def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = (), own: bool = True) -> Plans:
-    """Look at every step that the reading met in its own file; `together` are the files named with it. `own` is False
-    for another file that the reading went through: only the steps that it met count."""
+def make_plans(
+    reading: Reading, dtype: str, named: Sequence[Module] = (), related: Sequence[Module] = (), own: bool = True
+) -> Plans:
+    """Look at every step that the reading met in its own file; of the files `named` with it, some are `related`: they
+    read it, or it reads them. `own` is False for another file that the reading went through: only the steps that it met
+    count."""
     made = Plans()
     module = reading.module
     by_node: dict[ast.AST, list[events.Step]] = {}
     for event in reading.events:
         if isinstance(event, events.Step) and event.module is module:
             by_node.setdefault(event.node, []).append(event)
-    managed = framework(module, together)
+    managed = framework(module, named)
     inside = {
         event.frame.code
         for event in reading.events
@@ -88,15 +106,20 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = (), ow
             if managed and all(step.before.kind in ("managed", "unknown") for step in steps):
                 continue
             if any(step in in_amp for step in steps):
+                if (scaler := _scaled_only(reading, steps)) and dtype == "float16":
+                    made.plans.append(_plan(reading, steps, dtype, related, scaler=scaler))
+                    continue
                 made.already.append(node)
+                if all(step.scaler is None and step.before.kind == "plain" and step.before.region for step in steps):
+                    made.halves[node] = _half(reading, steps, dtype, related)
             elif any(_same_training(step, other) for step in steps for other in in_amp):
-                continue  # what the script does where its own switch is off
+                made.off.append(node)
             elif any(step.frame.code in inside for step in steps):
                 made.already.append(node)
             elif managed and managed.runs(module, node):
                 made.refused.append((node, managed.refusal))
             else:
-                made.plans.append(_plan(reading, steps, dtype, together))
+                made.plans.append(_plan(reading, steps, dtype, related))
         except Refused as refusal:
             made.refused.append((node, refusal))
     if own and not (made.plans or made.refused or made.already):
@@ -104,6 +127,10 @@ def make_plans(reading: Reading, dtype: str, together: Sequence[Module] = (), ow
             (made.already.append if managed.done else made.refused.append)(managed.entry)  # type: ignore[arg-type]
         else:
             _without_step(reading, made)
+    if made.plans and not any(plan.parts or plan.half for plan in made.plans):
+        whole = Refused("a gradient penalty is a part of all that it computes, and stays in float32", KEEP)
+        made.refused += [(plan.step.node, whole) for plan in made.plans]
+        made.plans = []
     return made
 
 
@@ -135,35 +162,58 @@ def _in_amp(step: events.Step) -> bool:
     return step.scaler is not None or before.kind in ("managed", "scaled", "unscaled") or before.region is not None
 
 
-def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequence[Module]) -> StepPlan:
+def _half(reading: Reading, steps: list[events.Step], dtype: str, together: Sequence[Module]) -> StepPlan | Refused:
+    """A step whose forward and loss are under autocast, without a scaler."""
+    try:
+        return _plan(reading, steps, dtype, together, half=True)
+    except Refused as refusal:
+        return refusal
+
+
+def _scaled_only(reading: Reading, steps: list[events.Step]) -> str:
+    """The scaler of a step in full precision: what is scaled was never under autocast. "" where there is none."""
+    module, node = reading.module, steps[0].node
+    if not all(isinstance(one.scaler, Scaler) and one.before.kind in ("scaled", "unscaled") for one in steps):
+        return ""
+    if "autocast" in module.text or not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return ""
+    if any(isinstance(one, events.Enter | events.Cast | events.HandOver) for one in reading.events):
+        return ""
+    return module.source(node.func.value)
+
+
+def _plan(
+    reading: Reading,
+    steps: list[events.Step],
+    dtype: str,
+    together: Sequence[Module],
+    half: bool = False,
+    scaler: str = "",
+) -> StepPlan:
     module, step = reading.module, steps[0]
     whole_script(reading, dtype, (module, *together))
     if any(one.optimizer.closure or one.closure for one in steps):
         raise Refused("its step() runs the backward in a closure", "a GradScaler cannot drive it: keep float32")
-    steps, homes = _homes(steps)
-    step = steps[0]
+    if scaler:
+        homes = [Home(module, module.statement(step.node), "", step.frame.code)]
+    else:
+        steps, homes = _homes(steps)
+        step = steps[0]
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
     if not backwards:
         raise Refused("no backward was seen before this step", BY_HAND)
-    regions = regions_of(reading, backwards)
-    distinct = {backward.node: backward for backward in reversed(backwards)}
-    backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
     if any(one.module is not module for one in backwards):
         raise Refused("backward and step are in different files", BY_HAND)
+    regions = _forwards(reading, step) if half else regions_of(reading, backwards)
+    distinct = {backward.node: backward for backward in reversed(backwards)}
+    backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
     if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
-    parts = tuple(Part(forward, *split(reading, one)) for forward, one in regions)
-    forward, region, _ = parts[0]
+    parts, kept = ((), ()) if half else _parts(reading, regions, dtype)
+    forward, region = regions[0]
     low = dtype != "float16"
     arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.region)))
-    optimizers = {one.optimizer for one in steps}
-    clips: list[events.Event] = []
-    reads: list[events.Event] = []
-    for event in reading.events:
-        if isinstance(event, events.Clip | events.ReadGradient) and any(o in optimizers for o, _ in event.touched):
-            (clips if isinstance(event, events.Clip) else reads).append(event)
-    if any(event.frame.code is not step.frame.code for event in (*clips, *reads)):
-        raise Refused("gradients are clipped or read in another function", BY_HAND)
+    hooks(module)
     create = next((e for e in reading.events if isinstance(e, events.Create) and e.value == step.optimizer), None)
     return StepPlan(
         step,
@@ -173,13 +223,27 @@ def _plan(reading: Reading, steps: list[events.Step], dtype: str, together: Sequ
         forward,
         region,
         parts,
+        kept,
         tuple(backwards),
         arrays,
         _summed(reading, backwards),
-        tuple(dict.fromkeys(event.node for event in clips)),
-        tuple(dict.fromkeys([*(event.node for event in reads), *looked_at(backwards[-1], step)])),
+        handled(reading, steps),
         tuple(homes[1:]),
+        half,
+        scaler,
     )
+
+
+def _forwards(reading: Reading, step: events.Step) -> list[tuple[events.Forward, Region]]:
+    """The forwards of a step that is under autocast already, for which nothing is left to do."""
+    found: list[tuple[events.Forward, Region]] = [
+        (event, ())
+        for event in reading.events
+        if isinstance(event, events.Forward) and event.frame.code is step.frame.code and event.region is not None
+    ]
+    if not found:
+        raise Refused("its forward is not in the function that steps", BY_HAND)
+    return found
 
 
 def _homes(steps: list[events.Step]) -> tuple[list[events.Step], list[Home]]:
@@ -209,14 +273,21 @@ def _after(backward: events.Backward, step: events.Step) -> bool:
     return here is not None and there is not None and _place(here) > _place(there)
 
 
-def merged_parts(reading: Reading, plans: Sequence[StepPlan]) -> tuple[Part, ...]:
+def merged_parts(reading: Reading, plans: Sequence[StepPlan], dtype: str) -> tuple[Part, ...]:
     """The regions of all steps, those that share statements as one."""
-    if len(plans) == 1:
-        return plans[0].parts
+    if any(plan.half for plan in plans):
+        return ()
     nodes = {one.node for plan in plans for one in plan.backwards}
     backwards = [one for one in reading.events if isinstance(one, events.Backward) and one.node in nodes]
-    regions = regions_of(reading, backwards)
-    return tuple(Part(forward, *split(reading, region)) for forward, region in regions)
+    return _parts(reading, regions_of(reading, backwards), dtype, whole=True)[0]
+
+
+def _parts(
+    reading: Reading, regions: Sequence[tuple[events.Forward, Region]], dtype: str, whole: bool = False
+) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+    """The stretches under autocast, and what stays in float32 between them."""
+    made = partition(reading, regions, dtype, whole)
+    return tuple(Part(*low) for low in made.low), tuple(made.kept)
 
 
 def _summed(reading: Reading, backwards: Sequence[events.Backward]) -> bool:
@@ -269,22 +340,3 @@ def _made_by(module: Module, call: ast.Call) -> ast.Call | None:
 
 def _place(node: ast.AST) -> tuple[int, int]:
     return node.lineno, node.col_offset  # type: ignore[attr-defined]
-
-
-def unscale_at(plan: StepPlan, module: Module) -> ast.stmt | None:
-    """The statement before which the gradients must be unscaled: the first that clips or reads them, or the loop around
-    it. None where nothing does."""
-    if not plan.clips and not plan.reads:
-        return None
-    first = min((*plan.clips, *plan.reads), key=_place)
-    backward, step = plan.backwards[-1].node, plan.step.node
-    if not _place(backward) < _place(first) < _place(step):
-        raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
-    here = conditions_above(module, first)
-    there = [one for one in conditions_above(module, step) if one[0] is not plan.home.loop or one in here]
-    if any(one not in here for one in there):
-        raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
-    loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
-    outermost = loops[-1] if loops else module.statement(first)
-    assert isinstance(outermost, ast.stmt)
-    return outermost

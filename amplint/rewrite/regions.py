@@ -81,7 +81,7 @@ def _of(reading: Reading, backward: events.Backward) -> list[Region]:
     of, _, _ = tensors.provenance((backward.loss,))
     if of:  # what another backward trains may be a part of it, detached
         of = of.union(*(tensors.provenance((e.loss,))[0] for e in reading.events if isinstance(e, events.Backward)))
-    receiver = backward.node.func.value
+    receiver = _unscaled(backward.node.func.value) if backward.scaler is not None else backward.node.func.value
     if any(node in lifts.forwards for node in ast.walk(receiver)) or any(
         isinstance(node, ast.Call) and not _reduces(node) for node in ast.walk(receiver)
     ):
@@ -98,6 +98,14 @@ def _of(reading: Reading, backward: events.Backward) -> list[Region]:
     if not found:
         raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
     return found
+
+
+def _unscaled(receiver: ast.expr) -> ast.expr:
+    """The loss in `scaler.scale(loss)`."""
+    match receiver:
+        case ast.Call(func=ast.Attribute(attr="scale"), args=[loss]):
+            return loss
+    return receiver
 
 
 def _handed(frame: Frame, made: set[str]) -> set[str]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.float32 import Cast, cast_edits
+from amplint.rewrite.gradients import in_words
 from amplint.rewrite.home import Home
-from amplint.rewrite.making import Aim, called_in, choose_dtype, gate_at, torch_at
-from amplint.rewrite.plan import Part, StepPlan, unscale_at
+from amplint.rewrite.making import Aim, called_in, choose_dtype, gate_at, plain_gate, torch_at
+from amplint.rewrite.plan import Part, StepPlan
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.regions import Region
 from amplint.rewrite.scalers import ScalerPlan
@@ -36,23 +37,27 @@ class Writer:
         self.aim = aim
         self.dtype = aim.dtype
         self.changes = changes
-        self.cast: set[ast.expr] = set()
+        self.cast: set[Cast] = set()
         self.said: list[list[str]] = [[] for _ in plans]
 
     def write(self) -> None:
         """The regions of the training steps."""
-        if self.dtype == "auto":
-            choose_dtype(self.module, self._torch(self.parts[0].region[0]), self.changes)
+        if self.dtype == "auto" and self.parts:
+            choose_dtype(self.module, self._torch(self.parts[0].statements[0]), self.changes)
         for part in self.parts:
             self._region(part)
         dtype = "bfloat16 where the GPU has it, else float16" if self.dtype == "auto" else self.dtype
         for plan, words in zip(self.plans, self.said, strict=True):
             function = plan.step.frame.name
             where = f"{function}(): " if function != "<module>" else ""
-            casts = any(part.casts for part in plan.parts)
-            words.append(f"{where}{'forward' if casts else 'forward and loss'} under autocast({dtype})")
-            if casts:
-                words.append("binary cross entropy, and the sigmoid before it, in float32")
+            if plan.half:
+                words.append(f"{where}its losses are scaled")
+            elif plan.parts:
+                apart = any(one.endswith("in float32") for one in plan.kept)
+                words.append(f"{where}{'forward' if apart else 'forward and loss'} under autocast({dtype})")
+                words += plan.kept
+            else:
+                words.append(f"{where}all in float32, as its gradient penalty needs")
             if plan.arrays:
                 self._for_numpy(plan.arrays)
                 words.append("cast to float32 for NumPy, which has no bfloat16")
@@ -78,9 +83,9 @@ class Writer:
             assert isinstance(backward.node, ast.Call)
             assert isinstance(backward.node.func, ast.Attribute)
             self.changes.edits += edits.wrap_call(module, backward.node.func.value, f"{name}.scale({{}})")
-        if (clipping := unscale_at(plan, module)) is not None:
+        if (clipping := plan.unscale_at(module)) is not None:
             self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, optimizer))
-            words.append(f"gradients unscaled before they are {'clipped' if plan.clips else 'read'}")
+            words.append(in_words(plan.handled))
         self.changes.edits += edits.replace(module, step, f"{name}.step({optimizer})")
         if _schedules(module, step):
             words.append("the scheduler advances on steps that the scaler skips, too")
@@ -109,7 +114,7 @@ class Writer:
 
     def _region(self, part: Part) -> None:
         module, code = self.module, part.forward.frame.code
-        place = part.region[0]
+        place = part.statements[0]
         model = called_in(part.forward, part.forward.node)
         gate = self._gate(place, model)
         scaler = self._scaler_of(part)
@@ -117,30 +122,44 @@ class Writer:
         if self.dtype == "auto":
             scaler = None  # it is off for bfloat16, where the region is not
         if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device + gate.enabled))):
-            device_only = device.gate(module, place, self.aim.device, self._torch(place), model)
+            device_only = plain_gate(module, place, self.aim, self._torch(place), model)
             kind = device_only.device if device_only is not None else f'"{self.aim.device}"'
             gate = device.Gate(kind, f"{scaler.here}.is_enabled()")
+        own = next((plan.scaler for plan in self.plans if plan.scaler), "")
+        if own and (gate is None or gate.enabled or not device.always_on(module, own)):
+            gate = device.Gate(gate.device if gate else f'"{self.aim.device}"', f"{own}.is_enabled()")
         if gate is None:
             raise Refused("the device is not known where the model runs", "pass the device to that function")
-        self._enter(part.region, gate, part.casts)
+        self._enter(part.statements, gate, part.casts, bool(part.region))
+        lines = [f"    {one.line(module)}" for one in part.named]
+        if lines and part.region:
+            self.changes.after(module, part.region[-1], lines)
+        elif lines:
+            self.changes.before(module, place, [self._header(place, gate), *lines])
 
     def _scaler_of(self, part: Part) -> ScalerPlan | None:
         """The scaler that scales what a region computes; failing that, one that is at hand there."""
         found = None
         for scaler in self.scalers:
             for plan in scaler.steps:
-                if any(set(one.region) & set(part.region) for one in plan.parts):
+                if any(set(one.statements) & set(part.statements) for one in plan.parts):
                     return scaler
                 if found is None and plan.step.frame.code is part.forward.frame.code:
                     found = scaler
         return found
 
-    def _enter(self, region: Region, gate: device.Gate, casts: tuple[Cast, ...]) -> None:
-        torch = self._torch(region[0])
-        header = f"with {torch}.autocast({gate.arguments(self.dtype, torch)}):"
-        self.changes.edits += edits.indent_under(self.module, list(region), header)
+    def _enter(self, region: Region, gate: device.Gate, casts: tuple[Cast, ...], indent: bool = True) -> None:
+        if indent:
+            header = self._header(region[0], gate)
+            self.changes.edits += edits.indent_under(self.module, list(region), header)
         for cast in casts:
-            self.changes.edits += cast_edits(self.module, cast, torch)
+            if cast not in self.cast:
+                self.changes.edits += cast_edits(self.module, cast, self._torch(region[0]))
+                self.cast.add(cast)
+
+    def _header(self, place: ast.stmt, gate: device.Gate) -> str:
+        torch = self._torch(place)
+        return f"with {torch}.autocast({gate.arguments(self.dtype, torch)}):"
 
     def _for_numpy(self, arrays: tuple[ast.expr, ...]) -> None:
         for tensor in arrays:

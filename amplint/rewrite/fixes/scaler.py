@@ -200,12 +200,15 @@ def add_scaler(
         return None
     optimizer = module.source(owner)
     target = module.source(made.targets[0])
-    name = target.rpartition(".")[0] + "." * ("." in target) + free_name(module)
+    idle = _idle(module, backward)
+    name = idle or target.rpartition(".")[0] + "." * ("." in target) + free_name(module)
     enabled = _enabled(module, autocast)
     between = [clip for clip in clips if backward.lineno < clip.lineno < step.lineno]  # type: ignore[attr-defined]
 
     def build() -> list[Edit]:
-        changes = edits.insert_after(module, made, [f'{name} = {torch}.amp.GradScaler("cuda"{enabled})'])
+        changes = (
+            [] if idle else edits.insert_after(module, made, [f'{name} = {torch}.amp.GradScaler("cuda"{enabled})'])
+        )
         changes += edits.wrap_call(module, loss, f"{name}.scale({{}})")
         if between:
             changes += edits.insert_before(module, module.statement(between[0]), [f"{name}.unscale_({optimizer})"])
@@ -213,6 +216,21 @@ def add_scaler(
         return changes + edits.insert_after(module, module.statement(step), [f"{name}.update()"])
 
     return attempt("scale the loss with a GradScaler", UNSAFE, build)
+
+
+def _idle(module: Module, backward: ast.AST) -> str:
+    """A scaler that is made, and that nothing uses yet; "" where there is none at hand."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=function)):
+                if not any(one.endswith(".GradScaler") for one in module.dotted(function)):
+                    continue
+                if not any(
+                    isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Load)
+                    for one in ast.walk(module.tree)
+                ) and bound_before(module, name, backward):
+                    return name
+    return ""
 
 
 def free_name(module: Module) -> str:
