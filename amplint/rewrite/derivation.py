@@ -73,7 +73,9 @@ class Trail:
         found: list[Region] = []
         while starts:
             first = block[starts[0]]
-            if isinstance(first, ast.With) and (starts[0] == last or self._without_gradients(first, block, starts, last)):
+            if isinstance(first, ast.With) and (
+                starts[0] == last or self._without_gradients(first, block, starts, last)
+            ):
                 found += self.derive(first.body)
                 starts = starts[1:]
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.float32 import Cast, split
@@ -22,22 +22,30 @@ _STRICT = frozenset(
 Region = tuple[ast.stmt, ...]
 
 
-def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, tuple[Cast, ...]]]:
+def evaluation_regions(
+    reading: Reading, plan: StepPlan, trained: Sequence[Region] = ()
+) -> list[tuple[Region, tuple[Cast, ...]]]:
     """For each place under no_grad that runs the trained model as the training step does: the statements from the
-    forward to the last that computes a loss from it, and what a loss behind them needs in float32.
+    forward to the last that computes a loss from it, and what a loss behind them needs in float32. `trained` are the
+    regions of the training steps.
 
     Code that generates (it calls the model otherwise, or samples from what it says) is left alone."""
     module = reading.module
     regions: dict[ast.stmt, Region] = {}
     criteria = _criteria(module, plan)
     losses = [event for event in reading.events if isinstance(event, events.Loss) and not event.grad]
+    taken = {node for region in trained for one in region for node in ast.walk(one)}
+    shared = _shared(reading, taken)
     for event in reading.events:
-        if not isinstance(event, events.Forward) or event.module is not module or event.grad or event.region:
+        if not isinstance(event, events.Forward) or event.grad or event.region:
             continue
-        if event.model != plan.forward.model and not _same_call(module, event.node, plan.forward.node):
+        node = _shown(event, shared)
+        if node is None or node not in module.parents or node in taken:
             continue
-        first = module.statement(event.node)
-        if not isinstance(first, _SIMPLE) or _shape(event.node) != _shape(plan.forward.node):
+        if event.model != plan.forward.model and not _same_call(module, node, plan.forward.node):
+            continue
+        first = module.statement(node)
+        if not isinstance(first, _SIMPLE) or _shape(node) != _shape(plan.forward.node):
             continue
         if _samples(module.function(first)):
             continue
@@ -46,7 +54,7 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
         ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
         ends += [index for index in range(start, len(block)) if _called(module, block[index]) & criteria]
         between = block[start : max(ends, default=start) + 1]
-        if all(isinstance(one, _SIMPLE) for one in between) and not _mixes(module, between):
+        if all(isinstance(one, _SIMPLE) and one not in taken for one in between) and not _mixes(module, between):
             regions.setdefault(first, tuple(between))
     chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
@@ -57,6 +65,28 @@ def evaluation_regions(reading: Reading, plan: StepPlan) -> list[tuple[Region, t
         except Refused:
             continue  # it evaluates in float32, as it did
     return chosen
+
+
+def _shared(reading: Reading, taken: Collection[ast.AST]) -> set[ast.AST]:
+    """The functions that the training steps call under autocast."""
+    found: set[ast.AST] = set()
+    for event in reading.events:
+        if isinstance(event, events.Forward) and event.grad:
+            stack = list(event.frame.stack())
+            for index, frame in enumerate(stack):
+                if frame.call in taken:
+                    found |= {one.code for one in stack[: index + 1]}
+    return found
+
+
+def _shown(event: events.Forward, shared: Collection[ast.AST]) -> ast.AST | None:
+    """Where a forward stands, or the call of the function that training and evaluation share."""
+    node: ast.AST | None = event.node
+    for frame in event.frame.stack():
+        if frame.code not in shared:
+            break
+        node = None if frame.entry else frame.call
+    return node
 
 
 def _criteria(module: Module, plan: StepPlan) -> set[str]:
@@ -113,9 +143,7 @@ def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | No
 def _same_call(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether both call the model by the same name: in a function that nothing calls, what it is given is unknown."""
     return (
-        isinstance(one, ast.Call)
-        and isinstance(other, ast.Call)
-        and ast.unparse(one.func) == ast.unparse(other.func)
+        isinstance(one, ast.Call) and isinstance(other, ast.Call) and ast.unparse(one.func) == ast.unparse(other.func)
     )
 
 

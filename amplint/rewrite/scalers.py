@@ -2,7 +2,8 @@
 
 One scaler serves all optimizers where a single point follows their steps: `update()` goes there, once. Otherwise each
 optimizer gets its own, updated right after its step: a scaler must not step an optimizer twice between two updates, nor
-change its scale while gradients that carry it wait for a step.
+change its scale while gradients that carry it wait for a step. Where optimizers share a backward but do not always step
+together, one scaler is updated behind each group of steps.
 """
 
 from __future__ import annotations
@@ -53,17 +54,15 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
         and len({tuple(conditions_above(module, one)) for one in rounds}) == 1
         and len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == len(plans)
     )
-    if together or len(homes) == 1:
-        last = max(rounds, key=lambda one: (one.lineno, one.col_offset))
-        if not together and len(set(owners)) > 1:
-            raise Refused("the optimizers of one list step in different places", BY_HAND)
-        if not together:
-            _each_its_own(plans)
-        updates = (last,) if together else tuple(rounds)
+    alone = len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == 1
+    if together or len(homes) == 1 or _shares_backwards(plans):
+        if together:
+            updates: tuple[ast.stmt, ...] = (max(rounds, key=_start),)
+        else:
+            updates = tuple(rounds) if alone else _after_groups(module, plans, rounds, owners)
         name = _named(plans[0].home, _free_name((module, *files)))
         made_at = _homes(plans)
         return [ScalerPlan(name, made_at[0][0], tuple(plans), updates, made_at)]
-    _each_its_own(plans)
     trees = dict.fromkeys(one.tree for one in (module, *files))
     taken = {getattr(node, "id", getattr(node, "attr", "")) for tree in trees for node in ast.walk(tree)}
     made: list[ScalerPlan] = []
@@ -136,11 +135,42 @@ def _shared_home(plans: Sequence[StepPlan], homes: Sequence[Home]) -> Home:
     return replace(first, statement=max((home.statement for home in used), key=block.index))
 
 
-def _each_its_own(plans: Sequence[StepPlan]) -> None:
-    """Refuse backwards whose gradients two steps use: their scale could change in between."""
-    known: set[ast.AST] = set()
-    for plan in plans:
-        nodes = {backward.node for backward in plan.backwards}
-        if nodes & known:
-            raise Refused("a backward is shared by steps that are not taken together", BY_HAND)
-        known |= nodes
+def _shares_backwards(plans: Sequence[StepPlan]) -> bool:
+    """Whether two steps use the gradients of one backward: with a scaler for each, it could not be scaled for both."""
+    nodes = [node for plan in plans for node in {backward.node for backward in plan.backwards}]
+    return len(nodes) > len(set(nodes))
+
+
+def _after_groups(
+    module: Module, plans: Sequence[StepPlan], rounds: Sequence[ast.stmt], owners: Sequence[str]
+) -> tuple[ast.stmt, ...]:
+    """The last step of each group that is taken between two backwards. Raises Refused where gradients would wait for
+    their step while the scale changes."""
+    if len({plan.step.frame.code for plan in plans}) > 1:
+        raise Refused(_APART, BY_HAND)
+    backwards = {_start(one.node) for plan in plans for one in plan.backwards}
+    groups: list[list[int]] = []
+    for index in sorted(range(len(plans)), key=lambda one: _start(rounds[one])):
+        last = groups[-1][-1] if groups else None
+        if last is None or any(_start(rounds[last]) < one < _start(rounds[index]) for one in backwards):
+            groups.append([])
+        groups[-1].append(index)
+    before = (0, 0)
+    for group in groups:
+        above = [conditions_above(module, rounds[index]) for index in group]
+        waiting = [one.node for index in group for one in plans[index].backwards]
+        if (
+            any(one != above[0] for one in above)
+            or any(conditions_above(module, node) != above[0] or _start(node) < before for node in waiting)
+            or len({owners[index] for index in group}) < len(group)
+        ):
+            raise Refused(_APART, BY_HAND)
+        before = _start(rounds[group[-1]])
+    return tuple(rounds[group[-1]] for group in groups)
+
+
+_APART = "a backward is shared by steps that are not taken together"
+
+
+def _start(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]

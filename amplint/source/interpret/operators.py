@@ -128,6 +128,8 @@ def augmented(m: Machine, node: ast.AugAssign, old: Value, operand: Value, world
         training.change_weights(m, old.of, "assigned in place", node, world, frame)
         return [(old, world)]
     if isinstance(old, Gradient):
+        if isinstance(node.op, ast.Add | ast.Sub) and not isinstance(operand, Gradient):
+            training.read_gradient(m, old.of, "added to", node, world, frame)
         return [(old, world)]
     value = binary(m, node.op, old, operand, node, world, frame)
     if isinstance(old, Tensor) and isinstance(value, Tensor) and old.dtype:

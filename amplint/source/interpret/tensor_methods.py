@@ -120,6 +120,8 @@ def gradient_method(
     elif name in ("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"):
         training.read_gradient(m, owner.of, name, node, world, frame)
         return [(fresh("number"), world)]
+    elif name in ("add_", "sub_") and not any(isinstance(value, Gradient) for value in given.args):
+        training.read_gradient(m, owner.of, name, node, world, frame)
     elif name in ("isnan", "isinf", "isfinite", "nan_to_num_"):
         return [(fresh("number"), world)]
     elif name in _LINEAR and any(_from_scale(value) for value in given.values()):
