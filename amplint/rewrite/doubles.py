@@ -23,9 +23,28 @@ def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute) and node.attr in ("double", "float64", "DoubleTensor"):
                 numpy = isinstance(node.value, ast.Name) and node.value.id in _NUMPY
-                if not numpy and _matters(module, node, training):
+                if not numpy and _matters(module, node, training) and not _counts(module, node):
                     return True
     return False
+
+
+def _counts(module: Module, node: ast.Attribute) -> bool:
+    """Whether a counter is made double to be divided: `correct.double() / len(data)`, with `correct = 0` before."""
+    above = module.parents[module.parents[node]]
+    if not isinstance(node.value, ast.Name) or not isinstance(above, ast.BinOp) or not isinstance(above.op, ast.Div):
+        return False
+    name, scope = node.value.id, module.function(node) or module.tree
+    for inner in ast.walk(scope):
+        match inner:
+            case ast.Attribute(attr="backward", value=ast.Name(id=loss)) if loss == name:
+                return False
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                if not isinstance(value, ast.Constant):
+                    return False
+    return any(
+        isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name) and one.target.id == name
+        for one in ast.walk(scope)
+    )
 
 
 def _matters(module: Module, node: ast.AST, training: set[ast.AST]) -> bool:
