@@ -280,7 +280,7 @@ def apex_amp(script: Script) -> Iterator[Finding]:
         severity = severity if attempt is None else Severity.NOTE
     else:
         try:
-            fix = migrate(script.reading, script.settings, uses)
+            fix = migrate(script.reading, script.settings)
         except Refused as refused:
             advice = f"not migrated: {refused.reason}; {refused.advice}"
         else:

@@ -121,10 +121,14 @@ OPTIONS = {
     'opt_level="O1"': ("", "safe"),
     'opt_level="O0"': ("False", "safe"),
     'opt_level="O2", keep_batchnorm_fp32=True': ("", "unsafe"),
+    'opt_level="O3"': ("", "unsafe"),
+    'opt_level="O1" if half else "O2"': ("", "unsafe"),
+    'opt_level=level or "O2"': ('(level or "O2") != "O0"', "unsafe"),
+    "loss_scale=args.scale": ("", "unsafe"),
+    "loss_scale=1.0": ("", "unsafe"),
     "opt_level=args.level": ('args.level != "O0"', "unsafe"),
     "enabled=args.fp16": ("args.fp16", "safe"),
     "enabled=a or b, opt_level=level": ('(a or b) and level != "O0"', "unsafe"),
-    "loss_scale=128.0": ("", "unsafe"),
     "num_losses=3": ("", "unsafe"),
     "max_loss_scale=2.0**24": ("", "unsafe"),
 }
@@ -139,8 +143,14 @@ def test_options(options: str) -> None:
 
 def test_what_changes_is_said() -> None:
     (finding,) = find(PLAIN.replace("(model, optimizer)", '(model, optimizer, opt_level="O2", loss_scale=64)'))
-    assert "parameters stay in float32" in finding.help
-    assert "the loss scale is dynamic, not 64" in finding.help
+    assert "weights, which O2 kept in float16, are float32 now" in finding.help
+    assert "the loss scale, which was 64 throughout, starts there and adapts" in finding.help
+
+
+def test_a_loss_scale_is_where_the_scaler_starts() -> None:
+    text, applicability = migrated(PLAIN.replace("(model, optimizer)", "(model, optimizer, loss_scale=128)"))
+    assert text == AFTER.replace('GradScaler("cuda")', 'GradScaler("cuda", init_scale=128.0)')
+    assert applicability == "unsafe"
 
 
 def test_old_torch() -> None:
@@ -622,10 +632,17 @@ def test_a_state_that_is_not_saved() -> None:
 # -- what a person must do ---------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "O3": ([(")\nfor", ', opt_level="O3")\nfor')], "O3 trains float16 parameters"),
+    "a level that apex does not have": ([(")\nfor", ', opt_level="O4")\nfor')], "none that apex has"),
+    "a level that is computed": ([(")\nfor", ", opt_level=level())\nfor")], "computed by a call"),
     "a closure": ([("optimizer.step()", "optimizer.step(closure)")], "step() takes arguments"),
-    "an else": ([(SETUP, f"if half:\n    {SETUP}else:\n    print('float32')\n")], "stands in the `else`"),
-    "two conditions": ([(SETUP, f"if a:\n    if b:\n        {SETUP}")], "several conditions"),
+    "an elif, and more": (
+        [(SETUP, f"if half:\n    {SETUP}elif b:\n    print('float32')\nelse:\n    print('none')\n")],
+        "stands in an `elif`",
+    ),
+    "a switch that is computed inside": (
+        [(SETUP, f"if a:\n    b = c()\n    if b:\n        {SETUP}")],
+        "computed in the",
+    ),
     "saved master parameters": ([("for x", "keep = list(amp.master_params(optimizer))\nfor x")], "kept or saved"),
     "a clip of every micro-batch": (
         [
@@ -642,12 +659,16 @@ REFUSED = {
         [("scaled_loss.backward()", "scaled_loss.backward(); optimizer.step()")],
         "used inside `with",
     ),
-    "an own list": ([("for x", "amp.lists.functional_overrides.FP32_FUNCS.remove('softmax')\nfor x")], "amp.lists"),
+    "an own list": ([("for x", "amp.lists.functional_overrides.FP32_FUNCS += ['gelu']\nfor x")], "amp.lists"),
+    "a function that is to run in float32": (
+        [("for x", "amp.register_float_function(torch, 'sigmoid')\nfor x")],
+        "sigmoid in float32, which autocast does not do",
+    ),
     "inner state": (
         [("for x", "amp._amp_state.loss_scalers[0]._loss_scale = 1\nfor x")],
         "reaches into amp._amp_state",
     ),
-    "a decorator": ([("for x", "@amp.half_function\ndef f(x): return x\nfor x")], "no amp.half_function"),
+    "a decorator": ([("for x", "@amp.promote_function\ndef f(x): return x\nfor x")], "no amp.promote_function"),
     "a loss without a name": ([("(loss, opt", "(F.l1_loss(loss, y), opt")], "computed where it is scaled"),
     "a try around more": (
         [
@@ -694,7 +715,7 @@ def test_files_that_change_together(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(text)
     (finding,) = find(text, path=str(tmp_path / "train.py"))
     assert finding.fix is None
-    assert "saving.py uses apex.amp, too" in finding.help
+    assert f"`amplint fix {tmp_path / 'saving.py'} {tmp_path / 'train.py'}` changes all of them" in finding.help
 
 
 # -- whether and how loudly --------------------------------------------------------------------------------------------

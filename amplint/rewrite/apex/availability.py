@@ -8,9 +8,12 @@ from collections.abc import Collection, Sequence
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
+from amplint.rewrite.apex.calls import binds
 from amplint.rewrite.apex.uses import Import, Uses, guard
+from amplint.rewrite.layout import end, start
 from amplint.rewrite.refused import Refused
-from amplint.source.module import Module
+from amplint.rewrite.text import edit
+from amplint.source.module import FunctionNode, Module
 
 _ASKS = "it asks whether apex is installed in a way that amplint does not follow"
 _ADVICE = "drop that question, then run amplint again"
@@ -25,6 +28,7 @@ class Leaving:
         self.statements: list[ast.stmt] = []
         self.names: set[str] = set()  # imported beside others: only the name goes
         self.flags: set[str] = set()
+        self.shared: set[str] = set()  # flags that say as much of other parts of apex
         self.questions: list[ast.expr] = []
         self._asked()
         whole: dict[Import, int] = {}
@@ -52,6 +56,10 @@ class Leaving:
             match node:
                 case ast.Compare(left=ast.Constant(value="apex"), ops=[ast.In()]):
                     self.questions.append(node)
+                case ast.Compare(ops=[ast.In()], comparators=[ast.Attribute(attr="__dict__") as inner]) if any(
+                    use.node is inner for use in self.uses.uses
+                ):
+                    self.questions.append(node)  # "state_dict" in amp.__dict__
                 case ast.Call(args=[ast.Constant(value="apex" | "apex.amp")], func=ast.Attribute(attr="find_spec")):
                     self.questions.append(node)
                 case ast.Call(args=[ast.Constant(value=str() as name), *_], func=ast.Attribute(attr="import_module")):
@@ -69,8 +77,7 @@ class Leaving:
         if rest:
             if calls & set(attempt.body):
                 raise Refused("amp.initialize stands in the `try` around the import, beside other things", _ADVICE)
-            if any(self._loads(flag) for flag in flags) and self.uses.uses:
-                raise Refused(_ASKS, _ADVICE)
+            self.shared |= flags
             self.statements.append(statement)
             return
         if (
@@ -90,11 +97,18 @@ class Leaving:
             ):
                 raise Refused(f"{name} is set only where apex is missing", _ADVICE)
 
-    def _loads(self, flag: str) -> list[ast.Name]:
+    def _loads(self, flag: str, context: type[ast.expr_context] = ast.Load) -> list[ast.Name]:
+        """The places that name a flag, and not a variable of a function that is called so."""
+        module = self.module
+        home = {module.function(one) for one in self.statements}
         return [
             node
-            for node in ast.walk(self.module.tree)
-            if isinstance(node, ast.Name) and node.id == flag and isinstance(node.ctx, ast.Load)
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Name) and node.id == flag and isinstance(node.ctx, context)
+            if not any(
+                isinstance(above, FunctionNode) and above not in home and binds(module, above, flag)
+                for above in module.ancestors(node)
+            )
         ]
 
     def simplified(self, test: ast.expr) -> str:
@@ -111,7 +125,7 @@ class Leaving:
         return self.module.source(test)
 
     def _is_flag(self, node: ast.expr) -> bool:
-        return node in self.questions or (isinstance(node, ast.Name) and node.id in self.flags)
+        return node in self.questions or (isinstance(node, ast.Name) and node.id in self.flags | self.shared)
 
     def edits(self, also: Sequence[ast.stmt], gone: Collection[ast.AST]) -> list[Edit]:
         """Delete the imports and the statements in `also`, and answer what asks for a flag. `gone` is what other edits
@@ -120,6 +134,8 @@ class Leaving:
         delete = [one for one in (*self.statements, *also) if one not in gone]
         dropped = {part for one in delete for part in ast.walk(one)} | set(gone)
         loads: list[ast.expr] = [load for flag in sorted(self.flags) for load in self._loads(flag)]
+        loads += [load for flag in sorted(self.shared) for load in self._loads(flag) if self._guards(load)]
+        kept: dict[str, None] = {}
         for load in (*loads, *self.questions):
             if load in dropped:
                 continue
@@ -130,16 +146,31 @@ class Leaving:
             elif isinstance(statement, ast.If) and isinstance(statement.test, ast.BoolOp):
                 dropped |= set(ast.walk(statement.test))
                 made += edits.replace(module, statement.test, self.simplified(statement.test))
+            elif isinstance(load, ast.Name) and "apex" not in load.id.lower() and load.id in self.flags:
+                kept[load.id] = None
+                dropped.add(load)
             else:
                 raise Refused(f"{module.source(load)} is used for more than apex.amp", _ADVICE)
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Name) and node.id in self.flags and node not in dropped:
-                raise Refused(f"{node.id} is set in several places", _ADVICE)
+        for flag in self.flags:
+            if any(node not in dropped for node in self._loads(flag, ast.Store)):
+                raise Refused(f"{flag} is set in several places", _ADVICE)
+        for flag in kept:
+            attempt = next(o for o in delete if any(getattr(n, "id", "") == flag for n in ast.walk(o)))
+            made.append(edit(module, start(module, attempt), end(module, attempt), f"{flag} = True"))
+            delete.remove(attempt)
         gone_now = [*delete, *gone, *(use.node for use in self.uses.uses), *self.questions]
-        roots = {node.id for one in self.questions for node in ast.walk(one) if isinstance(node, ast.Name)}
+        uses = {node for use in self.uses.uses for node in ast.walk(use.node)}
+        asked = (node for one in self.questions for node in ast.walk(one) if node not in uses)
+        roots = {node.id for node in asked if isinstance(node, ast.Name)}
         if self.names or roots:
             made += edits.remove_import_name(module, *self.names, *roots, gone=gone_now)
         return made + edits.delete(module, *dict.fromkeys(delete))
+
+    def _guards(self, load: ast.Name) -> bool:
+        """Whether a flag is asked for where apex.amp is used."""
+        statement = self.module.statement(load)
+        inside = set(ast.walk(statement)) if isinstance(statement, ast.If) else set()
+        return any(use.node in inside for use in self.uses.uses)
 
     def _always(self, test: ast.expr) -> bool:
         """Whether a condition holds whatever its other parts are, now that the flags are true."""

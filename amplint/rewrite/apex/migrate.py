@@ -1,194 +1,273 @@
-"""The whole file: every use of apex.amp becomes torch.amp, in one fix, which is given only if its result is clean."""
+"""The whole of a script's apex.amp becomes torch.amp, in one fix, which is given only if its result is clean."""
 
 from __future__ import annotations
 
 import ast
-import os
-from collections import Counter
-from dataclasses import replace
+import re
+from dataclasses import dataclass, field, replace
 
-from amplint import checks
 from amplint.config import Settings
-from amplint.findings import Applicability, Edit, Finding, Fix, Severity
+from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.apex.availability import Leaving
+from amplint.rewrite.apex.calls import Seen
+from amplint.rewrite.apex.extras import extra_edits, is_extra
+from amplint.rewrite.apex.group import Group, group_of
 from amplint.rewrite.apex.region import Region, evaluated, inference_regions, training_regions, unread_evaluations
 from amplint.rewrite.apex.scaled import ScaledLoss, collapsed
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.apex.setup import Setup, setup_of
 from amplint.rewrite.apex.states import state_edits
 from amplint.rewrite.apex.steps import master_edits, owner_text, step_edits, steps_of, unscale_edits
-from amplint.rewrite.apex.uses import Uses, uses_of
-from amplint.rewrite.apply import Conflict, apply
+from amplint.rewrite.apex.uses import Use, Uses
+from amplint.rewrite.apex.verify import changed, verify
 from amplint.rewrite.checkpoints import state_edits as checkpoint_edits
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.home import Home
-from amplint.rewrite.layout import end, margin_of, start
+from amplint.rewrite.layout import end, is_elif, margin_of, start
 from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.reach import Reach
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.text import edit
-from amplint.selection import default_codes
 from amplint.source import events
-from amplint.source.interpret.entries import Reading
-from amplint.source.module import Module, Unreadable, parse
+from amplint.source.interpret.entries import Reading, read
+from amplint.source.module import Module
 from amplint.source.values import Optimizer
 
-_KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts".split())
+_KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts __dict__".split())
+_STATE = ("state_dict", "load_state_dict")
 _AS_BEFORE = frozenset(("AMP116", "AMP133"))  # what apex lacked as well, where its state was not saved
 _OTHERS = {
-    "half_function": "torch.amp.custom_fwd or a region of its own does what the decorator did",
-    "float_function": "use `with torch.autocast('cuda', enabled=False)` and `.float()` in the function",
     "promote_function": "autocast promotes what torch knows; cast the others by hand",
-    "register_half_function": "autocast runs matmul, conv and einsum in half already; cast others by hand",
-    "register_float_function": "use `with torch.autocast('cuda', enabled=False)` and `.float()` around it",
     "init": "the old handle API: make a GradScaler and scale the losses by hand",
 }
 _UNSCALED_BY_HAND = "read the scale with scaler.get_scale(), or let scaler.unscale_(optimizer) do it"
+_HALF = re.compile(r"\.half\(\)")
 
 
-def migrate(reading: Reading, settings: Settings, uses: Uses) -> Fix:
-    """The fix for the file; raises Refused where a part of it has to be done by a person."""
+@dataclass
+class Migration:
+    """The edits of a group's files, what was done in each of them, and what changes for the person who trains."""
+
+    edits: list[Edit]
+    words: dict[Module, list[str]] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pairs: list[tuple[Module, Module]] = field(default_factory=list)  # the files that change, before and after
+    unsaved: list[str] = field(default_factory=list)  # codes of what apex lacked as well
+
+
+def migrate(reading: Reading, settings: Settings) -> Fix:
+    """The fix for one file that changes alone; raises Refused where a part of it has to be done by a person."""
+    group = group_of(reading.module, settings.roots, (reading.module,))
+    made = migration(group, settings, reading if not group.others or group.others == [reading.module] else None)
+    message = "use torch.amp instead of apex.amp"
+    if not any(uses.uses for uses in group.uses.values()):
+        message = "remove the import of apex.amp, which nothing uses"
+    said = "; ".join((*made.changes, *made.notes))
+    message += f" ({said})" if said else ""
+    if made.unsaved:
+        message += "; the scaler's state is not saved and restored, nor was that of apex"
+        message += f" ({', '.join(made.unsaved)})"
+    unsafe = made.changes or made.unsaved
+    return Fix(message, Applicability.UNSAFE if unsafe else Applicability.SAFE, tuple(sorted(set(made.edits))))
+
+
+def migration(group: Group, settings: Settings, reading: Reading | None = None) -> Migration:
+    """All edits of a group, checked; raises Refused."""
+    group.check()
+    reading = reading or read(group.main, settings.roots, settings.apis, group.others)
     try:
-        fix = _Migration(reading, settings, uses).fix()
-        saves = uses.named("state_dict", "load_state_dict")
-        left = _verify(reading.module, settings, fix, frozenset() if saves else _AS_BEFORE)
+        made = _Writer(group, reading, settings).made()
+        made.pairs = changed(group, made.edits)
+        saves = any(uses.named(*_STATE) for uses in group.uses.values())
+        made.unsaved = verify(group, made.pairs, settings, frozenset() if saves else _AS_BEFORE)
     except edits.CannotEdit as error:
         raise Refused(f"its code has a shape that amplint does not edit ({error.reason})", BY_HAND) from None
-    if left:
-        words = f"{fix.message}; the scaler's state is not saved and restored, nor was that of apex ({', '.join(left)})"
-        return Fix(words, Applicability.UNSAFE, fix.edits)
-    return fix
+    return made
 
 
-class _Migration:
-    """Collects the edits of one file."""
+class _Writer:
+    """Collects the edits of a group."""
 
-    def __init__(self, reading: Reading, settings: Settings, uses: Uses):
+    def __init__(self, group: Group, reading: Reading, settings: Settings):
+        self.group = group
         self.reading = reading
-        self.module: Module = reading.module
         self.settings = settings
-        self.uses = uses
         self.edits: list[Edit] = []
-        self.notes: list[str] = []
+        self.result = Migration(self.edits)
         self.taken: set[ast.stmt] = set()  # what is under autocast
-        self.torch = ""
+        self.bindings: dict[Module, str] = {}
+        self.without: set[Module] = set()  # files that have to import torch
+        self.gone: dict[Module, list[ast.stmt]] = {one: [] for one in group.uses}  # replaced as a whole
+        self.deleted: dict[Module, list[ast.stmt]] = {one: [] for one in group.uses}
 
-    def fix(self) -> Fix:
-        module, uses = self.module, self.uses
-        leaving = Leaving(module, uses)
-        if not uses.uses:
-            self.edits = leaving.edits((), ())
-            return self._fix("remove the import of apex.amp, which nothing uses", ())
+    def made(self) -> Migration:
+        leaving = {module: Leaving(module, uses) for module, uses in self.group.uses.items()}
+        for module, uses in self.group.uses.items():
+            self._parts(module, uses, leaving[module])
+        if any(not is_extra(use) and use.name != "__dict__" for uses in self.group.uses.values() for use in uses.uses):
+            self._script(leaving)
+        for module, one in leaving.items():
+            self._import(module, one)
+            gone = {part for statement in self.gone[module] for part in ast.walk(statement)}
+            self.edits += one.edits(self.deleted[module], gone)
+        if len(self.group.uses) > 1 or any(not uses.uses for uses in self.group.uses.values()):
+            for module in self.group.uses:
+                self.result.words.setdefault(module, [])
+        return self.result
+
+    def _import(self, module: Module, leaving: Leaving) -> None:
+        """Import torch where a file has no name for it, in the place of apex.amp where that goes."""
+        if module not in self.without:
+            return
+        own = next((one for one in leaving.statements if module.parents[one] is module.tree), None)
+        if own is None or leaving.flags:
+            self.edits += edits.add_import(module, "import torch", before=None)
+            return
+        self.edits.append(edit(module, start(module, own), end(module, own), "import torch"))
+        self.gone[module].append(own)
+
+    def _named(self, *names: str) -> list[tuple[Module, Use]]:
+        return [(module, use) for module, uses in self.group.uses.items() for use in uses.named(*names)]
+
+    def _say(self, place: ast.AST, words: str) -> None:
+        known = self.result.words.setdefault(self.group.of(place), [])
+        if words and words not in known:
+            known.append(words)
+
+    def _torch(self, place: ast.AST) -> str:
+        """The file's name for torch at a place; imported where it has none."""
+        module = self.group.of(place)
+        bound = edits.binding_of(module, "torch", at=place)
+        if bound is None:
+            self.without.add(module)
+        if self.bindings.setdefault(module, bound or "torch") != (bound or "torch"):
+            raise Refused("functions import torch for themselves", "import it once, at the top")
+        return bound or "torch"
+
+    def _parts(self, module: Module, uses: Uses, leaving: Leaving) -> None:
+        """What needs no scaler: amp.lists, what is registered, and decorators."""
         for use in uses.uses:
-            if use.name not in _KNOWN:
+            if is_extra(use):
+                old = self.settings.target_torch < (2, 4)
+                made, deleted, told = extra_edits(module, use, self._torch(use.node), old)
+                self.edits += made
+                self.deleted[module] += deleted
+                self.result.changes += [told] if told and told not in self.result.changes else []
+                if not deleted:
+                    self._say(use.node, f"amp.{use.name} is torch.amp.custom_fwd now")
+            elif use.name not in _KNOWN or (
+                use.name == "__dict__" and not any(use.node in ast.walk(one) for one in leaving.questions)
+            ):
                 _refuse_part(use.name)
-        self._other_files()
-        losses = [ScaledLoss(module, use.node) for use in uses.named("scale_loss")]
-        setup = setup_of(module, uses.named("initialize"), leaving, self._running(losses))
+
+    def _script(self, leaving: dict[Module, Leaving]) -> None:
+        losses = [ScaledLoss(module, use.node) for module, use in self._named("scale_loss")]
+        starts = [use for _, use in self._named("initialize")]
+        home = self.group.of(starts[0].node) if starts else self.group.main
+        if any(self.group.of(use.node) is not home for use in starts):
+            raise Refused("amp.initialize is called in several files", BY_HAND)
+        setup = setup_of(home, starts, leaving[home], self._running(home, losses))
         if setup.off:
             setup.switch = "False"
-        bindings = {edits.binding_of(module, "torch", at=use.node) for use in uses.uses}
-        if len(bindings) > 1:
-            raise Refused("functions import torch for themselves", "import it once, at the top")
-        self.torch = bindings.pop() or "torch"
-        if edits.binding_of(module, "torch", at=uses.uses[0].node) is None:
-            self.edits += edits.add_import(module, "import torch", before=None)
-        seen = {f.call for event in self.reading.events for f in event.frame.stack() if f.call is not None}
-        self.scope = Scope(module, setup, seen)
-        replaced = self._setup(setup, bool(uses.named("scale_loss", "state_dict", "load_state_dict")))
+        self.result.changes += [one for one in setup.changes if one not in self.result.changes]
+        seen: Seen = {}
+        for event in self.reading.events:
+            for frame in event.frame.stack():
+                if frame.call is not None:
+                    seen.setdefault(frame.call, set()).add(frame.code)
+        self.scope = Scope(self.group, setup, seen)
+        self._setup(home, setup, bool(self._named("scale_loss", *_STATE)))
         if losses:
             self._training(setup, losses)
         elif setup.optimizers:
             raise Refused(
-                "amp.scale_loss is not in this file", "pass a GradScaler there, and change both files together"
+                "amp.scale_loss is not in this file, nor in one that it imports",
+                "scale the loss where its backward is, with a torch.amp.GradScaler that is made here",
             )
         else:
             self._inference()
-        self.edits += state_edits(module, uses.named("state_dict", "load_state_dict"), self.scope)
-        for use in uses.named("disable_casts"):
+        for module, use in self._named(*_STATE):
+            self.edits += state_edits(module, [use], self.scope)
+            self._say(use.node, f"scaler {'saved' if use.name == 'state_dict' else 'restored'} where amp's state was")
+        for module, use in self._named("disable_casts"):
             call = module.parents[use.node]
             if not isinstance(call, ast.Call):
                 raise Refused("amp.disable_casts is passed around, not called", BY_HAND)
-            self.edits += edits.replace(module, call, f'{self.torch}.autocast("cuda", enabled=False)')
-        gone = {part for one in replaced for part in ast.walk(one)}
-        self.edits += leaving.edits(self._deleted, gone) + self.scope.edits
-        return self._fix("use torch.amp instead of apex.amp", setup.changes)
-
-    def _other_files(self) -> None:
-        """Refuse a script that another file of the project helps with apex.amp (it saves its state, or scales)."""
-        project = self.reading.machine.project
-        for node in ast.walk(self.module.tree):
-            match node:
-                case ast.Import(names=names):
-                    wanted, level = [alias.name for alias in names], 0
-                case ast.ImportFrom(module=source, names=names, level=level):
-                    inner = [".".join(filter(None, (source, alias.name))) for alias in names]
-                    wanted = [source, *inner] if source else inner
-                case _:
-                    continue
-            for name in wanted:
-                other = project.find(name, level, self.module)
-                if other is not None and other is not self.module and uses_of(other).uses:
-                    shown = os.path.relpath(other.path)
-                    raise Refused(f"{shown} uses apex.amp, too", "pass the GradScaler there, and change both together")
-
-    def _fix(self, message: str, changes: list[str] | tuple[str, ...]) -> Fix:
-        words = "; ".join((*changes, *self.notes))
-        applicability = Applicability.UNSAFE if changes else Applicability.SAFE
-        return Fix(message + (f" ({words})" if words else ""), applicability, tuple(sorted(set(self.edits))))
+            self.edits += edits.replace(module, call, f'{self._torch(call)}.autocast("cuda", enabled=False)')
+        self.edits += self.scope.edits
+        for function in self.scope.handed:
+            self._say(function, f"{getattr(function, 'name', '')}() is given the scaler")
+        self._other_evaluations(setup)
 
     # -- amp.initialize -----------------------------------------------------------------------------------------------
 
-    def _setup(self, setup: Setup, scaler: bool) -> list[ast.stmt]:
-        """Put the scaler in the place of amp.initialize; returns the statements that are replaced as a whole."""
-        module = self.module
-        self._deleted: list[ast.stmt] = []
+    def _setup(self, module: Module, setup: Setup, scaler: bool) -> None:
+        """Put the scaler in the place of amp.initialize."""
         line = self._scaler_line(setup) if scaler else ""
+        self.deleted[module] += setup.dropped
+        if scaler:
+            self._say(setup.statement, f"{self.scope.name(setup.statement)} made in the place of amp.initialize")
         whole = setup.emptied or (setup.statement if setup.before is setup.statement else None)
-        if whole is not None:
+        if whole is not None and setup.emptied is not None and setup.emptied.orelse:
+            branch = setup.emptied
+            head = f"{line}{module.newline}{margin_of(module, branch)}" if line else ""
+            head += f"if not {_negated(module.source(branch.test))}"
+            first = branch.orelse[0]
+            if is_elif(module, first) and isinstance(first, ast.If):
+                test = module.source(first.test)
+                head += f" and {f'({test})' if isinstance(first.test, ast.BoolOp | ast.IfExp) else test}"
+                first = first.body[0]
+            head += f":{module.newline}{margin_of(module, first)}"
+            self.edits.append(edit(module, start(module, branch), start(module, first), head))
+            self.gone[module] += [*branch.body]
+        elif whole is not None:
             lines = [part for part in (setup.replaced, line) if part]
             if lines:
-                text = f"\n{margin_of(module, whole)}".join(lines)
+                text = f"{module.newline}{margin_of(module, whole)}".join(lines)
                 self.edits.append(edit(module, start(module, whole), end(module, whole), text))
-                return [whole]
-            self._deleted.append(whole)
-            return []
-        if line:
-            self.edits += edits.insert_before(module, setup.before, [line])
-        if setup.replaced:
-            place = start(module, setup.statement), end(module, setup.statement)
-            self.edits.append(edit(module, *place, setup.replaced))
-            return [setup.statement]
-        self._deleted.append(setup.statement)
-        return []
+                self.gone[module].append(whole)
+            else:
+                self.deleted[module].append(whole)
+        else:
+            if line:
+                self.edits += edits.insert_before(module, setup.before, [line])
+            if setup.replaced:
+                place = start(module, setup.statement), end(module, setup.statement)
+                self.edits.append(edit(module, *place, setup.replaced))
+                self.gone[module].append(setup.statement)
+            else:
+                self.deleted[module].append(setup.statement)
 
     def _scaler_line(self, setup: Setup) -> str:
-        name = self.scope.name(setup.statement)
-        enabled = f"enabled={setup.switch}" if setup.switch else ""
-        if self.settings.target_torch < (2, 3):
-            return f"{name} = {self.torch}.cuda.amp.GradScaler({enabled})"
-        arguments = ", ".join(filter(None, ('"cuda"', enabled)))
-        return f"{name} = {self.torch}.amp.GradScaler({arguments})"
+        name, torch = self.scope.name(setup.statement), self._torch(setup.statement)
+        old = self.settings.target_torch < (2, 3)
+        arguments = [] if old else ['"cuda"']
+        arguments += [f"init_scale={setup.scale}"] if setup.scale else []
+        arguments += [f"enabled={setup.switch}"] if setup.switch else []
+        return f"{name} = {torch}.{'cuda.' if old else ''}amp.GradScaler({', '.join(arguments)})"
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def _running(self, losses: list[ScaledLoss]) -> list[ast.AST]:
+    def _running(self, home: Module, losses: list[ScaledLoss]) -> list[ast.AST]:
         """Where models run and optimizers step, with AMP or without."""
         found: list[ast.AST] = [
             event.node
             for event in self.reading.events
-            if event.module is self.module
+            if event.module is home
             and (isinstance(event, events.Step) or (isinstance(event, events.Forward) and event.grad))
         ]
-        for loss in losses:
-            above = self.module.parents[loss.statement]
+        here = [loss for loss in losses if loss.module is home]
+        for loss in here:
+            above = home.parents[loss.statement]
             if isinstance(above, ast.If) and above.orelse:
                 found.append(above)  # its other arm runs without AMP
-        return found or [loss.statement for loss in losses]
+        return found or [loss.statement for loss in here]
 
     def _training(self, setup: Setup, losses: list[ScaledLoss]) -> None:
-        module, scope = self.module, self.scope
-        made, done = collapsed(module, losses, scope)
+        scope, group = self.scope, self.group
+        made, done = collapsed(losses, scope)
         self.edits += made
         for loss in losses:
             scaler = scope.reach(loss.statement)
@@ -202,30 +281,34 @@ class _Migration:
         if any(node not in backwards for loss in losses for node in loss.backwards):
             raise Refused("amplint does not follow the script to every amp.scale_loss", BY_HAND)
         optimizers = {o for event in backwards.values() for o, _ in event.touched}
-        steps = steps_of(self.reading, optimizers, [(loss.statement, loss.optimizers) for loss in losses])
+        steps = steps_of(group, self.reading, optimizers, [(loss.statement, loss.optimizers) for loss in losses])
         masters = self._masters()
-        self.edits += unscale_edits(self.reading, scope, steps, masters, {loss.statement for loss in losses})
+        scaled = {loss.statement for loss in losses}
+        unscaled = unscale_edits(group, self.reading, scope, steps, masters, scaled)
+        self.edits += unscaled
         for call in masters:
-            self.edits += master_edits(module, call)
-        self.edits += step_edits(module, steps, scope)
+            self.edits += master_edits(group.of(call), call)
+        self.edits += step_edits(group, steps, scope)
         plans = self._regions(losses, steps, setup)
+        if unscaled:
+            self._say(next(iter(steps)), "gradients unscaled before they are clipped or read")
         for plan in {plan.forward: plan for plan in reversed(plans)}.values():
             self._evaluation(plan)
-        if not self.uses.named("state_dict", "load_state_dict"):
+        if not self._named(*_STATE):
             self._checkpoints(setup, plans)
 
     def _masters(self) -> dict[ast.Call, str]:
         found = {}
-        for use in self.uses.named("master_params"):
-            call = self.module.parents[use.node]
-            match call, self.module.parents.get(call):
+        for module, use in self._named("master_params"):
+            call = module.parents[use.node]
+            above = module.parents.get(call)
+            match call, above:
                 case ast.Call(args=[ast.Name() | ast.Attribute() as owner], keywords=[]), (
                     ast.Call() | ast.For() | ast.comprehension()
                 ) if call.func is use.node:
-                    found[call] = self.module.source(owner)
+                    found[call] = module.source(owner)
                 case _:
                     raise Refused("amp.master_params is kept or saved", BY_HAND)
-            above = self.module.parents[call]
             if isinstance(above, ast.Call) and isinstance(above.func, ast.Name) and above.func.id in ("list", "zip"):
                 raise Refused("the master parameters are kept or saved", "the model's own parameters are float32 now")
         return found
@@ -234,18 +317,24 @@ class _Migration:
         self, losses: list[ScaledLoss], steps: dict[ast.Call, Optimizer | None], setup: Setup
     ) -> list[StepPlan]:
         """Put what computes each scaled loss under autocast."""
+        group = self.group
         regions: dict[Region, StepPlan] = {}
         of: dict[ast.AST, ast.expr] = {call: loss.loss for loss in losses for call in loss.backwards}
         first = next(e for e in self.reading.events if isinstance(e, events.Step) and e.node in steps)
-        home = Home(setup.statement, owner_text(self.module, next(iter(steps))), setup.function or self.module.tree)
+        home_module = group.of(setup.statement)
+        optimizer = next(iter(setup.optimizers), "") or owner_text(group.of(first.node), next(iter(steps)))
+        code = setup.function or home_module.tree
+        owner = self.scope.owner
+        classes = ((home_module, owner),) if isinstance(owner, ast.ClassDef) else ()
+        home = Home(home_module, setup.statement, optimizer, code, classes=classes)
         barriers = {loss.statement for loss in losses} | set(steps)
         for event in self.reading.events:
             if isinstance(event, events.Backward) and event.node in of:
-                forward, found = training_regions(self.reading, event, of[event.node], barriers)
+                forward, found = training_regions(group, self.reading, event, of[event.node], barriers)
                 for region in found if forward.region is None else ():
                     regions.setdefault(region, StepPlan(first, event, None, home, forward, region))
         plans = []
-        for region in sorted(regions, key=lambda one: (one[0].lineno, -one[-1].lineno)):
+        for region in sorted(regions, key=lambda one: (group.of(one[0]).path, one[0].lineno, -one[-1].lineno)):
             inside = {part for one in region for part in ast.walk(one) if isinstance(part, ast.stmt)}
             if set(region) <= self.taken:
                 continue
@@ -256,81 +345,99 @@ class _Migration:
             if switch is None:
                 self.scope.reach(region[0])  # says why it cannot
             self._enter(region, switch or "")
+            name = getattr(group.of(region[0]).function(region[0]), "name", "")
+            self._say(region[0], f"{name + '(): ' if name else ''}forward and loss under autocast(float16)")
             plans.append(regions[region])
         return plans
 
     def _enter(self, region: Region, switch: str) -> None:
+        module, torch = self.group.of(region[0]), self._torch(region[0])
         enabled = f", enabled={switch}" if switch else ""
-        header = f'with {self.torch}.autocast("cuda", dtype={self.torch}.float16{enabled}):'
-        self.edits += edits.indent_under(self.module, list(region), header)
+        header = f'with {torch}.autocast("cuda", dtype={torch}.float16{enabled}):'
+        self.edits += edits.indent_under(module, list(region), header)
 
     def _evaluation(self, plan: StepPlan) -> None:
-        read = [region for region, _ in evaluation_regions(self.reading, plan)]
-        for seen in (*read, *unread_evaluations(self.module, plan.forward)):
-            region = evaluated(self.module, seen, plan.region)
-            if set(seen) <= self.taken or set(region) & self.taken:
-                continue
-            switch = self.scope.switch(region[0]) if region else None
-            name = getattr(self.module.function(seen[0]), "name", "")
-            if switch is None:
-                self.notes.append(f"{name}() runs in float32" if name else "evaluation runs in float32")
-                continue
-            self.taken |= set(region)
-            self._enter(region, switch)
+        for module in self.group.uses:
+            read_ones = [region for region, _ in evaluation_regions(replace(self.reading, module=module), plan)]
+            for seen in (*read_ones, *unread_evaluations(module, plan.forward)):
+                self._evaluate(module, seen, plan)
+
+    def _evaluate(self, module: Module, seen: Region, plan: StepPlan) -> None:
+        same = self.group.of(plan.region[0]) is module
+        region = evaluated(module, seen, plan.region) if same else seen
+        if set(seen) <= self.taken or set(region) & self.taken:
+            return
+        switch = self.scope.switch(region[0]) if region else None
+        name = getattr(module.function(seen[0]), "name", "")
+        if switch is None:
+            told = f"{name}() runs in float32" if name else "evaluation runs in float32"
+            self.result.notes += [told] if told not in self.result.notes else []
+            return
+        self.taken |= set(region)
+        self._enter(region, switch)
+        self._say(seen[0], f"{name}() evaluates under autocast" if name else "evaluation under autocast")
+
+    def _other_evaluations(self, setup: Setup) -> None:
+        """Files that evaluate the model and do not know apex: apex patched torch, so that they ran in half as well.
+        Where they cast inputs to half for weights in half, they have to change, too."""
+        if not any("weights" in one for one in setup.changes):
+            return
+        also: dict[Module, list[Region]] = {}
+        for event in self.reading.events:
+            if isinstance(event, events.Forward) and not event.grad and event.module not in self.group.uses:
+                module = event.module
+                if module in self.group and _HALF.search(module.text) and event.region is None:
+                    statement = module.statement(event.node)
+                    if isinstance(statement, ast.Assign | ast.Expr):
+                        also.setdefault(module, []).append((statement,))
+        for module, regions in also.items():
+            if module not in [one for path, one in self.group.files.items() if path in self.group.named]:
+                raise Refused(
+                    f"{module.path} gives the model inputs in half, and its weights will be float32",
+                    f"`{self.group.command([*also])}` changes all of them",
+                )
+            for region in dict.fromkeys(regions):
+                switch = self.scope.switch(region[0])
+                if switch is None:
+                    self.scope.reach(region[0])
+                self._enter(region, switch or "")
+                self._say(region[0], "evaluation under autocast")
 
     def _checkpoints(self, setup: Setup, plans: list[StepPlan]) -> None:
         """Save the scaler's state where the optimizer's is, where the scaler is at hand."""
         if not plans:
             return
+        home, scope = plans[0].home, self.scope
+        handed = {one: self.group.of(one) for one in scope.handed if isinstance(one, ast.FunctionDef)}
+        optimizers = tuple(setup.optimizers) or (home.optimizer,)
+        reach = Reach(scope.name(setup.statement), home, optimizers, handed)
         try:
-            made, words = checkpoint_edits(self.module, plans[0].home, self.scope.name(setup.statement))
+            made, done = checkpoint_edits(home.module, home.module.tree, reach, optimizers)
         except Refused:
             return  # AMP116 says so
         self.edits += made
-        self.notes += [words] if words else []
+        if done:
+            self._say(setup.statement, f"{reach.name} {' and '.join(sorted(done, reverse=True))} the checkpoint")
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
     def _inference(self) -> None:
-        for region in inference_regions(self.reading):
+        for region in inference_regions(self.group, self.reading):
             switch = self.scope.switch(region[0])
             if switch is None or "is_enabled" in switch:
                 raise Refused("the switch for AMP is not at hand where the model runs", BY_HAND)
             self._enter(region, switch)
+            self._say(region[0], "the model runs under autocast(float16)")
+
+
+def _negated(test: str) -> str:
+    return test if re.fullmatch(r"[\w.]+", test) else f"({test})"
 
 
 def _refuse_part(name: str) -> None:
     if not name:
         raise Refused("amp itself is passed on, compared or asked for", BY_HAND)
     first = name.split(".")[0]
-    if first == "lists":
-        raise Refused("it changes amp.lists, which torch.amp does not have", "cast where such an operation is called")
     if first.startswith("_") or "." in name:
         raise Refused(f"it reaches into amp.{first}, which torch.amp does not have", _UNSCALED_BY_HAND)
     raise Refused(f"torch.amp has no amp.{name}", _OTHERS.get(name, BY_HAND))
-
-
-def _verify(module: Module, settings: Settings, fix: Fix, allowed: frozenset[str]) -> list[str]:
-    """Raise Refused unless the result parses and checks cleanly: nothing is found in it that was not there before, but
-    for the codes in `allowed`; returns those of them that are found."""
-    try:
-        text = apply(module.text, fix.edits)
-        after = Module(module.path, text, parse(text), module.encoding)
-    except Conflict:
-        raise Refused("its edits would overlap", "spread the training step over lines of its own") from None
-    except Unreadable as error:
-        raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
-    wanted = replace(settings, codes=default_codes() - {"AMP605"}, notes=frozenset())
-
-    def find(one: Module) -> list[Finding]:
-        found = checks.check_module(one, wanted).findings
-        return [f for f in found if f.severity is not Severity.NOTE and f.path == one.path]
-
-    found = find(after)
-    if not found:
-        return []
-    new = Counter(f.code for f in found) - Counter(f.code for f in find(module))
-    wrong = next((f for f in found if f.code in new.keys() - allowed), None)
-    if wrong is not None:
-        raise Refused(f"in torch.amp, {wrong.message} ({wrong.code})", wrong.help or BY_HAND)
-    return sorted(new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterable, Iterator
 
+from amplint.rewrite.apex.group import Group
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
@@ -18,15 +19,15 @@ _UNSEEN = Refused("the loss does not come from a forward in the same iteration t
 
 
 def training_regions(
-    reading: Reading, backward: events.Backward, loss: ast.expr, barriers: Collection[ast.AST]
+    group: Group, reading: Reading, backward: events.Backward, loss: ast.expr, barriers: Collection[ast.AST]
 ) -> tuple[events.Forward, list[Region]]:
     """The forward and the statements from it to the last one that the loss depends on, in the function of the backward
     or in one that calls it; split where a backward or step of `barriers` stands between. Raises Refused."""
-    module = reading.module
     frame: Frame | None = backward.frame
     place: ast.AST = loss
-    needed = _loaded(module, loss)
-    while frame is not None and frame.module is module:
+    needed = _loaded(backward.module, loss)
+    while frame is not None and frame.module in group:
+        module = frame.module
         forwards = [e for e in reading.events if isinstance(e, events.Forward) and e.grad and _in(e, frame)]
         _refuse_computed(place, place is loss)
         found = _climb(module, place, set(needed), forwards)
@@ -36,7 +37,7 @@ def training_regions(
         if frame.entry or frame.call is None or frame.caller is None:
             break
         place, frame = frame.call, frame.caller
-        needed = _loaded(module, place)
+        needed = _loaded(frame.module, place)
     raise _UNSEEN
 
 
@@ -142,13 +143,12 @@ def _paths(module: Module, nodes: Iterable[ast.AST], context: type[ast.expr_cont
             yield module.source(node)
 
 
-def inference_regions(reading: Reading) -> list[Region]:
+def inference_regions(group: Group, reading: Reading) -> list[Region]:
     """Where a model that is not trained runs: each simple statement that calls it."""
-    module = reading.module
     found: dict[ast.stmt, None] = {}
     for event in reading.events:
-        if isinstance(event, events.Forward) and event.module is module and not event.region:
-            statement = module.statement(event.node)
+        if isinstance(event, events.Forward) and event.module in group.uses and not event.region:
+            statement = event.module.statement(event.node)
             if isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr):
                 found[statement] = None
     if not found:
@@ -163,7 +163,7 @@ def unread_evaluations(module: Module, forward: events.Forward) -> Iterator[Regi
     """Where code that the reading left out runs the model without gradients, by the name that training calls it."""
     called = getattr(forward.node, "func", None)
     for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Call) or called is None or module.source(node.func) != module.source(called):
+        if not isinstance(node, ast.Call) or called is None or ast.unparse(node.func) != ast.unparse(called):
             continue
         if _shape(node) != _shape(forward.node):
             continue  # what it returns may be something else, probabilities for instance
@@ -198,12 +198,18 @@ def evaluated(module: Module, region: Region, trained: Region) -> Region:
         rest = [index for index in range(stop, len(block)) if called & _called(module, (block[index],))]
         if rest:
             between = block[stop : rest[-1] + 1]
-            simple = all(isinstance(one, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr) for one in between)
-            return (*region, *between) if simple else ()
+            return (*region, *between) if all(map(_simple, between)) else ()
         above = module.parents[region[0]]
         if not isinstance(above, ast.If) or not called & _called(module, suite_of(module, above)):
             return region
         region = (above,)
+
+
+def _simple(statement: ast.stmt) -> bool:
+    """Assignments and calls, also under a condition."""
+    if isinstance(statement, ast.If):
+        return all(map(_simple, (*statement.body, *statement.orelse)))
+    return isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr | ast.Pass)
 
 
 def _called(module: Module, statements: Iterable[ast.stmt]) -> set[str]:

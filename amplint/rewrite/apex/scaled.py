@@ -114,12 +114,13 @@ def _names(block: ast.With, name: str) -> bool:
     return any(isinstance(item.optional_vars, ast.Name) and item.optional_vars.id == name for item in block.items)
 
 
-def collapsed(module: Module, losses: list[ScaledLoss], scope: Scope) -> tuple[list[Edit], set[ast.stmt]]:
+def collapsed(losses: list[ScaledLoss], scope: Scope) -> tuple[list[Edit], set[ast.stmt]]:
     """An `if … else` of the same loss with and without delay_unscale becomes one line; and the blocks that it was."""
     by_block = {loss.statement: loss for loss in losses}
     made: list[Edit] = []
     done: set[ast.stmt] = set()
-    for node in ast.walk(module.tree):
+    modules = dict.fromkeys(loss.module for loss in losses)
+    for module, node in ((module, node) for module in modules for node in ast.walk(module.tree)):
         match node:
             case ast.If(body=[ast.With() as one], orelse=[ast.With() as other]) if {one, other} <= by_block.keys():
                 first, second = by_block[one], by_block[other]

@@ -6,10 +6,11 @@ import ast
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
+from amplint.rewrite.apex.calls import Seen, argument_of, binds, calls_of
+from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.setup import Setup
 from amplint.rewrite.device import visible
 from amplint.rewrite.fixes.scaler import free_name
-from amplint.rewrite.home import calls_of
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source.module import FunctionNode, Module
 
@@ -17,43 +18,77 @@ from amplint.source.module import FunctionNode, Module
 class Scope:
     """The scaler's name, and the functions that it is handed to."""
 
-    def __init__(self, module: Module, setup: Setup, seen: set[ast.AST]):
-        self.module = module
+    def __init__(self, group: Group, setup: Setup, seen: Seen):
+        self.group = group
         self.setup = setup
-        self.seen = seen  # the calls that the reading followed
-        self.owner = _class_of(module, setup.statement) if setup.owner else None
-        self.bare = free_name(module)
+        self.seen = seen
+        self.home = group.of(setup.statement)
+        self.owner = _class_of(self.home, setup.statement) if setup.owner else None
+        self.bare = max(map(free_name, group.uses), key=lambda name: name != "scaler")
         self.edits: list[Edit] = []
         self.handed: dict[ast.AST, None] = {}
+        self.passing: dict[ast.AST, str] = {}  # the parameter of each function that is the switch, found once
 
     def name(self, place: ast.AST) -> str:
         """What the scaler is called at a place."""
-        return f"self.{self.bare}" if self._in_class(place) else self.bare
+        if self._handed(place):
+            return self.bare
+        if self._in_class(place):
+            return f"self.{self.bare}"
+        return self._through(place) or self.bare
 
     def _in_class(self, place: ast.AST) -> bool:
-        return self.owner is not None and self.owner in self.module.ancestors(place)
+        return self.owner is not None and self.owner in self.group.of(place).ancestors(place)
+
+    def _handed(self, place: ast.AST) -> bool:
+        return any(above in self.handed for above in self.group.of(place).ancestors(place))
+
+    def _through(self, place: ast.AST) -> str:
+        """`self.gan.scaler` in another class that has the object with the scaler in a field, as its use of the
+        optimizers shows: `self.gan.optimizer.step()`."""
+        if self.owner is None:
+            return ""
+        module = self.group.of(place)
+        fields = {name.removeprefix("self.") for name in self.setup.optimizers}
+        around = _class_of(module, place)
+        owners = {
+            module.source(node.value)
+            for node in (ast.walk(around) if around is not None else ())
+            if isinstance(node, ast.Attribute) and node.attr in fields and isinstance(node.value, ast.Attribute)
+        }
+        owner = owners.pop() if len(owners) == 1 else ""
+        return f"{owner}.{self.bare}" if owner.startswith("self.") and owner.count(".") == 1 else ""
 
     def at_hand(self, place: ast.AST) -> bool:
         """Whether the name has its value at a place."""
-        around = [above for above in self.module.ancestors(place) if isinstance(above, FunctionNode)]
+        if self._handed(place):
+            return True
         if self.owner is not None:
-            return self._in_class(place) or any(above in self.handed for above in around)
-        home = self.setup.function
-        return home is None or home in around or any(above in self.handed for above in around)
+            return self._in_class(place) or bool(self._through(place))
+        module, home = self.group.of(place), self.setup.function
+        if module is not self.home:
+            return False
+        if module.function(place) is home:
+            return module.statement(place).lineno >= self.setup.before.lineno
+        return home is None or home in module.ancestors(place)
 
     def reach(self, place: ast.AST) -> str:
         """Make the scaler known at a place, and say what it is called there; raises Refused where it cannot be."""
         if self.at_hand(place):
             return self.name(place)
-        function = self.module.function(place)
+        module = self.group.of(place)
+        function = module.function(place)
+        if function is self.setup.function and module is self.home:
+            raise Refused("amp.initialize runs after what needs the scaler", BY_HAND)
         if not isinstance(function, ast.FunctionDef):
             maker = getattr(self.setup.function, "name", "")
             made = f"in {maker}()" if maker else "elsewhere"
             raise Refused(f"it would be made {made}, and is not at hand here", "return it from there, by hand")
         try:
-            return self._hand_to(function)
+            self._hand_to(module, function)
         except Refused as refused:
             raise Refused(f"{function.name}() cannot be given the scaler: {refused.reason}", refused.advice) from None
+        return self.bare
 
     def offer(self, place: ast.AST) -> bool:
         """As reach, but where it cannot be nothing changes."""
@@ -65,75 +100,102 @@ class Scope:
             return False
         return True
 
-    def _hand_to(self, function: ast.FunctionDef) -> str:
-        """Add the parameter, and the argument to every call."""
-        self.handed[function] = None
-        keyword = edits.takes_keyword_only(function)
-        calls, partials = self._calls(function)
-        self.edits += edits.add_parameter(self.module, function, self.bare)
-        for call in (*calls, *partials):
+    def _hand_to(self, module: Module, function: ast.FunctionDef) -> None:
+        """Add the parameter, and the argument to every call; to all functions that the same calls may call."""
+        outer = module.function(function)
+        if outer is not None and isinstance(outer, ast.FunctionDef) and self._encloses_calls(module, function):
+            self.reach(function)  # a closure sees what is handed to the function around it
+            return
+        found = calls_of(self.group, function, self.seen)
+        keywords: set[bool] = set()
+        for one in found.functions:
+            where = self.group.of(one)
+            if where not in self.group.uses and binds(where, one, self.bare):
+                raise Refused(f"{one.name}() has a {self.bare} already", BY_HAND)
+            self.handed[one] = None
+            keywords.add(edits.takes_keyword_only(one))
+            self.edits += edits.add_parameter(where, one, self.bare)
+        for call in (*found.calls, *found.partials):
             text = self.reach(call)
-            named = keyword or call in partials
-            self.edits += edits.add_argument(self.module, call, f"{self.bare}={text}" if named else text)
-        return self.bare
+            named = True in keywords or call in found.partials
+            if len(keywords) > 1:
+                raise Refused(f"{function.name}() is called like functions with other parameters", BY_HAND)
+            self.edits += edits.add_argument(self.group.of(call), call, f"{self.bare}={text}" if named else text)
 
-    def _calls(self, function: ast.FunctionDef) -> tuple[list[ast.Call], list[ast.Call]]:
-        """The calls of a function, and the partial(…) that make it another one."""
-        module = self.module
-        loads = [n for n in ast.walk(module.tree) if isinstance(n, ast.Name) and n.id == function.name]
-        partials = [
-            call
-            for node in loads
-            if isinstance(call := module.parents[node], ast.Call) and call.args[:1] == [node]
-            if "functools.partial" in module.dotted(call.func)
-        ]
-        if not partials or isinstance(module.parents[function], ast.ClassDef):
-            return calls_of(module, function, self.seen), []
-        calls = [call for node in loads if isinstance(call := module.parents[node], ast.Call) and call.func is node]
-        if len(calls) + len(partials) < len(loads):
-            raise Refused(f"{function.name} is passed around, not only called", BY_HAND)
-        return calls, partials
+    def _encloses_calls(self, module: Module, function: ast.FunctionDef) -> bool:
+        """Whether a function is made inside another one: it is a closure, and sees its variables."""
+        return module.function(function) is not None and not isinstance(module.parents[function], ast.ClassDef)
 
     def switch(self, place: ast.stmt) -> str | None:
         """The condition under which AMP is on, as it reads at a place: "" for always, None where nothing is at hand and
         the scaler cannot be passed there."""
         switch = self.setup.switch
-        if not switch or _readable(self.module, switch, place, self.setup.function):
+        if not switch:
             return switch
-        return self._passed(place) or (f"{self.name(place)}.is_enabled()" if self.offer(place) else None)
+        module = self.group.of(place)
+        if module.function(place) is self.setup.function and module is self.home:
+            return switch
+        passed = self._passed(module, place, 6)
+        if not passed and _readable(self.home, module, switch, place, self.setup.function):
+            return switch
+        return passed or (f"{self.name(place)}.is_enabled()" if self.offer(place) else None)
 
-    def _passed(self, place: ast.stmt) -> str:
-        """The parameter of the function around a place that every call gives the switch to."""
-        module, function = self.module, self.module.function(place)
-        if not isinstance(function, ast.FunctionDef) or isinstance(module.parents[function], ast.ClassDef):
+    def _passed(self, module: Module, place: ast.AST, depth: int) -> str:
+        """The parameter of a function around a place that every call gives the switch to."""
+        for function in module.ancestors(place):
+            if not isinstance(function, ast.FunctionDef) or depth == 0:
+                continue
+            if function is self.setup.function:
+                break
+            if function not in self.passing:
+                self.passing[function] = ""
+                self.passing[function] = self._passed_to(function, depth)
+            if self.passing[function]:
+                return self.passing[function]
+        return ""
+
+    def _passed_to(self, function: ast.FunctionDef, depth: int) -> str:
+        try:
+            found = calls_of(self.group, function, self.seen, outside=False)
+        except Refused:
             return ""
-        loads = [n for n in ast.walk(module.tree) if isinstance(n, ast.Name) and n.id == function.name]
-        names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
-        found: set[str] = set(names)
-        for node in loads:
-            call = module.parents[node]
-            if not isinstance(call, ast.Call) or call.func is not node:
-                return ""
-            given = dict(zip(names, call.args, strict=False)) | {str(one.arg): one.value for one in call.keywords}
-            home = module.function(call) is self.setup.function
-            found &= {name for name, value in given.items() if home and module.source(value) == self.setup.switch}
-        return found.pop() if loads and len(found) == 1 else ""
+        names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+        for name in names if len(found.functions) == 1 and not found.partials else ():
+            stored = any(
+                isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+                for node in ast.walk(function)
+            )
+            if not stored and all(
+                self._is_switch(argument_of(function, call, name), call, depth) for call in found.calls
+            ):
+                return name
+        return ""
+
+    def _is_switch(self, value: ast.expr | None, call: ast.Call, depth: int) -> bool:
+        """Whether what a call passes is the switch."""
+        if not isinstance(value, ast.Name | ast.Attribute):
+            return False
+        module = self.group.of(call)
+        text = module.source(value)
+        if module is self.home and module.function(call) is self.setup.function:
+            return text == self.setup.switch or text in self.setup.same
+        return text == self._passed(module, call, depth - 1)
 
 
 def _class_of(module: Module, node: ast.AST) -> ast.AST | None:
     return next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
 
 
-def _readable(module: Module, text: str, place: ast.stmt, home: FunctionNode | None) -> bool:
+def _readable(home: Module, module: Module, text: str, place: ast.stmt, made: FunctionNode | None) -> bool:
     """Whether a condition can be evaluated at a place, and means the same there. A bare name is a variable of its
     function; a field of `self` or of a namespace with the same name is the same elsewhere."""
     nodes = [node for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
-    if module.function(place) is home:
-        return True
     for node in nodes:
-        if home is not None and f"{node.id}." not in text:
+        if (made is not None or module is not home) and f"{node.id}." not in text:
             return False
         if node.id == "self":
+            if module is not home:
+                return False
             field = next(part for part in text.replace("(", " ").split() if part.startswith("self."))
             if not visible(module, ".".join(field.split(".")[:2]), place):
                 return False

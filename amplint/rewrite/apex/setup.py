@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from amplint.rewrite.apex.availability import Leaving
 from amplint.rewrite.apex.uses import Use
-from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.fixes import bound_before, suite_of
 from amplint.rewrite.layout import is_elif
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source.module import FunctionNode, Module
@@ -19,12 +19,16 @@ _ORDER = tuple(
 _DROPPED = frozenset(("patch_torch_functions", "verbosity", "keep_batchnorm_fp32"))
 # What changes where an option goes; the fix is then not safe.
 _CHANGES = {
-    "cast_model_type": "parameters stay in float32",
-    "master_weights": "parameters stay in float32",
+    "cast_model_type": "weights are float32 now, and autocast chooses the precision of each operation",
+    "master_weights": "weights are float32 now, and autocast chooses the precision of each operation",
     "cast_model_outputs": "outputs have the dtype that autocast gives them",
-    "num_losses": "all losses share one loss scale",
-    "min_loss_scale": "the loss scale has no lower limit",
-    "max_loss_scale": "the loss scale has no upper limit",
+    "num_losses": "all losses share one loss scale now",
+    "min_loss_scale": "the loss scale has no lower limit now",
+    "max_loss_scale": "the loss scale has no upper limit now",
+}
+_LEVELS = {
+    "O2": "weights, which O2 kept in float16, are float32 now, and autocast chooses the precision of each operation",
+    "O3": "weights, which O3 trained in float16, are float32 now, and autocast chooses the precision of each operation",
 }
 
 
@@ -43,6 +47,9 @@ class Setup:
     replaced: str = ""
     emptied: ast.If | None = None  # the `if` that holds nothing else
     off: bool = False  # opt_level O0
+    scale: str = ""  # init_scale, where apex was given a number
+    same: set[str] = field(default_factory=set)  # variables that are true where AMP is on
+    dropped: list[ast.stmt] = field(default_factory=list)  # what made the opt_level, which nothing needs any more
 
     @property
     def owner(self) -> str:
@@ -54,8 +61,8 @@ def setup_of(module: Module, uses: list[Use], leaving: Leaving, others: list[ast
     """Read the file's amp.initialize; `others` are the places of its other uses. Raises Refused."""
     if not uses:
         raise Refused(
-            "amp.initialize is not in this file: the scaler has to come from the file that has it",
-            "make a GradScaler there, pass it on, and change both files together",
+            "amp.initialize is not in this file, and amplint does not see which one calls it",
+            "pass a torch.amp.GradScaler in from where it is called, and change both by hand",
         )
     calls = [module.parents[use.node] for use in uses]
     statements = [module.statement(use.node) for use in uses]
@@ -78,6 +85,7 @@ def setup_of(module: Module, uses: list[Use], leaving: Leaving, others: list[ast
     if any(one.switch != first.switch for one in setups):
         raise Refused("amp.initialize is called with different settings", BY_HAND)
     _conditions(module, first, leaving, others)
+    first.same = _same(module, first, statement)
     return first
 
 
@@ -134,35 +142,103 @@ def _options(module: Module, given: dict[str, ast.expr], made: Setup) -> None:
             pass
         case enabled:
             switches.append(_operand(module, enabled))
-    match given.get("opt_level"):
-        case None | ast.Constant(value="O1"):
-            pass
-        case ast.Constant(value="O0"):
-            made.off = True
-        case ast.Constant(value="O2"):
-            made.changes.append("O2: parameters stay in float32, and autocast chooses the precision of each operation")
-        case ast.Constant():
-            raise Refused(
-                "opt_level O3 trains float16 parameters, which torch.amp does not do",
-                "train with O1, or cast the model to bfloat16 by hand",
-            )
-        case ast.Name() | ast.Attribute() as level:
-            text = module.source(level)
-            switches.append(f'{text} != "O0"')
-            made.changes.append(f"{text} O2 and O3 run as O1: parameters stay in float32")
-        case _:
-            raise Refused("the opt_level of amp.initialize cannot be seen", BY_HAND)
+    _level(module, given.get("opt_level"), made, switches)
     match given.get("loss_scale"):
         case None | ast.Constant(value=None | "dynamic"):
             pass
+        case ast.Constant(value=int() | float() as number) if number > 1:
+            made.scale = str(float(number))
+            made.changes.append(f"the loss scale, which was {number} throughout, starts there and adapts")
         case scale:
-            made.changes.append(f"the loss scale is dynamic, not {' '.join(module.source(scale).split())}")
+            said = " ".join(module.source(scale).split())
+            made.changes.append(f"the loss scale is dynamic now, from 65536, whatever {said} says")
     for name, words in _CHANGES.items():
         if name in given and not (isinstance(given[name], ast.Constant) and given[name].value in (None, 1)):  # type: ignore[attr-defined]
             made.changes.append(words)
     if unknown := given.keys() - _CHANGES.keys() - _DROPPED - {*_ORDER[:4], "loss_scale"}:
         raise Refused(f"amp.initialize has no option {min(unknown)}", BY_HAND)
     made.switch = " and ".join(switches)
+
+
+def _level(module: Module, level: ast.expr | None, made: Setup, switches: list[str]) -> None:
+    """The opt_level: O0 is off, O1 is what autocast does, and O2 and O3 become that."""
+    match level:
+        case None | ast.Constant(value="O1"):
+            return
+        case ast.Constant(value="O0"):
+            made.off = True
+            return
+        case ast.Constant(value="O2" | "O3" as name):
+            made.changes.append(_LEVELS[name])
+            return
+        case ast.Name(id=name) if (choice := _chosen(module, level)) is not None:
+            test, on, statement = choice
+            switches.append(_operand(module, test))
+            if on in _LEVELS:
+                made.changes.append(_LEVELS[on])
+            made.dropped.append(statement)
+            return
+        case ast.Constant():
+            raise Refused("the opt_level of amp.initialize is none that apex has", BY_HAND)
+    if level is None or any(isinstance(node, ast.Call | ast.NamedExpr) for node in ast.walk(level)):
+        raise Refused("the opt_level of amp.initialize is computed by a call", "give it a name first")
+    text = " ".join(module.source(level).split())
+    constants = {node.value for node in ast.walk(level) if isinstance(node, ast.Constant)}
+    if not (isinstance(level, ast.IfExp) and constants <= {"O1", "O2", "O3"} and _constant_arms(level)):
+        switches.append(
+            f'{text if isinstance(level, ast.Name | ast.Attribute | ast.Subscript) else f"({text})"} != "O0"'
+        )
+    made.changes.append(f"where {text} is O2 or O3, weights are float32 now, and O1 is what runs")
+
+
+def _constant_arms(level: ast.IfExp) -> bool:
+    return isinstance(level.body, ast.Constant) and isinstance(level.orelse, ast.Constant)
+
+
+def _chosen(module: Module, level: ast.Name) -> tuple[ast.expr, str, ast.stmt] | None:
+    """The condition behind `level = "O1" if half else "O0"`, what it chooses, and the statement, if that is for nothing
+    else."""
+    scope = module.function(level) or module.tree
+    uses = [node for node in ast.walk(scope) if isinstance(node, ast.Name) and node.id == level.id]
+    if len(uses) != 2:
+        return None
+    for node in ast.walk(scope):
+        match node:
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.IfExp(
+                    test=ast.Name() | ast.Attribute() as test,
+                    body=ast.Constant(value="O1" | "O2" | "O3" as on),
+                    orelse=ast.Constant(value="O0"),
+                ),
+            ) if name == level.id:
+                return test, on, node
+    return None
+
+
+def _same(module: Module, made: Setup, statement: ast.stmt) -> set[str]:
+    """The variables of the function that are true exactly where AMP is on: set to True beside amp.initialize and to
+    False or None elsewhere, or assigned the switch."""
+    stores: dict[str, list[ast.Assign]] = {}
+    for node in ast.walk(made.function or module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) if module.function(node) is made.function:
+                stores.setdefault(name, []).append(node)
+    found = set()
+    for name, assigned in stores.items():
+        values = [one.value.value if isinstance(one.value, ast.Constant) else one.value for one in assigned]
+        beside = [one for one in assigned if one in suite_of(module, statement)]
+        marks = len(beside) == 1 and isinstance(beside[0].value, ast.Constant) and beside[0].value.value is True
+        if (
+            marks
+            and all(
+                value is False or value is None
+                for one, value in zip(assigned, values, strict=True)
+                if one not in beside
+            )
+        ) or (len(assigned) == 1 and made.switch and module.source(assigned[0].value) == made.switch):
+            found.add(name)
+    return found
 
 
 def _operand(module: Module, node: ast.expr) -> str:
@@ -185,25 +261,71 @@ def _conditions(module: Module, made: Setup, leaving: Leaving, others: list[ast.
     ]
     if not inner:
         return
-    if len(inner) > 1:
-        raise Refused("amp.initialize stands under several conditions", "make it depend on one switch first")
-    branch, arm = inner[0]
-    if is_elif(module, branch) or arm != "body":
-        raise Refused("amp.initialize stands in one of several alternatives", BY_HAND)
-    if any(isinstance(node, ast.Call | ast.NamedExpr | ast.Await) for node in ast.walk(branch.test)):
-        raise Refused("the condition of amp.initialize calls something", "give it a name first")
-    tested = leaving.simplified(branch.test)
-    if tested:
-        simple = ast.parse(tested, mode="eval").body
-        tested = f"({tested})" if made.switch and isinstance(simple, ast.BoolOp) else tested
-        made.switch = " and ".join(filter(None, (tested, made.switch)))
-    made.before = branch
+    parts: list[str] = []
+    for branch, arm in inner:
+        if is_elif(module, branch) or arm != "body":
+            raise Refused("amp.initialize stands in one of several alternatives", BY_HAND)
+        if any(isinstance(node, ast.NamedExpr | ast.Await) or _acts(node) for node in ast.walk(branch.test)):
+            raise Refused("the condition of amp.initialize calls something", "give it a name first")
+        if tested := leaving.simplified(branch.test):
+            parts.insert(0, tested)
+    parts += [made.switch] if made.switch else []
+    made.switch = _all_of(parts)
+    outermost = next((branch for branch, _ in reversed(inner) if leaving.simplified(branch.test)), None)
+    if outermost is None:
+        return  # only apex itself was asked for
+    if not bound_before(module, made.switch, outermost) or _bound_in(outermost, made.switch):
+        raise Refused("the switch of amp.initialize is computed in the branch that it stands in", BY_HAND)
+    made.before = outermost
+    branch = inner[0][0]
     goes = [made.statement, *leaving.statements]
     stays = [one for one in suite_of(module, made.statement) if one not in goes and not leaving.answered(one)]
     if not stays and not made.replaced:
-        if branch.orelse:
-            raise Refused("what runs without AMP stands in the `else` of amp.initialize", "turn the condition round")
+        if len(inner) > 1:
+            if branch.orelse or module.parents[branch] is not inner[1][0]:
+                raise Refused("amp.initialize stands under several conditions", "make it depend on one switch first")
+            if any(one.orelse or len(one.body) > 1 for one, _ in inner[1:]):
+                raise Refused("amp.initialize stands under several conditions", "make it depend on one switch first")
+            branch = inner[-1][0]
+        if branch.orelse and is_elif(module, branch.orelse[0]) and branch.orelse[0].orelse:  # type: ignore[attr-defined]
+            raise Refused(
+                "what runs without AMP stands in an `elif` behind amp.initialize", "turn the conditions round"
+            )
         made.emptied = branch
+
+
+_ASKS = frozenset("is_available device_count isinstance len hasattr getattr int bool get is_initialized".split())
+
+
+def _acts(node: ast.AST) -> bool:
+    """Whether a part of a condition calls something that may do more than to ask."""
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) not in _ASKS
+
+
+def _all_of(parts: list[str]) -> str:
+    """The conjunction of conditions, each part once."""
+    if len(parts) < 2:
+        return "".join(parts)
+    texts = (ast.get_source_segment(part, one) or "" for part in parts for one in _conjuncts(part))
+    unique = {ast.dump(ast.parse(text, mode="eval")): text for text in reversed(list(texts))}
+    words = list(reversed(unique.values()))
+    several = len(words) > 1
+    return " and ".join(
+        f"({one})" if several and isinstance(ast.parse(one, mode="eval").body, ast.BoolOp | ast.IfExp) else one
+        for one in words
+    )
+
+
+def _conjuncts(text: str) -> list[ast.expr]:
+    tree = ast.parse(text, mode="eval").body
+    return list(tree.values) if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+
+
+def _bound_in(branch: ast.If, switch: str) -> bool:
+    """Whether a branch binds a name that a condition reads."""
+    read = {node.id for node in ast.walk(ast.parse(switch, mode="eval")) if isinstance(node, ast.Name)}
+    stores = (node for one in branch.body for node in ast.walk(one) if isinstance(node, ast.Name))
+    return any(node.id in read and isinstance(node.ctx, ast.Store) for node in stores)
 
 
 def _ifs(module: Module, node: ast.AST) -> list[tuple[ast.If, str]]:

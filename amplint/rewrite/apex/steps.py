@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
+from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refused import BY_HAND, Refused
@@ -21,11 +22,13 @@ _HARMLESS = re.compile(r"zero_grad|no_grad|set_grad|enable_grad|requires_grad|is
 
 
 def steps_of(
-    reading: Reading, optimizers: Collection[Optimizer], losses: Iterable[tuple[ast.stmt, Collection[str]]]
+    group: Group,
+    reading: Reading,
+    optimizers: Collection[Optimizer],
+    losses: Iterable[tuple[ast.stmt, Collection[str]]],
 ) -> dict[ast.Call, Optimizer | None]:
-    """Each place in the file that steps an optimizer whose losses were scaled, with the optimizer: what the reading
+    """Each place in the files that steps an optimizer whose losses were scaled, with the optimizer: what the reading
     saw, and in the function of a scaled loss each step() of an optimizer of that name."""
-    module = reading.module
     found: dict[ast.Call, Optimizer | None] = {}
     kinds: dict[ast.AST, set[str]] = {}
     for event in reading.events:
@@ -36,13 +39,14 @@ def steps_of(
             if event.optimizer not in optimizers:
                 continue
             match event.node:
-                case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]) if event.module is module:
+                case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]) if event.module in group:
                     found.setdefault(event.node, event.optimizer)
-                case ast.Call() if event.module is module:
+                case ast.Call() if event.module in group:
                     raise Refused("the optimizer's step() takes arguments", "a GradScaler cannot drive a closure")
                 case _:
-                    raise Refused("the optimizer steps in another file", BY_HAND)
+                    raise Refused("the optimizer steps in a file that amplint does not change", BY_HAND)
     for statement, names in losses:
+        module = group.of(statement)
         for node in ast.walk(module.function(statement) or module.tree):
             match node:
                 case ast.Call(func=ast.Attribute(attr="step", value=owner), args=[], keywords=[]) if (
@@ -60,11 +64,12 @@ def owner_text(module: Module, step: ast.Call) -> str:
     return module.source(step.func.value)
 
 
-def step_edits(module: Module, steps: Iterable[ast.Call], scope: Scope) -> list[Edit]:
+def step_edits(group: Group, steps: Iterable[ast.Call], scope: Scope) -> list[Edit]:
     """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each block."""
     made: list[Edit] = []
     last: dict[int, ast.stmt] = {}
     for step in sorted(steps, key=lambda node: node.lineno):
+        module = group.of(step)
         statement = module.statement(step)
         if not isinstance(statement, ast.Expr | ast.Assign):
             raise Refused("the optimizer's step() is part of another statement", BY_HAND)
@@ -72,11 +77,12 @@ def step_edits(module: Module, steps: Iterable[ast.Call], scope: Scope) -> list[
         made += edits.replace(module, step, f"{scaler}.step({owner_text(module, step)})")
         last[id(suite_of(module, statement))] = statement
     for statement in last.values():
-        made += edits.insert_after(module, statement, [f"{scope.name(statement)}.update()"])
+        made += edits.insert_after(group.of(statement), statement, [f"{scope.name(statement)}.update()"])
     return made
 
 
 def unscale_edits(
+    group: Group,
     reading: Reading,
     scope: Scope,
     steps: dict[ast.Call, Optimizer | None],
@@ -85,12 +91,12 @@ def unscale_edits(
 ) -> list[Edit]:
     """unscale_ before the first statement on the way to each step that clips or reads gradients: apex had unscaled them
     at the end of `with amp.scale_loss`. `masters` are the calls of amp.master_params, with their optimizers."""
-    module = reading.module
     made: list[Edit] = []
     answered: set[ast.AST] = set()
     for step, optimizer in steps.items():
-        uses: set[ast.AST] = _uses(reading, step, optimizer) | {
-            c for c, owner in masters.items() if owner == owner_text(module, step)
+        module = group.of(step)
+        uses: set[ast.AST] = _uses(group, reading, step, optimizer) | {
+            c for c, owner in masters.items() if group.of(c) is module and owner == owner_text(module, step)
         }
         uses |= _suspects(module, step, scaled)
         uses = {use for use in uses if module.function(use) is module.function(step) and use.lineno < step.lineno}  # type: ignore[attr-defined]
@@ -105,16 +111,16 @@ def unscale_edits(
     return made
 
 
-def _uses(reading: Reading, step: ast.Call, optimizer: Optimizer | None) -> set[ast.AST]:
+def _uses(group: Group, reading: Reading, step: ast.Call, optimizer: Optimizer | None) -> set[ast.AST]:
     """What clips or reads gradients that apex has unscaled."""
-    module = reading.module
+    module = group.of(step)
     found: set[ast.AST] = set()
     for event in reading.events:
         if isinstance(event, events.Clip | events.ReadGradient) and any(
             (one == optimizer or optimizer is None) and gradients.kind in ("managed", "unknown", "entry")
             for one, gradients in event.touched
         ):
-            if event.module is not reading.module or module.function(event.node) is not module.function(step):
+            if event.module is not module or module.function(event.node) is not module.function(step):
                 raise Refused("gradients are clipped or read in another function than the step", BY_HAND)
             found.add(event.node)
     return found
