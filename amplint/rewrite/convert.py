@@ -46,7 +46,7 @@ def converted(
     step; raises Refused if the outcome is not clean."""
     frames = (frame for reading in readings for event in reading.events for frame in event.frame.stack())
     reached = Files(tuple(named), settings.roots, frozenset(frame.call for frame in frames if frame.call))
-    aim, changes = Aim(settings.target_device, dtype, reached), Changes()
+    aim, changes = Aim(settings.target_device, dtype, reached, settings.target_torch), Changes()
     maker = Maker(aim, changes)
     said: list[list[str]] = []
     writers: list[Writer] = []

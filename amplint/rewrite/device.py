@@ -15,15 +15,29 @@ from amplint.source.module import FunctionNode, Module
 AUTO = "amp_dtype"
 
 
-def auto_lines(torch: str) -> list[str]:
-    """The constant that `--dtype auto` writes. GPUs without bfloat16 (and machines without a GPU) get float16."""
+def auto_lines(module: Module, torch: str, version: tuple[int, int]) -> list[str]:
+    """What `--dtype auto` writes: GPUs without bfloat16 (and machines without a GPU) get float16. A constant in a
+    script that runs at import anyway; a function where the work is done in functions: a constant would start CUDA on
+    import, in every process that is spawned, and on the first GPU."""
+    emulated = "including_emulation=False" if version >= (2, 4) else ""
+    asks = f"{torch}.cuda.is_available() and {torch}.cuda.is_bf16_supported({emulated})"
+    if auto_dtype(module) == AUTO:
+        return ["", f"{AUTO} = (", f"    {torch}.bfloat16", f"    if {asks}", f"    else {torch}.float16", ")"]
     return [
-        f"{AUTO} = (",
-        f"    {torch}.bfloat16",
-        f"    if {torch}.cuda.is_available() and {torch}.cuda.is_bf16_supported(including_emulation=False)",
-        f"    else {torch}.float16",
-        ")",
+        *("", "", f"def {AUTO}():"),
+        *(f"    if {asks}:", f"        return {torch}.bfloat16", f"    return {torch}.float16"),
     ]
+
+
+def auto_dtype(module: Module) -> str:
+    """How the dtype that `--dtype auto` chooses is read in a file."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(attr="backward" | "step" | "parameters") if module.function(node) is not None:
+                return f"{AUTO}()"
+            case ast.Compare(left=ast.Name(id="__name__")):
+                return f"{AUTO}()"
+    return AUTO
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,9 @@ class Gate:
     device: str
     enabled: str = ""
 
-    def arguments(self, dtype: str, torch: str) -> str:
+    def arguments(self, dtype: str) -> str:
         enabled = f", enabled={self.enabled}" if self.enabled else ""
-        return f"{self.device}, dtype={AUTO if dtype == 'auto' else f'{torch}.{dtype}'}{enabled}"
+        return f"{self.device}, dtype={dtype}{enabled}"
 
 
 def always_on(module: Module, scaler: str) -> bool:

@@ -27,6 +27,7 @@ class Aim:
     device: str
     dtype: str
     files: Files
+    version: tuple[int, int] = (2, 4)  # of torch, the oldest that it must run on
 
 
 def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
@@ -38,8 +39,8 @@ def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
     return name
 
 
-def choose_dtype(module: Module, torch: str, changes: Changes) -> None:
-    """For --dtype auto: one constant behind the import of torch and those that follow it."""
+def choose_dtype(module: Module, torch: str, version: tuple[int, int], changes: Changes) -> None:
+    """For --dtype auto: one constant or function behind the import of torch and those that follow it."""
     if module in changes.chosen:
         return
     changes.chosen.add(module)
@@ -54,7 +55,11 @@ def choose_dtype(module: Module, torch: str, changes: Changes) -> None:
             place = one
     if place is None:
         raise Refused("torch is not imported at the top of the file", "pass --dtype float16")
-    changes.after(module, place, ["", *device.auto_lines(torch)])
+    lines = device.auto_lines(module, torch, version)
+    if lines[2].startswith("def ") and place is not module.tree.body[-1]:
+        following = module.tree.body[module.tree.body.index(place) + 1]
+        lines += [""] * (3 - (following.lineno - (place.end_lineno or place.lineno)))
+    changes.after(module, place, lines)
 
 
 def plain_gate(
@@ -127,7 +132,7 @@ class Maker:
         module, made = home.module, home.statement
         torch = torch_at(module, made, self.changes)
         if self.aim.dtype == "auto":
-            choose_dtype(module, torch, self.changes)
+            choose_dtype(module, torch, self.aim.version, self.changes)
         loop = _renewing(module, made)
         gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home, early=True)
         if gate is None:
@@ -136,10 +141,12 @@ class Maker:
         if own and device.visible(module, own, loop or made):
             gate = device.Gate(gate.device, own)
         asked = [gate.enabled] if gate.enabled else []
-        asked += [f"{device.AUTO} == {torch}.float16"] if self.aim.dtype == "auto" else []
-        enabled = f", enabled={' and '.join(asked)}" if asked else ""
-        start = ", init_scale=1024.0" if any(plan.summed for plan in scaler.steps) else ""
-        line = f"{scaler.name} = {torch}.amp.GradScaler({gate.device}{start}{enabled})"
+        asked += [f"{device.auto_dtype(module)} == {torch}.float16"] if self.aim.dtype == "auto" else []
+        new = self.aim.version >= (2, 3) or self.aim.device != "cuda"
+        given = [gate.device] if new else []
+        given += ["init_scale=1024.0"] if any(plan.summed for plan in scaler.steps) else []
+        given += [f"enabled={' and '.join(asked)}"] if asked else []
+        line = f"{scaler.name} = {torch}.{'amp' if new else 'cuda.amp'}.GradScaler({', '.join(given)})"
         if loop is not None:
             self.changes.before(module, loop, [line])
         else:

@@ -43,7 +43,7 @@ class Writer:
     def write(self) -> None:
         """The regions of the training steps."""
         if self.dtype == "auto" and self.parts:
-            choose_dtype(self.module, self._torch(self.parts[0].statements[0]), self.changes)
+            choose_dtype(self.module, self._torch(self.parts[0].statements[0]), self.aim.version, self.changes)
         for part in self.parts:
             self._region(part)
         dtype = "bfloat16 where the GPU has it, else float16" if self.dtype == "auto" else self.dtype
@@ -159,7 +159,8 @@ class Writer:
 
     def _header(self, place: ast.stmt, gate: device.Gate) -> str:
         torch = self._torch(place)
-        return f"with {torch}.autocast({gate.arguments(self.dtype, torch)}):"
+        dtype = device.auto_dtype(self.module) if self.dtype == "auto" else f"{torch}.{self.dtype}"
+        return f"with {torch}.autocast({gate.arguments(dtype)}):"
 
     def _for_numpy(self, arrays: tuple[ast.expr, ...]) -> None:
         for tensor in arrays:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
@@ -284,8 +284,9 @@ def test_auto_does_not_switch_the_region_off_with_the_scaler() -> None:
     assert amplint("train.py", "--dtype", "auto").exit_code == 0
     text = path.read_text(encoding="utf-8")
     assert "is_enabled" not in text
-    assert text.count("amp_dtype = (") == 1
-    assert "dtype=amp_dtype" in text
+    assert text.count("def amp_dtype():") == 1
+    assert text.count("dtype=amp_dtype(), enabled=device.type") == 2
+    assert amplint("train.py", "--dtype", "auto").stdout.endswith("already AMP\n")
 
 
 @pytest.mark.slow
@@ -294,12 +295,20 @@ def test_auto_asks_the_gpu(gpu: bool, bf16: bool, dtype: str, monkeypatch: pytes
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    names: dict[str, object] = {}
-    exec(
-        "import torch\n" + "amp_dtype" + case("auto").output.partition("amp_dtype")[2].partition(")\n\n")[0] + ")",
-        names,
-    )
-    assert names["amp_dtype"] is getattr(torch, dtype)
+    put(case("functions").script)
+    amplint("train.py", "--dtype", "auto")
+    function = Path("train.py").read_text(encoding="utf-8").partition("def ")[2].partition("\n\n")[0]
+    constant = "amp_dtype" + case("auto").output.partition("amp_dtype")[2].partition(")\n\n")[0] + ")"
+    for text in ("chosen = (lambda: amp_dtype)\n" + constant, f"chosen = lambda: amp_dtype()\ndef {function}"):
+        names: dict[str, Any] = {}
+        exec("import torch\n" + text, names)
+        assert names["chosen"]() is getattr(torch, dtype)
+
+
+def test_older_versions_of_torch_get_the_names_that_they_have() -> None:
+    path = put(HEAD + STEP)
+    amplint("train.py", "--target-torch", "2.1")
+    assert '\nscaler = torch.cuda.amp.GradScaler(enabled=device.type == "cuda")\n' in path.read_text(encoding="utf-8")
 
 
 # -- several files, and what is written -------------------------------------------------------------------------------
