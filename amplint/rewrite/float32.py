@@ -1,36 +1,71 @@
-"""Losses that CUDA autocast refuses (binary cross entropy on probabilities) stay outside the region, in float32."""
+"""What stays in float32 between the regions: losses that CUDA autocast refuses, and gradient penalties.
+
+Such a statement runs outside autocast, and so does what follows it, up to the next forward. What a region made is cast
+with `.float()` where it is used there.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from amplint.findings import Edit
-from amplint.rewrite import edits
+from amplint.rewrite import edits, penalties
+from amplint.rewrite.casts import called, operand, tensors_made
+from amplint.rewrite.logits import Logits, logits
+from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
+from amplint.rewrite.sigmoids import ADVICE, REASON, Tail, sigmoid_before
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.frames import Code
 from amplint.source.module import Module
-from amplint.source.values import Instance, Tensor
+from amplint.source.values import Instance
 
-_REASON = "its loss is binary cross entropy on probabilities, which CUDA autocast refuses"
-_ADVICE = "use binary_cross_entropy_with_logits on logits first"
 Region = tuple[ast.stmt, ...]
+PENALTY = "the gradient penalty in float32"
+PROBABILITIES = "binary cross entropy, and the sigmoid before it, in float32"
+LOGITS = "binary cross entropy on logits"
 
 
-class Tail(NamedTuple):
-    """A Sequential that ends in a Sigmoid, and what the forward that runs it returns: the sigmoid of that is the
-    same."""
+class Use(NamedTuple):
+    """What stands where a forward moved away."""
 
-    sequential: ast.Call
-    returned: ast.expr
+    call: ast.Call
+    text: str
 
 
-Cast = ast.expr | Tail
+Cast = ast.expr | Tail | Use | Logits
+
+
+class Low(NamedTuple):
+    """A stretch that can run under autocast, with its first forward, the expressions elsewhere that need float32, and
+    the forwards that move from the statement behind it to a line of their own at its end. `before` is what the stretch
+    stands before, if it has nothing but these."""
+
+    forward: events.Forward
+    region: Region
+    casts: tuple[Cast, ...] = ()
+    named: tuple[Named, ...] = ()
+    before: ast.stmt | None = None
+
+
+@dataclass
+class Parts:
+    """What a set of regions falls into; `kept` says what stays in float32, in a person's words."""
+
+    low: list[Low] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
 
 def cast_edits(module: Module, cast: Cast, torch: str) -> list[Edit]:
     """`.float()` for an expression; a Sigmoid at the end of a Sequential becomes one of the float32 output."""
+    if isinstance(cast, Logits):
+        return list(cast.edits)
+    if isinstance(cast, Use):
+        return edits.replace(module, cast.call, cast.text)
     operand = cast.returned if isinstance(cast, Tail) else cast
     text = module.source(operand)
     simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
@@ -42,62 +77,235 @@ def cast_edits(module: Module, cast: Cast, torch: str) -> list[Edit]:
 
 
 def split(reading: Reading, region: Region) -> tuple[Region, tuple[Cast, ...]]:
-    """The part of a region that can run under autocast, and the expressions that need `.float()`: what the sigmoid is
-    given (in half precision it is 0 or 1 too soon, and the loss's gradient infinite there), and what else the region
-    computed for the loss."""
-    module = reading.module
-    banned: dict[int, list[events.Operation]] = {}
-    for index, statement in enumerate(region):
-        if found := _banned(reading, statement):
-            banned[index] = found
-    if not banned:
-        return region, ()
-    called = {event.node for event in reading.events if isinstance(event, events.Forward)}
-    if any(node in called for index in banned for node in ast.walk(region[index])):
-        raise Refused(_REASON, "name what the model returns on a line of its own first")
-    first = min(banned)
-    if not first:
-        raise Refused(_REASON, _ADVICE)
-    made = {
-        node.id
-        for one in region[:first]
-        for node in ast.walk(one)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    given = [event for found in banned.values() for event in found]
-    casts: list[Cast] = [_sigmoid(module, event) for event in given]
-    made -= _float32_after(reading, region[:first], [cast for cast in casts if isinstance(cast, Tail)])
-    for statement in region[first:]:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and node.id in made and isinstance(node.ctx, ast.Load):
-                casts.append(_operand(module, node))
-    return region[:first], tuple(dict.fromkeys(casts))
+    """The one part of a region that can run under autocast, and what the rest needs in float32."""
+    forwards = _forwards(reading)
+    first = next(forwards[node] for statement in region for node in ast.walk(statement) if node in forwards)
+    low = partition(reading, [(first, region)], "float16").low
+    if len(low) != 1 or low[0].named:
+        raise Refused(REASON, ADVICE)
+    return low[0].region, low[0].casts
 
 
-def _float32_after(reading: Reading, region: Region, tails: list[Tail]) -> set[str]:
-    """The names that hold what a model returns whose last sigmoid is computed in float32."""
+def partition(
+    reading: Reading, regions: Sequence[tuple[events.Forward, Region]], dtype: str, whole: bool = False
+) -> Parts:
+    """The parts of some regions that can run under autocast, and what the others need for float32: what the sigmoid is
+    given (in half precision it is 0 or 1 too soon, and the loss's gradient infinite there), and what was computed
+    under autocast. With `whole`, these are all regions of the script: any other forward runs in float32, too."""
     module = reading.module
-    classes = [one for tail in tails for one in module.ancestors(tail.sequential) if isinstance(one, ast.ClassDef)]
-    calls = {
-        event.node
+    made = Parts()
+    runs: list[Low] = []
+    outside: list[ast.stmt] = []
+    casts: list[Cast] = []
+    forwards = _forwards(reading)
+    on_logits = logits(reading)
+    taken = names_in(module.tree)
+    for forward, region in regions:
+        strict = penalties.penalties(reading, _code(module, region[0]), must=dtype != "bfloat16")
+        apart = [any(node in strict for node in ast.walk(statement)) for statement in region]
+        losses = [_probabilities(reading, statement) for statement in region]
+        if any(apart):
+            made.kept.append(PENALTY)
+        if any(losses) and on_logits is not None:
+            made.kept.append(LOGITS)
+            casts += [on_logits] if whole else []
+            losses = [[] for _ in region]
+        if any(losses):
+            made.kept.append(PROBABILITIES)
+        hoisted: dict[ast.stmt, list[Named]] = {}
+        for index, given in enumerate(losses):
+            casts += [sigmoid_before(reading, event) for event in given]
+            if given and not apart[index]:
+                hoisted[region[index]] = _hoisted(reading, region[index], given, forwards, taken)
+            apart[index] = apart[index] or bool(given)
+        low, rest = _runs(reading, forward, region, apart, forwards, hoisted)
+        runs += low
+        outside += rest
+    if whole:
+        outside += _other_forwards(reading, [region for _, region in regions])
+    tails = [cast for cast in casts if isinstance(cast, Tail)]
+    after = _float32_after(reading, tails)
+    moved = [one for low in runs for one in low.named]
+    casts += [Use(one.call, one.name if after.get(one.call, 0) is None else f"{one.name}.float()") for one in moved]
+    apart_nodes = {node for one in moved for node in ast.walk(one.call)}
+    for code in dict.fromkeys(_code(module, one) for one in outside):
+        names: dict[str, str] = {}
+        for run in (one.region for one in runs if one.region and _code(module, one.region[0]) is code):
+            names |= tensors_made(reading, run)
+            for name in _sure(module, run, after):
+                names.pop(name, None)
+        for node in (node for one in outside if _code(module, one) is code for node in ast.walk(one)):
+            if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
+                cast = operand(module, node, names[node.id]) if node not in apart_nodes else None
+                casts += [cast] if cast is not None else []
+    given_once = tuple(dict.fromkeys(casts))
+    made.low = [one._replace(casts=() if index else given_once) for index, one in enumerate(runs)]
+    made.kept = list(dict.fromkeys(made.kept))
+    return made
+
+
+def _hoisted(
+    reading: Reading,
+    statement: ast.stmt,
+    losses: list[events.Operation],
+    forwards: dict[ast.AST, events.Forward],
+    taken: set[str],
+) -> list[Named]:
+    """The forwards that a statement with a loss gives to it."""
+    inside = set(ast.walk(statement))
+    ways = {frame.call for loss in losses for frame in loss.frame.stack()} | {loss.node for loss in losses}
+    if any(node in inside and node in ways for node in forwards):
+        raise Refused(REASON, "compute the loss of what the model returns where that has a name")
+    calls = {node for node in forwards if node in inside}
+    return named(reading.module, statement, calls, taken) if calls else []
+
+
+def _code(module: Module, node: ast.AST) -> Code:
+    return module.function(node) or module.tree
+
+
+def _forwards(reading: Reading) -> dict[ast.AST, events.Forward]:
+    """The calls that run a model, or a function that does."""
+    found: dict[ast.AST, events.Forward] = {}
+    for event in reading.events:
+        if isinstance(event, events.Forward):
+            found.setdefault(event.node, event)
+            for frame in event.frame.stack():
+                if frame.call is not None and frame.caller is not None:
+                    found.setdefault(frame.call, replace(event, node=frame.call, frame=frame.caller))
+    return found
+
+
+def _runs(
+    reading: Reading,
+    forward: events.Forward,
+    region: Region,
+    strict: list[bool],
+    forwards: dict[ast.AST, events.Forward],
+    hoisted: dict[ast.stmt, list[Named]],
+) -> tuple[list[Low], list[ast.stmt]]:
+    """The stretches of a region from a forward to what must be float32, and the other statements."""
+    held = [any(node in forwards for node in ast.walk(one)) for one in region]
+    kinds: list[bool] = []  # whether a statement is under autocast
+    for index, runs in enumerate(held):
+        kinds.append(not strict[index] and (runs or not kinds or kinds[-1]))
+    fixed = [runs or _computes_loss(reading, one) for runs, one in zip(held, region, strict=True)]
+    for index in range(len(region) - 1, 0, -1):
+        if kinds[index - 1] and not kinds[index] and not hoisted.get(region[index]):
+            _give_back(region, kinds, strict, fixed, index)
+    firsts = [next((forwards[node] for node in ast.walk(one) if node in forwards), forward) for one in region]
+    found: list[Low] = []
+    between: list[ast.stmt] = []  # losses since the last stretch, whose forwards moved to its end
+    for index, low in enumerate(kinds):
+        names = hoisted.get(region[index], [])
+        if low and index and kinds[index - 1]:
+            found[-1] = found[-1]._replace(region=(*found[-1].region, region[index]))
+        elif low:
+            found.append(Low(firsts[index], (region[index],)))
+            between = []
+        elif names:
+            behind = bool(index and found and (kinds[index - 1] or (between and between[-1] is region[index - 1])))
+            if behind and all(may_move(between, one.call) for one in names):
+                found[-1] = found[-1]._replace(named=(*found[-1].named, *names))
+                between.append(region[index])
+            else:
+                found.append(Low(firsts[index], (), (), tuple(names), region[index]))
+                between = [region[index]]
+    return found, [one for one, low in zip(region, kinds, strict=True) if not low]
+
+
+def _give_back(region: Region, kinds: list[bool], strict: list[bool], fixed: list[bool], at: int) -> None:
+    """What stands between the last forward before `at` and the float32 statements from there on, and only prepares
+    these, is float32, too: labels, interpolated inputs."""
+    needed: set[str] = set()
+    for index in range(at, len(region)):
+        if kinds[index]:
+            break
+        if strict[index]:
+            needed |= _names(region[index])
+    while at > 1 and kinds[at - 1] and not fixed[at - 1] and _changed(region[at - 1]) & needed:
+        at -= 1
+        kinds[at] = False
+        needed |= _names(region[at])
+
+
+def _names(statement: ast.stmt) -> set[str]:
+    """What a statement reads, also where it adds to that."""
+    found = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    grown = (node.target for node in ast.walk(statement) if isinstance(node, ast.AugAssign))
+    return found | {target.id for target in grown if isinstance(target, ast.Name)}
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """The names that a statement assigns, or to whose fields it assigns."""
+    found = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            root: ast.expr = node
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            found |= {root.id} if isinstance(root, ast.Name) else set()
+    match statement:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method))) if method[-1:] == "_":
+            found.add(name)
+    return found
+
+
+def _computes_loss(reading: Reading, statement: ast.stmt) -> bool:
+    inside = set(ast.walk(statement))
+    return any(
+        event.node in inside or any(frame.call in inside for frame in event.frame.stack())
+        for event in reading.events
+        if isinstance(event, events.Loss)
+    )
+
+
+def _other_forwards(reading: Reading, regions: Sequence[Region]) -> list[ast.stmt]:
+    """The statements outside of all regions, but in their functions, that run a model."""
+    inside = {node for region in regions for statement in region for node in ast.walk(statement)}
+    codes = {_code(reading.module, region[0]) for region in regions}
+    found: dict[ast.stmt, None] = {}
+    for node in _forwards(reading):
+        if node in reading.module.parents and node not in inside:
+            statement = reading.module.statement(node)
+            if isinstance(statement, ast.Assign | ast.AugAssign | ast.Expr) and _code(reading.module, node) in codes:
+                found[statement] = None
+    return list(found)
+
+
+def _float32_after(reading: Reading, tails: list[Tail]) -> dict[ast.AST, int | None]:
+    """The forwards of models whose last sigmoid is computed in float32, and which element of what they return it is."""
+    module = reading.module
+    classes: dict[ast.AST, int | None] = {}
+    for tail in tails:
+        above = module.parents[tail.returned]
+        index = above.elts.index(tail.returned) if isinstance(above, ast.Tuple) else None
+        classes |= {one: index for one in module.ancestors(tail.sequential) if isinstance(one, ast.ClassDef)}
+    return {
+        event.node: classes[event.model.cls.node]
         for event in reading.events
         if isinstance(event, events.Forward) and isinstance(event.model, Instance) and event.model.cls.node in classes
     }
+
+
+def _sure(module: Module, region: Region, after: dict[ast.AST, int | None]) -> set[str]:
+    """The names that hold nothing but float32 results of these forwards."""
     found: dict[str, bool] = {}
-    for statement in region:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                above = module.parents[node]
-                sure = isinstance(above, ast.Assign) and above is statement and above.value in calls
-                found[node.id] = found.get(node.id, True) and sure
+    for node in (node for statement in region for node in ast.walk(statement)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            above = module.parents[node]
+            index = above.elts.index(node) if isinstance(above, ast.Tuple) else None
+            above = module.parents[above] if isinstance(above, ast.Tuple) else above
+            sure = isinstance(above, ast.Assign) and above.value in after and after[above.value] == index
+            found[node.id] = found.get(node.id, True) and sure
     return {name for name, sure in found.items() if sure}
 
 
-def _banned(reading: Reading, statement: ast.stmt) -> list[events.Operation]:
+def _probabilities(reading: Reading, statement: ast.stmt) -> list[events.Operation]:
     """What a statement computes, calls included, that autocast refuses. In a model's own forward it cannot be helped
     from here."""
     inside = set(ast.walk(statement))
-    called = {_called(node) for node in inside if isinstance(node, ast.Call)}
+    calls = {called(node) for node in inside if isinstance(node, ast.Call)}
     around = {statement, *reading.module.ancestors(statement)}
     found = []
     for event in reading.events:
@@ -105,174 +313,8 @@ def _banned(reading: Reading, statement: ast.stmt) -> list[events.Operation]:
             continue
         frames = list(event.frame.stack())
         functions = [frame.code for frame in frames if isinstance(frame.code, ast.FunctionDef)]
-        if event.node in inside or any(one.name in called and one not in around for one in functions):
+        if event.node in inside or any(one.name in calls and one not in around for one in functions):
             if any(frame.in_model for frame in frames) or event.module is not reading.module:
-                raise Refused(_REASON, _ADVICE)
+                raise Refused(REASON, ADVICE)
             found.append(event)
     return found
-
-
-def _sigmoid(module: Module, loss: events.Operation) -> Cast:
-    """What the sigmoid is given whose probabilities a loss gets."""
-    known = loss.args[0] if loss.args else None
-    sigmoids = {call: operand for call in ast.walk(module.tree) if (operand := _sigmoid_of(module, call)) is not None}
-    if isinstance(known, Tensor) and known.node in sigmoids:
-        return sigmoids[known.node]
-    layers = [node for node in ast.walk(module.tree) if isinstance(node, ast.Call) and _is_layer(module, node)]
-    if len(sigmoids) == 1 and all(isinstance(module.parents[layer], ast.Assign) for layer in layers):
-        call, operand = next(iter(sigmoids.items()))
-        if getattr(module.function(call), "name", "") == "forward":
-            return operand
-    if not sigmoids and len(layers) == 1 and (tail := _tail(module, layers[0])) is not None:
-        return tail
-    raise Refused(_REASON, _ADVICE)
-
-
-def _tail(module: Module, layer: ast.Call) -> Tail | None:
-    """The Sequential that a Sigmoid ends, where its class's forward returns nothing but what that says, viewed."""
-    sequential = module.parents[layer]
-    match module.parents[sequential]:
-        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self")) as field], value=ast.Call() as made) if (
-            made is sequential and "torch.nn.Sequential" in module.dotted(made.func) and made.args[-1] is layer
-        ):
-            pass
-        case _:
-            return None
-    around = next((above for above in module.ancestors(layer) if isinstance(above, ast.ClassDef)), None)
-    forward = next((f for f in getattr(around, "body", ()) if getattr(f, "name", "") == "forward"), None)
-    if around is None or forward is None or any(isinstance(one, ast.Starred) for one in made.args):
-        return None
-    text = module.source(field)
-    uses = [n for n in ast.walk(around) if isinstance(n, ast.Attribute) and module.source(n) == text and n is not field]
-    outputs = {call for use in uses if (call := _run_by(module, use)) is not None and call in ast.walk(forward)}
-    returns = [node for node in ast.walk(forward) if isinstance(node, ast.Return)]
-    outside = [n for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and n.attr == field.attr]
-    if len(outputs) < len(uses) or len(returns) != 1 or any(not _of_self(node) for node in outside):
-        return None
-    value = returns[0].value
-    root = value
-    while isinstance(root, ast.Call) and isinstance(root.func, ast.Attribute) and root.func.attr in _VIEWS:
-        root = root.func.value
-    if value is None or root in outputs:
-        return Tail(made, value) if value is not None and len(outputs) == 1 else None
-    if not isinstance(root, ast.Name):
-        return None
-    uses_of_it = [node for node in ast.walk(forward) if isinstance(node, ast.Name) and node.id == root.id]
-    stores = [module.parents[node] for node in uses_of_it if isinstance(node.ctx, ast.Store)]
-    if len(uses_of_it) != len(stores) + 1 or len(stores) != len(outputs):
-        return None  # something else reads it, or it is something else, too
-    if any(not isinstance(one, ast.Assign) or one.value not in outputs for one in stores):
-        return None
-    return Tail(made, value)
-
-
-def _run_by(module: Module, field: ast.Attribute) -> ast.Call | None:
-    """The call that runs a submodule: `self.main(x)`, `data_parallel(self.main, x, …)`."""
-    match module.parents[field]:
-        case ast.Call(func=function) as call if function is field:
-            return call
-        case ast.Call(func=function, args=[first, *_]) as call if first is field:
-            return call if "torch.nn.parallel.data_parallel" in module.dotted(function) else None
-    return None
-
-
-def _of_self(node: ast.Attribute) -> bool:
-    return isinstance(node.value, ast.Name) and node.value.id == "self"
-
-
-def _sigmoid_of(module: Module, call: ast.AST) -> ast.expr | None:
-    """The operand of a call that computes a sigmoid: torch.sigmoid(x), x.sigmoid(), self.out(x) with an nn.Sigmoid."""
-    match call:
-        case ast.Call(func=ast.Attribute() as function, args=[operand], keywords=[]) if module.dotted(function) & {
-            "torch.sigmoid",
-            "torch.nn.functional.sigmoid",
-            "torch.special.expit",
-        }:
-            return operand
-        case ast.Call(func=ast.Attribute(attr="sigmoid", value=operand), args=[], keywords=[]):
-            return operand
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="self")) as field, args=[operand], keywords=[]):
-            text = module.source(field)
-            for node in ast.walk(module.tree):
-                if (
-                    isinstance(node, ast.Assign)
-                    and _is_layer(module, node.value)
-                    and any(module.source(target) == text for target in node.targets)
-                ):
-                    return operand
-    return None
-
-
-def _is_layer(module: Module, node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and "torch.nn.Sigmoid" in module.dotted(node.func)
-
-
-def _operand(module: Module, name: ast.Name) -> ast.expr:
-    """The tensor that a name stands for where it is used: an argument of a call, with the methods that view it. A
-    shape in which it might be no tensor is refused."""
-    node: ast.expr = name
-    while True:
-        above = module.parents[node]
-        match above:
-            case ast.Attribute(value=inner) if inner is node and isinstance(module.parents[above], ast.Call):
-                call = module.parents[above]
-                assert isinstance(call, ast.Call)
-                if call.func is not above or above.attr not in _VIEWS:
-                    raise Refused(_REASON, _ADVICE)
-                node = call
-            case ast.Call() if node in above.args and _is_tensor(module, name, above):
-                return node
-            case ast.keyword() if _is_tensor(module, name, module.parents[above]):
-                return node
-            case _:
-                raise Refused(_REASON, _ADVICE)
-
-
-def _parameters(module: Module, call: ast.AST) -> list[str]:
-    """The parameters of the function of this file that is called."""
-    for function in ast.walk(module.tree):
-        if isinstance(function, ast.FunctionDef) and function.name == _called(call):
-            return [one.arg for one in (*function.args.posonlyargs, *function.args.args) if one.arg != "self"]
-    return []
-
-
-_VIEWS = frozenset(("view", "reshape", "squeeze", "flatten", "unsqueeze", "view_as", "transpose", "permute", "t"))
-
-
-def _is_tensor(module: Module, name: ast.Name, call: ast.AST) -> bool:
-    """Whether nothing treats the value as a tuple or a dict: here, or in the function of this file that is called."""
-    scope: ast.AST = module.function(name) or module.tree
-    if not _whole(module, scope, name.id):
-        return False
-    names = set(_parameters(module, call))
-    functions = (f for f in ast.walk(module.tree) if isinstance(f, ast.FunctionDef))
-    return all(
-        _whole(module, function, one)
-        for function in functions
-        if names and names <= {argument.arg for argument in function.args.args}
-        for one in names
-    )
-
-
-def _called(call: ast.AST) -> str:
-    """The last part of the name that a call calls."""
-    function = getattr(call, "func", None)
-    return getattr(function, "id", "") or getattr(function, "attr", "")
-
-
-def _whole(module: Module, scope: ast.AST, name: str) -> bool:
-    """Whether a name is nowhere taken apart: unpacked, iterated, or indexed by a number or a key."""
-    for node in ast.walk(scope):
-        if not isinstance(node, ast.Name) or node.id != name or not isinstance(node.ctx, ast.Load):
-            continue
-        above = module.parents[node]
-        match above:
-            case ast.Subscript(value=value, slice=ast.Constant()) if value is node:
-                return False
-            case ast.Assign(targets=[ast.Tuple() | ast.List()], value=value) if value is node:
-                return False
-            case ast.For(iter=value) | ast.comprehension(iter=value) | ast.Starred(value=value) if value is node:
-                return False
-            case ast.Call(func=ast.Name(id="len" | "zip" | "enumerate" | "isinstance")):
-                return False
-    return True

@@ -212,7 +212,7 @@ def _plan(
     parts, kept = ((), ()) if half else _parts(reading, regions, dtype)
     forward, region = regions[0]
     low = dtype != "float16"
-    arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.region)))
+    arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.statements)))
     hooks(module)
     create = next((e for e in reading.events if isinstance(e, events.Create) and e.value == step.optimizer), None)
     return StepPlan(

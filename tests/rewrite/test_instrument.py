@@ -188,13 +188,27 @@ REFUSED = {
         + "for x in loader:\n    optimizer.zero_grad()\n    y = model(x.to(device)).sum()\n"
         + "    g = torch.autograd.grad(y, x, create_graph=True)[0]\n    loss = y + g.square().mean()\n"
         + "    loss.backward()\n    optimizer.step()\n",
+        "a gradient penalty is a part of all that it computes, and stays in float32; keep float32",
+    ),
+    "second order": (
+        HEAD + STEP.replace("backward()", "backward(create_graph=True)"),
         "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
         "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
     ),
-    "unnamed output": (
+    "penalty on weights": (
+        HEAD
+        + STEP.replace(
+            "    loss.backward",
+            "    g = torch.autograd.grad(loss, model.parameters(), create_graph=True)\n"
+            "    loss = loss + sum(one.square().sum() for one in g)\n    loss.backward",
+        ),
+        "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
+        "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
+    ),
+    "no sigmoid": (
         HEAD + STEP.replace("mse_loss", "binary_cross_entropy"),
         "its loss is binary cross entropy on probabilities, which CUDA autocast refuses; "
-        "name what the model returns on a line of its own first",
+        "use binary_cross_entropy_with_logits on logits first",
     ),
     "unnamed loss": (
         HEAD + "for x in loader:\n    optimizer.zero_grad()\n    model(x).mean().backward()\n    optimizer.step()\n",

@@ -17,6 +17,7 @@ _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
 )
 FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made holds a given number
+_EACH = frozenset(("grad", "binary_cross_entropy"))  # what matters wherever it is called from
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
 
 
@@ -54,7 +55,8 @@ def tell(
     """Record an op on tensors, once for operands that are alike."""
     every = (*operands, *kwargs.values())
     signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
-    if m.once(op, node, signature, tensors.region_of(world)):
+    calls = tuple(id(one.call) for one in frame.stack()) if op in _EACH else ()
+    if m.once(op, node, signature, tensors.region_of(world), calls):
         m.observe(
             events.Operation(
                 node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
