@@ -252,6 +252,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             done = [*draft.migrated, *([in_words(draft.mended.fixed)] if draft.mended.fixed else [])]
             draft.say(node, "completed: " + "; ".join(done) if done else "already AMP")
             draft.migrated = draft.migrated[:1]  # the rest is said once
+    off = {node for one in readers for node in one.plans[module].off}
     own = [refusal for _, refusal in draft.plans[module].refused]  # read alone, without what its callers pass
     merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
     refused: dict[ast.AST, Refused] = {}
@@ -267,7 +268,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             if node not in refused or isinstance(refused[node], Elsewhere) or refused[node] in own:
                 refused[node] = refusal
     for node, refusal in refused.items():
-        if node in already or (node in merged and (isinstance(refusal, Elsewhere) or refusal in own)):
+        if node in already or node in off or (node in merged and (isinstance(refusal, Elsewhere) or refusal in own)):
             continue  # a script that runs it tells more
         merged.pop(node, None)
         if draft.keeps(node):
@@ -277,7 +278,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
         if broken is not None:
             told = Refused(f"half done ({broken.code}: {broken.message}), and {told.reason}", told.advice)
         draft.refuse(node, told)
-    yield from (one for node, one in merged.items() if node not in already)
+    yield from (one for node, one in merged.items() if node not in already and node not in off)
 
 
 def _unfinished(draft: Draft, readers: Sequence[Draft]) -> set[ast.AST]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.checkpoints import state_edits
+from amplint.rewrite.definitions import other_users
 from amplint.rewrite.devices import with_type
 from amplint.rewrite.home import Home
 from amplint.rewrite.plan import StepPlan
@@ -90,6 +91,7 @@ class Maker:
     aim: Aim
     changes: Changes
     reaches: list[Reach] = field(default_factory=list)
+    left: dict[str, None] = field(default_factory=dict)  # what cannot be given the scaler
 
     def make(self, scaler: ScalerPlan, words: list[str]) -> list[str]:
         """A scaler at each home of its optimizers: every script that runs the step makes its own. Returns the words
@@ -119,7 +121,9 @@ class Maker:
             words.append("its scale starts low, because the loss is a sum")
         words += [f"passed to {' and '.join(passed)}"] if passed else []
         after = ["one update, after the last step"] if several else []
-        return after + ([f"{scaler.name} {' and '.join(sorted(saved, reverse=True))} the checkpoint"] if saved else [])
+        after += [f"{scaler.name} {' and '.join(sorted(saved, reverse=True))} the checkpoint"] if saved else []
+        after, self.left = [*after, *self.left], {}
+        return after
 
     def finish(self) -> None:
         """Hand the scalers down, those of one name together: scripts that share a function share its parameter."""
@@ -152,6 +156,12 @@ class Maker:
         else:
             self.changes.after(module, made, [line])
 
+    def _stays(self, function: ast.FunctionDef, module: Module) -> bool:
+        """Whether a function that saves the optimizer cannot be given the scaler, as its file, or one that calls it, was
+        not named: a run that resumes starts with a new scaler then."""
+        files = self.aim.files
+        return module not in files.named or bool(other_users(function, module, files.named, files.roots))
+
     def _states(self, scaler: ScalerPlan, reach: Reach) -> dict[str, None]:
         """Save and restore the scaler's state with that of its optimizers, in every file that does so."""
         done: dict[str, None] = {}
@@ -160,6 +170,9 @@ class Maker:
         if home.in_class:
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
         for function, (module, name) in savers(reach, self.aim.files).items():
+            if module is not home.module and self._stays(function, module):
+                self.left[f"{function.name}() in {module.path} does not know its state"] = None
+                continue
             around = [function, *module.ancestors(function)]
             if function not in reach.handed and not any(cls in around for _, cls in home.classes):
                 reach.handed[function] = module
