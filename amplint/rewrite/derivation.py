@@ -63,7 +63,9 @@ class Trail:
         return self.runs(statement) or (_calls(statement) and bool(self.made & read(statement)))
 
     def stored(self, statement: ast.stmt) -> set[str]:
-        """What a statement stores, called methods included."""
+        """What a statement stores, called methods included; what it defines stores nothing yet."""
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            return set()
         calls = (node for node in ast.walk(statement) if node in self.lifts.fields)
         return stored(statement).union(*(self.lifts.fields[node] for node in calls))
 
