@@ -25,6 +25,8 @@ def decide(m: Machine, test: ast.expr, world: World, frame: Frame) -> list[tuple
 
 
 def run_if(m: Machine, node: ast.If, world: World, frame: Frame, flow: Flow) -> list[World]:
+    if _is_main(node.test) and frame.module is not m.project.main:
+        return statements.run(m, node.orelse, [world], frame, flow)
     if _is_main(node.test):
         return statements.run(m, node.body, [world], frame, flow)
     if variables.path_text(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):

@@ -190,7 +190,7 @@ def call_method(
     if m.is_model(callee):
         return models.forward(m, callee, given, node, world, frame)
     stored = world.get(owner, name)
-    if isinstance(stored, Value):
+    if isinstance(stored, Value) and stored != callee:  # a wrapper that keeps what it wraps may store it as itself
         return call(m, stored, given, node, world, frame)
     return unknown(m, callee, given, node, world, frame, receiver=owner)
 
