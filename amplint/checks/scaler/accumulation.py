@@ -73,6 +73,9 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
                 continue
             if not _in_every_round(zero, step, backwards_of(step, before)):
                 continue
+            used = {backward.node for backward in backwards_of(step, step.before) if not every_n_batches(backward)}
+            if not used & {backward.node for backward in backwards_of(step, before)}:
+                continue  # what is thrown away is what another loss leaves: a critic's, in its generator
             yield found(
                 "AMP136",
                 zero,
