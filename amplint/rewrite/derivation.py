@@ -1,4 +1,4 @@
-"""What a loss is derived from: the statements of a block that compute it, followed back by the names that they store."""
+"""What a loss is derived from: the statements of a block that compute it, followed back by what they store."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ def unscale_at(
         return None
     first = min(used, key=_place)
     code = module.function(first) or module.tree
-    stepping = node_in(step, code)  # type: ignore[arg-type]
-    before = [node for one in backwards if (node := node_in(one, code)) is not None]  # type: ignore[arg-type]
+    stepping = node_in(step, code)
+    before = [node for one in backwards if (node := node_in(one, code)) is not None]
     if stepping is None or _place(first) > _place(stepping) or any(_place(first) < _place(one) for one in before):
         raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
     here = conditions_above(module, first)

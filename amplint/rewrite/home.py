@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amplint.rewrite.binding import UNSEEN, bound_at
+from amplint.rewrite.collected import alias, filled, looped
 from amplint.rewrite.definitions import classes_of
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
 
+MOST_NAMES = 12
 ONE_LINE = "give it one line of its own"
 
 
@@ -54,53 +56,38 @@ def home_of(step: events.Step) -> Home:
             text = ast.unparse(owner)  # optimizers[0]
         case _:
             raise Refused("the optimizer that steps has no plain name", BY_HAND)
-    frame: Frame = step.frame
-    use: ast.AST = step.node
+    if (over := looped(step.module, step.node, text)) is not None:
+        loop, texts = over
+        homes = [replace(_follow(step.frame, loop, one), loop=loop) for one in texts]
+        if any(home.code is not homes[0].code or home.in_class != homes[0].in_class for home in homes):
+            raise Refused("the optimizers are made in different functions", BY_HAND)
+        return max(homes, key=lambda home: home.statement.lineno)
+    return _follow(step.frame, step.node, text)
+
+
+def _follow(frame: Frame, use: ast.AST, text: str) -> Home:
     path: list[Frame] = []
-    loop: ast.For | None = None
-    while True:
-        if (over := _looped(frame.module, use, text)) is not None:
-            if loop is not None or path:
-                raise Refused("the optimizer is taken from a collection in an unusual way", BY_HAND)
-            loop, text = over
-            use = loop
+    for _ in range(MOST_NAMES):
+        if looped(frame.module, use, text) is not None and isinstance(use, ast.Call):
+            raise Refused("the optimizer is taken from a collection in an unusual way", BY_HAND)
         root, _, rest = text.partition(".")
         if root == "self" and rest and "." not in rest:
-            return _in_class(frame, text, use, tuple(path), loop)
+            return _in_class(frame, text, use, tuple(path))
         if rest:
             raise Refused(f"the optimizer is kept in {text}", BY_HAND)
         frame = _scope(frame, root)
         if root not in _parameters(frame.code):
             statement = _bound(frame.module, frame.code, root, use)
-            return Home(frame.module, statement, text, frame.code, tuple(path), loop)
+            if not (other := alias(statement, root)):
+                statement = filled(frame.module, statement, text)
+                return Home(frame.module, statement, text, frame.code, tuple(path))
+            text, use = other, statement
+            continue
         text = _argument(frame, root)
         path.append(frame)
         assert frame.call is not None and frame.caller is not None
         use, frame = frame.call, frame.caller
-
-
-def _looped(module: Module, use: ast.AST, text: str) -> tuple[ast.For, str] | None:
-    """The loop that binds a name from a collection, and what that is called: `for net, optimizer in zip(nets,
-    optimizers)`, with or without enumerate()."""
-    for loop in module.ancestors(use):
-        if isinstance(loop, FunctionNode):
-            break
-        if not isinstance(loop, ast.For):
-            continue
-        target, over = loop.target, loop.iter
-        while True:
-            match target, over:
-                case ast.Tuple(elts=[_, inner]), ast.Call(func=ast.Name(id="enumerate"), args=[collection]):
-                    target, over = inner, collection
-                case ast.Tuple(elts=parts), ast.Call(func=ast.Name(id="zip"), args=collections) if len(parts) == len(
-                    collections
-                ) and text in (names := [ast.unparse(part) for part in parts]):
-                    target, over = parts[names.index(text)], collections[names.index(text)]
-                case ast.Name(id=name), ast.Name() | ast.Attribute() if name == text:
-                    return loop, ast.unparse(over)
-                case _:
-                    break
-    return None
+    raise Refused("the optimizer has too many names", BY_HAND)
 
 
 def _scope(frame: Frame, name: str) -> Frame:
@@ -144,7 +131,7 @@ def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     return bound_at(module, name, found, use)
 
 
-def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], loop: ast.For | None) -> Home:
+def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
     module = frame.module
     around = next((above for above in module.ancestors(use) if isinstance(above, ast.ClassDef)), None)
     if around is None:
@@ -158,8 +145,8 @@ def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...], lo
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
         ]
         if found:
-            statement = bound_at(owner, text, found, use)
-            return Home(owner, statement, text, owner.function(statement) or cls, path, loop, tuple(classes))
+            statement = filled(owner, bound_at(owner, text, found, use), text)
+            return Home(owner, statement, text, owner.function(statement) or cls, path, None, tuple(classes))
     raise Refused(UNSEEN, BY_HAND)
 
 

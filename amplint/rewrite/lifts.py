@@ -1,7 +1,8 @@
 """Where events show in the text: an event stands at its node, and at every call that leads to it.
 
-A call of a helper that runs the model is a forward where it stands; one that leads to a backward or a step ends a region
-as they do."""
+A call of a helper that runs the model is a forward where it stands; one that leads to a backward or a step ends a
+region as they do.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from functools import lru_cache
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
+from amplint.source.symbols import fresh
 
 BOOKKEEPING = frozenset(
     (
         "train eval to cuda cpu half float double parameters named_parameters buffers named_buffers modules children "
-        "named_modules named_children zero_grad state_dict load_state_dict requires_grad_ apply append extend items keys "
-        "values init_hidden init_weights size share_memory register_buffer add_module no_sync"
+        "named_modules named_children zero_grad state_dict load_state_dict requires_grad_ apply append extend items "
+        "keys values init_hidden init_weights size share_memory register_buffer add_module no_sync"
     ).split()
 )
 
@@ -89,6 +91,12 @@ def shown(event: events.Forward, node: ast.AST) -> events.Forward:
     frame = next(one for one in event.frame.stack() if one.call is node)
     assert frame.caller is not None
     return Through(node, frame.caller, event.contexts, event.loops, event.facts, event.model, event.stale)
+
+
+def unseen(backward: events.Backward, statement: ast.stmt) -> events.Forward:
+    """The forward of a statement that runs a method of a model which amplint has not looked into."""
+    node = next((one for one in ast.walk(statement) if isinstance(one, ast.Call)), statement)
+    return Through(node, backward.frame, (), (), {}, fresh("model"))
 
 
 def common(one: events.Event, other: events.Event) -> Frame | None:

@@ -120,7 +120,8 @@ class Maker:
         if any(plan.summed for plan in scaler.steps):
             words.append("its scale starts low, because the loss is a sum")
         words += [f"passed to {' and '.join(passed)}"] if passed else []
-        after = ["one update, after the last step"] if several else []
+        once = "one update, after the last step" if len(scaler.updates) == 1 else "an update after each group of steps"
+        after = [once] if several else []
         after += [f"{scaler.name} {' and '.join(sorted(saved, reverse=True))} the checkpoint"] if saved else []
         after, self.left = [*after, *self.left], {}
         return after

@@ -1,7 +1,8 @@
 """What runs under autocast: from a forward to the last statement that derives a loss from it, between the backwards.
 
-Where the forward runs in a function that the loss is returned from, its call is the forward; where the loss is handed to
-the function that calls backward, or is a field, the callers are looked through, too."""
+Where the forward runs in a function that the loss is returned from, its call is the forward; where the loss is handed
+to the function that calls backward, or is a field, the callers are looked through, too.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from amplint.rewrite.derivation import Region, Trail, read, stored
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.lifts import Lifts, argument, inside, lifts_of, outside, parameters, shown, standing
+from amplint.rewrite.lifts import Lifts, argument, inside, lifts_of, outside, parameters, shown, standing, unseen
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret import tensors
@@ -19,7 +20,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import Module
 
-__all__ = ["Region", "regions_of"]
+__all__ = ["Region", "regions_of", "stored"]
 INLINE = "name the loss on a line of its own first"
 
 
@@ -44,12 +45,12 @@ def regions_of(reading: Reading, backwards: Sequence[events.Backward]) -> list[t
             for region in _of(reading, backward):
                 found = _with(reading.module, found, region)
     found.sort(key=lambda one: (one[0].lineno, one[0].col_offset))
-    lifts, known = lifts_of(reading), None
+    lifts = lifts_of(reading)
     made: list[tuple[events.Forward, Region]] = []
     for region in found:
         inner = (node for one in region for node in ast.walk(one) if node in lifts.forwards)
-        known = next((shown(lifts.forwards[node][0], node) for node in inner), known)
-        made.append((known, region))
+        forward = next((shown(lifts.forwards[node][0], node) for node in inner), made[-1][0] if made else None)
+        made.append((forward or unseen(backwards[0], region[0]), region))
     return made
 
 

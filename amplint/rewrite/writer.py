@@ -180,7 +180,7 @@ def _unscaled(home: Home, place: ast.stmt, module: Module, scaler: str, optimize
         return [call]
     if not isinstance(loop.target, ast.Name):
         raise Refused("gradients are clipped outside the loop over the optimizers", BY_HAND)
-    return [f"for {optimizer} in {home.optimizer}:", f"    {call}"]
+    return [f"for {optimizer} in {ast.unparse(loop.iter)}:", f"    {call}"]
 
 
 def _schedules(module: Module, step: ast.Call) -> bool:

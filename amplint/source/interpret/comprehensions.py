@@ -8,7 +8,7 @@ from amplint.source.interpret import assignment, containers, expressions
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.values import Items, Many, Parameter, Parameters, Value
+from amplint.source.values import Const, Items, Many, Mapping, Parameter, Parameters, Value
 
 
 def comprehension(
@@ -26,16 +26,17 @@ def comprehension(
     first = node.generators[0]
     for iterable, before in expressions.evaluate(m, first.iter, world, frame):
         known = containers.elements(iterable)
-        if known is not None and len(node.generators) == 1 and not first.ifs and not isinstance(node, ast.DictComp):
-            runs: list[tuple[tuple[Value, ...], World]] = [((), before)]
+        if known is not None and len(node.generators) == 1 and not first.ifs:
+            parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [element]
+            runs: list[tuple[tuple[tuple[Value, ...], ...], World]] = [((), before)]
             for one in known:
                 runs = [
-                    ((*values, value), after)
-                    for values, start in runs
+                    ((*made, values), after)
+                    for made, start in runs
                     for bound in assignment.assign(m, first.target, one, start, inner)
-                    for value, after in expressions.evaluate(m, element, bound, inner)
+                    for values, after in expressions.each(m, parts, bound, inner)
                 ]
-            results += [(Items(values, "list"), after) for values, after in runs]
+            results += [(_all(made, node), after) for made, after in runs]
             continue
         bound = assignment.assign(m, first.target, containers.element(m, iterable, first.iter), before, inner)
         for generator in node.generators[1:]:
@@ -52,6 +53,14 @@ def comprehension(
     for _, after in results:
         after.forget(inner.scope)
     return results
+
+
+def _all(made: tuple[tuple[Value, ...], ...], node: ast.AST) -> Value:
+    """All elements, where they are known."""
+    if isinstance(node, ast.DictComp):
+        unknown = not all(isinstance(values[0], Const) for values in made)
+        return Mapping(tuple((values[0], values[1]) for values in made), unknown, node)
+    return Items(tuple(values[0] for values in made), "list")
 
 
 def _many(value: Value, node: ast.AST) -> Value:

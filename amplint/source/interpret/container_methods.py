@@ -30,7 +30,10 @@ def container_method(
                 return [(Items(pairs if name == "items" else values, "list"), world)]
             one = containers.merge_elements(list(values))
             return [(Many(Items((fresh("element"), one)) if name == "items" else one), world)]
-        case Many(), "items":
+        case Many(item=item), "items":
+            pair = isinstance(item, Items) and len(item.items) == 2
+            return [(owner if pair else Many(Items((fresh("key"), item))), world)]
+        case Many(), "values":
             return [(owner, world)]
         case Mapping(), "update" if args and isinstance(args[0], Mapping) and isinstance(node, ast.Call):
             merged = Mapping((*owner.items, *args[0].items), owner.open or args[0].open, owner.node)
