@@ -60,7 +60,7 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
         if not value.name:
             return Namespace(module)
         found = world.get(module_scope(module), value.name)
-        if found is None:
+        if found is None or found == value:  # `from . import part`, in the package itself
             inner = f"{value.module}.{value.name}".strip(".")
             submodule = m.project.find(inner, value.level, value.importer)
             if submodule is None:
