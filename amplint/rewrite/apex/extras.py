@@ -27,7 +27,9 @@ def extra_edits(module: Module, use: Use, torch: str, old: bool) -> tuple[list[E
         return _decorated(module, use, torch, old), [], ""
     statement = module.statement(use.node)
     call = statement.value if isinstance(statement, ast.Expr) else None
-    if not isinstance(call, ast.Call) or module.parents[statement] is not (module.function(statement) or module.tree):
+    while isinstance(above := module.parents[statement], ast.If) and above.body == [statement] and not above.orelse:
+        statement = above  # `if args.amp:`, with nothing else in it
+    if not isinstance(call, ast.Call):
         raise Refused(f"amp.{use.name} is used in an unusual form", BY_HAND)
     if use.name in _REGISTERS:
         name = call.args[1] if len(call.args) == 2 else None
@@ -66,6 +68,8 @@ def _decorated(module: Module, use: Use, torch: str, old: bool) -> list[Edit]:
     options.append(f"cast_inputs={torch}.{_DECORATORS[use.name]}")
     above = module.parents[use.node]
     match above:
+        case ast.FunctionDef(name="backward") if use.node in above.decorator_list:
+            return edits.replace(module, use.node, path.replace("fwd", "bwd") + ("" if old else '(device_type="cuda")'))
         case ast.FunctionDef() if use.node in above.decorator_list and above.args.args:
             return edits.replace(module, use.node, f"{path}({', '.join(options)})")
         case ast.Call(func=func, args=[inner], keywords=[]) if func is use.node:

@@ -25,6 +25,7 @@ from amplint.rewrite.checkpoints import state_edits as checkpoint_edits
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.home import Home
 from amplint.rewrite.layout import end, is_elif, margin_of, start
+from amplint.rewrite.penalties import is_penalty
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Reach
 from amplint.rewrite.refused import BY_HAND, Refused
@@ -42,6 +43,7 @@ _OTHERS = {
     "init": "the old handle API: make a GradScaler and scale the losses by hand",
 }
 _UNSCALED_BY_HAND = "read the scale with scaler.get_scale(), or let scaler.unscale_(optimizer) do it"
+_INNER = frozenset("_amp_stash _lazy_init_maybe_master_weights _master_params_to_model_params".split())
 _HALF = re.compile(r"\.half\(\)")
 
 
@@ -75,13 +77,13 @@ def migrate(reading: Reading, settings: Settings) -> Fix:
 
 def migration(group: Group, settings: Settings, reading: Reading | None = None) -> Migration:
     """All edits of a group, checked; raises Refused."""
-    group.check()
     reading = reading or read(group.main, settings.roots, settings.apis, group.others)
     try:
         made = _Writer(group, reading, settings).made()
         made.pairs = changed(group, made.edits)
         saves = any(uses.named(*_STATE) for uses in group.uses.values())
         made.unsaved = verify(group, made.pairs, settings, frozenset() if saves else _AS_BEFORE)
+        group.check()
     except edits.CannotEdit as error:
         raise Refused(f"its code has a shape that amplint does not edit ({error.reason})", BY_HAND) from None
     return made
@@ -164,6 +166,7 @@ class _Writer:
 
     def _script(self, leaving: dict[Module, Leaving]) -> None:
         losses = [ScaledLoss(module, use.node) for module, use in self._named("scale_loss")]
+        self._by_hand(losses)
         starts = [use for _, use in self._named("initialize")]
         home = self.group.of(starts[0].node) if starts else self.group.main
         if any(self.group.of(use.node) is not home for use in starts):
@@ -296,6 +299,30 @@ class _Writer:
             self._evaluation(plan)
         if not self._named(*_STATE):
             self._checkpoints(setup, plans)
+
+    def _by_hand(self, losses: list[ScaledLoss]) -> None:
+        """Refuse what a person has to look at: an optimizer or a loss that is treated as apex has it."""
+        for module in self.group.uses:
+            nodes = list(ast.walk(module.tree))
+            inner = next((one.attr for one in nodes if isinstance(one, ast.Attribute) and one.attr in _INNER), "")
+            if inner:
+                raise Refused(f"it uses what apex puts into optimizers ({inner})", "drop that, then run amplint again")
+            if losses and any(map(is_penalty, nodes)):
+                raise Refused(
+                    "it takes gradients of gradients (create_graph=True), which apex did not scale",
+                    "scale and unscale those of the penalty by hand, with scaler.get_scale()",
+                )
+        for loss in losses:
+            above = loss.module.parents[loss.statement]
+            for one in above.body if isinstance(above, ast.If) else ():
+                match one:
+                    case ast.AugAssign(op=ast.Mult() | ast.Div(), target=target) if (
+                        loss.module.source(target) == loss.module.source(loss.loss)
+                    ):
+                        raise Refused(
+                            "the loss is scaled by hand before amp.scale_loss does",
+                            "drop that, and what undoes it, then run amplint again",
+                        )
 
     def _masters(self) -> dict[ast.Call, str]:
         found = {}
