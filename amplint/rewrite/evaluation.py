@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.float32 import Cast, split
+from amplint.rewrite.lifts import lifts_of
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refused import Refused
 from amplint.rewrite.regions import stored
@@ -53,8 +54,12 @@ def evaluation_regions(
         start = block.index(first)
         ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
         ends += [index for index in range(start, len(block)) if _called(module, block[index]) & criteria]
+        behind = _models_behind(reading, first)
+        ends += [index for index in range(start, len(block)) if block[index] in behind]
         between = block[start : max(ends, default=start) + 1]
-        if all(isinstance(one, _SIMPLE) and one not in taken for one in between) and not _mixes(module, between):
+        if not all(isinstance(one, _SIMPLE) and one not in taken for one in between):
+            continue
+        if behind <= set(between) and not _mixes(module, between):
             regions.setdefault(first, tuple(between))
     chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
@@ -127,6 +132,33 @@ def _mixes(module: Module, region: Sequence[ast.stmt]) -> bool:
         if node.lineno > last and any(isinstance(one, ast.Name) and one.id in names for one in ast.walk(node)):
             return True
     return False
+
+
+def _models_behind(reading: Reading, first: ast.stmt) -> set[ast.stmt]:
+    """The statements that hand a model what comes from a forward: its weights would be float32 behind the region."""
+    module, forwards = reading.module, lifts_of(reading).forwards
+    names, found, scope = stored(first), set[ast.stmt](), module.function(first)
+    statements = (one for one in ast.walk(scope or module.tree) if isinstance(one, _SIMPLE | ast.For))
+    for one in sorted(statements, key=lambda one: one.lineno):
+        if one.lineno <= first.lineno or module.function(one) is not scope:
+            continue
+        parts = [one.iter] if isinstance(one, ast.For) else [one]
+        nodes = [node for part in parts for node in ast.walk(part)]
+        if names & {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}:
+            names |= stored(one) if not isinstance(one, ast.For) else _bound(one.target)
+            if any(_takes(node, names) for node in nodes if node in forwards):
+                found.add(one)
+    return found
+
+
+def _bound(target: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def _takes(call: ast.AST, names: Collection[str]) -> bool:
+    """Whether a call is given one of some names."""
+    given = [*call.args, *(one.value for one in call.keywords)] if isinstance(call, ast.Call) else []
+    return any(isinstance(node, ast.Name) and node.id in names for one in given for node in ast.walk(one))
 
 
 def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | None:
