@@ -32,7 +32,7 @@ class Trail:
 
     def runs(self, statement: ast.stmt) -> bool:
         """Whether a statement runs a model, or a method of one that amplint has not looked into."""
-        return bool(self.forwards(statement)) or any(_of_model(node, self.lifts) for node in ast.walk(statement))
+        return bool(self.forwards(statement)) or any(of_model(node, self.lifts) for node in ast.walk(statement))
 
     def derive(self, block: list[ast.stmt]) -> list[Region]:
         """The regions of a block (of what stands before the backward): from a forward to the last statement that
@@ -53,6 +53,7 @@ class Trail:
         """Which statements of a block compute something needed."""
         deriving = set()
         for index in range(len(block) - 1, -1, -1):
+            self.needed -= left(block[index])
             if self.stored(block[index]) & self.needed:
                 deriving.add(index)
                 self.needed -= replaced(block[index])
@@ -97,7 +98,7 @@ def _runs(block: list[ast.stmt], barriers: Collection[ast.AST]) -> list[range]:
     return [range(first + 1, last) for first, last in zip([-1, *cuts], [*cuts, len(block)], strict=True)]
 
 
-def _of_model(node: ast.AST, lifts: Lifts) -> bool:
+def of_model(node: ast.AST, lifts: Lifts) -> bool:
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name), args=[_, *_]):
             return name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in lifts.models
@@ -132,6 +133,21 @@ def stored(statement: ast.AST) -> set[str]:
             case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in _GROWS:
                 found.add(path(owner))
     return found - {"", "self"}
+
+
+def left(statement: ast.stmt) -> set[str]:
+    """The names that a statement takes out of torch: `actions = scores.argmax(1).numpy()`. No gradient goes through."""
+    assigned = (node for node in ast.walk(statement) if isinstance(node, ast.Assign) and len(node.targets) == 1)
+    return {path(node.targets[0]) for node in assigned if _is_array(node.value)} - {""}
+
+
+def _is_array(value: ast.AST) -> bool:
+    """Whether an expression is what `.numpy()`, `.item()` or `.tolist()` gives, or a method or part of that."""
+    while isinstance(value, ast.Call | ast.Attribute | ast.Subscript):
+        if isinstance(value, ast.Attribute) and value.attr in ("numpy", "item", "tolist"):
+            return True
+        value = value.func if isinstance(value, ast.Call) else value.value
+    return False
 
 
 def replaced(statement: ast.stmt) -> set[str]:

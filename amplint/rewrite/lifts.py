@@ -15,7 +15,6 @@ from functools import lru_cache
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
-from amplint.source.symbols import fresh
 
 BOOKKEEPING = frozenset(
     (
@@ -91,12 +90,6 @@ def shown(event: events.Forward, node: ast.AST) -> events.Forward:
     frame = next(one for one in event.frame.stack() if one.call is node)
     assert frame.caller is not None
     return Through(node, frame.caller, event.contexts, event.loops, event.facts, event.model, event.stale)
-
-
-def unseen(backward: events.Backward, statement: ast.stmt) -> events.Forward:
-    """The forward of a statement that runs a method of a model which amplint has not looked into."""
-    node = next((one for one in ast.walk(statement) if isinstance(one, ast.Call)), statement)
-    return Through(node, backward.frame, (), (), {}, fresh("model"))
 
 
 def common(one: events.Event, other: events.Event) -> Frame | None:

@@ -10,15 +10,16 @@ import ast
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from amplint.rewrite.derivation import Region, Trail, read, stored
+from amplint.rewrite.derivation import Region, Trail, of_model, read, stored
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.lifts import Lifts, argument, inside, lifts_of, outside, parameters, shown, standing, unseen
+from amplint.rewrite.lifts import Lifts, Through, argument, inside, lifts_of, outside, parameters, shown, standing
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import Module
+from amplint.source.symbols import fresh
 
 __all__ = ["Region", "regions_of", "stored"]
 INLINE = "name the loss on a line of its own first"
@@ -45,13 +46,25 @@ def regions_of(reading: Reading, backwards: Sequence[events.Backward]) -> list[t
             for region in _of(reading, backward):
                 found = _with(reading.module, found, region)
     found.sort(key=lambda one: (one[0].lineno, one[0].col_offset))
-    lifts = lifts_of(reading)
+    lifts, known = lifts_of(reading), None
     made: list[tuple[events.Forward, Region]] = []
     for region in found:
         inner = (node for one in region for node in ast.walk(one) if node in lifts.forwards)
-        forward = next((shown(lifts.forwards[node][0], node) for node in inner), made[-1][0] if made else None)
-        made.append((forward or unseen(backwards[0], region[0]), region))
+        known = next((shown(lifts.forwards[node][0], node) for node in inner), known)
+        known = known or _unseen(reading.module, lifts, region, backwards)
+        made.append((known, region))
     return made
+
+
+def _unseen(module: Module, lifts: Lifts, region: Region, backwards: Sequence[events.Backward]) -> events.Forward:
+    """The forward of a region whose model is called by a method that amplint has not looked into."""
+    code = module.function(region[0]) or module.tree
+    frames = (frame for one in backwards for frame in one.frame.stack() if frame.code is code)
+    calls = (node for one in region for node in ast.walk(one) if of_model(node, lifts))
+    frame, call = next(frames, None), next(calls, None)
+    if frame is None or call is None:
+        raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
+    return Through(call, frame, (), (), {}, fresh("a model"))
 
 
 def _with(module: Module, found: list[Region], region: Region) -> list[Region]:
