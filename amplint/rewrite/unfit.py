@@ -16,7 +16,10 @@ from amplint.source.module import Module
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
 _SHARDED = {"FSDP", "FullyShardedDataParallel", "fully_shard", "parallelize_module", "DTensor", "distribute_tensor"}
-_SPARSE = {"spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor"}
+_SPARSE = {
+    "spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor", "ToSparseTensor",
+    "to_torch_csr_tensor", "to_torch_coo_tensor", "to_torch_sparse_tensor",
+}  # fmt: skip
 
 
 def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used: Sequence[Module] = ()) -> None:
