@@ -8,19 +8,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from amplint import files
-from amplint.source.interpret.project import Project, project_root
+from amplint.source.interpret.project import Project, now_together, project_root
 from amplint.source.module import FunctionNode, Module, Unreadable
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = tuple[Module, ast.AST]
 MOST_HOPS = 8
+MOST_PROJECTS = 200
 MOST_FILES = 4000  # of a project, that are searched for calls
 _SKIPPED = frozenset(("node_modules", "site-packages", "__pycache__", "build", "dist"))
 
 
+_projects: dict[Module, tuple[object, Project]] = {}
+
+
+def _project(module: Module, roots: tuple[str, ...]) -> Project:
+    """The project around a file, as long as the same files change together."""
+    known = _projects.get(module)
+    if known is None or known[0] is not now_together():
+        if len(_projects) > MOST_PROJECTS:
+            _projects.clear()
+        known = _projects[module] = now_together(), Project.around(module, roots)
+    return known[1]
+
+
 def definition(module: Module, node: ast.expr, roots: Sequence[str] = ()) -> Found | None:
     """The function or class of the project that a name, or the attribute of a module or of `self`, stands for."""
-    return _of(Project.around(module, tuple(roots)), module, node)
+    return _of(_project(module, tuple(roots)), module, node)
 
 
 def _of(project: Project, module: Module, node: ast.expr) -> Found | None:
@@ -51,7 +65,7 @@ def classes_of(
             continue
         seen.add(one)
         yield owner, one
-        around = project if project is not None and owner is project.main else Project.around(owner)
+        around = project if project is not None and owner is project.main else _project(owner, ())
         for base in one.bases:
             match _of(around, owner, base):
                 case (where, ast.ClassDef() as found):
@@ -121,7 +135,7 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
             continue
         if getattr(node, "id", getattr(node, "attr", "")) not in names:
             continue
-        project = project or Project.around(module, tuple(roots))
+        project = project or _project(module, tuple(roots))
         if cls is not None:
             if isinstance(node, ast.Attribute) and (module is home or _imports(project, module, home)):
                 found.append(node)

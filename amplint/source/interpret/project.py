@@ -28,18 +28,27 @@ _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 
 
 _together: dict[Path, Module] | None = None
+_above_together: list[Path] = []  # the folders of those files, and those above them
 
 
 @contextmanager
 def together(modules: Sequence[Module]) -> Iterator[None]:
     """Read these where the project's files are read: what fixes made of them, before it is written. Packages that only
     pass on what other files define are followed, too, and files that only handle the optimizer."""
-    global _together
-    before, _together = _together, {Path(one.path).resolve(): one for one in modules}
+    global _together, _above_together
+    before = _together, _above_together
+    _together = {Path(one.path).resolve(): one for one in modules}
+    folders = dict.fromkeys(path.parent for path in _together)
+    _above_together = list(dict.fromkeys(above for one in folders for above in (one, *one.parents)))
     try:
         yield
     finally:
-        _together = before
+        _together, _above_together = before
+
+
+def now_together() -> object:
+    """What stands for the files that are read together now: another one as soon as others are."""
+    return _together
 
 
 @dataclass(eq=False)
@@ -112,8 +121,7 @@ def _above(folder: Path, top: Path | None) -> list[Path]:
     if _together is None:
         return []
     end = top or Path.cwd()
-    places = [folder, *(path.parent for path in _together)]
-    found = [one for place in places for one in (place, *place.parents) if one.is_relative_to(end)]
+    found = [one for one in (folder, *folder.parents, *_above_together) if one.is_relative_to(end)]
     return list(dict.fromkeys(found))
 
 
