@@ -123,6 +123,8 @@ def _module(project: Project, module: Module, node: ast.expr) -> Module | None:
 def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequence[str] = ()) -> list[ast.expr]:
     """The places in one file that read a function of the top level, or a method by the class that has it. `home` is
     the function's file."""
+    if function.name not in module.text:
+        return []
     cls = home.parents[function] if isinstance(home.parents[function], ast.ClassDef) else None
     names = {function.name}
     for node in ast.walk(module.tree):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amplint.rewrite.definitions import uses_in
@@ -62,12 +61,6 @@ def related(draft: Draft, known: Sequence[Draft]) -> list[Module]:
     """The files named with this one that it reads, or that read it."""
 
     def reads(one: Draft, other: Draft) -> bool:
-        return one.reading is not None and any(
-            str(path) in one.reading.dependencies for path in _places(other.module.path)
-        )
+        return not other.places.isdisjoint(one.reads)
 
     return [other.now for other in known if other is not draft and (reads(draft, other) or reads(other, draft))]
-
-
-def _places(path: str) -> set[str]:
-    return {str(Path(path)), str(Path(path).absolute()), str(Path(path).resolve())}

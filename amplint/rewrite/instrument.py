@@ -6,6 +6,7 @@ import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from amplint.config import Settings
@@ -55,6 +56,8 @@ class Draft:
     mended: Repair
     text: str
     reading: Reading | None = None
+    places: frozenset[str] = frozenset()  # what its path may be called
+    reads: frozenset[str] = frozenset()  # the files that its reading read or looked for
     plans: dict[Module, Plans] = field(default_factory=dict)
     lines: list[tuple[int, str]] = field(default_factory=list)
     refused: bool = False
@@ -184,6 +187,9 @@ def _draft(module: Module, settings: Settings, options: dict[str, Any]) -> Draft
 
 def _look(draft: Draft) -> bool:
     draft.reading = read(draft.now, draft.settings.roots, draft.settings.apis)
+    draft.reads = frozenset(draft.reading.dependencies)
+    path = Path(draft.module.path)
+    draft.places = frozenset(map(str, (path, path.absolute(), path.resolve())))
     return True
 
 
