@@ -74,7 +74,8 @@ def say(event: events.Event, names: Names, several: bool) -> Telling:
             return "unscale gradients of {}", [names.name(event.optimizer)], details
         case events.Clip() | events.ReadGradient():
             verb = "clip" if isinstance(event, events.Clip) else "read"
-            subjects = sorted(names.name(model) for model in event.of) or [names.name(one) for one, _ in event.touched]
+            of = [one for one in event.of if isinstance(one, Optimizer)] or event.of  # the parameters of its groups
+            subjects = sorted(map(names.name, of)) or [names.name(one) for one, _ in event.touched]
             details = [f" ({event.how})"]
             if any(_scaled(before, event) for _, before in event.touched):
                 details.append(", still scaled ✗")

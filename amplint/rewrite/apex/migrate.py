@@ -276,22 +276,19 @@ class _Writer:
             scaler = scope.reach(loss.statement)
             if loss.statement not in done:
                 self.edits += loss.edits(scaler)
-        backwards = {
-            event.node: event
-            for event in self.reading.events
-            if isinstance(event, events.Backward) and any(event.node in loss.backwards for loss in losses)
-        }
-        if any(node not in backwards for loss in losses for node in loss.backwards):
+        wanted = {node for loss in losses for node in loss.backwards}
+        backwards = [e for e in self.reading.events if isinstance(e, events.Backward) and e.node in wanted]
+        if wanted - {event.node for event in backwards}:
             raise Refused("amplint does not follow the script to every amp.scale_loss", BY_HAND)
-        optimizers = {o for event in backwards.values() for o, _ in event.touched}
+        optimizers = {o for event in backwards for o, _ in event.touched}
         steps = steps_of(group, self.reading, optimizers, [(loss.statement, loss.optimizers) for loss in losses])
         masters = self._masters()
         scaled = {loss.statement for loss in losses}
         unscaled = unscale_edits(group, self.reading, scope, steps, masters, scaled)
         self.edits += unscaled
         for call in masters:
-            self.edits += master_edits(group.of(call), call)
-        self.edits += step_edits(group, steps, scope)
+            self.edits += master_edits(group.of(call), call, all(len(event.touched) < 2 for event in backwards))
+        self.edits += step_edits(group, steps, scope, scaled)
         plans = self._regions(losses, steps, setup)
         if unscaled:
             self._say(next(iter(steps)), "gradients unscaled before they are clipped or read")

@@ -64,10 +64,13 @@ def owner_text(module: Module, step: ast.Call) -> str:
     return module.source(step.func.value)
 
 
-def step_edits(group: Group, steps: Iterable[ast.Call], scope: Scope) -> list[Edit]:
-    """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each block."""
+def step_edits(
+    group: Group, steps: Iterable[ast.Call], scope: Scope, scaled: Collection[ast.stmt]
+) -> list[Edit]:
+    """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each iteration. `scaled`
+    are the statements of the scaled losses."""
     made: list[Edit] = []
-    last: dict[int, ast.stmt] = {}
+    updates: list[tuple[Module, ast.stmt]] = []
     for step in sorted(steps, key=lambda node: node.lineno):
         module = group.of(step)
         statement = module.statement(step)
@@ -75,10 +78,54 @@ def step_edits(group: Group, steps: Iterable[ast.Call], scope: Scope) -> list[Ed
             raise Refused("the optimizer's step() is part of another statement", BY_HAND)
         scaler = scope.reach(step)
         made += edits.replace(module, step, f"{scaler}.step({owner_text(module, step)})")
-        last[id(suite_of(module, statement))] = statement
-    for statement in last.values():
-        made += edits.insert_after(group.of(statement), statement, [f"{scope.name(statement)}.update()"])
+        for index, (other, place) in enumerate(updates):
+            if other is module and (later := _after_both(module, place, statement, scaled)) is not None:
+                updates[index] = module, later
+                break
+        else:
+            updates.append((module, statement))
+    for module, place in updates:
+        made += edits.insert_after(module, place, [f"{scope.name(place)}.update()"])
     return made
+
+
+def _after_both(module: Module, first: ast.stmt, second: ast.stmt, scaled: Collection[ast.stmt]) -> ast.stmt | None:
+    """The statement after which two steps of one iteration are done; None where they are not of one: in different arms
+    or loops, or on conditions of their own. Raises Refused where these share the gradients of one backward."""
+    if module.function(first) is not module.function(second):
+        return None
+    above_first = [first, *(one for one in module.ancestors(first) if isinstance(one, ast.stmt))]
+    last = second
+    while True:
+        block = suite_of(module, last)
+        top = next((one for one in above_first if one in block), None)
+        if top is not None or not isinstance(module.parents[last], ast.stmt):
+            break
+        last = module.parents[last]  # type: ignore[assignment]
+    if top is None or top is last:
+        return None
+    ways = [_between(module, one, outer) for one, outer in ((first, top), (second, last))]
+    if any(isinstance(one, ast.For | ast.While) for way in ways for one in way):
+        return None
+    conditional = [any(not isinstance(one, ast.With) for one in way) for way in ways]
+    if not all(conditional):
+        return last
+    between = block[block.index(top) : block.index(last) + 1]
+    if any(part in scaled for one in between for part in ast.walk(one)):
+        return None
+    raise Refused("optimizers step on conditions of their own, after one backward", "step them in one place")
+
+
+def _between(module: Module, inner: ast.stmt, outer: ast.stmt) -> list[ast.AST]:
+    """The statements around one, up to another that holds it."""
+    if inner is outer:
+        return []
+    found: list[ast.AST] = []
+    for above in module.ancestors(inner):
+        found.append(above)
+        if above is outer:
+            break
+    return [one for one in found if isinstance(one, ast.stmt)]
 
 
 def unscale_edits(
@@ -172,10 +219,11 @@ def _place(module: Module, uses: set[ast.AST], step: ast.Call) -> ast.stmt:
     return place
 
 
-def master_edits(module: Module, call: ast.Call) -> list[Edit]:
-    """`amp.master_params(optimizer)` → the parameters themselves: the model's, where the optimizer has them all."""
+def master_edits(module: Module, call: ast.Call, only: bool) -> list[Edit]:
+    """`amp.master_params(optimizer)` → the parameters themselves: the model's, where the optimizer has them all, as it
+    may where it is the only one."""
     optimizer = module.source(call.args[0])
-    model = _model_in_else(module, call) or _model_of(module, optimizer, call)
+    model = (_model_in_else(module, call) or _model_of(module, optimizer, call)) if only else ""
     if model:
         return edits.replace(module, call, f"{model}.parameters()")
     return edits.replace(module, call, f'(p for group in {optimizer}.param_groups for p in group["params"])')

@@ -71,7 +71,7 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
             return [(owner, world)]
         case Optimizer():
             if name == "param_groups":
-                of = owner.of or frozenset((owner,))
+                of = owner.of | {owner}  # those of its models that it has
                 return [(Many(Mapping(((Const("params"), Parameters(of)),), True)), world)]
         case Object():
             api = m.library.find(f"{owner.name}.{name}")

@@ -54,6 +54,8 @@ def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
     known = optimizers(world)
     if len(known) == 1:
         return known, []
+    if named := [one for one in known if one in of]:  # optimizer.param_groups
+        return named, []
     sure = [one for one in known if any(related(world, model, owned) for model in of for owned in one.of)]
     perhaps = [one for one in known if one not in sure and (not of or not one.of)]
     return sure, perhaps
