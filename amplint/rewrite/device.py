@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
-from amplint.rewrite.guards import SAYS_GPU, guard, is_truth
+from amplint.rewrite.guards import SAYS_GPU, guards, is_truth
 from amplint.source.module import FunctionNode, Module
 
 AUTO = "amp_dtype"
@@ -138,13 +138,14 @@ def gate(
         return None
     if target == "cpu":
         return Gate('"cpu"')
-    if target == "cuda" and (test := guard(module)) is not None:
+    tests = guards(module) if target == "cuda" else []
+    for test in tests:
         if _readable(module, test, place):
             text = ast.unparse(test)
             text = f"({text})" if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or) else text
             return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
-        if early:
-            return None
+    if tests and early:
+        return None
     if model is None:
         return None
     if target == "cuda":

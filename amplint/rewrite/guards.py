@@ -12,19 +12,22 @@ SAYS_GPU = re.compile(r"cuda|[gc]pu|device", re.IGNORECASE)
 _TESTS = ("is_available", "device_count", "len")
 
 
-def guard(module: Module) -> ast.expr | None:
-    """The condition under which the script moves everything that it moves to the GPU; None where there is no such
-    thing, or more than one."""
+def guards(module: Module) -> list[ast.expr]:
+    """The condition under which the script moves everything that it moves to the GPU, in each spelling that it has
+    (`args.cuda`, `self.args.cuda`); none where there is no such thing, or more than one."""
     found: set[str] | None = None
-    texts: dict[str, ast.expr] = {}
+    spelled: dict[str, dict[str, ast.expr]] = {}
     for node in ast.walk(module.tree):
         if not _moves(node):
             continue
-        asked = {ast.unparse(test): test for test in _tests_above(module, node)}
-        found = set(asked) if found is None else found & set(asked)
-        texts |= asked
-    wanted = sorted(text for text in found or () if SAYS_GPU.search(text) and _pure(texts[text]))
-    return texts[wanted[0]] if len(wanted) == 1 else None
+        asked = set()
+        for test in _tests_above(module, node):
+            text = ast.unparse(test)
+            asked.add(text.replace("self.", ""))
+            spelled.setdefault(text.replace("self.", ""), {})[text] = test
+        found = asked if found is None else found & asked
+    wanted = [text for text in sorted(found or ()) if SAYS_GPU.search(text) and all(map(_pure, spelled[text].values()))]
+    return list(spelled[wanted[0]].values()) if len(wanted) == 1 else []
 
 
 def _moves(node: ast.AST) -> bool:

@@ -179,7 +179,7 @@ def _needs_float32(module: Module, call: ast.Call) -> str | None:
     """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
     names = module.dotted(call.func)
     if names & _PROBABILITIES:
-        return _BCE
+        return _BCE if _is_run(module, call) else None
     if names & _SPARSE_PRODUCTS:
         return _SPARSE
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))
@@ -204,6 +204,17 @@ def _needs_float32(module: Module, call: ast.Call) -> str | None:
     if not operands or _is_cast(operands[0]) or _is_wide(module, call):
         return None
     return last
+
+
+def _is_run(module: Module, made: ast.Call) -> bool:
+    """Whether a loss module that a call makes is ever called in its file; a function is."""
+    match module.parents[made]:
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() as target]) if "torch.nn.BCELoss" in module.dotted(
+            made.func
+        ):
+            text = ast.unparse(target)
+            return any(isinstance(one, ast.Call) and ast.unparse(one.func) == text for one in ast.walk(module.tree))
+    return True
 
 
 def _is_cast(value: ast.expr) -> bool:

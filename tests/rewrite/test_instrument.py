@@ -362,6 +362,12 @@ class Domain(torch.nn.Module):
 class Triplet(torch.nn.Module):
     def forward(self, f):
         return f.pow(2).sum(1).expand(len(f), len(f)).clone().addmm_(f, f.t(), beta=1, alpha=-2).mean()
+class Unused(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bce = torch.nn.BCELoss()
+    def forward(self, f):
+        return f.square().mean()
 class Wide(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f.float())[0]
@@ -376,6 +382,7 @@ ELSEWHERE = {
     "binary_cross_entropy_with_logits on logits there first",
     "Triplet": "calls addmm_(), for which autocast casts nothing; make its operands .float() first: in float32 that "
     "changes nothing",
+    "Unused": "",
     "Wide": "",
 }
 
