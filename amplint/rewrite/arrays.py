@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amplint.rewrite.derivation import stored
 from amplint.rewrite.refused import Refused
 from amplint.source import events
+from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 from amplint.source.values import Tensor, Value
@@ -15,7 +17,7 @@ from amplint.source.values import Tensor, Value
 _FLOATING = frozenset(
     "softmax log_softmax sigmoid tanh relu gelu linear bmm matmul mm baddbmm addmm conv1d conv2d conv3d layer_norm "
     "batch_norm dropout mean norm exp log sqrt rsqrt lstm gru rnn_tanh".split()
-)
+).union(tensors.LOSSES)
 _INDEXING = frozenset("max min topk sort median mode kthvalue cummax cummin".split())  # values and indices
 _MADE = frozenset("randn rand zeros ones empty full arange linspace tensor from_numpy as_tensor randint eye".split())
 _VIEWS = frozenset("view reshape squeeze unsqueeze flatten transpose permute contiguous detach cpu t data".split())
@@ -31,6 +33,13 @@ def array_casts(reading: Reading, region: tuple[ast.stmt, ...]) -> tuple[ast.exp
     around: ast.AST | None = next((one for one in above if isinstance(one, ast.For | ast.While)), None)
     around = around or module.function(region[0])
     inside = {node for statement in region for node in ast.walk(statement)}
+    reached = _reached(module, around or module.tree, region)
+    compared = {  # what a loss compares has a gradient
+        ast.unparse(event.node.args[0])
+        for event in reading.events
+        if isinstance(event, events.Loss) and event.node in inside and isinstance(event.node, ast.Call)
+        if event.node.args
+    }
     found: dict[ast.expr, bool] = {}  # whether it is a floating-point one, whenever it was seen
     for event in reading.events:
         if not isinstance(event, events.Operation) or event.name != "numpy":
@@ -43,13 +52,60 @@ def array_casts(reading: Reading, region: tuple[ast.stmt, ...]) -> tuple[ast.exp
             continue
         match event.node:
             case ast.Call(func=ast.Attribute(attr="numpy", value=receiver)) if event.module is module:
-                needed = _floating(module, value, receiver)
+                if near and not (in_model or comes or _names(receiver) & reached or event.node in inside):
+                    continue  # no part of it was computed under autocast
+                needed = ast.unparse(_viewed(receiver)) in compared or _floating(module, value, receiver)
             case _:
                 raise _refusal()
         if needed is None:
             raise _refusal()
         found[receiver] = found.get(receiver, False) or needed
     return tuple(receiver for receiver, needed in found.items() if needed)
+
+
+def _reached(module: Module, around: ast.AST, region: tuple[ast.stmt, ...]) -> set[str]:
+    """The names that may hold what a region computed, or something made of it."""
+    found = set[str]().union(*map(stored, region))
+    while True:
+        before = len(found)
+        for node in ast.walk(around):
+            match node:
+                case ast.Assign() | ast.AugAssign() | ast.AnnAssign() | ast.NamedExpr() if node.value is not None:
+                    targets, value = (node.targets if isinstance(node, ast.Assign) else [node.target]), node.value
+                case ast.For(target=target, iter=value) | ast.comprehension(target=target, iter=value):
+                    targets = [target]
+                case ast.Call(func=ast.Attribute(value=target), args=args, keywords=keywords):  # kept.append(output)
+                    targets, value = [target], ast.Tuple([*args, *(one.value for one in keywords)], ast.Load())
+                case _:
+                    continue
+            if _names(value) & found:
+                found |= set[str]().union(*map(_names, targets)) - module.imports.keys()
+        if len(found) == before:
+            return found
+
+
+def _names(code: ast.AST) -> set[str]:
+    """The names in some code, and its fields of `self`, but for what becomes a number there."""
+    match code:
+        case ast.Call(func=ast.Attribute(attr="item" | "tolist")) | ast.Call(func=ast.Name(id="float" | "int" | "len")):
+            return set()
+        case ast.Attribute(value=ast.Name(id="self")):
+            return {ast.unparse(code)}
+        case ast.Name(id=name):
+            return {name} - {"self"}
+    return set[str]().union(*map(_names, ast.iter_child_nodes(code)))
+
+
+def _viewed(receiver: ast.expr) -> ast.expr:
+    """What an expression is a view of: `x` in `x.detach().cpu()`."""
+    while True:
+        match receiver:
+            case ast.Call(func=ast.Attribute(attr=name, value=inner)) | ast.Attribute(attr=name, value=inner) if (
+                name in _VIEWS
+            ):
+                receiver = inner
+            case _:
+                return receiver
 
 
 def _refusal() -> Refused:
@@ -91,16 +147,10 @@ def _floating(module: Module, value: Value | None, receiver: ast.expr) -> bool |
 
 def _is_cast(receiver: ast.expr) -> bool:
     """x.float().numpy(), also with views in between."""
-    while True:
-        match receiver:
-            case ast.Call(func=ast.Attribute(attr="float" | "double" | "int" | "long" | "bool")):
-                return True
-            case ast.Call(func=ast.Attribute(attr=name, value=inner)) if name in _VIEWS:
-                receiver = inner
-            case ast.Attribute(attr=name, value=inner) if name in _VIEWS:
-                receiver = inner
-            case _:
-                return False
+    match _viewed(receiver):
+        case ast.Call(func=ast.Attribute(attr="float" | "double" | "int" | "long" | "bool")):
+            return True
+    return False
 
 
 def _takes_indices(module: Module, receiver: ast.expr) -> bool:

@@ -223,6 +223,19 @@ REFUSED = {
         "its loss is binary cross entropy on probabilities, which CUDA autocast refuses; "
         "use binary_cross_entropy_with_logits on logits first",
     ),
+    "logarithm of a sigmoid": (
+        HEAD.replace("Linear(4, 4)", "Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())")
+        + "for x in loader:\n    optimizer.zero_grad()\n    p = model(x.to(device))\n"
+        + "    loss = -torch.log(1.0 - p).mean()\n    loss.backward()\n    optimizer.step()\n",
+        "it takes the logarithm of a sigmoid, which is 0 or 1 too soon in half precision; "
+        "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid is given",
+    ),
+    "a hook that clips": (
+        HEAD
+        + "for p in model.parameters():\n    p.register_hook(lambda g: g.clamp(-1, 1))\n"
+        + STEP,
+        "a hook changes gradients while they are scaled; clip them after the backward instead",
+    ),
     "gram matrix": (
         HEAD + "def gram(f):\n    n, m = f.shape\n    return f @ f.t() / (n * m)\n" + STEP.replace("model(x", "gram(x"),
         "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16; "
@@ -288,7 +301,9 @@ def test_numpy_has_no_bfloat16() -> None:
     """Values are cast; what may hold integers, for all that is seen, is left to a person."""
     put(HEAD + STEP + "    print(model(x).max(1)[0].detach().cpu().numpy().shape)\n")
     assert "converted" in amplint("train.py").stdout
-    put(HEAD + STEP + "    found = model(x).max(1)[0]\n    print(found.detach().cpu().numpy().shape)\n")
+    step = STEP.replace("    loss = ", "    output = model(x.to(device))\n    found = output.max(1)[0]\n    loss = ")
+    step = step.replace("model(x.to(device)), y", "output, y")
+    put(HEAD + step + "    print(found.detach().cpu().numpy().shape)\n")
     result = amplint("train.py", "--dtype", "bfloat16")
     assert "refused: it turns model outputs into NumPy arrays, which have no bfloat16" in result.stdout
 
