@@ -13,10 +13,12 @@ from amplint.rewrite.frameworks import framework
 from amplint.rewrite.gradients import handled, hooks, unscale_at
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.lifts import common, node_in
+from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.named import Named
 from amplint.rewrite.refused import BY_HAND, KEEP, Elsewhere, Refused
 from amplint.rewrite.regions import Region, regions_of
 from amplint.rewrite.unfit import by_hand, whole_script
+from amplint.rewrite.wrapped import shown
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
@@ -91,8 +93,8 @@ def make_plans(
     made = Plans()
     module = reading.module
     by_node: dict[ast.AST, list[events.Step]] = {}
-    for event in reading.events:
-        if isinstance(event, events.Step) and event.module is module:
+    for event in (shown(one) for one in reading.events if isinstance(one, events.Step)):
+        if event.module is module:
             by_node.setdefault(event.node, []).append(event)
     managed = framework(module, named)
     inside = {
@@ -209,6 +211,7 @@ def _plan(
     backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
     if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
+    logarithms(reading, [region for _, region in regions])
     parts, kept = ((), ()) if half else _parts(reading, regions, dtype)
     forward, region = regions[0]
     low = dtype != "float16"
