@@ -26,7 +26,7 @@ _STEP = frozenset(
 _AROUND = frozenset(
     (
         "update scale no_grad inference_mode enable_grad parameters state_dict load_state_dict save grad optim "
-        "optimizer "
+        "optimizer create_graph "
         "contextmanager nullcontext param_groups half bfloat16 float16 "
         "model forward criterion loss"
     ).split()
