@@ -39,28 +39,24 @@ def verify(
     group: Group, pairs: Sequence[tuple[Module, Module]], settings: Settings, allowed: frozenset[str]
 ) -> list[str]:
     """Raise Refused unless the files check cleanly: nothing is found in them that was not there before, but for the
-    codes in `allowed`; returns those of them that are found."""
-    codes = default_codes() - {"AMP605"}
-    before = [one for one, _ in pairs]
-    after = [one for _, one in pairs]
-    found = _found(after, replace(settings, codes=codes, notes=frozenset()))
+    codes in `allowed`; returns those of them that are found. What half precision does to numbers (AMP4), it did with
+    apex as well."""
+    wanted = replace(settings, codes=default_codes() - {"AMP605"}, notes=frozenset())
+    found = _found(group, [after for _, after in pairs], wanted)
     if not found:
         return []
-    known = Counter(f.code for f in _found(before, replace(settings, codes=codes, notes=frozenset())))
-    new = Counter(f.code for f in found) - known
-    wrong = next((f for f in found if f.code in new.keys() - allowed), None)
+    known = Counter(one.code for one in _found(group, [before for before, _ in pairs], wanted))
+    new = Counter(one.code for one in found) - known
+    wrong = next((f for f in found if f.code in new.keys() - allowed and not f.code.startswith("AMP4")), None)
     if wrong is not None:
         raise Refused(f"in torch.amp, {wrong.message} ({wrong.code})", wrong.help or BY_HAND)
-    return sorted(new)
+    return sorted(new.keys() & allowed)
 
 
-def _found(modules: Sequence[Module], settings: Settings) -> list[Finding]:
-    """What is found in some files, each of which sees the others as they are given."""
+def _found(group: Group, modules: Sequence[Module], settings: Settings) -> list[Finding]:
+    """What the script shows in some of its files, as they are given: what helps it is judged as the script uses it."""
     paths = {one.path for one in modules}
-    found: dict[object, Finding] = {}
-    for module in modules:
-        others = [one for one in modules if one is not module]
-        for finding in checks.check_module(module, settings, others).findings:
-            if finding.severity is not Severity.NOTE and finding.path in paths:
-                found.setdefault((finding.code, finding.path, finding.range), finding)
-    return list(found.values())
+    main = next((one for one in modules if one.path == group.main.path), group.main)
+    others = [one for one in group.others if one.path not in paths]
+    found = checks.check_module(main, settings, [*others, *modules]).findings
+    return [one for one in found if one.severity is not Severity.NOTE and one.path in paths]
