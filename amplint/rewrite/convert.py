@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from amplint.config import Settings
 from amplint.rewrite.apply import Conflict, apply
@@ -59,7 +60,7 @@ def converted(
         for scaler in scalers:
             words = writer.words(scaler.steps[0])
             after = maker.make(scaler, words)
-            writer.scale(scaler)
+            writer.scale(scaler, partial(maker.name_at, scaler, module))
             words += after
         writers.append(writer)
         said += writer.said

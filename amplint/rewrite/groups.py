@@ -9,6 +9,7 @@ from amplint.rewrite.definitions import uses_in
 from amplint.rewrite.functions import custom_functions
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, savers
+from amplint.rewrite.wrapped import Wrapped
 from amplint.source.module import Module
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def groups_of(known: Sequence[Draft]) -> list[list[Draft]]:
 def modules_of(plan: StepPlan) -> list[Module]:
     """The files in which a step needs changes."""
     found = [plan.module]
+    if isinstance(plan.step, Wrapped):
+        found += [frame.module for frame in plan.step.frames]
     for home in plan.homes:
         found += [home.module, *(frame.module for frame in home.path)]
         found += [frame.caller.module for frame in home.path if frame.caller is not None]

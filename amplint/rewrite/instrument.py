@@ -23,6 +23,7 @@ from amplint.rewrite.reach import must_change
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.rewrite.unfit import PLAYS, plays, whole_script
 from amplint.rewrite.used import check_used
+from amplint.rewrite.wrapped import Wrapped, shown
 from amplint.selection import default_codes
 from amplint.source import events
 from amplint.source.interpret.entries import Reading, read
@@ -201,7 +202,7 @@ def _plan(draft: Draft, known: Sequence[Draft]) -> bool:
     near = related(draft, known)
     named = [other.now for other in known]
     draft.plans[draft.now] = make_plans(reading, draft.dtype, named, near)
-    for module in dict.fromkeys(event.module for event in reading.events if isinstance(event, events.Step)):
+    for module in dict.fromkeys(shown(event).module for event in reading.events if isinstance(event, events.Step)):
         if module is not draft.now:
             draft.plans[module] = make_plans(replace(reading, module=module), draft.dtype, named, near, own=False)
     return True
@@ -258,7 +259,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             done = [*draft.migrated, *([in_words(draft.mended.fixed)] if draft.mended.fixed else [])]
             draft.say(node, "completed: " + "; ".join(done) if done else "already AMP")
             draft.migrated = draft.migrated[:1]  # the rest is said once
-    off = {node for one in readers for node in one.plans[module].off}
+    off = {node for one in readers for node in one.plans[module].off} | _taken_inside(group)
     own = [refusal for _, refusal in draft.plans[module].refused]  # read alone, without what its callers pass
     merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
     refused: dict[ast.AST, Refused] = {}
@@ -285,6 +286,12 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             told = Refused(f"half done ({broken.code}: {broken.message}), and {told.reason}", told.advice)
         draft.refuse(node, told)
     yield from (one for node, one in merged.items() if node not in already and node not in off)
+
+
+def _taken_inside(group: Sequence[Draft]) -> set[ast.AST]:
+    """The steps that wrappers take, which are planned where these are called."""
+    plans = (plan for draft in group for made in draft.plans.values() for plan in made.plans)
+    return {plan.step.within.node for plan in plans if isinstance(plan.step, Wrapped)}
 
 
 def _unfinished(draft: Draft, readers: Sequence[Draft]) -> set[ast.AST]:

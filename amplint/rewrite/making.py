@@ -14,9 +14,10 @@ from amplint.rewrite.devices import with_type
 from amplint.rewrite.home import Home
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
-from amplint.rewrite.refused import Refused
+from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import ScalerPlan
 from amplint.rewrite.switch import switch
+from amplint.rewrite.wrapped import Wrapped
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
 
@@ -109,6 +110,11 @@ class Maker:
             self.reaches.append(reach)
             for other in (one for plan in scaler.steps for one in plan.homes if one.code is home.code):
                 reach.add(other.path)
+            for plan in scaler.steps:
+                if isinstance(plan.step, Wrapped):
+                    reach.add(plan.step.frames)
+                for backward in plan.backwards:
+                    reach.lead_to(backward)
             passed |= dict.fromkeys(f"{one.name}()" for one in reach.handed)
             saved |= self._states(scaler, reach)
         where = f" in {' and '.join(dict.fromkeys(made))}" if made else ""
@@ -125,6 +131,14 @@ class Maker:
         after += [f"{scaler.name} {' and '.join(sorted(saved, reverse=True))} the checkpoint"] if saved else []
         after, self.left = [*after, *self.left], {}
         return after
+
+    def name_at(self, scaler: ScalerPlan, module: Module, node: ast.AST) -> str:
+        """What a scaler is called at a node."""
+        homes = [home for home, _ in scaler.homes]
+        names = {one.text(module, node) for one in self.reaches if one.name == scaler.name and one.home in homes}
+        if len(names) != 1:
+            raise Refused("the loss is scaled where the scaler has several names", BY_HAND)
+        return names.pop()
 
     def finish(self) -> None:
         """Hand the scalers down, those of one name together: scripts that share a function share its parameter."""
@@ -158,8 +172,8 @@ class Maker:
             self.changes.after(module, made, [line])
 
     def _stays(self, function: ast.FunctionDef, module: Module) -> bool:
-        """Whether a function that saves the optimizer cannot be given the scaler, as its file, or one that calls it, was
-        not named: a run that resumes starts with a new scaler then."""
+        """Whether a function that saves the optimizer cannot be given the scaler, as its file, or one that calls it,
+        was not named: a run that resumes starts with a new scaler then."""
         files = self.aim.files
         return module not in files.named or bool(other_users(function, module, files.named, files.roots))
 

@@ -12,6 +12,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.definitions import definition, other_users, uses_in
 from amplint.rewrite.home import Home
 from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.source import events
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import Module
 
@@ -59,6 +60,15 @@ class Reach:
             if any(above in self.handed for above in module.ancestors(node))
             else self.name
         )
+
+    def lead_to(self, event: events.Event) -> None:
+        """Hand the scaler to the functions on the way to an event, from where it is at hand."""
+        node, frame = event.node, event.frame
+        while not self.at_hand(frame.module, node):
+            if frame.entry or frame.caller is None or frame.call is None or isinstance(frame.code, ast.Module):
+                raise Refused("the loss is scaled where the scaler is not at hand", BY_HAND)
+            self.add((frame,))
+            node, frame = frame.call, frame.caller
 
     def add(self, frames: Sequence[Frame]) -> None:
         """The functions on the way to a step."""
@@ -140,8 +150,16 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
                 where = "" if module is home else f" in {module.path}"
                 raise Refused(f"{function.name}() is also called{where} where the scaler is not at hand", BY_HAND)
             text = owner.text(module, call)
-            made += edits.add_argument(module, call, f"{bare}={text}" if keyword else text)
+            named = keyword or not _fills(function, call, home)
+            made += edits.add_argument(module, call, f"{bare}={text}" if named else text)
     return list(dict.fromkeys(made))
+
+
+def _fills(function: ast.FunctionDef, call: ast.Call, home: Module) -> bool:
+    """Whether a call gives all parameters of a function by their place: then one more goes the same way."""
+    method = isinstance(home.parents[function], ast.ClassDef)
+    count = len(function.args.posonlyargs) + len(function.args.args) - method
+    return len(call.args) == count and not any(isinstance(one, ast.Starred) for one in call.args)
 
 
 def _homes(reaches: Sequence[Reach]) -> list[Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
@@ -15,6 +15,7 @@ from amplint.rewrite.plan import Part, StepPlan
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.regions import Region
 from amplint.rewrite.scalers import ScalerPlan
+from amplint.rewrite.wrapped import Wrapped
 from amplint.source.module import Module
 
 
@@ -62,32 +63,39 @@ class Writer:
                 self._for_numpy(plan.arrays)
                 words.append("cast to float32 for NumPy, which has no bfloat16")
 
-    def scale(self, scaler: ScalerPlan) -> None:
-        """The steps that a scaler makes."""
+    def scale(self, scaler: ScalerPlan, named: Callable[[ast.AST], str]) -> None:
+        """The steps that a scaler makes. `named` says what it is called at a place."""
         for plan in scaler.steps:
-            self._step(plan, scaler.here)
+            self._step(plan, scaler.here, named)
         for place in scaler.updates:
             self.changes.after(self.module, place, [f"{scaler.here}.update()"])
 
     def words(self, plan: StepPlan) -> list[str]:
         return self.said[self.plans.index(plan)]
 
-    def _step(self, plan: StepPlan, name: str) -> None:
+    def _step(self, plan: StepPlan, name: str, named: Callable[[ast.AST], str]) -> None:
         module, step, words = self.module, plan.step.node, self.words(plan)
+        wrapper, within = plan.step, plan.step
+        if isinstance(wrapper, Wrapped):
+            within, step = wrapper.within, wrapper.within.node
         assert isinstance(step, ast.Call)
         assert isinstance(step.func, ast.Attribute)
         if step.args or step.keywords:
             raise Refused("its step() takes arguments", BY_HAND)
-        optimizer = module.source(step.func.value)
+        optimizer = within.module.source(step.func.value)
         for backward in plan.backwards:
             assert isinstance(backward.node, ast.Call)
             assert isinstance(backward.node.func, ast.Attribute)
-            self.changes.edits += edits.wrap_call(module, backward.node.func.value, f"{name}.scale({{}})")
+            self.changes.edits += edits.wrap_call(
+                module, backward.node.func.value, f"{named(backward.node)}.scale({{}})"
+            )
         if (clipping := plan.unscale_at(module)) is not None:
-            self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, optimizer))
+            known = _from_outside(wrapper, optimizer) if isinstance(wrapper, Wrapped) else optimizer
+            self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, known))
             words.append(in_words(plan.handled))
-        self.changes.edits += edits.replace(module, step, f"{name}.step({optimizer})")
-        if _schedules(module, step):
+        inside = name.removeprefix("self.") if isinstance(wrapper, Wrapped) else name
+        self.changes.edits += edits.replace(within.module, step, f"{inside}.step({optimizer})")
+        if not isinstance(wrapper, Wrapped) and _schedules(module, step):
             words.append("the scheduler advances on steps that the scaler skips, too")
 
     def evaluate(self, region: Region, casts: tuple[Cast, ...], arrays: tuple[ast.expr, ...]) -> None:
@@ -171,6 +179,14 @@ class Writer:
     def _model_text(self, inside: ast.AST) -> str | None:
         """What a model that trains is called in some code."""
         return next(filter(None, (called_in(part.forward, inside) for part in self.parts)), None)
+
+
+def _from_outside(step: Wrapped, optimizer: str) -> str:
+    """What the optimizer of a wrapper is called where its method is called: `optimizer._optimizer`."""
+    node = step.node
+    assert isinstance(node, ast.Call)
+    assert isinstance(node.func, ast.Attribute)
+    return f"{ast.unparse(node.func.value)}.{optimizer.removeprefix('self.')}"
 
 
 def _unscaled(home: Home, place: ast.stmt, module: Module, scaler: str, optimizer: str) -> list[str]:
