@@ -17,7 +17,7 @@ from amplint.rewrite.casts import called, operand, tensors_made
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
-from amplint.rewrite.sigmoids import ADVICE, REASON, Tail, sigmoid_before
+from amplint.rewrite.sigmoids import ADVICE, REASON, Bare, Tail, returned_by, sigmoid_before
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code
@@ -31,13 +31,13 @@ LOGITS = "binary cross entropy on logits"
 
 
 class Use(NamedTuple):
-    """What stands where a forward moved away."""
+    """What stands where a forward moved away; `{torch}` is what torch is called there."""
 
     call: ast.Call
     text: str
 
 
-Cast = ast.expr | Tail | Use | Logits
+Cast = ast.expr | Tail | Bare | Use | Logits
 
 
 class Low(NamedTuple):
@@ -65,7 +65,12 @@ def cast_edits(module: Module, cast: Cast, torch: str) -> list[Edit]:
     if isinstance(cast, Logits):
         return list(cast.edits)
     if isinstance(cast, Use):
-        return edits.replace(module, cast.call, cast.text)
+        return edits.replace(module, cast.call, cast.text.format(torch=torch))
+    if isinstance(cast, Bare):
+        made = edits.change_call(module, cast.sequential, remove=(len(cast.sequential.args) - 1,))
+        for call in cast.calls:
+            made += edits.wrap_call(module, call, f"{torch}.sigmoid({{}}.float())")
+        return made
     operand = cast.returned if isinstance(cast, Tail) else cast
     text = module.source(operand)
     simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
@@ -123,10 +128,13 @@ def partition(
         outside += rest
     if whole:
         outside += _other_forwards(reading, [region for _, region in regions])
-    tails = [cast for cast in casts if isinstance(cast, Tail)]
-    after = _float32_after(reading, tails)
+    after = _float32_after(reading, casts)
     moved = [one for low in runs for one in low.named]
-    casts += [Use(one.call, one.name if after.get(one.call, 0) is None else f"{one.name}.float()") for one in moved]
+    bare = {call for cast in casts if isinstance(cast, Bare) for call in cast.calls}
+    casts = [_unmoved(cast, {one.call for one in moved}) for cast in casts]
+    for one in moved:
+        text = one.name if one.call not in bare and after.get(one.call, 0) is None else f"{one.name}.float()"
+        casts.append(Use(one.call, f"{{torch}}.sigmoid({text})" if one.call in bare else text))
     apart_nodes = {node for one in moved for node in ast.walk(one.call)}
     for code in dict.fromkeys(_code(module, one) for one in outside):
         names: dict[str, str] = {}
@@ -138,10 +146,15 @@ def partition(
             if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
                 cast = operand(module, node, names[node.id]) if node not in apart_nodes else None
                 casts += [cast] if cast is not None else []
-    given_once = tuple(dict.fromkeys(casts))
+    given_once = tuple(cast for cast in dict.fromkeys(casts) if cast not in {one.call for one in moved})
     made.low = [one._replace(casts=() if index else given_once) for index, one in enumerate(runs)]
     made.kept = list(dict.fromkeys(made.kept))
     return made
+
+
+def _unmoved(cast: Cast, moved: set[ast.Call]) -> Cast:
+    """A cast, but for what is cast where it moves to."""
+    return cast._replace(calls=tuple(one for one in cast.calls if one not in moved)) if isinstance(cast, Bare) else cast
 
 
 def _hoisted(
@@ -273,15 +286,25 @@ def _other_forwards(reading: Reading, regions: Sequence[Region]) -> list[ast.stm
     return list(found)
 
 
-def _float32_after(reading: Reading, tails: list[Tail]) -> dict[ast.AST, int | None]:
-    """The forwards of models whose last sigmoid is computed in float32, and which element of what they return it is."""
+def _float32_after(reading: Reading, casts: list[Cast]) -> dict[ast.AST, int | None]:
+    """The calls of models (and of sigmoids) whose last sigmoid is computed in float32, and which element of what they
+    return it is."""
     module = reading.module
     classes: dict[ast.AST, int | None] = {}
-    for tail in tails:
-        above = module.parents[tail.returned]
-        index = above.elts.index(tail.returned) if isinstance(above, ast.Tuple) else None
-        classes |= {one: index for one in module.ancestors(tail.sequential) if isinstance(one, ast.ClassDef)}
-    return {
+    calls: dict[ast.AST, int | None] = {}
+    for cast in casts:
+        if isinstance(cast, Tail):
+            above = module.parents[cast.returned]
+            index = above.elts.index(cast.returned) if isinstance(above, ast.Tuple) else None
+            classes |= {one: index for one in module.ancestors(cast.sequential) if isinstance(one, ast.ClassDef)}
+        elif isinstance(cast, Bare):
+            calls |= dict.fromkeys(cast.calls)
+        elif isinstance(cast, ast.expr):
+            around = module.parents[cast]
+            calls[module.parents[around] if isinstance(around, ast.Attribute) else around] = None
+            if (cls := returned_by(module, cast)) is not None:
+                classes[cls] = None
+    return calls | {
         event.node: classes[event.model.cls.node]
         for event in reading.events
         if isinstance(event, events.Forward) and isinstance(event.model, Instance) and event.model.cls.node in classes

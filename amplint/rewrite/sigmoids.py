@@ -10,7 +10,7 @@ from amplint.rewrite.refused import Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.values import Instance, Tensor, Value
+from amplint.source.values import Instance, Model, Tensor, Value
 
 REASON = "its loss is binary cross entropy on probabilities, which CUDA autocast refuses"
 ADVICE = "use binary_cross_entropy_with_logits on logits first"
@@ -25,15 +25,27 @@ class Tail(NamedTuple):
     returned: ast.expr
 
 
-def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail:
+class Bare(NamedTuple):
+    """A model that is a Sequential which ends in a Sigmoid, and all its calls: the sigmoid of these is the same."""
+
+    sequential: ast.Call
+    calls: tuple[ast.Call, ...]
+
+
+def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail | Bare:
     """What the sigmoid is given whose probabilities a loss gets."""
     module = reading.module
     known = loss.args[0] if loss.args else None
-    classes = classes_of(reading, loss.node.args[0]) if isinstance(loss.node, ast.Call) and loss.node.args else set()
+    given = loss.node.args[0] if isinstance(loss.node, ast.Call) and loss.node.args else None
+    if given is not None and (bare := bare_of(reading, given)) is not None:
+        return bare
+    classes = classes_of(reading, given) if given is not None else set()
     nodes = [node for one in classes or (module.tree,) for node in ast.walk(one)]
     sigmoids = {call: operand for call in nodes if (operand := sigmoid_of(module, call)) is not None}
     if isinstance(known, Tensor) and known.node in sigmoids:
         return sigmoids[known.node]
+    if classes is None:
+        raise Refused(REASON, ADVICE)
     layers = [node for node in nodes if isinstance(node, ast.Call) and is_layer(module, node)]
     if len(sigmoids) == 1 and all(isinstance(module.parents[layer], ast.Assign) for layer in layers):
         call, operand = next(iter(sigmoids.items()))
@@ -44,18 +56,88 @@ def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail:
     raise Refused(REASON, ADVICE)
 
 
-def classes_of(reading: Reading, probabilities: ast.expr) -> set[ast.ClassDef]:
-    """The classes of this file whose models return what an expression of it stands for; none where one is not known."""
-    module = reading.module
+def models_at(reading: Reading) -> dict[ast.AST, list[Value]]:
+    """The models that each call runs."""
     models: dict[ast.AST, list[Value]] = {}
     for event in reading.events:
         if isinstance(event, events.Forward):
             models.setdefault(event.node, []).append(event.model)
+    return models
+
+
+def bare_of(reading: Reading, probabilities: ast.expr) -> Bare | None:
+    """The Sequential that returns what an expression stands for, where it is a model on its own and all its calls are
+    seen in this file."""
+    module, models = reading.module, models_at(reading)
+    behind = forwards_behind(module, probabilities, models)
+    found = {model for call in behind for model in models[call]}
+    if len(found) != 1 or not all(isinstance(one, Model) and one.name == "torch.nn.Sequential" for one in found):
+        return None
+    (model,) = found
+    names = {module.source(call.func) for call in behind}
+    made = [one for one in ast.walk(module.tree) if isinstance(one, ast.Assign) and len(one.targets) == 1]
+    made = [one for one in made if module.source(one.targets[0]) in names]
+    value = made[0].value if len(made) == len(names) == 1 else None
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ("to", "cuda"):
+        value = value.func.value
+    if not isinstance(value, ast.Call) or "torch.nn.Sequential" not in module.dotted(value.func):
+        return None
+    if len(value.args) < 2 or not is_layer(module, value.args[-1]):
+        return None
+    calls = [node for node, of in models.items() if model in of]
+    if not all(node in module.parents and set(models[node]) == found for node in calls):
+        return None
+    for node in ast.walk(module.tree):
+        loads = isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)
+        if loads and module.source(node) in names:
+            above = module.parents[node]
+            if isinstance(above, ast.Attribute) and above.attr not in ("__getitem__", "forward", "append"):
+                continue
+            if isinstance(above, ast.Call) and (above in calls or (node in above.args and _only_looks(module, above))):
+                continue
+            return None
+    return Bare(value, tuple(one for one in calls if isinstance(one, ast.Call)))
+
+
+def _only_looks(module: Module, call: ast.Call) -> bool:
+    """Whether a call does not run the model that it is given: print, a function of this file, which the reading saw."""
+    name = getattr(call.func, "id", "")
+    return name == "print" or any(isinstance(one, ast.FunctionDef) and one.name == name for one in module.tree.body)
+
+
+def classes_of(reading: Reading, probabilities: ast.expr) -> set[ast.ClassDef] | None:
+    """The classes of this file whose models return what an expression of it stands for; empty where these are not
+    known, None where one is of another file."""
+    module = reading.module
+    models = models_at(reading)
     calls = forwards_behind(module, probabilities, models)
     found = [model for call in calls for model in models[call]]
     local = {one.cls.node for one in found if isinstance(one, Instance) and one.cls.node in ast.walk(module.tree)}
-    known = len(local) > 0 and all(isinstance(one, Instance) and one.cls.node in local for one in found)
-    return {one for one in local if isinstance(one, ast.ClassDef)} if known else set()
+    if any(isinstance(one, Instance) and one.cls.node not in local for one in found):
+        return None
+    known = len(local) > 0 and all(isinstance(one, Instance) for one in found)
+    return local if known else set()
+
+
+def returned_by(module: Module, operand: ast.expr) -> ast.ClassDef | None:
+    """The class whose forward returns nothing but the sigmoid of an operand, or a view of it."""
+    call = module.parents[operand]
+    call = module.parents[call] if isinstance(call, ast.Attribute) else call
+    forward = module.function(call)
+    if not isinstance(forward, ast.FunctionDef) or forward.name != "forward":
+        return None
+    returns = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)]
+    root = unviewed(returns[0]) if len(returns) == 1 and returns[0] is not None else None
+    if isinstance(root, ast.Name):
+        stores = [one for one in forward.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == root.id]
+        later = [
+            node
+            for node in ast.walk(forward)
+            if isinstance(node, ast.Name) and node.id == root.id and stores and node.lineno > stores[-1].lineno
+        ]
+        root = unviewed(stores[-1].value) if stores and later == [root] else None
+    above = module.parents[forward]
+    return above if root is call and isinstance(above, ast.ClassDef) else None
 
 
 def forwards_behind(module: Module, value: ast.expr, forwards: Collection[ast.AST]) -> list[ast.Call]:

@@ -216,6 +216,7 @@ REFUSED = {
     ),
     "hidden sigmoid": (
         HEAD.replace("Linear(4, 4)", "Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())")
+        + "import reports\nreports.try_out(model)\n"
         + STEP.replace(
             "loss = torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))",
             "p = model(x.to(device))\n    loss = torch.nn.functional.binary_cross_entropy(p, y.to(device))",
@@ -225,6 +226,7 @@ REFUSED = {
     ),
     "logarithm of a sigmoid": (
         HEAD.replace("Linear(4, 4)", "Sequential(torch.nn.Linear(4, 4), torch.nn.Sigmoid())")
+        + "import reports\nreports.try_out(model)\n"
         + "for x in loader:\n    optimizer.zero_grad()\n    p = model(x.to(device))\n"
         + "    loss = -torch.log(1.0 - p).mean()\n    loss.backward()\n    optimizer.step()\n",
         "it takes the logarithm of a sigmoid, which is 0 or 1 too soon in half precision; "
