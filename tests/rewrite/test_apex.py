@@ -94,6 +94,9 @@ SPELLINGS = {
             'try:\n    from apex import amp\nexcept ImportError:\n    raise ImportError("get apex")',
         )
     ],
+    "asked for": [
+        (SETUP, f"assert amp is not None\nif amp is None:\n    print('slow')\nif amp is not None:\n    {SETUP}")
+    ],
     "a flag": [
         (
             "from apex import amp",
@@ -654,7 +657,7 @@ REFUSED = {
         "on steps that the optimizer does not take",
     ),
     "amp passed on": ([("for x", "helper(amp)\nfor x")], "amp itself is passed on"),
-    "amp asked for": ([(SETUP, f"if amp is not None:\n    {SETUP}")], "amp itself is passed on, compared"),
+    "amp asked for": ([("for x", "on = bool(amp)\nfor x")], "amp itself is passed on, compared"),
     "a step in the body": (
         [("scaled_loss.backward()", "scaled_loss.backward(); optimizer.step()")],
         "used inside `with",

@@ -30,6 +30,7 @@ class Leaving:
         self.flags: set[str] = set()
         self.shared: set[str] = set()  # flags that say as much of other parts of apex
         self.questions: list[ast.expr] = []
+        self.denials: list[ast.expr] = []  # `amp is None`: false from now on
         self._asked()
         whole: dict[Import, int] = {}
         for statement, _ in uses.imports:
@@ -56,6 +57,10 @@ class Leaving:
             match node:
                 case ast.Compare(left=ast.Constant(value="apex"), ops=[ast.In()]):
                     self.questions.append(node)
+                case ast.Compare(ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]) if self._is_amp(node.left):
+                    self.questions.append(node)
+                case ast.Compare(ops=[ast.Is()], comparators=[ast.Constant(value=None)]) if self._is_amp(node.left):
+                    self.denials.append(node)
                 case ast.Compare(ops=[ast.In()], comparators=[ast.Attribute(attr="__dict__") as inner]) if any(
                     use.node is inner for use in self.uses.uses
                 ):
@@ -65,6 +70,13 @@ class Leaving:
                 case ast.Call(args=[ast.Constant(value=str() as name), *_], func=ast.Attribute(attr="import_module")):
                     if name.partition(".")[0] == "apex":
                         raise Refused(_ASKS, _ADVICE)
+
+    def _is_amp(self, node: ast.expr) -> bool:
+        return any(use.node is node and not use.name for use in self.uses.uses)
+
+    def asks(self, node: ast.AST) -> bool:
+        """Whether a node is part of such a question."""
+        return any(node in ast.walk(one) for one in (*self.questions, *self.denials))
 
     def _whole(self, statement: Import) -> None:
         attempt = guard(self.module, statement)
@@ -120,7 +132,7 @@ class Leaving:
                     return " and ".join(self.module.source(value) for value in kept)
             case _ if self._is_flag(test):
                 return ""
-        if any(isinstance(node, ast.expr) and self._is_flag(node) for node in ast.walk(test)):
+        if any(isinstance(n, ast.expr) and (n in self.denials or self._is_flag(n)) for n in ast.walk(test)):
             raise Refused(_ASKS, _ADVICE)
         return self.module.source(test)
 
@@ -136,7 +148,7 @@ class Leaving:
         loads: list[ast.expr] = [load for flag in sorted(self.flags) for load in self._loads(flag)]
         loads += [load for flag in sorted(self.shared) for load in self._loads(flag) if self._guards(load)]
         kept: dict[str, None] = {}
-        for load in (*loads, *self.questions):
+        for load in (*loads, *self.questions, *self.denials):
             if load in dropped:
                 continue
             statement = module.statement(load)
@@ -158,7 +170,7 @@ class Leaving:
             attempt = next(o for o in delete if any(getattr(n, "id", "") == flag for n in ast.walk(o)))
             made.append(edit(module, start(module, attempt), end(module, attempt), f"{flag} = True"))
             delete.remove(attempt)
-        gone_now = [*delete, *gone, *(use.node for use in self.uses.uses), *self.questions]
+        gone_now = [*delete, *gone, *(use.node for use in self.uses.uses), *self.questions, *self.denials]
         uses = {node for use in self.uses.uses for node in ast.walk(use.node)}
         asked = (node for one in self.questions for node in ast.walk(one) if node not in uses)
         roots = {node.id for node in asked if isinstance(node, ast.Name)}
@@ -174,9 +186,10 @@ class Leaving:
 
     def _always(self, test: ast.expr) -> bool:
         """Whether a condition holds whatever its other parts are, now that the flags are true."""
-        leaves = _leaves(test)
+        leaves = [leaf for leaf in _leaves(test) if leaf not in self.denials]
         open_ones = sorted({ast.unparse(leaf) for leaf in leaves if not self._is_flag(leaf)})
         answered = {ast.unparse(leaf): True for leaf in leaves if self._is_flag(leaf)}
+        answered |= {ast.unparse(leaf): False for leaf in self.denials}
         if len(open_ones) > 6:
             return False
         return all(

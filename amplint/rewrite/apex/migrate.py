@@ -35,7 +35,7 @@ from amplint.source.interpret.entries import Reading, read
 from amplint.source.module import Module
 from amplint.source.values import Optimizer
 
-_KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts __dict__".split())
+_KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts".split())
 _STATE = ("state_dict", "load_state_dict")
 _AS_BEFORE = frozenset(("AMP116", "AMP133"))  # what apex lacked as well, where its state was not saved
 _OTHERS = {
@@ -108,7 +108,7 @@ class _Writer:
         leaving = {module: Leaving(module, uses) for module, uses in self.group.uses.items()}
         for module, uses in self.group.uses.items():
             self._parts(module, uses, leaving[module])
-        if any(not is_extra(use) and use.name != "__dict__" for uses in self.group.uses.values() for use in uses.uses):
+        if any(not is_extra(use) and use.name not in ("", "__dict__") for uses in self.group.uses.values() for use in uses.uses):
             self._script(leaving)
         for module, one in leaving.items():
             self._import(module, one)
@@ -159,9 +159,9 @@ class _Writer:
                 self.result.changes += [told] if told and told not in self.result.changes else []
                 if not deleted:
                     self._say(use.node, f"amp.{use.name} is torch.amp.custom_fwd now")
-            elif use.name not in _KNOWN or (
-                use.name == "__dict__" and not any(use.node in ast.walk(one) for one in leaving.questions)
-            ):
+            elif use.name in ("", "__dict__") and leaving.asks(use.node):
+                continue
+            elif use.name not in _KNOWN:
                 _refuse_part(use.name)
 
     def _script(self, leaving: dict[Module, Leaving]) -> None:

@@ -113,6 +113,8 @@ def _read(module: Module, call: ast.Call) -> Setup:
             pass
         case ast.Assign(targets=[target], value=value) if value is call:
             bound = [module.source(one) for one in _items(target)]
+            if bound[-1] == "_" and not optimizers:
+                bound.pop()
             if bound != names:
                 if len(bound) != len(names):
                     raise Refused("what amp.initialize returns is kept in one name", "unpack it first")
@@ -272,8 +274,11 @@ def _conditions(module: Module, made: Setup, leaving: Leaving, others: list[ast.
     parts += [made.switch] if made.switch else []
     made.switch = _all_of(parts)
     outermost = next((branch for branch, _ in reversed(inner) if leaving.simplified(branch.test)), None)
-    if outermost is None:
-        return  # only apex itself was asked for
+    if outermost is None:  # only apex itself was asked for
+        branch = inner[0][0]
+        if suite_of(module, made.statement) == [made.statement] and not branch.orelse:
+            made.emptied = made.before = branch
+        return
     if not bound_before(module, made.switch, outermost) or _bound_in(outermost, made.switch):
         raise Refused("the switch of amp.initialize is computed in the branch that it stands in", BY_HAND)
     made.before = outermost

@@ -167,9 +167,14 @@ def _uses(group: Group, reading: Reading, step: ast.Call, optimizer: Optimizer |
             (one == optimizer or optimizer is None) and gradients.kind in ("managed", "unknown", "entry")
             for one, gradients in event.touched
         ):
-            if event.module is not module or module.function(event.node) is not module.function(step):
+            calls = (event.node, *(frame.call for frame in event.frame.stack() if frame.call is not None))
+            here = (node for node in calls if node in module.parents)
+            place = next((node for node in here if module.function(node) is module.function(step)), None)
+            if place is None and event.frame.entry and event.module is not module:
+                continue  # nothing calls it
+            if place is None:
                 raise Refused("gradients are clipped or read in another function than the step", BY_HAND)
-            found.add(event.node)
+            found.add(place)
     return found
 
 
