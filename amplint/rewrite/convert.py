@@ -62,6 +62,7 @@ def converted(
             after = maker.make(scaler, words)
             writer.scale(scaler, partial(maker.name_at, scaler, module))
             words += after
+        writer.unscaled()
         writers.append(writer)
         said += writer.said
     evaluated: set[ast.stmt] = set()

@@ -12,6 +12,7 @@ from amplint.rewrite.float32 import Cast, partition
 from amplint.rewrite.frameworks import framework
 from amplint.rewrite.gradients import handled, hooks, unscale_at
 from amplint.rewrite.home import Home, home_of
+from amplint.rewrite.inline import follows, forward_in, lines_for
 from amplint.rewrite.lifts import common, node_in
 from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.named import Named
@@ -212,8 +213,8 @@ def _plan(
     if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
     logarithms(reading, [region for _, region in regions])
-    parts, kept = ((), ()) if half else _parts(reading, regions, dtype)
-    forward, region = regions[0]
+    parts, kept = ((), ()) if half else _parts(reading, regions, dtype, backwards)
+    forward, region = regions[0] if regions else (parts[0].forward, ())
     low = dtype != "float16"
     arrays = tuple(dict.fromkeys(one for part in parts if low for one in array_casts(reading, part.statements)))
     hooks(module)
@@ -282,15 +283,26 @@ def merged_parts(reading: Reading, plans: Sequence[StepPlan], dtype: str) -> tup
         return ()
     nodes = {one.node for plan in plans for one in plan.backwards}
     backwards = [one for one in reading.events if isinstance(one, events.Backward) and one.node in nodes]
-    return _parts(reading, regions_of(reading, backwards), dtype, whole=True)[0]
+    return _parts(reading, regions_of(reading, backwards), dtype, backwards, whole=True)[0]
 
 
 def _parts(
-    reading: Reading, regions: Sequence[tuple[events.Forward, Region]], dtype: str, whole: bool = False
+    reading: Reading,
+    regions: Sequence[tuple[events.Forward, Region]],
+    dtype: str,
+    backwards: Sequence[events.Backward],
+    whole: bool = False,
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
-    """The stretches under autocast, and what stays in float32 between them."""
+    """The stretches under autocast, and what stays in float32 between them. A loss without a name ends its stretch."""
     made = partition(reading, regions, dtype, whole)
-    return tuple(Part(*low) for low in made.low), tuple(made.kept)
+    parts = [Part(*low) for low in made.low]
+    for line in lines_for(reading, backwards):
+        index = next((i for i, one in enumerate(parts) if follows(reading.module, line.statement, one.region)), None)
+        if index is None:
+            parts.append(Part(forward_in(reading, line.statement, backwards), (), (), (line,), line.statement))
+        else:
+            parts[index] = parts[index]._replace(named=(*parts[index].named, line))
+    return tuple(sorted(parts, key=lambda one: _place(one.statements[0]))), tuple(made.kept)
 
 
 def _summed(reading: Reading, backwards: Sequence[events.Backward]) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from amplint.rewrite.derivation import Region, Trail, of_model, read, stored
 from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.inline import ADVICE, REASON, is_inline, named_loss, runs_forward
 from amplint.rewrite.lifts import Lifts, Through, argument, inside, lifts_of, outside, parameters, shown, standing
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
@@ -22,7 +23,6 @@ from amplint.source.module import Module
 from amplint.source.symbols import fresh
 
 __all__ = ["Region", "regions_of", "stored"]
-INLINE = "name the loss on a line of its own first"
 
 
 class Level(NamedTuple):
@@ -96,10 +96,10 @@ def _of(reading: Reading, backward: events.Backward) -> list[Region]:
     if of:  # what another backward trains may be a part of it, detached
         of = of.union(*(tensors.provenance((e.loss,))[0] for e in reading.events if isinstance(e, events.Backward)))
     receiver = _unscaled(backward.node.func.value) if backward.scaler is not None else backward.node.func.value
-    if any(node in lifts.forwards for node in ast.walk(receiver)) or any(
-        isinstance(node, ast.Call) and not _reduces(node) for node in ast.walk(receiver)
-    ):
-        raise Refused("the loss is computed where its backward is called", INLINE)
+    if is_inline(reading, receiver):
+        if backward.scaler is not None:
+            raise Refused(REASON, ADVICE)
+        named_loss(reading, backward)
     levels = _levels(module, lifts, of, backward.frame, backward.node, read(receiver))
     found: list[Region] = []
     made: set[str] = set()
@@ -109,7 +109,7 @@ def _of(reading: Reading, backward: events.Backward) -> list[Region]:
         trail = Trail(module, lifts, of, set(level.needed), made)
         found += _climb(module, trail, level.node)
         made = trail.made
-    if not found:
+    if not found and not runs_forward(reading, backward):
         raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
     return found
 
@@ -135,11 +135,6 @@ def _around(frame: Frame) -> bool:
     return frame.parent is not None and frame.caller is not None and frame.parent.code is frame.caller.code
 
 
-def _reduces(call: ast.Call) -> bool:
-    """`loss.mean()`, `losses["total"]`: what is no forward and keeps its dtype."""
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "mean" and not call.args
-
-
 def _levels(
     module: Module, lifts: Lifts, of: frozenset[object], frame: Frame, node: ast.AST, needed: set[str]
 ) -> list[Level]:
@@ -159,7 +154,7 @@ def _levels(
                 needed.add(path)
             elif (given := argument(frame, root)) is not None:
                 if any(inner in lifts.forwards for inner in ast.walk(given)):
-                    raise Refused("the loss is computed where its backward is called", INLINE)
+                    raise Refused(REASON, ADVICE)
                 needed |= read(given)
             elif _around(frame) and root not in parameters(frame.code):
                 needed.add(name)  # a variable of the function or module around

@@ -40,6 +40,8 @@ class Writer:
         self.changes = changes
         self.cast: set[Cast] = set()
         self.said: list[list[str]] = [[] for _ in plans]
+        receivers = {_receiver(one.node) for plan in plans for one in plan.backwards}
+        self.moved = {one.call: one.name for part in parts for one in part.named if one.call in receivers}
 
     def write(self) -> None:
         """The regions of the training steps."""
@@ -70,6 +72,11 @@ class Writer:
         for place in scaler.updates:
             self.changes.after(self.module, place, [f"{scaler.here}.update()"])
 
+    def unscaled(self) -> None:
+        """The backwards of losses that got a line of their own, where no scaler scales them."""
+        for loss, name in self.moved.items():
+            self.changes.edits += edits.replace(self.module, loss, name)
+
     def words(self, plan: StepPlan) -> list[str]:
         return self.said[self.plans.index(plan)]
 
@@ -86,9 +93,11 @@ class Writer:
         for backward in plan.backwards:
             assert isinstance(backward.node, ast.Call)
             assert isinstance(backward.node.func, ast.Attribute)
-            self.changes.edits += edits.wrap_call(
-                module, backward.node.func.value, f"{named(backward.node)}.scale({{}})"
-            )
+            loss, scaled = backward.node.func.value, f"{named(backward.node)}.scale({{}})"
+            if loss in self.moved:
+                self.changes.edits += edits.replace(module, loss, scaled.format(self.moved.pop(loss)))
+            else:
+                self.changes.edits += edits.wrap_call(module, loss, scaled)
         if (clipping := plan.unscale_at(module)) is not None:
             known = _from_outside(wrapper, optimizer) if isinstance(wrapper, Wrapped) else optimizer
             self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, known))
@@ -197,6 +206,10 @@ def _unscaled(home: Home, place: ast.stmt, module: Module, scaler: str, optimize
     if not isinstance(loop.target, ast.Name):
         raise Refused("gradients are clipped outside the loop over the optimizers", BY_HAND)
     return [f"for {optimizer} in {ast.unparse(loop.iter)}:", f"    {call}"]
+
+
+def _receiver(call: ast.AST) -> ast.AST | None:
+    return call.func.value if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
 
 
 def _schedules(module: Module, step: ast.Call) -> bool:

@@ -211,7 +211,7 @@ REFUSED = {
         "use binary_cross_entropy_with_logits on logits first",
     ),
     "unnamed loss": (
-        HEAD + "for x in loader:\n    optimizer.zero_grad()\n    model(x).mean().backward()\n    optimizer.step()\n",
+        HEAD + "loss = []\nfor x in loader:\n    optimizer.zero_grad()\n    model(x).sum().backward()\n    optimizer.step()\n",
         "the loss is computed where its backward is called; name the loss on a line of its own first",
     ),
     "hidden sigmoid": (
