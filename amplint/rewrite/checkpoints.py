@@ -15,8 +15,8 @@ from amplint.source.module import Module
 def state_edits(
     module: Module, code: ast.AST, reach: Reach, optimizers: Sequence[str]
 ) -> tuple[list[Edit], dict[str, None]]:
-    """Edits for every dict literal in some code that holds the state of the scaler's optimizers, as they are called
-    there, and for every restoring of it; and what was done.
+    """Edits for every dict in some code that holds the state of the scaler's optimizers, as they are called there, and
+    for every restoring of it; and what was done.
 
     Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler.
     """
@@ -32,6 +32,22 @@ def state_edits(
                 scaler = reach.text(module, node)
                 name = _quoted(module, key, scaler, shared)
                 made += edits.add_entry(module, node, value, f"{name}: {scaler}.state_dict()")
+                done["saved in"] = None
+            case ast.Call(func=ast.Name(id="dict"), keywords=keywords) if named := _named(keywords, optimizers):
+                _check(module, reach, node, "saved")
+                scaler = reach.text(module, node)
+                name = _key(named[-1], scaler, len(named) > 1)
+                made += edits.add_argument(module, node, f"{name}={scaler}.state_dict()")
+                done["saved in"] = None
+            case ast.Assign(
+                targets=[ast.Subscript(value=mapping, slice=ast.Constant(value=str()) as key)],
+                value=ast.Call(func=ast.Attribute(attr="state_dict", value=owner), args=[]),
+            ) if ast.unparse(owner) in optimizers:
+                _check(module, reach, node, "saved")
+                scaler = reach.text(module, node)
+                name = _quoted(module, key, scaler, shared)
+                line = f"{module.source(mapping)}[{name}] = {scaler}.state_dict()"
+                last[module.parents[node], line] = node, [line]
                 done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
                 ast.unparse(owner) in optimizers
@@ -60,6 +76,16 @@ def _entries(module: Module, mapping: ast.Dict, optimizers: Sequence[str]) -> li
     return found
 
 
+def _named(keywords: Sequence[ast.keyword], optimizers: Sequence[str]) -> list[str]:
+    """The keywords of dict(…) that are given the state of an optimizer."""
+    found: list[str] = []
+    for keyword in keywords:
+        match keyword:
+            case ast.keyword(arg=str() as name, value=ast.Call(func=ast.Attribute(attr="state_dict", value=owner))):
+                found += [name] if ast.unparse(owner) in optimizers else []
+    return found
+
+
 def key_for(optimizer_key: str) -> str:
     """The scaler's key in the style of the optimizer's: `optimizer_state_dict` → `scaler_state_dict`."""
     for name in ("optimizer", "optim", "opt"):
@@ -68,13 +94,17 @@ def key_for(optimizer_key: str) -> str:
     return "scaler"
 
 
-def _quoted(module: Module, key: ast.Constant, scaler: str, shared: bool) -> str:
-    """The scaler's key, quoted as the optimizer's is. That of a shared scaler names no optimizer."""
-    name = key_for(str(key.value))
+def _key(optimizer_key: str, scaler: str, shared: bool) -> str:
+    """The scaler's key. That of a shared scaler names no optimizer."""
     if shared:
-        name = "scaler_state_dict" if "state_dict" in str(key.value) else "scaler"
-    elif name == "scaler":
-        name = scaler.removeprefix("self.")
+        return "scaler_state_dict" if "state_dict" in optimizer_key else "scaler"
+    name = key_for(optimizer_key)
+    return scaler.removeprefix("self.") if name == "scaler" else name
+
+
+def _quoted(module: Module, key: ast.Constant, scaler: str, shared: bool) -> str:
+    """The scaler's key, quoted as the optimizer's is."""
+    name = _key(str(key.value), scaler, shared)
     return module.source(key).replace(str(key.value), name)
 
 
@@ -83,5 +113,8 @@ def _restoring(module: Module, source: ast.expr, scaler: str, shared: bool) -> l
     match source:
         case ast.Subscript(value=checkpoint, slice=ast.Constant(value=str()) as key):
             quoted, name = _quoted(module, key, scaler, shared), module.source(checkpoint)
+            if any(isinstance(one, ast.Call) for one in ast.walk(checkpoint)):  # torch.load(path)["optimizer"]
+                state = f"{scaler.removeprefix('self.')}_state"
+                return [f"{state} = {name}.get({quoted})", f"if {state}:", f"    {scaler}.load_state_dict({state})"]
             return [f"if {name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
     return []

@@ -341,7 +341,7 @@ def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refus
     needed = list(dict.fromkeys(module for plan in plans for module in modules_of(plan)))
     missing = [module.path for module in needed if module not in named]
     if missing:
-        return Refused(f"its optimizer is in {', '.join(missing)}", must_change(needed, ()))
+        return Refused(f"{', '.join(missing)} must change with it", must_change(needed, ()))
     if not draft.asked and any(plays(module) for module in (draft.now, *needed)):
         return PLAYS
 

@@ -242,6 +242,15 @@ def _handles_state(function: ast.FunctionDef, name: str) -> bool:
                     match value:
                         case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr="state_dict")) if owner == name:
                             return True
+            case ast.Assign(
+                targets=[ast.Subscript()],
+                value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr="state_dict")),
+            ) if owner == name:
+                return True
+            case ast.keyword(value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr="state_dict"))) if (
+                owner == name
+            ):
+                return True
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id=owner), attr="load_state_dict"), args=[ast.Subscript(), *_]
             ) if owner == name:

@@ -95,7 +95,7 @@ def test_the_base_class_must_be_named() -> None:
     names = put(before)
     result = amplint("trainers/net.py")
     assert result.stdout == (
-        "trainers/net.py:19: refused: its optimizer is in trainers/base.py; "
+        "trainers/net.py:19: refused: trainers/base.py must change with it; "
         "amplint fix trainers/base.py trainers/net.py changes them together\n"
     )
     assert contents(names) == before
