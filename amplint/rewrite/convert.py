@@ -18,6 +18,7 @@ from amplint.rewrite.mend import in_words, settle
 from amplint.rewrite.plan import StepPlan, merged_parts
 from amplint.rewrite.reach import Files
 from amplint.rewrite.refused import Refused
+from amplint.rewrite.remarks import remarks
 from amplint.rewrite.scalers import scalers_for
 from amplint.rewrite.writer import Writer
 from amplint.source.interpret.entries import Reading
@@ -63,6 +64,7 @@ def converted(
             writer.scale(scaler, partial(maker.name_at, scaler, module))
             words += after
         writer.unscaled()
+        writer.said[0] += remarks(unit.reading)
         writers.append(writer)
         said += writer.said
     evaluated: set[ast.stmt] = set()

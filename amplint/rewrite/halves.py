@@ -137,7 +137,7 @@ def _only_casts(module: Module, stmt: ast.stmt, casts: list[ast.Call]) -> bool:
             return call in casts and _plain(module, call) == _receiver(module, call)
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
             pairs = list(zip(targets, values, strict=True))
-        case ast.Assign(targets=[target], value=value):
+        case ast.Assign(targets=[target], value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
             pairs = [(target, value)]
         case _:
             return False

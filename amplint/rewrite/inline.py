@@ -32,6 +32,10 @@ def is_inline(reading: Reading, loss: ast.expr | None) -> bool:
 
 def _receiver(backward: events.Backward) -> ast.expr | None:
     match backward.node:
+        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Attribute(attr="scale"), args=[loss]))) if (
+            backward.scaler is not None
+        ):
+            return loss
         case ast.Call(func=ast.Attribute(value=receiver)):
             return receiver
     return None

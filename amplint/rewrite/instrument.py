@@ -21,7 +21,7 @@ from amplint.rewrite.mend import Repair, asked, find, in_words, mend
 from amplint.rewrite.plan import Plans, StepPlan, make_plans
 from amplint.rewrite.reach import must_change
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
-from amplint.rewrite.unfit import PLAYS, plays, whole_script
+from amplint.rewrite.unfit import PLAYS, check_zeroed, plays, whole_script
 from amplint.rewrite.used import check_used
 from amplint.rewrite.wrapped import Wrapped, shown
 from amplint.selection import default_codes
@@ -257,7 +257,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
             draft.refuse(node, Refused(f"half done, and {broken.message} ({broken.code})", advice))
         else:
             done = [*draft.migrated, *([in_words(draft.mended.fixed)] if draft.mended.fixed else [])]
-            draft.say(node, "completed: " + "; ".join(done) if done else "already AMP")
+            draft.say(node, "completed: " + "; ".join(done) if done else "already AMP" + _lacks(draft.mended.left))
             draft.migrated = draft.migrated[:1]  # the rest is said once
     off = {node for one in readers for node in one.plans[module].off} | _taken_inside(group)
     own = [refusal for _, refusal in draft.plans[module].refused]  # read alone, without what its callers pass
@@ -292,6 +292,13 @@ def _taken_inside(group: Sequence[Draft]) -> set[ast.AST]:
     """The steps that wrappers take, which are planned where these are called."""
     plans = (plan for draft in group for made in draft.plans.values() for plan in made.plans)
     return {plan.step.within.node for plan in plans if isinstance(plan.step, Wrapped)}
+
+
+def _lacks(left: Sequence[Finding]) -> str:
+    """What a script that is AMP already could still do with."""
+    if not any(one.code in ("AMP116", "AMP133") for one in left):
+        return ""
+    return "; the scaler's state is not in its checkpoint (amplint check says more)"
 
 
 def _unfinished(draft: Draft, readers: Sequence[Draft]) -> set[ast.AST]:
@@ -353,6 +360,8 @@ def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refus
         files = [draft.now, *related(draft, known)]
         used = check_used(draft.now, reading.machine.project, [one.now for one in known], crashes)
         whole_script(reading, dtype, files, used)
+        if dtype != "bfloat16":
+            check_zeroed(reading, [*files, *used])
     except Refused as refusal:
         return refusal
     return None

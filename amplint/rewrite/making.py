@@ -16,6 +16,7 @@ from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import ScalerPlan
+from amplint.rewrite.sharding import SCALER, sharded
 from amplint.rewrite.switch import switch
 from amplint.rewrite.wrapped import Wrapped
 from amplint.source import events
@@ -165,7 +166,11 @@ class Maker:
         given = [gate.device] if new else []
         given += ["init_scale=1024.0"] if any(plan.summed for plan in scaler.steps) else []
         given += [f"enabled={' and '.join(asked)}"] if asked else []
-        line = f"{scaler.name} = {torch}.{'amp' if new else 'cuda.amp'}.GradScaler({', '.join(given)})"
+        made_by = f"{torch}.{'amp' if new else 'cuda.amp'}.GradScaler"
+        if any(sharded(one) for one in (module, *(plan.module for plan in scaler.steps))):
+            made_by, given = "ShardedGradScaler", [one for one in given if "=" in one]
+            self.changes.edits += [one for one in edits.add_import(module, SCALER) if one not in self.changes.edits]
+        line = f"{scaler.name} = {made_by}({', '.join(given)})"
         if loop is not None:
             self.changes.before(module, loop, [line])
         else:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 
 from amplint.rewrite import penalties
 from amplint.rewrite.doubles import trains_in_float64
 from amplint.rewrite.kernels import check_kernels
 from amplint.rewrite.refused import KEEP, Refused
+from amplint.rewrite.sharding import check_sharding
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
+_ZEROES = re.compile(r"zero|\.grad\s*=|grad_to_none")
 _GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
-_SHARDED = {"FSDP", "FullyShardedDataParallel", "fully_shard", "parallelize_module", "DTensor", "distribute_tensor"}
 _SPARSE = {
     "spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor", "ToSparseTensor",
     "to_torch_csr_tensor", "to_torch_coo_tensor", "to_torch_sparse_tensor",
@@ -53,8 +55,22 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
         raise Refused("it uses sparse tensors, which have no half-precision kernels everywhere", KEEP)
     if trains_in_float64(reading, together):
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
-    if words & _SHARDED or any(isinstance(node, ast.Name) and node.id in _SHARDED for node in nodes):
-        raise Refused("its parameters are sharded, which has a mixed precision of its own", "set its precision policy")
+    check_sharding(together)
+
+
+def check_zeroed(reading: Reading, files: Sequence[Module]) -> None:
+    """Raise Refused where gradients add up for ever: a scaler unscales those of a step in place, and the next backward
+    adds scaled ones to them."""
+    steps = [event for event in reading.events if isinstance(event, events.Step) and event.scaler is None]
+    if not steps or not all(event.loops for event in steps):
+        return
+    if any(isinstance(event, events.ZeroGradient) for event in reading.events):
+        return
+    if not any(_ZEROES.search(one.text) for one in files):
+        raise Refused(
+            "nothing sets its gradients to zero, and a GradScaler would mix scaled and unscaled ones",
+            "call zero_grad() before each backward, or use --dtype bfloat16",
+        )
 
 
 PLAYS = Refused(

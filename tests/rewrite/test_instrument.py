@@ -126,11 +126,23 @@ REFUSED = {
         HEAD.replace("Linear(4, 4)", "Embedding(4, 4, sparse=True)") + STEP,
         "it uses sparse tensors, which have no half-precision kernels everywhere; keep float32",
     ),
-    "sharded": (
+    "never zeroed": (
+        HEAD + STEP.replace("    optimizer.zero_grad()\n", ""),
+        "nothing sets its gradients to zero, and a GradScaler would mix scaled and unscaled ones; "
+        "call zero_grad() before each backward, or use --dtype bfloat16",
+    ),
+    "fully_shard": (
         "from torch.distributed.fsdp import fully_shard\n"
         + HEAD.replace("optimizer =", "fully_shard(model)\noptimizer =")
         + STEP,
-        "its parameters are sharded, which has a mixed precision of its own; set its precision policy",
+        "its parameters are sharded by fully_shard(); "
+        "pass mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16) to that instead",
+    ),
+    "sharded, with a policy": (
+        "from torch.distributed.fsdp import FullyShardedDataParallel as FSDP\n"
+        + HEAD.replace("optimizer =", "model = FSDP(model, mixed_precision=policy)\noptimizer =")
+        + STEP,
+        "its FSDP has a mixed precision of its own; set its MixedPrecision policy",
     ),
     "games": (
         "import gymnasium\n" + HEAD + STEP,
@@ -233,9 +245,7 @@ REFUSED = {
         "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid is given",
     ),
     "a hook that clips": (
-        HEAD
-        + "for p in model.parameters():\n    p.register_hook(lambda g: g.clamp(-1, 1))\n"
-        + STEP,
+        HEAD + "for p in model.parameters():\n    p.register_hook(lambda g: g.clamp(-1, 1))\n" + STEP,
         "a hook changes gradients while they are scaled; clip them after the backward instead",
     ),
     "gram matrix": (
@@ -334,6 +344,20 @@ def test_auto_asks_the_gpu(gpu: bool, bf16: bool, dtype: str, monkeypatch: pytes
         names: dict[str, Any] = {}
         exec("import torch\n" + text, names)
         assert names["chosen"]() is getattr(torch, dtype)
+
+
+def test_what_already_amp_could_still_do_with_is_said() -> None:
+    put(
+        HEAD.replace("optimizer =", "scaler = torch.amp.GradScaler('cuda')\noptimizer =")
+        + "for x in loader:\n    optimizer.zero_grad()\n    with torch.autocast('cuda', dtype=torch.float16):\n"
+        "        loss = model(x).square().mean()\n    scaler.scale(loss).backward()\n    scaler.step(optimizer)\n"
+        "    scaler.update()\ntorch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, 'x.pt')\n"
+    )
+    result = amplint("train.py", "--check")
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        "already AMP; the scaler's state is not in its checkpoint (amplint check says more)\n"
+    )
 
 
 def test_older_versions_of_torch_get_the_names_that_they_have() -> None:
