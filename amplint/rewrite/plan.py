@@ -305,8 +305,12 @@ def _parts(
     return tuple(sorted(parts, key=lambda one: _place(one.statements[0]))), tuple(made.kept)
 
 
+_SUMS = (("reduction", "sum"), ("size_average", False))
+
+
 def _summed(reading: Reading, backwards: Sequence[events.Backward]) -> bool:
-    """Whether a loss that is trained on has reduction="sum", and is not divided by the number of its terms."""
+    """Whether a loss that is trained on has reduction="sum", or what that was once, and is not divided by the number of
+    its terms."""
     codes = {backward.frame.code for backward in backwards}
     return any(
         isinstance(event, events.Loss | events.Operation)
@@ -314,7 +318,7 @@ def _summed(reading: Reading, backwards: Sequence[events.Backward]) -> bool:
         and isinstance(event.node, ast.Call)
         and any(frame.code in codes for frame in event.frame.stack())
         and any(
-            keyword.arg == "reduction" and getattr(keyword.value, "value", None) == "sum"
+            (keyword.arg, getattr(keyword.value, "value", None)) in _SUMS
             for call in (event.node, _made_by(event.module, event.node))
             if call is not None
             for keyword in call.keywords
