@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -32,4 +33,17 @@ class Changes:
             found += edits.insert_before(module, place, lines) if owner is module else []
         for place, (owner, lines) in self._after.items():
             found += edits.insert_after(module, place, lines) if owner is module else []
-        return list(dict.fromkeys(found))
+        return _joined(list(dict.fromkeys(found)))
+
+
+def _joined(found: Sequence[Edit]) -> list[Edit]:
+    """Arguments and parameters that several scalers add at one place, one behind the other."""
+    made: dict[object, Edit] = {}
+    for one in found:
+        listed = one.range.start == one.range.end and one.text.startswith(", ")
+        known = made.get(one.range) if listed else None
+        if known is not None:
+            made[one.range] = replace(known, text=known.text + one.text.replace(", *, ", ", ", 1))
+        else:
+            made[one.range if listed else one] = one
+    return list(made.values())
