@@ -95,6 +95,16 @@ class Framework(NamedTuple):
         """Whether a step is written inside a class that the framework drives."""
         return isinstance(self.node, ast.ClassDef) and self.node in module.ancestors(step)
 
+    def refusal_of(self, module: Module, step: ast.AST) -> Refused:
+        """What is said of a step inside such a class: one that replaces the framework's own goes without its switch."""
+        function = getattr(module.function(step), "name", "")
+        if self.who == "SpeechBrain" and function == "fit_batch":
+            return Refused(
+                "its fit_batch() replaces that of SpeechBrain's Brain, and with it the mixed precision there",
+                "use its self.scaler, and autocast where self.auto_mix_prec is set (self.training_ctx since 1.0)",
+            )
+        return self.refusal
+
 
 def framework(module: Module, together: Sequence[Module] = ()) -> Framework | None:
     """The framework that trains, where the file makes one, or derives a class from one's. What says that mixed

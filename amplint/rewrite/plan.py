@@ -120,7 +120,7 @@ def make_plans(
             elif any(step.frame.code in inside for step in steps):
                 made.already.append(node)
             elif managed and managed.runs(module, node):
-                made.refused.append((node, managed.refusal))
+                made.refused.append((node, managed.refusal_of(module, node)))
             else:
                 made.plans.append(_plan(reading, steps, dtype, related))
         except Refused as refusal:

@@ -77,6 +77,9 @@ REFUSED = {
     "SpeechBrain runs the training step; run the recipe with --precision fp16 (--auto_mix_prec before 1.0) instead": [
         "import speechbrain as sb\nclass ASR(sb.Brain):\n    def compute_forward(self, batch, stage):\n"
         "        return self.modules.net(batch.sig)\n",
+    ],
+    "its fit_batch() replaces that of SpeechBrain's Brain, and with it the mixed precision there; "
+    "use its self.scaler, and autocast where self.auto_mix_prec is set (self.training_ctx since 1.0)": [
         "import speechbrain as sb\nclass ASR(sb.core.Brain):\n    def fit_batch(self, batch):\n"
         "        loss = self.compute_objectives(self.compute_forward(batch, 1), batch, 1)\n        loss.backward()\n"
         "        self.optimizer.step()\n        self.optimizer.zero_grad()\n        return loss.detach()\n",
