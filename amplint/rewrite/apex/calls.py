@@ -164,10 +164,13 @@ class _Flow:
             renamed = (one.asname for node in group_imports(self.group, module) for one in node.names)
             names = {function.name, *renamed}
             for node in ast.walk(module.tree):  # type: ignore[assignment]
-                if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
-                    if getattr(node, "id", getattr(node, "attr", "")) in names:
-                        if resolved(self.group, module, node) is function:
-                            yield module, node
+                if (
+                    isinstance(node, ast.Name | ast.Attribute)
+                    and isinstance(node.ctx, ast.Load)
+                    and getattr(node, "id", getattr(node, "attr", "")) in names
+                    and resolved(self.group, module, node) is function
+                ):
+                    yield module, node
 
     def _use(self, module: Module, load: ast.expr, name: str) -> None:
         above = module.parents[load]
@@ -182,10 +185,10 @@ class _Flow:
                 call = above if isinstance(above, ast.Call) else module.parents[above]
                 assert isinstance(call, ast.Call)
                 target = resolved(self.group, module, call.func)
-                if isinstance(target, ast.FunctionDef):
-                    if (parameter := given_to(target, call, load)) is not None:
-                        self._parameter(target, parameter)
-                        return
+                parameter = given_to(target, call, load) if isinstance(target, ast.FunctionDef) else None
+                if parameter is not None and isinstance(target, ast.FunctionDef):
+                    self._parameter(target, parameter)
+                    return
             case ast.Assign(targets=[ast.Name(id=target)]):
                 self._variable(module, module.function(above), target)
                 return
@@ -233,9 +236,10 @@ def _names(
 ) -> Iterator[ast.Name]:
     """The places that name a variable of a function, or of the module."""
     for node in ast.walk(outer or module.tree):
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, context):
-            if _scope_of(module, node) is outer:
-                yield node
+        if not isinstance(node, ast.Name) or node.id != name or not isinstance(node.ctx, context):
+            continue
+        if _scope_of(module, node) is outer:
+            yield node
 
 
 def _scope_of(module: Module, node: ast.Name) -> FunctionNode | None:

@@ -10,9 +10,11 @@ from amplint.config import Settings
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.apex.availability import Leaving
+from amplint.rewrite.apex.by_hand import refuse_by_hand, refuse_part
 from amplint.rewrite.apex.calls import Seen
 from amplint.rewrite.apex.extras import extra_edits, is_extra
 from amplint.rewrite.apex.group import Group, group_of
+from amplint.rewrite.apex.place import placed
 from amplint.rewrite.apex.region import Region, evaluated, inference_regions, training_regions, unread_evaluations
 from amplint.rewrite.apex.scaled import ScaledLoss, collapsed
 from amplint.rewrite.apex.scope import Scope
@@ -24,8 +26,7 @@ from amplint.rewrite.apex.verify import changed, verify
 from amplint.rewrite.checkpoints import state_edits as checkpoint_edits
 from amplint.rewrite.evaluation import evaluation_regions
 from amplint.rewrite.home import Home
-from amplint.rewrite.layout import end, is_elif, margin_of, start
-from amplint.rewrite.penalties import is_penalty
+from amplint.rewrite.layout import end, start
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Reach
 from amplint.rewrite.refused import BY_HAND, Refused
@@ -38,12 +39,6 @@ from amplint.source.values import Optimizer
 _KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts".split())
 _STATE = ("state_dict", "load_state_dict")
 _AS_BEFORE = frozenset(("AMP116", "AMP133"))  # what apex lacked as well, where its state was not saved
-_OTHERS = {
-    "promote_function": "autocast promotes what torch knows; cast the others by hand",
-    "init": "the old handle API: make a GradScaler and scale the losses by hand",
-}
-_UNSCALED_BY_HAND = "read the scale with scaler.get_scale(), or let scaler.unscale_(optimizer) do it"
-_INNER = frozenset("_amp_stash _lazy_init_maybe_master_weights _master_params_to_model_params".split())
 _HALF = re.compile(r"\.half\(\)")
 
 
@@ -108,7 +103,11 @@ class _Writer:
         leaving = {module: Leaving(module, uses) for module, uses in self.group.uses.items()}
         for module, uses in self.group.uses.items():
             self._parts(module, uses, leaving[module])
-        if any(not is_extra(use) and use.name not in ("", "__dict__") for uses in self.group.uses.values() for use in uses.uses):
+        if any(
+            not is_extra(use) and use.name not in ("", "__dict__")
+            for uses in self.group.uses.values()
+            for use in uses.uses
+        ):
             self._script(leaving)
         for module, one in leaving.items():
             self._import(module, one)
@@ -162,11 +161,11 @@ class _Writer:
             elif use.name in ("", "__dict__") and leaving.asks(use.node):
                 continue
             elif use.name not in _KNOWN:
-                _refuse_part(use.name)
+                refuse_part(use.name)
 
     def _script(self, leaving: dict[Module, Leaving]) -> None:
         losses = [ScaledLoss(module, use.node) for module, use in self._named("scale_loss")]
-        self._by_hand(losses)
+        refuse_by_hand(self.group, losses)
         starts = [use for _, use in self._named("initialize")]
         home = self.group.of(starts[0].node) if starts else self.group.main
         if any(self.group.of(use.node) is not home for use in starts):
@@ -181,7 +180,7 @@ class _Writer:
                 if frame.call is not None:
                     seen.setdefault(frame.call, set()).add(frame.code)
         self.scope = Scope(self.group, setup, seen)
-        self._setup(home, setup, bool(self._named("scale_loss", *_STATE)))
+        self._place(home, setup, bool(self._named("scale_loss", *_STATE)))
         if losses:
             self._training(setup, losses)
         elif setup.optimizers:
@@ -204,52 +203,21 @@ class _Writer:
             self._say(function, f"{getattr(function, 'name', '')}() is given the scaler")
         self._other_evaluations(setup)
 
-    # -- amp.initialize -----------------------------------------------------------------------------------------------
-
-    def _setup(self, module: Module, setup: Setup, scaler: bool) -> None:
-        """Put the scaler in the place of amp.initialize."""
-        line = self._scaler_line(setup) if scaler else ""
-        self.deleted[module] += setup.dropped
+    def _place(self, module: Module, setup: Setup, scaler: bool) -> None:
+        """Put the scaler, where there is to be one, in the place of amp.initialize."""
+        line = ""
         if scaler:
-            self._say(setup.statement, f"{self.scope.name(setup.statement)} made in the place of amp.initialize")
-        whole = setup.emptied or (setup.statement if setup.before is setup.statement else None)
-        if whole is not None and setup.emptied is not None and setup.emptied.orelse:
-            branch = setup.emptied
-            head = f"{line}{module.newline}{margin_of(module, branch)}" if line else ""
-            head += f"if not {_negated(module.source(branch.test))}"
-            first = branch.orelse[0]
-            if is_elif(module, first) and isinstance(first, ast.If):
-                test = module.source(first.test)
-                head += f" and {f'({test})' if isinstance(first.test, ast.BoolOp | ast.IfExp) else test}"
-                first = first.body[0]
-            head += f":{module.newline}{margin_of(module, first)}"
-            self.edits.append(edit(module, start(module, branch), start(module, first), head))
-            self.gone[module] += [*branch.body]
-        elif whole is not None:
-            lines = [part for part in (setup.replaced, line) if part]
-            if lines:
-                text = f"{module.newline}{margin_of(module, whole)}".join(lines)
-                self.edits.append(edit(module, start(module, whole), end(module, whole), text))
-                self.gone[module].append(whole)
-            else:
-                self.deleted[module].append(whole)
-        else:
-            if line:
-                self.edits += edits.insert_before(module, setup.before, [line])
-            if setup.replaced:
-                place = start(module, setup.statement), end(module, setup.statement)
-                self.edits.append(edit(module, *place, setup.replaced))
-                self.gone[module].append(setup.statement)
-            else:
-                self.deleted[module].append(setup.statement)
-
-    def _scaler_line(self, setup: Setup) -> str:
-        name, torch = self.scope.name(setup.statement), self._torch(setup.statement)
-        old = self.settings.target_torch < (2, 3)
-        arguments = [] if old else ['"cuda"']
-        arguments += [f"init_scale={setup.scale}"] if setup.scale else []
-        arguments += [f"enabled={setup.switch}"] if setup.switch else []
-        return f"{name} = {torch}.{'cuda.' if old else ''}amp.GradScaler({', '.join(arguments)})"
+            name, torch = self.scope.name(setup.statement), self._torch(setup.statement)
+            old = self.settings.target_torch < (2, 3)
+            arguments = [] if old else ['"cuda"']
+            arguments += [f"init_scale={setup.scale}"] if setup.scale else []
+            arguments += [f"enabled={setup.switch}"] if setup.switch else []
+            line = f"{name} = {torch}.{'cuda.' if old else ''}amp.GradScaler({', '.join(arguments)})"
+            self._say(setup.statement, f"{name} made in the place of amp.initialize")
+        made = placed(module, setup, line)
+        self.edits += made.edits
+        self.gone[module] += made.gone
+        self.deleted[module] += made.deleted
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -296,30 +264,6 @@ class _Writer:
             self._evaluation(plan)
         if not self._named(*_STATE):
             self._checkpoints(setup, plans)
-
-    def _by_hand(self, losses: list[ScaledLoss]) -> None:
-        """Refuse what a person has to look at: an optimizer or a loss that is treated as apex has it."""
-        for module in self.group.uses:
-            nodes = list(ast.walk(module.tree))
-            inner = next((one.attr for one in nodes if isinstance(one, ast.Attribute) and one.attr in _INNER), "")
-            if inner:
-                raise Refused(f"it uses what apex puts into optimizers ({inner})", "drop that, then run amplint again")
-            if losses and any(map(is_penalty, nodes)):
-                raise Refused(
-                    "it takes gradients of gradients (create_graph=True), which apex did not scale",
-                    "scale and unscale those of the penalty by hand, with scaler.get_scale()",
-                )
-        for loss in losses:
-            above = loss.module.parents[loss.statement]
-            for one in above.body if isinstance(above, ast.If) else ():
-                match one:
-                    case ast.AugAssign(op=ast.Mult() | ast.Div(), target=target) if (
-                        loss.module.source(target) == loss.module.source(loss.loss)
-                    ):
-                        raise Refused(
-                            "the loss is scaled by hand before amp.scale_loss does",
-                            "drop that, and what undoes it, then run amplint again",
-                        )
 
     def _masters(self) -> dict[ast.Call, str]:
         found = {}
@@ -452,16 +396,3 @@ class _Writer:
                 raise Refused("the switch for AMP is not at hand where the model runs", BY_HAND)
             self._enter(region, switch)
             self._say(region[0], "the model runs under autocast(float16)")
-
-
-def _negated(test: str) -> str:
-    return test if re.fullmatch(r"[\w.]+", test) else f"({test})"
-
-
-def _refuse_part(name: str) -> None:
-    if not name:
-        raise Refused("amp itself is passed on, compared or asked for", BY_HAND)
-    first = name.split(".")[0]
-    if first.startswith("_") or "." in name:
-        raise Refused(f"it reaches into amp.{first}, which torch.amp does not have", _UNSCALED_BY_HAND)
-    raise Refused(f"torch.amp has no amp.{name}", _OTHERS.get(name, BY_HAND))

@@ -120,7 +120,7 @@ def collapsed(losses: list[ScaledLoss], scope: Scope) -> tuple[list[Edit], set[a
     made: list[Edit] = []
     done: set[ast.stmt] = set()
     modules = dict.fromkeys(loss.module for loss in losses)
-    for module, node in ((module, node) for module in modules for node in ast.walk(module.tree)):
+    for module, node in ((one, node) for one in modules for node in ast.walk(one.tree)):
         match node:
             case ast.If(body=[ast.With() as one], orelse=[ast.With() as other]) if {one, other} <= by_block.keys():
                 first, second = by_block[one], by_block[other]

@@ -64,9 +64,7 @@ def owner_text(module: Module, step: ast.Call) -> str:
     return module.source(step.func.value)
 
 
-def step_edits(
-    group: Group, steps: Iterable[ast.Call], scope: Scope, scaled: Collection[ast.stmt]
-) -> list[Edit]:
+def step_edits(group: Group, steps: Iterable[ast.Call], scope: Scope, scaled: Collection[ast.stmt]) -> list[Edit]:
     """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each iteration. `scaled`
     are the statements of the scaled losses."""
     made: list[Edit] = []
@@ -140,9 +138,10 @@ def unscale_edits(
     at the end of `with amp.scale_loss`. `masters` are the calls of amp.master_params, with their optimizers."""
     made: list[Edit] = []
     answered: set[ast.AST] = set()
+    training: set[ast.AST | None] = {group.of(step).function(step) for step in steps}
     for step, optimizer in steps.items():
         module = group.of(step)
-        uses: set[ast.AST] = _uses(group, reading, step, optimizer) | {
+        uses: set[ast.AST] = _uses(group, reading, step, optimizer, training) | {
             c for c, owner in masters.items() if group.of(c) is module and owner == owner_text(module, step)
         }
         uses |= _suspects(module, step, scaled)
@@ -158,8 +157,14 @@ def unscale_edits(
     return made
 
 
-def _uses(group: Group, reading: Reading, step: ast.Call, optimizer: Optimizer | None) -> set[ast.AST]:
-    """What clips or reads gradients that apex has unscaled."""
+def _uses(
+    group: Group,
+    reading: Reading,
+    step: ast.Call,
+    optimizer: Optimizer | None,
+    training: Collection[ast.AST | None],
+) -> set[ast.AST]:
+    """What clips or reads gradients that apex has unscaled. `training` are the functions that step."""
     module = group.of(step)
     found: set[ast.AST] = set()
     for event in reading.events:
@@ -170,8 +175,8 @@ def _uses(group: Group, reading: Reading, step: ast.Call, optimizer: Optimizer |
             calls = (event.node, *(frame.call for frame in event.frame.stack() if frame.call is not None))
             here = (node for node in calls if node in module.parents)
             place = next((node for node in here if module.function(node) is module.function(step)), None)
-            if place is None and event.frame.entry and event.module is not module:
-                continue  # nothing calls it
+            if place is None and (event.frame.entry or any(frame.code in training for frame in event.frame.stack())):
+                continue  # nothing calls it, or it is another training step's
             if place is None:
                 raise Refused("gradients are clipped or read in another function than the step", BY_HAND)
             found.add(place)
