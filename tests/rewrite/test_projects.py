@@ -1,9 +1,12 @@
-"""`amplint fix` over several files: what each becomes, and what is said. A case holds the files of a small project, each
-under `# == path`, what they become under `# == path after`, and the summary under `# == said`."""
+"""`amplint fix` over several files: what each becomes, and what is said. A case holds the files of a small project,
+each under `# == path`, what they become under `# == path after`, and the summary under `# == said`."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,7 +66,7 @@ def test_project(name: str) -> None:
     assert "converted" not in again.stdout
 
 
-# -- when not all files are named ---------------------------------------------------------------------------------------
+# -- when not all files are named --------------------------------------------------------------------------------------
 
 
 def test_the_command_that_names_all_files() -> None:
@@ -127,3 +130,33 @@ def test_what_cannot_be_written_leaves_all_files_as_they_are(monkeypatch: pytest
     assert result.exit_code == 2
     assert "finetune.py:1:1: AMP902 disk full" in result.stderr
     assert contents(names) == before
+
+
+# -- the result runs ---------------------------------------------------------------------------------------------------
+
+SEEDED = "import runpy, torch; torch.manual_seed(0); runpy.run_path({!r}, run_name='__main__')"
+
+
+def trained(files: dict[str, str], script: str, folder: Path) -> list[tuple[str, object]]:
+    """The weights that a script of a project saves."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(4, 8, generator=generator), torch.randint(4, (4,), generator=generator)) for _ in range(3)]
+    torch.save(batches, folder / "batches.pt")
+    environment = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", SEEDED.format(script)], cwd=folder, env=environment, check=True)
+    saved = [torch.load(path, weights_only=False) for path in sorted(folder.glob("*.pt")) if path.name != "batches.pt"]
+    return [(key, value.tolist()) for one in saved for key, value in (one.get("net") or one["model"]).items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base_class", "checkpoint_functions", "two_scripts"])
+def test_without_a_gpu_it_trains_as_before(name: str, tmp_path: Path) -> None:
+    before, after, _ = project(name)
+    plain = trained(before, "train.py", tmp_path / "before")
+    assert plain
+    assert trained(after, "train.py", tmp_path / "after") == plain
