@@ -93,6 +93,8 @@ class Maker:
     aim: Aim
     changes: Changes
     reaches: list[Reach] = field(default_factory=list)
+    places: dict[tuple[ast.AST, str], ast.stmt] = field(default_factory=dict)  # where each name is made in some code
+    homes: set[tuple[ast.stmt, str]] = field(default_factory=set)
     left: dict[str, None] = field(default_factory=dict)  # what cannot be given the scaler
 
     def make(self, scaler: ScalerPlan, words: list[str]) -> list[str]:
@@ -150,6 +152,12 @@ class Maker:
 
     def _at_home(self, scaler: ScalerPlan, home: Home) -> None:
         module, made = home.module, home.statement
+        known = self.places.setdefault((home.code, scaler.name), made)
+        if known is not made:
+            raise Refused("its optimizers step in several files", BY_HAND)
+        if (made, scaler.name) in self.homes:
+            return  # steps of several files share it
+        self.homes.add((made, scaler.name))
         torch = torch_at(module, made, self.changes)
         if self.aim.dtype == "auto":
             choose_dtype(module, torch, self.aim.version, self.changes)

@@ -13,7 +13,7 @@ from amplint.rewrite.frameworks import framework
 from amplint.rewrite.gradients import handled, hooks, unscale_at
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.inline import follows, forward_in, lines_for
-from amplint.rewrite.lifts import common, node_in
+from amplint.rewrite.lifts import common, node_in, without_gradients_first
 from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.named import Named
 from amplint.rewrite.refused import BY_HAND, KEEP, Elsewhere, Refused
@@ -35,6 +35,7 @@ class Part(NamedTuple):
     casts: tuple[Cast, ...] = ()
     named: tuple[Named, ...] = ()  # forwards that move to its end
     before: ast.stmt | None = None  # where it stands, if there is nothing else in it
+    cached: bool = True  # whether cast copies of the weights may be kept for its later forwards
 
     @property
     def statements(self) -> Region:
@@ -197,10 +198,11 @@ def _plan(
     whole_script(reading, dtype, (module, *together))
     if any(one.optimizer.closure or one.closure for one in steps):
         raise Refused("its step() runs the backward in a closure", "a GradScaler cannot drive it: keep float32")
+    here = Home(module, module.statement(step.node), "", step.frame.code)  # bfloat16 needs no scaler
     if scaler:
-        homes = [Home(module, module.statement(step.node), "", step.frame.code)]
+        homes = [here]
     else:
-        steps, homes = _homes(steps)
+        steps, homes = _homes(steps) if dtype != "bfloat16" else (steps, [here])
         step = steps[0]
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
     if not backwards:
@@ -295,7 +297,7 @@ def _parts(
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """The stretches under autocast, and what stays in float32 between them. A loss without a name ends its stretch."""
     made = partition(reading, regions, dtype, whole)
-    parts = [Part(*low) for low in made.low]
+    parts = [Part(*low, cached=not without_gradients_first(reading, low.region)) for low in made.low]
     for line in lines_for(reading, backwards):
         index = next((i for i, one in enumerate(parts) if follows(reading.module, line.statement, one.region)), None)
         if index is None:

@@ -154,7 +154,7 @@ def trained(files: dict[str, str], script: str, folder: Path) -> list[tuple[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base_class", "checkpoint_functions", "two_scripts"])
+@pytest.mark.parametrize("name", ["base_class", "checkpoint_functions", "two_scripts", "two_trainers"])
 def test_without_a_gpu_it_trains_as_before(name: str, tmp_path: Path) -> None:
     before, after, _ = project(name)
     plain = trained(before, "train.py", tmp_path / "before")
