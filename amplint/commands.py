@@ -239,10 +239,17 @@ def _written(changed: list[tuple[Module, bytes, Result]]) -> bool:
         except Unreadable as error:
             _complain(problem(module.path, error.reason, error.location))
             for path, before, after in done:
-                files.write(path, before, after)
+                _put_back(path, before, after)
             return False
         done.append((module.path, data, new))
     return True
+
+
+def _put_back(path: str, before: bytes, after: bytes) -> None:
+    try:
+        files.write(path, before, after)
+    except Unreadable as error:
+        _complain(problem(path, f"written, and cannot be put back: {error.reason}"))
 
 
 def _complain(finding: Finding) -> int:

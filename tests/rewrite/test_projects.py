@@ -132,6 +132,26 @@ def test_what_cannot_be_written_leaves_all_files_as_they_are(monkeypatch: pytest
     assert contents(names) == before
 
 
+def test_what_was_written_and_cannot_be_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from amplint import files
+
+    before, after, _ = project("two_scripts")
+    names = put(before)
+    write, written = files.write, []
+
+    def fail_after_the_first(path: str, data: bytes, expected: bytes) -> None:
+        if written:
+            raise files.Unreadable("disk full")
+        written.append(path)
+        write(path, data, expected)
+
+    monkeypatch.setattr(files, "write", fail_after_the_first)
+    result = amplint(".")
+    assert result.exit_code == 2
+    assert "engine.py:1:1: AMP902 written, and cannot be put back: disk full" in result.stderr
+    assert contents(names) == {**before, "engine.py": after["engine.py"]}
+
+
 # -- the result runs ---------------------------------------------------------------------------------------------------
 
 SEEDED = "import runpy, torch; torch.manual_seed(0); runpy.run_path({!r}, run_name='__main__')"
