@@ -17,6 +17,7 @@ from amplint.source.module import Module
 
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _ZEROES = re.compile(r"zero|\.grad\s*=|grad_to_none")
+_ANSWERS = re.compile(r"reward|done|obs|terminat|truncat")
 _GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
 _SPARSE = {
     "spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor", "ToSparseTensor",
@@ -86,9 +87,11 @@ def plays(module: Module) -> bool:
     for node in ast.walk(module.tree):
         match node:
             case ast.Assign(
-                targets=[ast.Tuple(elts=[_, _, _, _, *_])], value=ast.Call(func=ast.Attribute(attr="step"), args=[_])
+                targets=[ast.Tuple(elts=[_, _, _, _, *_]) as answer],
+                value=ast.Call(func=ast.Attribute(attr="step"), args=[_]) as step,
             ):
-                return True
+                if _ANSWERS.search(ast.unparse(answer)) or "env" in ast.unparse(step.func).lower():
+                    return True
     return False
 
 

@@ -223,7 +223,8 @@ REFUSED = {
         "use binary_cross_entropy_with_logits on logits first",
     ),
     "unnamed loss": (
-        HEAD + "loss = []\nfor x in loader:\n    optimizer.zero_grad()\n    model(x).sum().backward()\n    optimizer.step()\n",
+        HEAD
+        + "loss = []\nfor x in loader:\n    optimizer.zero_grad()\n    model(x).sum().backward()\n    optimizer.step()\n",
         "the loss is computed where its backward is called; name the loss on a line of its own first",
     ),
     "hidden sigmoid": (
@@ -301,6 +302,11 @@ def test_reinforcement_learning_is_converted_in_the_dtype_that_is_named() -> Non
     put("import gymnasium\n" + HEAD + STEP)
     assert "converted" in amplint("train.py", "--check", "--dtype", "float16").stdout
     assert "converted" in amplint("train.py", "--check", "--target-dtype", "bfloat16").stdout
+
+
+def test_a_step_with_four_results_is_no_game() -> None:
+    put(HEAD + STEP + "    total, first, second, scores = judge.step(x)\n")
+    assert "converted" in amplint("train.py", "--check").stdout
 
 
 def test_a_backward_that_trains_nothing_is_not_refused() -> None:
