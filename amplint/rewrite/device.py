@@ -43,14 +43,15 @@ def auto_dtype(module: Module) -> str:
 @dataclass(frozen=True)
 class Gate:
     """How a place in the script says on which device AMP runs: `device` is the first argument of autocast, `enabled`
-    the condition ("" where there is nothing to ask)."""
+    the condition ("" where there is nothing to ask). Cast copies of weights are `cached`, as a rule."""
 
     device: str
     enabled: str = ""
+    cached: bool = True
 
     def arguments(self, dtype: str) -> str:
         enabled = f", enabled={self.enabled}" if self.enabled else ""
-        return f"{self.device}, dtype={dtype}{enabled}"
+        return f"{self.device}, dtype={dtype}{enabled}{'' if self.cached else ', cache_enabled=False'}"
 
 
 def always_on(module: Module, scaler: str) -> bool:

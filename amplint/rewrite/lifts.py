@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
+from amplint.source.values import Value
 
 BOOKKEEPING = frozenset(
     (
@@ -71,6 +72,19 @@ def standing(event: events.Event) -> Iterator[ast.AST]:
     for frame in event.frame.stack():
         if frame.call is not None and not frame.entry:
             yield frame.call
+
+
+def without_gradients_first(reading: Reading, region: Sequence[ast.stmt]) -> bool:
+    """Whether a model runs without gradients in a region before it runs with them: the cast copies of its weights that
+    the region keeps (until PyTorch 2.10) would have none."""
+    inside = {node for one in region for node in ast.walk(one)}
+    first: dict[Value, bool] = {}
+    for event in reading.events:
+        if isinstance(event, events.Forward) and any(node in inside for node in standing(event)):
+            if event.grad and first.setdefault(event.model, True) is False:
+                return True
+            first.setdefault(event.model, event.grad)
+    return False
 
 
 def node_in(event: events.Event, code: Code) -> ast.AST | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
@@ -59,6 +60,8 @@ class Writer:
                 apart = any(one.endswith("in float32") for one in plan.kept)
                 words.append(f"{where}{'forward' if apart else 'forward and loss'} under autocast({dtype})")
                 words += plan.kept
+                if not all(part.cached for part in plan.parts):
+                    words.append("cast weights not kept, because the model runs without gradients first")
             else:
                 words.append(f"{where}all in float32, as its gradient penalty needs")
             if plan.arrays:
@@ -147,6 +150,7 @@ class Writer:
             gate = device.Gate(gate.device if gate else f'"{self.aim.device}"', f"{own}.is_enabled()")
         if gate is None:
             raise Refused("the device is not known where the model runs", "pass the device to that function")
+        gate = replace(gate, cached=part.cached)
         self._enter(part.statements, gate, part.casts, bool(part.region))
         lines = [f"    {one.line(module)}" for one in part.named]
         if lines and part.region:
