@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterable
 
+from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.sigmoids import VIEWS
 from amplint.source import events
@@ -94,6 +95,41 @@ def _is_number(value: ast.expr) -> bool:
         case ast.BinOp(left=left, right=right):
             return _is_number(left) and _is_number(right)
     return False
+
+
+class Bindings:
+    """Where the names of a function are bound, in the order of the text, and which of these places are in stretches
+    under autocast."""
+
+    def __init__(self, module: Module, code: ast.AST, runs: Iterable[Iterable[ast.stmt]]):
+        self.module = module
+        self.low = {node for run in runs for statement in run for node in ast.walk(statement)}
+        self.stores: dict[str, list[ast.Name]] = {}
+        for node in (one for one in ast.walk(code) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)):
+            if (module.function(node) or module.tree) is code:
+                self.stores.setdefault(node.id, []).append(node)
+        for bound in self.stores.values():
+            bound.sort(key=lambda one: (one.lineno, one.col_offset))
+
+    def float32(self, load: ast.Name) -> bool:
+        """Whether the name was bound last outside of these stretches, whatever way the script took to this place."""
+        last = self._last(load)
+        if last is None or last in self.low:
+            return False
+        block = suite_of(self.module, self.module.statement(last))
+        return any(above in block for above in self.module.ancestors(load))
+
+    def values(self, load: ast.Name) -> list[ast.expr]:
+        """What the name was bound to last, under autocast."""
+        above = self.module.parents[last] if (last := self._last(load)) is not None else None
+        if not isinstance(above, ast.Assign):
+            raise _unsure(load)
+        return [above.value]
+
+    def _last(self, load: ast.Name) -> ast.Name | None:
+        here = self.module.statement(load)
+        before = [one for one in self.stores.get(load.id, ()) if one.lineno < here.lineno]
+        return before[-1] if before else None
 
 
 def operand(module: Module, name: ast.Name, kind: str) -> ast.expr | None:

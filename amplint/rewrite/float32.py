@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from amplint.findings import Edit
 from amplint.rewrite import edits, penalties
-from amplint.rewrite.casts import called, operand, tensors_made
+from amplint.rewrite.casts import Bindings, called, operand, tensors_made
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
@@ -102,11 +102,13 @@ def partition(
     runs: list[Low] = []
     outside: list[ast.stmt] = []
     casts: list[Cast] = []
+    identical: set[str] = set()
     forwards = _forwards(reading)
     on_logits = logits(reading)
     taken = names_in(module.tree)
     for forward, region in regions:
-        strict = penalties.penalties(reading, _code(module, region[0]), must=dtype != "bfloat16")
+        strict, inputs = penalties.penalties(reading, _code(module, region[0]), must=dtype != "bfloat16")
+        identical |= inputs
         apart = [any(node in strict for node in ast.walk(statement)) for statement in region]
         losses = [_probabilities(reading, statement) for statement in region]
         if any(apart):
@@ -142,10 +144,16 @@ def partition(
             names |= tensors_made(reading, run)
             for name in _sure(module, run, after):
                 names.pop(name, None)
+        bindings = Bindings(module, code, [one.region for one in runs if one.region])
         for node in (node for one in outside if _code(module, one) is code for node in ast.walk(one)):
-            if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
-                cast = operand(module, node, names[node.id]) if node not in apart_nodes else None
-                casts += [cast] if cast is not None else []
+            if not isinstance(node, ast.Name) or node.id not in names or not isinstance(node.ctx, ast.Load):
+                continue
+            if node in apart_nodes or bindings.float32(node):
+                continue
+            if node.id in identical:  # a gradient is taken by the tensor that it names
+                casts += bindings.values(node)
+            elif (cast := operand(module, node, names[node.id])) is not None:
+                casts.append(cast)
     given_once = tuple(cast for cast in dict.fromkeys(casts) if cast not in {one.call for one in moved})
     made.low = [one._replace(casts=() if index else given_once) for index, one in enumerate(runs)]
     made.kept = list(dict.fromkeys(made.kept))

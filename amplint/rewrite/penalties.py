@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.refused import Refused
@@ -66,31 +67,41 @@ def _words(node: ast.AST) -> set[str]:
     return found | {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
 
-def penalties(reading: Reading, code: Code, must: bool) -> set[ast.stmt]:
-    """The statements of a function that run in float32, because gradients are taken there or in what it calls. Raises
-    Refused where not all of them are known, if they `must` be."""
-    found: set[ast.stmt] = set()
+class Penalties(NamedTuple):
+    """The statements of a function that run in float32, because gradients are taken there or in what it calls, and the
+    names of the tensors by which they are taken: these must be the same tensors wherever they are used."""
+
+    statements: set[ast.stmt]
+    inputs: set[str]
+
+
+def penalties(reading: Reading, code: Code, must: bool) -> Penalties:
+    """Raises Refused where not all statements are known, if they `must` be."""
+    found = Penalties(set(), set())
     for event in _gradients(reading):
         if event.grad and is_penalty(event.node):
             try:
-                found |= _around(event, code)
+                statements, inputs = _around(event, code)
+                found.statements.update(statements)
+                found.inputs.update(inputs)
             except Refused:
                 if must:
                     raise
     return found
 
 
-def _around(event: events.Operation, code: Code) -> set[ast.stmt]:
+def _around(event: events.Operation, code: Code) -> Penalties:
     stack = list(event.frame.stack())
     place = next((index for index, frame in enumerate(stack) if frame.code is code), None)
     if place is None:
-        return set()
+        return Penalties(set(), set())
     node: ast.AST = event.node
     outputs, inputs = _given(node, "outputs", 0), _given(node, "inputs", 1)
     seen = False
     path: list[ast.stmt] = []
+    keys: set[str] = set()
     for frame in stack[: place + 1]:
-        path = []
+        path, keys = [], set()
         if outputs and inputs:
             path, needed, keys = _path(frame.module, frame.code, node, outputs, inputs)
             seen = seen or bool(path)
@@ -99,7 +110,7 @@ def _around(event: events.Operation, code: Code) -> set[ast.stmt]:
         node = frame.call or node
     if not seen:
         raise Refused(REASON, ADVICE)
-    return set(path)
+    return Penalties(set(path), keys)
 
 
 def _given(call: ast.AST, name: str, index: int) -> list[ast.expr]:
