@@ -23,9 +23,21 @@ def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute) and node.attr in ("double", "float64", "DoubleTensor"):
                 numpy = isinstance(node.value, ast.Name) and node.value.id in _NUMPY
-                if not numpy and _matters(module, node, training) and not _counts(module, node):
+                if numpy or _only_asked(module, node) or _counts(module, node):
+                    continue
+                if _matters(module, node, training):
                     return True
     return False
+
+
+def _only_asked(module: Module, node: ast.Attribute) -> bool:
+    """Whether a dtype is one of several, or compared: `x.dtype in (torch.float32, torch.float64)`."""
+    above = module.parents[node]
+    if isinstance(above, ast.Compare):
+        return True
+    return isinstance(above, ast.Tuple | ast.List | ast.Set) and all(
+        isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) for one in above.elts
+    )
 
 
 def _counts(module: Module, node: ast.Attribute) -> bool:
