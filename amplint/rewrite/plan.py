@@ -141,7 +141,8 @@ def make_plans(
 def _without_step(reading: Reading, made: Plans) -> None:
     """Backward calls that no optimizer's step follows. Where nothing steps or changes weights, nothing is trained."""
     module = reading.module
-    stepping = any(isinstance(node, ast.Attribute) and "step" in node.attr for node in ast.walk(module.tree))
+    called = {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+    stepping = any("step" in name for name in called)
     if not stepping and not by_hand(module):
         return
     for event in reading.events:
@@ -149,7 +150,9 @@ def _without_step(reading: Reading, made: Plans) -> None:
             continue
         if any(node is event.node for node, _ in made.refused):
             continue
-        if stepping:
+        if {"first_step", "second_step"} <= called:
+            refusal = Refused("its optimizer steps twice on one batch (SAM), which a GradScaler cannot drive", KEEP)
+        elif stepping:
             refusal = Refused("amplint does not see which optimizer steps after this backward", BY_HAND)
         else:
             reason = "no optimizer steps after this backward: the parameters are updated by hand"

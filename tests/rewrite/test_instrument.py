@@ -91,6 +91,13 @@ REFUSED = {
         + "for x in loader:\n    optimizer.step(closure)\n",
         "its step() runs the backward in a closure; a GradScaler cannot drive it: keep float32",
     ),
+    "twice on one batch": (
+        HEAD.replace("torch.optim.SGD(", "SAM(").replace("import torch\n", "import torch\nfrom sam import SAM\n")
+        + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"
+        + "    optimizer.first_step(zero_grad=True)\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"
+        + "    optimizer.second_step(zero_grad=True)\n",
+        "its optimizer steps twice on one batch (SAM), which a GradScaler cannot drive; keep float32",
+    ),
     "by hand": (
         HEAD.replace("optimizer = ", "unused = ")
         + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"
