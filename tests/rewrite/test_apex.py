@@ -11,6 +11,7 @@ from amplint import checks
 from amplint.config import Settings
 from amplint.findings import Finding, Severity
 from amplint.rewrite.apply import apply
+from amplint.rewrite.instrument import Result, fix_all
 from amplint.selection import default_codes
 from amplint.source.module import Module
 from tests.rewrite.test_fix_properties import no_new_names
@@ -719,6 +720,198 @@ def test_files_that_change_together(tmp_path: Path) -> None:
     (finding,) = find(text, path=str(tmp_path / "train.py"))
     assert finding.fix is None
     assert f"`amplint fix {tmp_path / 'saving.py'} {tmp_path / 'train.py'}` changes all of them" in finding.help
+
+
+# -- several files -----------------------------------------------------------------------------------------------------
+
+SEVERAL = {
+    "main.py": (
+        """
+        import torch
+        from apex import amp
+
+        from engine import evaluate, measure, train
+        from state import Keeper
+
+
+        def run(loop, args, loader):
+            net = torch.nn.Linear(8, 8).cuda()
+            opt = torch.optim.SGD(net.parameters(), lr=0.1)
+            if args.half:
+                net, opt = amp.initialize(net, opt, opt_level="O1")
+            keeper = Keeper("last.pt")
+            for epoch in range(3):
+                loop(net, opt, loader, args.half)
+                evaluate(net, loader, args.half)
+                keeper.save(net, opt)
+
+
+        if __name__ == "__main__":
+            if args.measure:
+                loop = measure
+            else:
+                loop = train
+            run(loop, args, loader)
+        """,
+        """
+        import torch
+
+        from engine import evaluate, measure, train
+        from state import Keeper
+
+
+        def run(loop, args, loader):
+            net = torch.nn.Linear(8, 8).cuda()
+            opt = torch.optim.SGD(net.parameters(), lr=0.1)
+            scaler = torch.amp.GradScaler("cuda", enabled=args.half)
+            keeper = Keeper("last.pt")
+            for epoch in range(3):
+                loop(net, opt, loader, args.half, scaler)
+                evaluate(net, loader, args.half)
+                keeper.save(net, opt, scaler)
+
+
+        if __name__ == "__main__":
+            if args.measure:
+                loop = measure
+            else:
+                loop = train
+            run(loop, args, loader)
+        """,
+    ),
+    "engine.py": (
+        """
+        import torch
+        import torch.nn.functional as F
+        from apex import amp
+
+
+        def train(model, optimizer, loader, half):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x.cuda()), y.cuda())
+                if half:
+                    with amp.scale_loss(loss, optimizer) as scaled:
+                        scaled.backward()
+                else:
+                    loss.backward()
+                optimizer.step()
+
+
+        def measure(model, optimizer, loader, half):
+            for x, y in loader:
+                loss = F.mse_loss(model(x.cuda()), y.cuda())
+                print(loss.item())
+
+
+        def evaluate(model, loader, half):
+            with torch.no_grad():
+                for x, y in loader:
+                    print(F.mse_loss(model(x.cuda()), y.cuda()).item())
+        """,
+        """
+        import torch
+        import torch.nn.functional as F
+
+
+        def train(model, optimizer, loader, half, scaler):
+            for x, y in loader:
+                optimizer.zero_grad()
+                with torch.autocast("cuda", dtype=torch.float16, enabled=scaler.is_enabled()):
+                    loss = F.mse_loss(model(x.cuda()), y.cuda())
+                if half:
+                    scaler.scale(loss).backward()
+                else:
+                    loss.backward()
+                scaler.step(optimizer)
+                scaler.update()
+
+
+        def measure(model, optimizer, loader, half, scaler):
+            for x, y in loader:
+                loss = F.mse_loss(model(x.cuda()), y.cuda())
+                print(loss.item())
+
+
+        def evaluate(model, loader, half):
+            with torch.no_grad():
+                for x, y in loader:
+                    with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+                        print(F.mse_loss(model(x.cuda()), y.cuda()).item())
+        """,
+    ),
+    "state.py": (
+        """
+        import torch
+        from apex import amp
+
+
+        class Keeper:
+            def __init__(self, path):
+                self.path = path
+
+            def save(self, model, optimizer):
+                torch.save({"optimizer": optimizer.state_dict(), "amp": amp.state_dict()}, self.path)
+        """,
+        """
+        import torch
+
+
+        class Keeper:
+            def __init__(self, path):
+                self.path = path
+
+            def save(self, model, optimizer, scaler):
+                torch.save({"optimizer": optimizer.state_dict(), "amp": scaler.state_dict()}, self.path)
+        """,
+    ),
+}
+
+
+def fixed(folder: Path, *names: str) -> list[Result | None]:
+    modules = [Module.read(str(folder / name), (folder / name).read_bytes()) for name in names]
+    return fix_all(modules, Settings(codes=default_codes()), {"dtype": "float16"})
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    for name, (before, _) in SEVERAL.items():
+        (tmp_path / name).write_text(script(before))
+    return tmp_path
+
+
+def test_files_of_one_script(several: Path) -> None:
+    results = fixed(several, *SEVERAL)
+    for result, (_, after) in zip(results, SEVERAL.values(), strict=True):
+        assert result is not None
+        assert result.text == script(after)
+        assert any("completed: apex.amp is torch.amp now" in line for line in result.lines)
+
+
+@pytest.mark.parametrize("names", [("main.py",), ("engine.py",), ("engine.py", "state.py")])
+def test_not_all_files_are_named(several: Path, names: tuple[str, ...]) -> None:
+    command = f"`amplint fix {' '.join(str(several / name) for name in sorted(SEVERAL))}` changes all of them"
+    for result, name in zip(fixed(several, *names), names, strict=True):
+        assert result is not None
+        assert result.refused
+        assert result.text == script(SEVERAL[name][0])
+        assert all(command in line for line in result.lines)
+
+
+def test_by_default_and_what_changes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PLAIN.replace("(model, optimizer)", '(model, optimizer, opt_level="O2")'))
+    (result,) = fixed(tmp_path, "train.py")
+    assert result is not None
+    assert result.text == AFTER
+    assert "changed: weights, which O2 kept in float16, are float32 now" in result.lines[0]
+
+
+def test_refused_is_not_already_amp(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PLAIN.replace("for x", "amp._amp_state.loss_scalers[0]\nfor x"))
+    (result,) = fixed(tmp_path, "train.py")
+    assert result is not None
+    assert result.refused
+    assert "refused: it reaches into amp._amp_state" in result.lines[0]
 
 
 # -- whether and how loudly --------------------------------------------------------------------------------------------

@@ -35,7 +35,10 @@ def state_edits(module: Module, uses: list[Use], scope: Scope) -> list[Edit]:
             raise Refused("what amp.load_state_dict is given has no name", "name the saved state first")
         margin = margin_of(module, statement)
         quote = "'" if "'" in source else '"'
-        text = f"if {quote}scale{quote} in {source}:  # not what apex saved\n"
+        known = source
+        if isinstance(state, ast.Subscript) and isinstance(state.slice, ast.Constant):
+            known = f"{module.source(state.value)}.get({module.source(state.slice)}, {{}})"
+        text = f"if {quote}scale{quote} in {known}:  # not what apex saved\n"
         text += f"{margin}{unit(module, margin)}{scaler}.load_state_dict({source})"
         made.append(edit(module, start(module, statement), end(module, statement), text))
     return made
