@@ -14,6 +14,7 @@ from typing import NamedTuple
 from amplint.findings import Edit
 from amplint.rewrite import edits, penalties
 from amplint.rewrite.casts import Bindings, called, operand, tensors_made
+from amplint.rewrite.lifts import standing
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
@@ -286,8 +287,14 @@ def _other_forwards(reading: Reading, regions: Sequence[Region]) -> list[ast.stm
     inside = {node for region in regions for statement in region for node in ast.walk(statement)}
     codes = {_code(reading.module, region[0]) for region in regions}
     found: dict[ast.stmt, None] = {}
+    under = {
+        node
+        for event in reading.events
+        if isinstance(event, events.Forward) and inside & set(standing(event))
+        for node in standing(event)
+    }
     for node in _forwards(reading):
-        if node in reading.module.parents and node not in inside:
+        if node in reading.module.parents and node not in inside and node not in under:
             statement = reading.module.statement(node)
             if isinstance(statement, ast.Assign | ast.AugAssign | ast.Expr) and _code(reading.module, node) in codes:
                 found[statement] = None

@@ -138,13 +138,15 @@ class Writer:
         model = called_in(part.forward, part.forward.node)
         gate = self._gate(place, model)
         scaler = self._scaler_of(part)
+        named = _name_at(scaler, module, place) if scaler is not None else ""
+        scaler = scaler if named else None
         handed = scaler is not None and (scaler.home.in_class or any(frame.code is code for frame in scaler.home.path))
         if self.dtype == "auto":
             scaler = None  # it is off for bfloat16, where the region is not
         if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device + gate.enabled))):
             device_only = plain_gate(module, place, self.aim, self._torch(place), model)
             kind = device_only.device if device_only is not None else f'"{self.aim.device}"'
-            gate = device.Gate(kind, f"{scaler.here}.is_enabled()")
+            gate = device.Gate(kind, f"{named}.is_enabled()")
         own = next((plan.scaler for plan in self.plans if plan.scaler), "")
         if own and (gate is None or gate.enabled or not device.always_on(module, own)):
             gate = device.Gate(gate.device if gate else f'"{self.aim.device}"', f"{own}.is_enabled()")
@@ -210,6 +212,19 @@ def _unscaled(home: Home, place: ast.stmt, module: Module, scaler: str, optimize
     if not isinstance(loop.target, ast.Name):
         raise Refused("gradients are clipped outside the loop over the optimizers", BY_HAND)
     return [f"for {optimizer} in {ast.unparse(loop.iter)}:", f"    {call}"]
+
+
+def _name_at(scaler: ScalerPlan, module: Module, place: ast.stmt) -> str:
+    """What the scaler is called at a place: behind its home, in a function that it is handed to, in the methods of the
+    classes that have it; "" where it is not at hand."""
+    home, around = scaler.home, set(module.ancestors(place))
+    if any(frame.code in around for frame in home.path):
+        return scaler.here
+    if home.in_class:
+        return scaler.name if any(cls in around for _, cls in home.classes) else ""
+    if home.module is not module:
+        return ""
+    return scaler.name if home.code in around or isinstance(home.code, ast.Module) else ""
 
 
 def _receiver(call: ast.AST) -> ast.AST | None:

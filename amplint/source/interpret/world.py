@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from amplint.source.interpret import conditions
@@ -129,6 +130,7 @@ def join(left: World, right: World) -> World | None:
         mine, other = left.spaces.get(shared), right.spaces.get(shared)
         if mine is not other and (mine or {}) != (other or {}):
             return None
+    _keep_origins(left, right)
     differing = [
         (owner, name)
         for owner in {**left.spaces, **right.spaces}
@@ -149,6 +151,18 @@ def join(left: World, right: World) -> World | None:
     if left.facts is not right.facts:
         left.facts = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
     return left
+
+
+def _keep_origins(left: World, right: World) -> None:
+    """Gradients that are in one state may come from a backward in either world."""
+    mine, other = left.space("gradients"), right.space("gradients")
+    if mine is other:
+        return
+    for optimizer, state in other.items():
+        known = mine[optimizer]
+        more = tuple(origin for origin in state.origins if origin not in known.origins)
+        if more:
+            left.set("gradients", optimizer, replace(known, origins=(*known.origins, *more)))
 
 
 def _difference(left: World, right: World) -> Formula | None:
