@@ -7,7 +7,7 @@ script's own switched (`if args.half: model.half()`) is then the switch of autoc
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -28,6 +28,13 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     trained = {one.node for one in own if isinstance(one, events.Cast) and one.dtype == "float16"}
     if not trained or not any(isinstance(one, events.Step) for one in own) or _scales_by_hand(module):
         return None
+    started = False
+    for one in own:  # what is cast behind a step is for something else: an export, a checkpoint
+        started |= isinstance(one, events.Step)
+        if started and isinstance(one, events.Cast) and not one.loops:
+            return None
+        if isinstance(one, events.Cast) and any(loop.node in _loops(own) for loop in one.loops):
+            return None
     runs = {one.frame.code for one in own if isinstance(one, events.Forward)}
     casts = list(_casts(module))
     for cast in casts:
@@ -43,6 +50,18 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     if len(flags) > 1 or (flag and any(ast.unparse(test) == flag for test in _tests(after))):
         return None
     return after, flag
+
+
+def exported(reading: Reading, cast: events.Cast) -> bool:
+    """Whether a model is cast when all its training is done."""
+    last = max((index for index, one in enumerate(reading.events) if isinstance(one, events.Step)), default=-1)
+    outside = not any(loop.node in _loops(reading.events) for loop in cast.loops)
+    return last >= 0 and outside and reading.events.index(cast) > last
+
+
+def _loops(found: Iterable[events.Event]) -> set[ast.AST]:
+    """The loops that train."""
+    return {loop.node for one in found if isinstance(one, events.Step) for loop in one.loops}
 
 
 def _casts(module: Module) -> Iterator[ast.Call]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from amplint.rewrite import penalties
 from amplint.rewrite.doubles import trains_in_float64
+from amplint.rewrite.halves import exported
 from amplint.rewrite.kernels import check_kernels
 from amplint.rewrite.refused import KEEP, Refused
 from amplint.rewrite.sharding import check_sharding
@@ -31,7 +32,7 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
     for event in reading.events:
         if isinstance(event, events.Cast) and event.dtype == "float64":
             raise Refused("the model is float64", "float64 is there for a reason: keep it")
-        if isinstance(event, events.Cast) and event.dtype in ("float16", "bfloat16"):
+        if isinstance(event, events.Cast) and event.dtype in ("float16", "bfloat16") and not exported(reading, event):
             raise Refused(
                 f"the model's weights are cast to {event.dtype} (line {event.module.range(event.node).start.row})",
                 "remove the casts first: autocast keeps weights in float32",

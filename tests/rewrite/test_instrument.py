@@ -311,6 +311,16 @@ def test_reinforcement_learning_is_converted_in_the_dtype_that_is_named() -> Non
     assert "converted" in amplint("train.py", "--check", "--target-dtype", "bfloat16").stdout
 
 
+def test_a_cast_behind_the_training_stays() -> None:
+    path = put(HEAD + STEP + "model.half()\ntorch.save(model.state_dict(), 'small.pt')\n")
+    assert "casts" not in amplint("train.py").stdout
+    text = path.read_text(encoding="utf-8")
+    assert "scaler.step(optimizer)" in text
+    assert "\nmodel.half()\n" in text
+    path = put(HEAD + STEP + "    model.half()\n    torch.save(model.state_dict(), 'small.pt')\n")
+    assert "refused: the model's weights are cast to float16 (line 10)" in amplint("train.py").stdout
+
+
 def test_a_step_with_four_results_is_no_game() -> None:
     put(HEAD + STEP + "    total, first, second, scores = judge.step(x)\n")
     assert "converted" in amplint("train.py", "--check").stdout
