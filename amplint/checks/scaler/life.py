@@ -243,7 +243,7 @@ def _guarded(load: events.Load) -> bool:
     for above in load.module.ancestors(load.node):
         if isinstance(above, ast.Try):
             return True
-        if isinstance(above, ast.If) and "scaler" in text(load.module, above.test, 200):
+        if isinstance(above, ast.If) and "scale" in text(load.module, above.test, 200):  # the scaler, or its state
             test = text(load.module, above.test, 200)
             if any(word in test for word in (" in ", ".get(", "[", "keys")):
                 return True
