@@ -100,6 +100,10 @@ def _runs(block: list[ast.stmt], barriers: Collection[ast.AST]) -> list[range]:
 
 def of_model(node: ast.AST, lifts: Lifts) -> bool:
     match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[_, *_]) if (
+            name in lifts.templates
+        ):
+            return True
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name), args=[_, *_]):
             return name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in lifts.models
     return False

@@ -15,6 +15,7 @@ from functools import lru_cache
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
+from amplint.source.interpret.functions import abstract
 from amplint.source.values import Value
 
 BOOKKEEPING = frozenset(
@@ -40,6 +41,7 @@ class Lifts:
     barriers: set[ast.AST] = field(default_factory=set)
     steps: set[ast.AST] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
+    templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
     fields: dict[ast.AST, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -61,6 +63,8 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.steps |= set(standing(event))
     for node in ast.walk(module.tree):
         match node:
+            case ast.ClassDef(body=body):
+                found.templates |= {one.name for one in body if isinstance(one, ast.FunctionDef) and abstract(one)}
             case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
                 found.models.add(ast.unparse(model))
     return found
