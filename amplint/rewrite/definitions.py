@@ -206,6 +206,19 @@ def other_users(function: ast.FunctionDef, home: Module, known: Iterable[Module]
     return found
 
 
+def named_elsewhere(name: str, home: Module, known: Iterable[Module]) -> bool:
+    """Whether a file of the project, but for the known ones, says a name."""
+    seen = {os.path.realpath(one.path) for one in known}
+    for path in _project_files(home):
+        if os.path.realpath(path) not in seen:
+            try:
+                if name.encode() in files.read(path):
+                    return True
+            except Unreadable:
+                continue
+    return False
+
+
 def _may_use(path: str, data: bytes, function: ast.FunctionDef, home: Module) -> bool:
     """Whether a file says the function's name, and that of its file or package, where it does not lie beside it."""
     place = Path(home.path).resolve()

@@ -235,7 +235,7 @@ def is_device_object(module: Module, text: str) -> bool:
     made = []
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
-            made.append(_makes_device(module, node.value))
+            made.append(makes_device(module, node.value))
     return bool(made) and all(made)
 
 
@@ -259,7 +259,7 @@ def _says_type(value: ast.expr) -> bool:
     return False
 
 
-def _makes_device(module: Module, value: ast.expr) -> bool:
+def makes_device(module: Module, value: ast.expr) -> bool:
     match value:
         case ast.Call(func=function):
             names = module.dotted(function)
@@ -267,5 +267,5 @@ def _makes_device(module: Module, value: ast.expr) -> bool:
         case ast.Attribute(attr="device", value=ast.Call(func=ast.Name(id="next"))):
             return True  # next(model.parameters()).device
         case ast.IfExp():
-            return _makes_device(module, value.body) and _makes_device(module, value.orelse)
+            return makes_device(module, value.body) and makes_device(module, value.orelse)
     return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.rewrite.definitions import definition
-from amplint.rewrite.device import Gate, is_device_object
+from amplint.rewrite.definitions import definition, named_elsewhere
+from amplint.rewrite.device import Gate, is_device_object, makes_device
 from amplint.rewrite.reach import Files
 from amplint.source.module import FunctionNode, Module
 
@@ -29,7 +29,9 @@ def _is_device(files: Files, module: Module, text: str, place: ast.AST, depth: i
         return True
     given = list(_given(files, module, text, place)) if depth else []
     return bool(given) and all(
-        value is not None and _is_device(files, where, ast.unparse(value), value, depth - 1) for where, value in given
+        value is not None
+        and (makes_device(where, value) or _is_device(files, where, ast.unparse(value), value, depth - 1))
+        for where, value in given
     )
 
 
@@ -50,6 +52,8 @@ def _given(files: Files, module: Module, text: str, place: ast.AST) -> Iterator[
     ):
         return
     method = called is cls or isinstance(module.parents[called], ast.ClassDef)
+    if named_elsewhere(getattr(called, "name", ""), module, files.named):
+        return  # it may be given a string there
     for one in files.named:
         for call in (node for node in ast.walk(one.tree) if isinstance(node, ast.Call)):
             if getattr(call.func, "id", getattr(call.func, "attr", "")) != getattr(called, "name", ""):

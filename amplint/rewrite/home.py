@@ -157,7 +157,9 @@ def _argument(frame: Frame, name: str) -> str:
         raise Elsewhere(frame)
     if not isinstance(function, ast.FunctionDef):
         raise Refused("the step is in an unusual kind of function", BY_HAND)
-    if getattr(call.func, "id", getattr(call.func, "attr", "")) != function.name:
+    called = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    imported = frame.caller.module.imports.get(called, set())
+    if called != function.name and not any(one.rpartition(".")[2] == function.name for one in imported):
         raise Refused(f"{function.name}() is not called by its name", BY_HAND)
     named = next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
     if named is None:

@@ -14,6 +14,7 @@ from amplint.rewrite.devices import with_type
 from amplint.rewrite.home import Home
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
+from amplint.rewrite.lifts import Through
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import ScalerPlan
 from amplint.rewrite.sharding import SCALER, sharded
@@ -103,21 +104,25 @@ class Maker:
         first = scaler.steps[0]
         several = len(scaler.optimizers) > 1 or first.home.loop is not None
         made: list[str] = []
+        reaches: list[Reach] = []  # of this scaler
         saved: dict[str, None] = {}
         passed: dict[str, None] = {}
         for home, optimizers in scaler.homes:
             self._at_home(scaler, home)
             if home.module is not first.step.frame.module:
                 made.append(home.module.path)
-            reach = Reach(scaler.name, home, optimizers)
+            reach = Reach(_name_at(home, scaler), home, optimizers)
             self.reaches.append(reach)
+            reaches.append(reach)
             for other in (one for plan in scaler.steps for one in plan.homes if one.code is home.code):
                 reach.add(other.path)
             for plan in scaler.steps:
                 if isinstance(plan.step, Wrapped):
                     reach.add(plan.step.frames)
-                for backward in plan.backwards:
+                for backward in plan.backwards if reach is reaches[0] else ():
                     reach.lead_to(backward)
+            for function, file in reaches[0].stepping.items():
+                reach.handed[function] = reach.stepping[function] = file
             passed |= dict.fromkeys(f"{one.name}()" for one in reach.handed)
             saved |= self._states(scaler, reach)
         where = f" in {' and '.join(dict.fromkeys(made))}" if made else ""
@@ -137,8 +142,8 @@ class Maker:
 
     def name_at(self, scaler: ScalerPlan, module: Module, node: ast.AST) -> str:
         """What a scaler is called at a node."""
-        homes = [home for home, _ in scaler.homes]
-        names = {one.text(module, node) for one in self.reaches if one.name == scaler.name and one.home in homes}
+        homes = [(home, _name_at(home, scaler)) for home, _ in scaler.homes]
+        names = {one.text(module, node) for one in self.reaches if (one.home, one.name) in homes}
         if len(names) != 1:
             raise Refused("the loss is scaled where the scaler has several names", BY_HAND)
         return names.pop()
@@ -152,12 +157,13 @@ class Maker:
 
     def _at_home(self, scaler: ScalerPlan, home: Home) -> None:
         module, made = home.module, home.statement
-        known = self.places.setdefault((home.code, scaler.name), made)
+        name = _name_at(home, scaler)
+        known = self.places.setdefault((home.code, name), made)
         if known is not made:
             raise Refused("its optimizers step in several files", BY_HAND)
-        if (made, scaler.name) in self.homes:
+        if (made, name) in self.homes:
             return  # steps of several files share it
-        self.homes.add((made, scaler.name))
+        self.homes.add((made, name))
         torch = torch_at(module, made, self.changes)
         if self.aim.dtype == "auto":
             choose_dtype(module, torch, self.aim.version, self.changes)
@@ -178,7 +184,7 @@ class Maker:
         if any(sharded(one) for one in (module, *(plan.module for plan in scaler.steps))):
             made_by, given = "ShardedGradScaler", [one for one in given if "=" in one]
             self.changes.edits += [one for one in edits.add_import(module, SCALER) if one not in self.changes.edits]
-        line = f"{scaler.name} = {made_by}({', '.join(given)})"
+        line = f"{name} = {made_by}({', '.join(given)})"
         if loop is not None:
             self.changes.before(module, loop, [line])
         else:
@@ -226,6 +232,12 @@ def _own_switch(plan: StepPlan) -> str:
     return ""
 
 
+def _name_at(home: Home, scaler: ScalerPlan) -> str:
+    """What a scaler is called at one of its homes."""
+    name = scaler.name.removeprefix("self.")
+    return f"self.{name}" if home.in_class else name
+
+
 def owner_of(plan: StepPlan) -> str:
     """What the optimizer is called where it steps."""
     node = plan.step.node
@@ -269,6 +281,8 @@ def _trained(plan: StepPlan, home: Home) -> str | None:
 
 def called_in(forward: events.Forward, inside: ast.AST) -> str | None:
     """What the model that runs is called in some code."""
+    if isinstance(forward, Through):
+        return None  # a function, or a method, that runs the model
     func = getattr(forward.node, "func", None)
     if not isinstance(func, ast.Name | ast.Attribute):
         return None
