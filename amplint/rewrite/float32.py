@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from amplint.findings import Edit
 from amplint.rewrite import edits, penalties
 from amplint.rewrite.casts import Bindings, called, operand, tensors_made
-from amplint.rewrite.lifts import standing
+from amplint.rewrite.lifts import shown, standing
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
@@ -194,7 +194,7 @@ def _forwards(reading: Reading) -> dict[ast.AST, events.Forward]:
             found.setdefault(event.node, event)
             for frame in event.frame.stack():
                 if frame.call is not None and frame.caller is not None:
-                    found.setdefault(frame.call, replace(event, node=frame.call, frame=frame.caller))
+                    found.setdefault(frame.call, shown(event, frame.call))
     return found
 
 

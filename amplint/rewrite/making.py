@@ -12,9 +12,9 @@ from amplint.rewrite.checkpoints import state_edits
 from amplint.rewrite.definitions import other_users
 from amplint.rewrite.devices import with_type
 from amplint.rewrite.home import Home
+from amplint.rewrite.lifts import Through
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
-from amplint.rewrite.lifts import Through
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.scalers import ScalerPlan
 from amplint.rewrite.sharding import SCALER, sharded
