@@ -14,7 +14,7 @@ DEPTH = 3
 
 
 def with_type(gate: Gate, module: Module, place: ast.AST, torch: str, files: Files) -> Gate:
-    """The gate, with `device.type` for `torch.device(device).type` where all that calls the function passes a device."""
+    """The gate, with `device.type` for `torch.device(device).type` where all that calls the function gives a device."""
     begin, end = f"{torch}.device(", ").type"
     if not gate.device.startswith(begin) or not gate.device.endswith(end):
         return gate
