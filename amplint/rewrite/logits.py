@@ -135,7 +135,7 @@ def _models(reading: Reading, losses: Collection[ast.AST]) -> list[Edit]:
             outputs |= {(_class(module, model), index) for model in models[forward]}
     made: list[Edit] = []
     for cls, index in outputs:
-        _check_class(module, cls)
+        _check_class(reading, cls, models)
         for node, of in models.items():
             if any(isinstance(one, Instance) and one.cls.node is cls for one in of):
                 _check_uses(module, node, index, given)
@@ -207,8 +207,12 @@ def _reads_global(function: ast.AST, name: str) -> bool:
     return bool(nodes) and not bound
 
 
-def _check_class(module: Module, cls: ast.ClassDef) -> None:
-    """The class's objects must be models on their own, neither part of another nor handed out as a whole."""
+def _check_class(reading: Reading, cls: ast.ClassDef, models: Collection[ast.AST]) -> None:
+    """The class's objects must be models on their own, neither part of another nor handed out as a whole, nor to a
+    function of this file that was not entered, and all their calls must have been seen."""
+    module = reading.module
+    entered = {frame.code for event in reading.events for frame in event.frame.stack()}
+    functions = {one.name: one for one in ast.walk(module.tree) if isinstance(one, ast.FunctionDef)}
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Name) or node.id != cls.name or not isinstance(node.ctx, ast.Load):
             continue
@@ -224,11 +228,19 @@ def _check_class(module: Module, cls: ast.ClassDef) -> None:
         if not isinstance(statement, ast.Assign):
             raise _NotProved
         for target in statement.targets:
-            for load in _loads(module, module.source(target)):
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            for load in (load for part in parts for load in _loads(module, module.source(part))):
                 above = module.parents[load]
                 if isinstance(above, ast.Return | ast.Dict | ast.List | ast.Tuple):
                     raise _NotProved
-                if isinstance(above, ast.Call) and load in above.args and module.dotted(above.func) & _WHOLE:
+                if not isinstance(above, ast.Call):
+                    continue
+                if above.func is load and above not in models:
+                    raise _NotProved
+                if load in above.args and module.dotted(above.func) & _WHOLE:
+                    raise _NotProved
+                callee = functions.get(getattr(above.func, "id", getattr(above.func, "attr", "")))
+                if above.func is not load and callee is not None and callee not in entered:
                     raise _NotProved
 
 

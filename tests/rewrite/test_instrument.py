@@ -293,6 +293,15 @@ def test_refused(name: str) -> None:
     assert path.read_text(encoding="utf-8") == script
 
 
+def test_a_model_that_runs_where_nothing_looks_keeps_its_sigmoid() -> None:
+    """BCEWithLogitsLoss only where all that its model returns is seen to reach the loss."""
+    script = case("bce_on_logits").script
+    for use in ("def rate(x):\n    return judge(x)\n", "def rate(net, x):\n    return net(x)\nlater(rate(judge, 1))\n"):
+        path = put(script + use)
+        assert amplint("train.py").exit_code == 0
+        assert "nn.BCELoss()" in path.read_text(encoding="utf-8")
+
+
 def test_a_script_is_converted_whole_or_not_at_all() -> None:
     script = TWO.replace("slow = ", "if tune:\n    slow = ") + STEP + "    slow.step()\n"
     path = put(script)
