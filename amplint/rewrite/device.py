@@ -164,7 +164,7 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
     for function in functions:
         if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
-            return True
+            return "device" not in root or not _may_be_none(function, root)
         if _assigned_in(function, root):
             return bound_before(module, text, place)
     stores = [
@@ -176,6 +176,16 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     if functions:
         return bool(stores)
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+
+
+def _may_be_none(function: FunctionNode, name: str) -> bool:
+    """Whether a parameter has None for its default, and nothing replaces that."""
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    paired = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
+    paired += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
+    none = any(one.arg == name and isinstance(value, ast.Constant) and value.value is None for one, value in paired)
+    return none and not _assigned_in(function, name)
 
 
 def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:

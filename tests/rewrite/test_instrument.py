@@ -125,6 +125,16 @@ REFUSED = {
         HEAD.replace(".to(device)", ".to(device, torch.bfloat16)") + STEP,
         "the model's weights are cast to bfloat16 (line 3); remove the casts first: autocast keeps weights in float32",
     ),
+    "a device that may be None": (
+        HEAD.partition("model =")[0]
+        + "class Layer(torch.nn.Linear):\n    def __init__(self, a, b, device=None):\n"
+        + "        super().__init__(a, b, device=device)\n"
+        + "        self.opt = torch.optim.SGD(self.parameters(), lr=0.1)\n"
+        + "    def fit(self, x):\n        loss = self.forward(x).mean()\n        self.opt.zero_grad()\n"
+        + "        loss.backward()\n        self.opt.step()\n"
+        + "layer = Layer(4, 4).to(device)\nfor x in loader:\n    layer.fit(x.to(device))\n",
+        "the device is not known where the optimizer is made; make the optimizer after the device",
+    ),
     "hogwild": (
         HEAD + "model.share_memory()\n" + STEP,
         "processes share the parameters without locks (Hogwild); keep float32",
