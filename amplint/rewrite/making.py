@@ -11,6 +11,7 @@ from amplint.rewrite.changes import Changes
 from amplint.rewrite.checkpoints import state_edits
 from amplint.rewrite.definitions import other_users
 from amplint.rewrite.devices import with_type
+from amplint.rewrite.files import file_edits
 from amplint.rewrite.home import Home
 from amplint.rewrite.lifts import Through
 from amplint.rewrite.plan import StepPlan
@@ -203,6 +204,8 @@ class Maker:
         places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
         if home.in_class:
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
+        if home.around is not None:
+            places.append((home.module, home.around, reach.outside))
         for function, (module, name) in savers(reach, self.aim.files).items():
             if module is not home.module and self._stays(function, module):
                 self.left[f"{function.name}() in {module.path} does not know its state"] = None
@@ -216,9 +219,9 @@ class Maker:
             if module is not home.module and function not in [code for _, code, _ in places]:
                 places.append((module, function, [owner_of(plan) for plan in scaler.steps]))
         for module, code, names in places:
-            made, said = state_edits(module, code, reach, names)
-            self.changes.edits += made
-            done.update(said)
+            for made, said in (state_edits(module, code, reach, names), file_edits(module, code, reach, names)):
+                self.changes.edits += made
+                done.update(said)
         return done
 
 

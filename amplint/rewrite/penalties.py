@@ -35,6 +35,12 @@ def unmet(reading: Reading, module: Module) -> bool:
     return any(is_penalty(node) and node not in met for node in ast.walk(module.tree))
 
 
+def unscaled(reading: Reading) -> bool:
+    """Whether something is computed from the gradients of a loss that no scaler scales: an inner step of
+    meta-learning, an adversarial example."""
+    return any(event.grad and not is_penalty(event.node) for event in _gradients(reading))
+
+
 def _gradients(reading: Reading) -> Iterator[events.Operation]:
     for event in reading.events:
         if isinstance(event, events.Operation) and event.name == "grad" and isinstance(event.node, ast.Call):

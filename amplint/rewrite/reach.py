@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.definitions import definition, other_users, uses_in
+from amplint.rewrite.files import own_file
 from amplint.rewrite.home import Home
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.source import events
@@ -37,13 +38,19 @@ class Reach:
     handed: dict[ast.FunctionDef, Module] = field(default_factory=dict)
     stepping: dict[ast.FunctionDef, Module] = field(default_factory=dict)  # those on the way to the step
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """What the optimizers are called where the object is at hand that has them as fields."""
+        return tuple(map(self.home.outside, self.optimizers))
+
     def at_hand(self, module: Module, node: ast.AST) -> bool:
         """Whether the scaler's name has its value at a node: behind its home, in a function it is handed to, or
         anywhere for a field or a global."""
         home = self.home
         around = [node, *module.ancestors(node)]
         if home.in_class:
-            return any(cls in around for _, cls in home.classes) or any(above in self.handed for above in around)
+            inside = any(cls in around for _, cls in home.classes) or home.around in around
+            return inside or any(above in self.handed for above in around)
         if any(above in self.handed for above in around):
             return True
         if module is not home.module:
@@ -55,11 +62,10 @@ class Reach:
 
     def text(self, module: Module, node: ast.AST) -> str:
         """The scaler's name at a node where it is at hand."""
-        return (
-            self.name.removeprefix("self.")
-            if any(above in self.handed for above in module.ancestors(node))
-            else self.name
-        )
+        around = list(module.ancestors(node))
+        if any(above in self.handed for above in around):
+            return self.name.removeprefix("self.")
+        return self.name if any(cls in around for _, cls in self.home.classes) else self.home.outside(self.name)
 
     def lead_to(self, event: events.Event) -> None:
         """Hand the scaler to the functions on the way to an event, from where it is at hand."""
@@ -213,6 +219,8 @@ def savers(reach: Reach, files: Files) -> dict[ast.FunctionDef, tuple[Module, st
     pending: list[tuple[Module, ast.AST, Sequence[str]]] = [(reach.home.module, reach.home.code, reach.optimizers)]
     if reach.home.in_class:
         pending = [(module, cls, reach.optimizers) for module, cls in reach.home.classes]
+        if reach.home.around is not None:
+            pending.append((reach.home.module, reach.home.around, reach.outside))
     visited: set[ast.AST] = set()
     while pending:
         module, code, texts = pending.pop()
@@ -227,7 +235,8 @@ def savers(reach: Reach, files: Files) -> dict[ast.FunctionDef, tuple[Module, st
                     method = isinstance(where.parents[function], ast.ClassDef)
                     name = parameter_for(function, call, texts, method)
                     if name is not None and function not in found:
-                        if _handles_state(function, name):
+                        own = any(own_file(where, node, name) for node in ast.walk(function))
+                        if own or _handles_state(function, name):
                             found[function] = where, name
                         pending.append((where, function, (name,)))
     return found

@@ -48,6 +48,11 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
         )
     if dtype != "bfloat16" and any(penalties.unmet(reading, one) for one in (module, *penalties.reached(module, used))):
         raise Refused(penalties.REASON, penalties.ADVICE)
+    if dtype != "bfloat16" and penalties.unscaled(reading):
+        raise Refused(
+            "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero",
+            "multiply the loss by scaler.get_scale() there and divide the gradients by it, or use --dtype bfloat16",
+        )
     check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}

@@ -234,6 +234,15 @@ REFUSED = {
         "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
         "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
     ),
+    "meta-learning": (
+        HEAD
+        + "for x, y in loader:\n    optimizer.zero_grad()\n    inner = F.mse_loss(model(x.to(device)), y)\n"
+        + "    steps = torch.autograd.grad(inner, model.parameters())\n"
+        + "    fast = [p - 0.1 * g for p, g in zip(model.parameters(), steps)]\n"
+        + "    loss = F.mse_loss(model(x.to(device), fast), y)\n    loss.backward()\n    optimizer.step()\n",
+        "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero; "
+        "multiply the loss by scaler.get_scale() there and divide the gradients by it, or use --dtype bfloat16",
+    ),
     "no sigmoid": (
         HEAD + STEP.replace("mse_loss", "binary_cross_entropy"),
         "its loss is binary cross entropy on probabilities, which CUDA autocast refuses; "
@@ -241,7 +250,8 @@ REFUSED = {
     ),
     "unnamed loss": (
         HEAD
-        + "loss = []\nfor x in loader:\n    optimizer.zero_grad()\n    model(x).sum().backward()\n    optimizer.step()\n",
+        + "loss = []\nfor x in loader:\n    optimizer.zero_grad()\n"
+        + "    model(x).sum().backward()\n    optimizer.step()\n",
         "the loss is computed where its backward is called; name the loss on a line of its own first",
     ),
     "hidden sigmoid": (
