@@ -99,7 +99,7 @@ def _key(optimizer_key: str, scaler: str, shared: bool) -> str:
     if shared:
         return "scaler_state_dict" if "state_dict" in optimizer_key else "scaler"
     name = key_for(optimizer_key)
-    return scaler.removeprefix("self.") if name == "scaler" else name
+    return scaler.rpartition(".")[2] if name == "scaler" else name
 
 
 def _quoted(module: Module, key: ast.Constant, scaler: str, shared: bool) -> str:
@@ -114,7 +114,7 @@ def _restoring(module: Module, source: ast.expr, scaler: str, shared: bool) -> l
         case ast.Subscript(value=checkpoint, slice=ast.Constant(value=str()) as key):
             quoted, name = _quoted(module, key, scaler, shared), module.source(checkpoint)
             if any(isinstance(one, ast.Call) for one in ast.walk(checkpoint)):  # torch.load(path)["optimizer"]
-                state = f"{scaler.removeprefix('self.')}_state"
+                state = f"{scaler.rpartition('.')[2]}_state"
                 return [f"{state} = {name}.get({quoted})", f"if {state}:", f"    {scaler}.load_state_dict({state})"]
             return [f"if {name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
     return []

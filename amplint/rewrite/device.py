@@ -174,8 +174,21 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
         if not module.function(node)
     ]
     if functions:
-        return bool(stores)
+        own = any(_makes_object(module, root) and getattr(one, "name", "") == "__init__" for one in functions)
+        return bool(stores) and not own
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+
+
+def _makes_object(module: Module, name: str) -> bool:
+    """Whether a global is an object of a class of the file: it may not be there while one is being made."""
+    classes = {one.name for one in module.tree.body if isinstance(one, ast.ClassDef)}
+    return any(
+        isinstance(one, ast.Assign)
+        and any(getattr(target, "id", "") == name for target in one.targets)
+        and isinstance(one.value, ast.Call)
+        and getattr(one.value.func, "id", "") in classes
+        for one in ast.walk(module.tree)
+    )
 
 
 def _may_be_none(function: FunctionNode, name: str) -> bool:

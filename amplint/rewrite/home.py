@@ -1,7 +1,8 @@
 """Where the scaler lives: beside the optimizer, and on the way from there to the step.
 
 The optimizer is followed by its name, from the step outwards: a local of the function, a parameter (then the caller's
-argument), a name of the function or module around, or a field of the class.
+argument), a name of the function or module around, or a field of the class. Where it is a field of another object
+(`trainer.optimizer`, `self.gan.d_opt`), the scaler is one, too: both are made by the class of that object.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Home:
     path: tuple[Frame, ...] = ()
     loop: ast.For | None = None  # that goes over a collection of optimizers, which `optimizer` then is
     classes: tuple[tuple[Module, ast.ClassDef], ...] = ()  # whose methods have it as a field
+    through: str = ""  # the object that has it as a field, as that is called in the class or function `around`
+    around: ast.AST | None = None
 
     @property
     def in_class(self) -> bool:
@@ -42,7 +45,12 @@ class Home:
     def same(self, other: Home) -> bool:
         """Whether the other one is the same place, from which the same functions lead to the step."""
         mine, its = [frame.code for frame in self.path], [frame.code for frame in other.path]
-        return self.statement is other.statement and self.optimizer == other.optimizer and mine == its
+        alike = self.optimizer == other.optimizer and self.through == other.through
+        return self.statement is other.statement and alike and mine == its
+
+    def outside(self, name: str) -> str:
+        """What a field of the class is called where the object is at hand."""
+        return f"{self.through}.{name.removeprefix('self.')}" if self.through else name
 
 
 def home_of(step: events.Step) -> Home:
@@ -58,15 +66,15 @@ def home_of(step: events.Step) -> Home:
             raise Refused("the optimizer that steps has no plain name", BY_HAND)
     if (over := looped(step.module, step.node, text)) is not None:
         loop, texts = over
-        homes = [replace(_follow(step.frame, loop, one), loop=loop) for one in texts]
+        homes = [replace(_follow(step, loop, one), loop=loop) for one in texts]
         if any(home.code is not homes[0].code or home.in_class != homes[0].in_class for home in homes):
             raise Refused("the optimizers are made in different functions", BY_HAND)
         return max(homes, key=lambda home: home.statement.lineno)
-    return _follow(step.frame, step.node, text)
+    return _follow(step, step.node, text)
 
 
-def _follow(frame: Frame, use: ast.AST, text: str) -> Home:
-    path: list[Frame] = []
+def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
+    frame, path = step.frame, list[Frame]()
     for _ in range(MOST_NAMES):
         if looped(frame.module, use, text) is not None and isinstance(use, ast.Call):
             raise Refused("the optimizer is taken from a collection in an unusual way", BY_HAND)
@@ -74,7 +82,7 @@ def _follow(frame: Frame, use: ast.AST, text: str) -> Home:
         if root == "self" and rest and "." not in rest:
             return _in_class(frame, text, use, tuple(path))
         if rest:
-            raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+            return _in_object(step, frame, text, use, tuple(path))
         frame = _scope(frame, root)
         if root not in _parameters(frame.code):
             statement = _bound(frame.module, frame.code, root, use)
@@ -139,15 +147,36 @@ def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) ->
     classes: list[tuple[Module, ast.ClassDef]] = []
     for owner, cls in classes_of(module, around):
         classes.append((owner, cls))
-        found = [
-            owner.statement(node)
-            for node in ast.walk(cls)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
-        ]
-        if found:
+        if found := [owner.statement(node) for node in _fields(cls, text)]:
             statement = filled(owner, bound_at(owner, text, found, use), text)
             return Home(owner, statement, text, owner.function(statement) or cls, path, None, tuple(classes))
     raise Refused(UNSEEN, BY_HAND)
+
+
+def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
+    """The home of what is a field of another object: where a method of that object's class makes it."""
+    module, made = frame.module, getattr(step.optimizer, "node", None)
+    through, _, name = text.rpartition(".")
+    above = list(module.ancestors(made)) if made in module.parents else []
+    cls = next((one for one in above if isinstance(one, ast.ClassDef)), None)
+    found = [] if cls is None else [module.statement(one) for one in _fields(cls, f"self.{name}")]
+    if cls is None or not any(one in found for one in above) or cls in module.ancestors(use):
+        raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+    statement = filled(module, bound_at(module, f"self.{name}", found, use), f"self.{name}")
+    around: ast.AST | None = _scope(frame, text.partition(".")[0]).code
+    if text.startswith("self."):
+        around = next((one for one in module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
+    code = module.function(statement) or cls
+    return Home(module, statement, f"self.{name}", code, path, None, ((module, cls),), through, around)
+
+
+def _fields(cls: ast.ClassDef, text: str) -> list[ast.Attribute]:
+    """The places in a class that bind a field."""
+    return [
+        node
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
+    ]
 
 
 def _argument(frame: Frame, name: str) -> str:

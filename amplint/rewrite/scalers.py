@@ -40,12 +40,18 @@ class ScalerPlan:
     @property
     def here(self) -> str:
         """The name in the function that steps."""
-        return self.name.removeprefix("self.") if self.home.path else self.name
+        return self.name.removeprefix("self.") if self.home.path else self.home.outside(self.name)
 
 
 def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Module] = ()) -> list[ScalerPlan]:
     """Raises Refused where neither one scaler for all nor one for each optimizer is right. `files` are those in which
     the names of the scalers must be free."""
+    objects = list(dict.fromkeys(plan.home.through for plan in plans))
+    if len(objects) > 1:  # each object has a scaler of its own, as it has its optimizer
+        if _shares_backwards(plans):
+            raise Refused("optimizers of several objects share a backward", BY_HAND)
+        each = [[plan for plan in plans if plan.home.through == one] for one in objects]
+        return [scaler for mine in each for scaler in scalers_for(module, mine, files)]
     rounds = [_round(module, plan) for plan in plans]
     owners = [_owner(module, plan) for plan in plans]
     homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))

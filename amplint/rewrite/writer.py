@@ -221,7 +221,8 @@ def _name_at(scaler: ScalerPlan, module: Module, place: ast.stmt) -> str:
     if any(frame.code in around for frame in home.path):
         return scaler.here
     if home.in_class:
-        return scaler.name if any(cls in around for _, cls in home.classes) else ""
+        inside = any(cls in around for _, cls in home.classes)
+        return scaler.name if inside else scaler.here if home.around in around else ""
     if home.module is not module:
         return ""
     return scaler.name if home.code in around or isinstance(home.code, ast.Module) else ""
