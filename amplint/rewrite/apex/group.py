@@ -162,6 +162,8 @@ def project_files(module: Module) -> Iterator[tuple[Path, bytes]]:
     seen = 0
     for folder, inner, names in os.walk(near[-1] if near else here):
         inner[:] = sorted(one for one in inner if not one.startswith(".") and one not in ("node_modules", "venv"))
+        if not project_root(here) and not here.is_relative_to(cwd):
+            inner.clear()  # a lone file: only what lies beside it
         for name in sorted(names):
             if name.endswith(".py"):
                 seen += 1
@@ -169,7 +171,8 @@ def project_files(module: Module) -> Iterator[tuple[Path, bytes]]:
                     return
                 path = Path(folder, name)
                 try:
-                    yield path.resolve(), path.read_bytes()
+                    if path.is_file():  # and no pipe
+                        yield path.resolve(), path.read_bytes()
                 except OSError:
                     continue
 
