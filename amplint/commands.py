@@ -203,6 +203,8 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
             click.echo(patch(module.path, module.text, result.text), nl=False)
         for line in result.lines:
             click.echo(line, err=options["diff"])
+    if made and not any(result.lines for _, _, result in made) and not options.get("quiet"):
+        click.echo(f"no training step found in {text.plural(len(made), 'file')}", err=True)
     return max(code, int(bool(changed) if options["check"] else any(result.refused for _, _, result in made)))
 
 

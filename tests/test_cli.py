@@ -84,6 +84,11 @@ def test_the_working_folder_is_checked_where_no_path_is_named():
     assert check().stdout.startswith("sub/a.py:1:1: AMP105 [*] bad is wrong\n")
 
 
+def test_nothing_to_convert():
+    result = amplint("fix", put("a.py", "print(1)\n"))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no training step found in 1 file\n")
+
+
 def test_nothing_to_check():
     result = check()
     assert (result.exit_code, result.stdout) == (0, "All checks passed!\n")
