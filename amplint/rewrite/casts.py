@@ -17,6 +17,7 @@ OUTPUT, DERIVED, UNKNOWN = "output", "derived", "unknown"
 _SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expand_as", "repeat"}
 _ABOUT = NUMBERS | {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "grad", "type_as", "get_device"}
 _LOWERS = frozenset("mm bmm matmul linear einsum conv1d conv2d conv3d addmm baddbmm conv_transpose2d".split())
+_PARTS = frozenset(("chunk", "split", "unbind", "tensor_split"))
 _TALKS = frozenset(("print", "len", "isinstance", "str", "repr", "float", "int", "id", "type"))
 
 
@@ -63,10 +64,10 @@ def _kind(module: Module, name: ast.Name, runs: Collection[ast.AST], known: dict
             break
     if any(node in runs for node in ast.walk(value)):
         return DERIVED if _is_number(value) is False else ""
-    return _made(value, known)
+    return _made(value, known, isinstance(module.parents[name], ast.Tuple | ast.List))
 
 
-def _made(value: ast.expr, known: dict[str, str]) -> str:
+def _made(value: ast.expr, known: dict[str, str], unpacked: bool = True) -> str:
     """Whether an expression computes a tensor from what is in half precision."""
     names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
     lowers = any(isinstance(one, ast.BinOp) and isinstance(one.op, ast.MatMult) for one in ast.walk(value))
@@ -75,7 +76,7 @@ def _made(value: ast.expr, known: dict[str, str]) -> str:
         return ""
     if isinstance(value, ast.BinOp | ast.UnaryOp | ast.Call | ast.Subscript | ast.Name | ast.Attribute):
         made = getattr(getattr(value, "func", None), "attr", "")
-        return UNKNOWN if made in ("max", "min", "topk", "sort") else DERIVED
+        return UNKNOWN if made in ("max", "min", "topk", "sort") or (made in _PARTS and not unpacked) else DERIVED
     return UNKNOWN
 
 
@@ -196,12 +197,12 @@ def _parameters(module: Module, call: ast.AST | None) -> list[str]:
 def _is_tensor(module: Module, name: ast.Name, call: ast.AST | None) -> bool:
     """Whether nothing treats the value as a tuple or a dict: here, or in the function of this file that is called."""
     scope: ast.AST = module.function(name) or module.tree
-    if not _whole(module, scope, name.id):
+    if not whole(module, scope, name.id):
         return False
     names = set(_parameters(module, call))
     functions = (f for f in ast.walk(module.tree) if isinstance(f, ast.FunctionDef))
     return all(
-        _whole(module, function, one)
+        whole(module, function, one)
         for function in functions
         if names and names <= {argument.arg for argument in function.args.args}
         for one in names
@@ -214,7 +215,7 @@ def called(call: ast.AST | None) -> str:
     return getattr(function, "id", "") or getattr(function, "attr", "")
 
 
-def _whole(module: Module, scope: ast.AST, name: str) -> bool:
+def whole(module: Module, scope: ast.AST, name: str) -> bool:
     """Whether a name is nowhere taken apart: unpacked, iterated, or indexed by a number or a key."""
     for node in ast.walk(scope):
         if not isinstance(node, ast.Name) or node.id != name or not isinstance(node.ctx, ast.Load):
@@ -227,6 +228,6 @@ def _whole(module: Module, scope: ast.AST, name: str) -> bool:
                 return False
             case ast.For(iter=value) | ast.comprehension(iter=value) | ast.Starred(value=value) if value is node:
                 return False
-            case ast.Call(func=ast.Name(id="len" | "zip" | "enumerate" | "isinstance")):
+            case ast.Call(func=ast.Name(id="len" | "zip" | "enumerate" | "isinstance" | "list" | "tuple")):
                 return False
     return True

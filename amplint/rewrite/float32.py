@@ -14,6 +14,7 @@ from typing import NamedTuple
 from amplint.findings import Edit
 from amplint.rewrite import edits, penalties
 from amplint.rewrite.casts import Bindings, called, operand, tensors_made
+from amplint.rewrite.islands import islands, keep, words
 from amplint.rewrite.lifts import shown, standing
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
@@ -121,6 +122,13 @@ def partition(
         if any(losses):
             made.kept.append(PROBABILITIES)
         hoisted: dict[ast.stmt, list[Named]] = {}
+        for statement, calls in islands(reading, region, forwards).items():
+            index = region.index(statement)
+            if not apart[index]:
+                hoisted[statement] = _given_to(reading, statement, calls, forwards, taken)
+                apart[index] = True
+            made.kept += words(module, calls)
+            keep(reading, calls)
         for index, given in enumerate(losses):
             casts += [sigmoid_before(reading, event) for event in given]
             if given and not apart[index]:
@@ -180,6 +188,20 @@ def _hoisted(
         raise Refused(REASON, "compute the loss of what the model returns where that has a name")
     calls = {node for node in forwards if node in inside}
     return named(reading.module, statement, calls, taken) if calls else []
+
+
+def _given_to(
+    reading: Reading,
+    statement: ast.stmt,
+    calls: Sequence[ast.Call],
+    forwards: dict[ast.AST, events.Forward],
+    taken: set[str],
+) -> list[Named]:
+    """The forwards that a statement gives to its calls in float32."""
+    inside = [node for node in ast.walk(statement) if node in forwards and node not in calls]
+    if any(call in ast.walk(node) for call in calls for node in inside):
+        raise Refused(REASON, "compute the loss of what the model returns where that has a name")
+    return named(reading.module, statement, inside, taken) if inside else []
 
 
 def _code(module: Module, node: ast.AST) -> Code:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from amplint.rewrite.refused import KEEP, Refused
+from amplint.rewrite.used import used_by
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import FunctionNode, Module
@@ -27,9 +29,13 @@ _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
-_BCE, _SPARSE = "binary_cross_entropy", "sparse"
+BCE, SPARSE = "binary_cross_entropy", "sparse"
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
 _WIDE = frozenset(("float", "double"))
+_MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
+
+
+Place = tuple[str, int, int]
 
 
 class Hit(NamedTuple):
@@ -39,55 +45,111 @@ class Hit(NamedTuple):
     call: ast.Call
     what: str
 
+    @property
+    def place(self) -> Place:
+        return str(Path(self.module.path).resolve()), self.call.lineno, self.call.col_offset
+
 
 def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
-    """Refuse a script whose losses or models need float32 somewhere; `used` are the other files that it may run."""
+    """Refuse a script whose losses or models need float32 where no statement of a training step can give it; `used` are
+    the other files that it may run."""
     module = reading.module
-    for hit in _without_kernel(reading, used):
-        place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
-        if hit.what in _IN_PLACE:
-            raise Refused(
-                f"{place} calls {hit.what}(), for which autocast casts nothing",
-                "make its operands .float() first: in float32 that changes nothing",
-            )
-        if hit.what not in (_BCE, _SPARSE):
-            raise Refused(
-                f"{place} calls {hit.what}(), which has no half-precision kernel",
-                "make its operand .float() first: in float32 that changes nothing",
-            )
-        if hit.module is module:
-            continue  # what is in the script itself is seen more closely
-        if hit.what == _BCE:
-            raise Refused(
-                f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
-                "use binary_cross_entropy_with_logits on logits there first",
-            )
-        raise Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
-
-
-def _without_kernel(reading: Reading, used: Sequence[Module]) -> list[Hit]:
-    """The calls behind the losses that are trained on that need float32, those of the script first."""
-    module = reading.module
-    if not any(_says_one(one) for one in (module, *used)):
-        return []
     names: set[str] = set()
     for event in reading.events:
         if isinstance(event, events.Backward) and event.module is module:
-            names |= _named_in(event.node)
+            names |= named_in(event.node)
     files = {Path(one.path).resolve(): one for one in (module, *used)}
-    found: dict[ast.Call, Hit] = {}
-    for source, code in _reached(module, names, files, reading.machine.project.roots):
-        for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
-            if (what := _needs_float32(source, call)) is not None:
-                found[call] = Hit(source, call, what)
-    return sorted(found.values(), key=lambda hit: (hit.module is not module, hit.module.path, hit.call.lineno))
+    kept = search_of(reading).kept
+    for hit in Search(module, files, reading.machine.project.roots).hits(names):
+        if hit.what in (BCE, SPARSE) and hit.module is module:
+            continue  # what is in the script itself is seen more closely
+        if hit.place not in kept:
+            raise refusal(hit)
 
 
-def _says_one(module: Module) -> bool:
-    return _WORDS.search(module.text) is not None
+def refusal(hit: Hit) -> Refused:
+    place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
+    if hit.what in _IN_PLACE:
+        return Refused(
+            f"{place} calls {hit.what}(), for which autocast casts nothing",
+            "make its operands .float() first: in float32 that changes nothing",
+        )
+    if hit.what == BCE:
+        return Refused(
+            f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
+            "use binary_cross_entropy_with_logits on logits there first",
+        )
+    if hit.what == SPARSE:
+        return Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
+    return Refused(
+        f"{place} calls {hit.what}(), which has no half-precision kernel",
+        "make its operand .float() first: in float32 that changes nothing",
+    )
 
 
-class _Names:
+class Search:
+    """Follows the names of a module through the files that it uses. `kept` are the places of what needs float32 and
+    gets it, because a statement of a training step that leads there stays in float32."""
+
+    def __init__(self, module: Module, files: dict[Path, Module], roots: Sequence[Path]):
+        self.module, self.files, self.roots = module, files, roots
+        self.says_one = any(_WORDS.search(one.text) for one in files.values())
+        self.kept: set[Place] = set()
+        self._known: dict[Module, Names] = {}
+
+    def names(self, module: Module) -> Names:
+        if module not in self._known:
+            self._known[module] = Names(module)
+        return self._known[module]
+
+    def hits(self, names: Collection[str]) -> list[Hit]:
+        """The calls behind some names of the script that need float32, those of the script first."""
+        found: dict[ast.Call, Hit] = {}
+        for source, code in self.reached(names) if self.says_one else ():
+            for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
+                if (what := needs_float32(source, call)) is not None:
+                    found[call] = Hit(source, call, what)
+        return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
+
+    def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
+        """The values and definitions that some names of the script lead to, in all files."""
+        done: set[tuple[Module, str]] = set()
+        pending = [(self.module, name) for name in names]
+        while pending:
+            source, name = pending.pop()
+            if (source, name) in done:
+                continue
+            done.add((source, name))
+            known = self.names(source)
+            for code in (*known.values.get(name, ()), *known.definitions.get(name, ())):
+                if not _trains(code):
+                    yield source, code
+                    pending += [(source, one) for one in named_in(code)]
+            pending += self.imported(source, name)
+
+    def imported(self, source: Module, name: str) -> list[tuple[Module, str]]:
+        """Where a name of a module may come from, and what it is called there."""
+        found = self.names(source).imports.get(name, ())
+        return [
+            (one, alias.name)
+            for statement, alias in found
+            for one in _files_of(source, statement, alias, self.files, self.roots)
+        ]
+
+
+_searches: WeakKeyDictionary[Reading, Search] = WeakKeyDictionary()
+
+
+def search_of(reading: Reading) -> Search:
+    """One for each reading: planning says what it keeps in float32, and the check that follows reads it."""
+    if reading not in _searches:
+        project = reading.machine.project
+        files = {Path(one.path).resolve(): one for one in (reading.module, *used_by(reading.module, project))}
+        _searches[reading] = Search(reading.module, files, project.roots)
+    return _searches[reading]
+
+
+class Names:
     """What the names of a file stand for: definitions, values assigned, imports, and what its functions are given."""
 
     def __init__(self, module: Module):
@@ -122,28 +184,6 @@ def _bound(target: ast.expr) -> set[str]:
     return {ast.unparse(part).removeprefix("self.") for part in parts if isinstance(part, ast.Name | ast.Attribute)}
 
 
-def _reached(
-    module: Module, names: set[str], files: dict[Path, Module], roots: Sequence[Path]
-) -> Iterator[tuple[Module, ast.AST]]:
-    """The values and definitions that some names of a module lead to, in all files."""
-    known: dict[Module, _Names] = {}
-    done: set[tuple[Module, str]] = set()
-    pending = [(module, name) for name in names]
-    while pending:
-        source, name = pending.pop()
-        if (source, name) in done:
-            continue
-        done.add((source, name))
-        if source not in known:
-            known[source] = _Names(source)
-        for code in (*known[source].values.get(name, ()), *known[source].definitions.get(name, ())):
-            if not _trains(code):
-                yield source, code
-                pending += [(source, one) for one in _named_in(code)]
-        for statement, alias in known[source].imports.get(name, ()):
-            pending += [(one, alias.name) for one in _files_of(source, statement, alias, files, roots)]
-
-
 def _trains(node: ast.AST) -> bool:
     """Whether a function runs training steps of its own: what it is called from is no part of them."""
     return isinstance(node, FunctionNode) and any(
@@ -151,7 +191,7 @@ def _trains(node: ast.AST) -> bool:
     )
 
 
-def _named_in(code: ast.AST) -> set[str]:
+def named_in(code: ast.AST) -> set[str]:
     """The names, and the fields of `self`, that some code reads."""
     found = set()
     for node in ast.walk(code):
@@ -175,13 +215,15 @@ def _files_of(
     return [files[path.resolve()] for path in paths if path.resolve() in files]
 
 
-def _needs_float32(module: Module, call: ast.Call) -> str | None:
+def needs_float32(module: Module, call: ast.Call) -> str | None:
     """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
     names = module.dotted(call.func)
     if names & _PROBABILITIES:
-        return _BCE if _is_run(module, call) else None
+        return BCE if _is_run(module, call) else None
+    if getattr(module.function(call), "name", "") in _MAKING:
+        return None
     if names & _SPARSE_PRODUCTS:
-        return _SPARSE
+        return SPARSE
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))
     operands: list[ast.expr] = list(call.args)
     if last in _IN_PLACE and isinstance(call.func, ast.Attribute):

@@ -271,13 +271,16 @@ def _without_sigmoid(module: Module, cls: ast.ClassDef, index: int | None) -> li
         if last is not None and later == [root]:
             value = unviewed(last.value)
             if (operand := sigmoid_of(module, value)) is not None:
-                if value is last.value and module.source(operand) == root.id and len(last.targets) == 1:
+                own = value is last.value and module.source(operand) == root.id and len(last.targets) == 1
+                if own and isinstance(getattr(value, "func", None), ast.Attribute):
                     return edits.delete(module, last) + _unused(module, value)
                 return _unwrapped(module, value, operand)
     raise _NotProved
 
 
 def _unwrapped(module: Module, call: ast.expr, operand: ast.expr) -> list[Edit]:
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+        raise _NotProved  # `from torch import sigmoid` would be left without a use
     text = module.source(operand)
     simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
     return edits.replace(module, call, text if simple else f"({text})") + _unused(module, call)

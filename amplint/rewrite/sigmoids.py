@@ -76,7 +76,7 @@ def bare_of(reading: Reading, probabilities: ast.expr) -> Bare | None:
     (model,) = found
     names = {module.source(call.func) for call in behind}
     made = [one for one in ast.walk(module.tree) if isinstance(one, ast.Assign) and len(one.targets) == 1]
-    made = [one for one in made if module.source(one.targets[0]) in names]
+    made = [one for one in made if module.source(one.targets[0]) in names and not _only_moves(module, one)]
     value = made[0].value if len(made) == len(names) == 1 else None
     while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in ("to", "cuda"):
         value = value.func.value
@@ -97,6 +97,14 @@ def bare_of(reading: Reading, probabilities: ast.expr) -> Bare | None:
                 continue
             return None
     return Bare(value, tuple(one for one in calls if isinstance(one, ast.Call)))
+
+
+def _only_moves(module: Module, statement: ast.Assign) -> bool:
+    """Whether a statement is `D = D.to(device)`."""
+    match statement.value:
+        case ast.Call(func=ast.Attribute(attr="to" | "cuda", value=value)):
+            return module.source(value) == module.source(statement.targets[0])
+    return False
 
 
 def _only_looks(module: Module, call: ast.Call) -> bool:
@@ -234,7 +242,7 @@ def _run_by(module: Module, field: ast.Attribute) -> ast.Call | None:
 def sigmoid_of(module: Module, call: ast.AST) -> ast.expr | None:
     """The operand of a call that computes a sigmoid: torch.sigmoid(x), x.sigmoid(), self.out(x) with an nn.Sigmoid."""
     match call:
-        case ast.Call(func=ast.Attribute() as function, args=[operand], keywords=[]) if module.dotted(function) & {
+        case ast.Call(func=function, args=[operand], keywords=[]) if module.dotted(function) & {
             "torch.sigmoid",
             "torch.nn.functional.sigmoid",
             "torch.special.expit",

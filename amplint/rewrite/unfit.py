@@ -26,8 +26,11 @@ _SPARSE = {
 }  # fmt: skip
 
 
-def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used: Sequence[Module] = ()) -> None:
-    """Raise Refused if something in the script, in the files named with it, or in those it uses, rules it out."""
+def whole_script(
+    reading: Reading, dtype: str, together: Sequence[Module], used: Sequence[Module] | None = None
+) -> None:
+    """Raise Refused if something in the script, in the files named with it, or in those it uses, rules it out. While
+    `used` is None it is still being planned what stays in float32."""
     module = reading.module
     for event in reading.events:
         if isinstance(event, events.Cast) and event.dtype == "float64":
@@ -41,19 +44,23 @@ def whole_script(reading: Reading, dtype: str, together: Sequence[Module], used:
             raise Refused("parameters are also updated by hand", "a GradScaler only steps optimizers: keep float32")
         if isinstance(event, events.Backward) and event.module is module and _stops_on_loss(module, event):
             raise Refused("its loop ends on a loss threshold, which half precision may never reach", KEEP)
-    if dtype != "bfloat16" and any(_gram(one) for one in (module, *used)):
+    others = used or ()
+    if dtype != "bfloat16" and any(_gram(one) for one in (module, *others)):
         raise Refused(
             "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
-    if dtype != "bfloat16" and any(penalties.unmet(reading, one) for one in (module, *penalties.reached(module, used))):
+    if dtype != "bfloat16" and any(
+        penalties.unmet(reading, one) for one in (module, *penalties.reached(module, others))
+    ):
         raise Refused(penalties.REASON, penalties.ADVICE)
     if dtype != "bfloat16" and penalties.unscaled(reading):
         raise Refused(
             "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero",
             "multiply the loss by scaler.get_scale() there and divide the gradients by it, or use --dtype bfloat16",
         )
-    check_kernels(reading, used)
+    if used is not None:
+        check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     if "share_memory" in words:

@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from amplint import files, knowledge
 from amplint.findings import Applicability, Finding
@@ -24,7 +25,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
     """The files that the script uses; raises Refused if one of them has what half precision cannot run, unless it
     is named, too, and gets its own fix."""
     named = {os.path.abspath(one.path) for one in together}
-    seen = list(_imported(module, project))
+    seen = used_by(module, project)
     if len(together) <= FEW:  # a script that is named, too, and imports this one may bring the model
         for other in together:
             brought = list(_imported(other, Project.around(other, tuple(map(str, project.roots)))))
@@ -51,6 +52,17 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
                     f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
                 )
     return seen
+
+
+_used: WeakKeyDictionary[Module, tuple[tuple[Path, ...], list[Module]]] = WeakKeyDictionary()
+
+
+def used_by(module: Module, project: Project) -> list[Module]:
+    """The project's files that a module uses, read once."""
+    known = _used.get(module)
+    if known is None or known[0] != project.roots:
+        known = _used[module] = project.roots, list(_imported(module, project))
+    return list(known[1])
 
 
 def _imported(module: Module, project: Project) -> Iterator[Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -450,11 +451,26 @@ class Spectral(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f)[0]
 class Domain(torch.nn.Module):
+    def __init__(self, judge=torch.nn.Linear(4, 1), sigmoid=True):
+        super().__init__()
+        self.judge, self.sigmoid = judge, sigmoid
+    def forward(self, f, weight=None):
+        seen = self.judge(f)
+        if not self.sigmoid:
+            return seen.mean()
+        return F.binary_cross_entropy(torch.sigmoid(seen), torch.ones_like(seen), weight)
+class Certain(torch.nn.Module):
     def forward(self, f):
-        return F.binary_cross_entropy(torch.sigmoid(f), torch.ones_like(f))
+        return F.binary_cross_entropy(f, torch.ones_like(f))
 class Triplet(torch.nn.Module):
     def forward(self, f):
-        return f.pow(2).sum(1).expand(len(f), len(f)).clone().addmm_(f, f.t(), beta=1, alpha=-2).mean()
+        return f.pow(2).sum(1).expand(f.size(0), f.size(0)).clone().addmm_(f, f.t(), beta=1, alpha=-2).mean()
+class Pair(torch.nn.Module):
+    def forward(self, fs):
+        return torch.linalg.svdvals(fs[0])[0] + fs[1].mean()
+class Any(torch.nn.Module):
+    def forward(self, *fs):
+        return torch.linalg.svdvals(*fs)[0]
 class Unused(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -464,34 +480,72 @@ class Unused(torch.nn.Module):
 class Wide(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f.float())[0]
+class Rotated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linalg.qr(torch.randn(4, 4))[0])
+    def forward(self, f):
+        return F.linear(f, self.weight).square().mean()
+class Odd(torch.nn.Module):
+    def forward(self, x):
+        return torch.linalg.qr(x)[0]
+class Gate(torch.nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(x)
 class Distance:
     def measure(self, f):
         return torch.fft.fft(f)
 """
-ELSEWHERE = {
-    "Spectral": "calls svdvals(), which has no half-precision kernel; make its operand .float() first: in float32 that "
-    "changes nothing",
-    "Domain": "computes binary cross entropy on probabilities, which CUDA autocast refuses; use "
-    "binary_cross_entropy_with_logits on logits there first",
-    "Triplet": "calls addmm_(), for which autocast casts nothing; make its operands .float() first: in float32 that "
-    "changes nothing",
-    "Unused": "",
-    "Wide": "",
+SVD = "which has no half-precision kernel; make its operand .float() first: in float32 that changes nothing"
+OWN = "    seen = model(x.to(device))\n    loss = seen.square().mean() + 0.1 * criterion(seen)"
+FLOAT = "    loss = seen.square().mean() + 0.1 * criterion(seen.float())\n    scaler.scale(loss)"
+ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
+    "its output gets a name": ("Spectral()", "    loss = criterion(model(x))", "loss = criterion(output.float())"),
+    "a loss with weights": (
+        "Domain()",
+        "    f = model(x)\n    loss = criterion(f)",
+        "    loss = criterion(f.float())\n",
+    ),
+    "a loss with a flag": (
+        "Domain(sigmoid=False)",
+        "    f = model(x)\n    loss = criterion(f)",
+        "criterion(f.float())\n",
+    ),
+    "a part of the loss": ("Triplet()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
+    "several at once": (
+        "[Spectral(), Triplet()]",
+        "    f = model(x)\n    f = f / 2\n    loss = sum(one(f) for one in criterion)",
+        "    f = f.float() / 2\n    loss = sum(one(f) for one in criterion)\n",
+    ),
+    "a tuple, perhaps": ("Pair()", OWN, "calls svdvals(), " + SVD),
+    "any arguments": ("Any()", OWN, "calls svdvals(), " + SVD),
+    "a model, in the end": ("Odd()", "    loss = criterion(x).mean()\n    loss = loss + model(x).mean()", SVD),
+    "a sigmoid in half": (
+        "Certain()",
+        "    gate = Gate()\n    f = model(x)\n    f = gate(f)\n    loss = criterion(f)",
+        "use binary_cross_entropy_with_logits on logits first",
+    ),
+    "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
 }
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str) -> None:
+def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str, dtype: str) -> None:
+    made, loss, expected = ELSEWHERE[name]
     put(LOSSES, "losses.py")
-    put(
-        f"from losses import Distance, {name}\n{HEAD}criterion = {name}()\nmeter = Distance()\n"
-        + STEP.replace(
-            "torch.nn.functional.mse_loss(model(x.to(device)), y.to(device))", "criterion(model(x.to(device)))"
-        )
-    )
-    result = amplint("train.py")
-    assert result.exit_code == bool(ELSEWHERE[name])
-    assert ELSEWHERE[name] in result.stdout if ELSEWHERE[name] else ": converted: " in result.stdout
+    names = ", ".join(sorted({*re.findall(r"[A-Z]\w+", made + loss), "Distance"} - {"False"}))
+    step = STEP.replace(STEP.splitlines()[2], loss)
+    put(f"from losses import {names}\n{HEAD}criterion = {made}\nmeter = Distance()\n{step}")
+    result = amplint("train.py", "--dtype", dtype)
+    if result.exit_code:
+        assert result.stdout.rstrip().endswith(expected)
+    else:
+        text = Path("train.py").read_text(encoding="utf-8")
+        assert expected.replace("scaler.scale(loss)", "loss" if dtype == "bfloat16" else "scaler.scale(loss)") in text
+        assert "autocast" in text
 
 
 FUNCTION = """\
