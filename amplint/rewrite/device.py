@@ -174,14 +174,17 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
         if not module.function(node)
     ]
     if functions:
-        own = any(_makes_object(module, root) and getattr(one, "name", "") == "__init__" for one in functions)
-        return bool(stores) and not own
+        return bool(stores) and not _foreign(module, root, place)
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
 
 
-def _makes_object(module: Module, name: str) -> bool:
-    """Whether a global is an object of a class of the file: it may not be there while one is being made."""
+def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
+    """Whether a global is an object of a class of the file, and the class around a place knows nothing of it: it may
+    not be there yet while an object of that class is being made."""
     classes = {one.name for one in module.tree.body if isinstance(one, ast.ClassDef)}
+    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    if around is None or any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(around)):
+        return False
     return any(
         isinstance(one, ast.Assign)
         and any(getattr(target, "id", "") == name for target in one.targets)
@@ -255,11 +258,20 @@ def _assigned_in(function: FunctionNode, name: str) -> bool:
 
 def is_device_object(module: Module, text: str) -> bool:
     """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
-    made = []
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
-            made.append(makes_device(module, node.value))
+    owner, _, name = text.rpartition(".")
+    if owner and owner != "self" and not _values(module, text):
+        text = f"self.{name}"  # trainer.device
+    made = [makes_device(module, value) for value in _values(module, text)]
     return bool(made) and all(made)
+
+
+def _values(module: Module, text: str) -> list[ast.expr]:
+    """What is assigned to a name or attribute."""
+    return [
+        node.value
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets)
+    ]
 
 
 def _is_type(module: Module, text: str) -> bool:

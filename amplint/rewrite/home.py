@@ -8,7 +8,7 @@ argument), a name of the function or module around, or a field of the class. Whe
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from amplint.rewrite.binding import UNSEEN, bound_at
@@ -81,9 +81,19 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
         root, _, rest = text.partition(".")
         if root == "self" and rest and "." not in rest:
             return _in_class(frame, text, use, tuple(path))
-        if rest:
-            return _in_object(step, frame, text, use, tuple(path))
+        if rest and (home := _in_object(step, frame, text, use, tuple(path))) is not None:
+            return home
+        if rest and root == "self":
+            raise Refused(f"the optimizer is kept in {text}", BY_HAND)
         frame = _scope(frame, root)
+        if rest:
+            inside = frame.code if isinstance(frame.code, FunctionNode) else None
+            stores = [one for one in _fields(frame.code, text) if frame.module.function(one) is inside]
+            if stores:  # state.optimizer = …
+                statement = bound_at(frame.module, text, [frame.module.statement(one) for one in stores], use)
+                return Home(frame.module, statement, text, frame.code, tuple(path))
+            if root not in _parameters(frame.code):
+                raise Refused(f"the optimizer is kept in {text}", BY_HAND)
         if root not in _parameters(frame.code):
             statement = _bound(frame.module, frame.code, root, use)
             if not (other := alias(statement, root)):
@@ -91,7 +101,7 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
                 return Home(frame.module, statement, text, frame.code, tuple(path))
             text, use = other, statement
             continue
-        text = _argument(frame, root)
+        text = ".".join(filter(None, (_argument(frame, root), rest)))
         path.append(frame)
         assert frame.call is not None and frame.caller is not None
         use, frame = frame.call, frame.caller
@@ -153,15 +163,15 @@ def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) ->
     raise Refused(UNSEEN, BY_HAND)
 
 
-def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
-    """The home of what is a field of another object: where a method of that object's class makes it."""
+def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home | None:
+    """The home of what is a field of another object: where a method of that object's class makes it, in this file."""
     module, made = frame.module, getattr(step.optimizer, "node", None)
     through, _, name = text.rpartition(".")
     above = list(module.ancestors(made)) if made in module.parents else []
     cls = next((one for one in above if isinstance(one, ast.ClassDef)), None)
     found = [] if cls is None else [module.statement(one) for one in _fields(cls, f"self.{name}")]
     if cls is None or not any(one in found for one in above) or cls in module.ancestors(use):
-        raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+        return None
     statement = filled(module, bound_at(module, f"self.{name}", found, use), f"self.{name}")
     around: ast.AST | None = _scope(frame, text.partition(".")[0]).code
     if text.startswith("self."):
@@ -170,11 +180,31 @@ def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: t
     return Home(module, statement, f"self.{name}", code, path, None, ((module, cls),), through, around)
 
 
-def _fields(cls: ast.ClassDef, text: str) -> list[ast.Attribute]:
-    """The places in a class that bind a field."""
+def owners(home: Home, optimizers: Sequence[str]) -> dict[tuple[ast.AST, str], None]:
+    """The names of the object that has the optimizers as fields where their state is asked for or set, each with the
+    class or function that it is known in. Objects of other classes with such fields have scalers of their own."""
+    module, fields = home.module, [one.removeprefix("self.") for one in optimizers]
+    found: dict[tuple[ast.AST, str], None] = {}
+    classes = [one for one in ast.walk(module.tree) if isinstance(one, ast.ClassDef)]
+    several = sum(any(_fields(one, text) for text in optimizers) for one in classes) > 1
+    for node in ast.walk(module.tree) if home.through else ():
+        match node:
+            case ast.Attribute(attr="state_dict" | "load_state_dict", value=ast.Attribute(value=owner, attr=name)) if (
+                name in fields and isinstance(owner, ast.Name | ast.Attribute) and ast.unparse(owner) != "self"
+            ):
+                text = ast.unparse(owner)
+                scope = ast.ClassDef if text.startswith("self.") else FunctionNode
+                code = next((one for one in module.ancestors(node) if isinstance(one, scope)), module.tree)
+                if not several or (code, text) == (home.around, home.through):
+                    found[code, text] = None
+    return found
+
+
+def _fields(code: ast.AST, text: str) -> list[ast.Attribute]:
+    """The places in some code that bind a field."""
     return [
         node
-        for node in ast.walk(cls)
+        for node in ast.walk(code)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node) == text
     ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
@@ -12,7 +13,8 @@ from amplint.rewrite.checkpoints import state_edits
 from amplint.rewrite.definitions import other_users
 from amplint.rewrite.devices import with_type
 from amplint.rewrite.files import file_edits
-from amplint.rewrite.home import Home
+from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.home import Home, owners
 from amplint.rewrite.lifts import Through
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
@@ -170,6 +172,8 @@ class Maker:
             choose_dtype(module, torch, self.aim.version, self.changes)
         loop = _renewing(module, made)
         gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home, early=True)
+        if gate is None and home.in_class and getattr(home.code, "name", "") == "__init__":
+            made, gate = self._later(home, torch)
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         own = _own_switch(scaler.steps[0])
@@ -191,6 +195,16 @@ class Maker:
         else:
             self.changes.after(module, made, [line])
 
+    def _later(self, home: Home, torch: str) -> tuple[ast.stmt, device.Gate | None]:
+        """The first place behind the optimizer where the device is known, while an object is being made."""
+        block = suite_of(home.module, home.statement)
+        index = block.index(home.statement)
+        for one, following in pairwise(block[index:]):
+            gate = gate_at(home.module, following, self.aim, torch, None, home, early=True)
+            if gate is not None:
+                return one, gate
+        return home.statement, None
+
     def _stays(self, function: ast.FunctionDef, module: Module) -> bool:
         """Whether a function that saves the optimizer cannot be given the scaler, as its file, or one that calls it,
         was not named: a run that resumes starts with a new scaler then."""
@@ -204,8 +218,14 @@ class Maker:
         places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
         if home.in_class:
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
-        if home.around is not None:
-            places.append((home.module, home.around, reach.outside))
+        for code, through in owners(home, reach.optimizers):
+            other = replace(reach, home=replace(home, through=through, around=code))
+            for made, said in (
+                state_edits(home.module, code, other, other.outside),
+                file_edits(home.module, code, other, other.outside),
+            ):
+                self.changes.edits += made
+                done.update(said)
         for function, (module, name) in savers(reach, self.aim.files).items():
             if module is not home.module and self._stays(function, module):
                 self.left[f"{function.name}() in {module.path} does not know its state"] = None

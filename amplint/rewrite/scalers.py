@@ -74,7 +74,7 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
     made: list[ScalerPlan] = []
     for statement, optimizer in homes:
         mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]
-        name = _name_for(optimizer.removeprefix("self."))
+        name = _name_for(optimizer.rpartition(".")[2])
         if name in taken or name in [one.name for one in made]:
             raise Refused(f"its scaler would be called {name}, which is taken", "rename that first")
         updates = tuple(rounds[plans.index(plan)] for plan in mine)

@@ -39,6 +39,17 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # A script, and what the new line for the scaler stands behind.
 FOUND = {
+    "a field of a plain object": (
+        HEAD + "import types\nstate = types.SimpleNamespace()\n" + f"state.{SGD}" + STEP.replace("opt", "state.opt"),
+        f"state.{SGD}",
+    ),
+    "a field of what a function is given": (
+        HEAD
+        + "import types\n"
+        + FUNCTION.replace("train()", "train(run)").replace("opt", "run.opt")
+        + f"state = types.SimpleNamespace()\nstate.{SGD}train(state)\n",
+        f"state.{SGD}",
+    ),
     "default, then another": (
         HEAD + SGD + "if adam:\n    optimizer = torch.optim.Adam(model.parameters())\n" + STEP,
         "    optimizer = torch.optim.Adam(model.parameters())\n",
@@ -88,6 +99,21 @@ REFUSED = {
     "a global of functions alone": (
         HEAD + FUNCTION + f"def make():\n    global optimizer\n    {SGD}make()\ntrain()\n",
         "a function binds the optimizer's name as a global; convert it by hand",
+    ),
+    "a field of an object that was given it": (
+        HEAD
+        + "class Learner:\n    def __init__(self, optimizer):\n        self.optimizer = optimizer\n"
+        + f"{SGD}learner = Learner(optimizer)\n"
+        + STEP.replace("optimizer", "learner.optimizer"),
+        "the optimizer is kept in learner.optimizer; convert it by hand",
+    ),
+    "objects that share a backward": (
+        HEAD
+        + f"class Part:\n    def __init__(self, model):\n        self.{SGD}one, two = Part(model), Part(model)\n"
+        + STEP.replace("optimizer.step()", "one.optimizer.step()\n    two.optimizer.step()").replace(
+            "    optimizer", "    one.optimizer"
+        ),
+        "optimizers of several objects share a backward; convert it by hand",
     ),
     "trains in float64": (HEAD + "torch.set_default_dtype(torch.float64)\n" + SGD + STEP, "it computes in float64; "),
 }
