@@ -16,6 +16,7 @@ from amplint.rewrite import edits, penalties
 from amplint.rewrite.casts import Bindings, called, operand, tensors_made
 from amplint.rewrite.islands import islands, keep, words
 from amplint.rewrite.lifts import shown, standing
+from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
 from amplint.rewrite.refused import Refused
@@ -103,7 +104,7 @@ def partition(
     made = Parts()
     runs: list[Low] = []
     outside: list[ast.stmt] = []
-    casts: list[Cast] = []
+    casts: list[Cast] = list(logarithms(reading, [region for _, region in regions]))
     identical: set[str] = set()
     forwards = _forwards(reading)
     on_logits = logits(reading)

@@ -14,7 +14,6 @@ from amplint.rewrite.gradients import handled, hooks, unscale_at
 from amplint.rewrite.home import Home, home_of
 from amplint.rewrite.inline import follows, forward_in, lines_for
 from amplint.rewrite.lifts import common, node_in, without_gradients_first
-from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.named import Named
 from amplint.rewrite.refused import BY_HAND, KEEP, Elsewhere, Refused
 from amplint.rewrite.regions import Region, regions_of
@@ -209,6 +208,9 @@ def _plan(
         step = steps[0]
     backwards = [o for one in steps for o in one.before.origins if isinstance(o, events.Backward)]
     if not backwards:
+        if step.frame.entry and isinstance(step.frame.code, ast.FunctionDef):
+            reason = f"no backward was seen before this step: what calls {step.frame.name}() may run it"
+            raise Refused(reason, "convert both by hand")
         raise Refused("no backward was seen before this step", BY_HAND)
     if any(one.module is not module for one in backwards):
         raise Refused("backward and step are in different files", BY_HAND)
@@ -217,7 +219,6 @@ def _plan(
     backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
     if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
-    logarithms(reading, [region for _, region in regions])
     parts, kept = ((), ()) if half else _parts(reading, regions, dtype, backwards)
     forward, region = regions[0] if regions else (parts[0].forward, ())
     low = dtype != "float16"

@@ -34,9 +34,14 @@ class Bare(NamedTuple):
 
 def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail | Bare:
     """What the sigmoid is given whose probabilities a loss gets."""
-    module = reading.module
     known = loss.args[0] if loss.args else None
     given = loss.node.args[0] if isinstance(loss.node, ast.Call) and loss.node.args else None
+    return sigmoid_behind(reading, given, known)
+
+
+def sigmoid_behind(reading: Reading, given: ast.expr | None, known: Value | None = None) -> ast.expr | Tail | Bare:
+    """What the sigmoid is given whose probabilities an expression stands for."""
+    module = reading.module
     if given is not None and (bare := bare_of(reading, given)) is not None:
         return bare
     classes = classes_of(reading, given) if given is not None else set()
