@@ -41,6 +41,7 @@ class Lifts:
     barriers: set[ast.AST] = field(default_factory=set)
     steps: set[ast.AST] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
+    wrappers: set[str] = field(default_factory=set)  # objects that were given a model: `decoder = Decoder(net)`
     templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
     fields: dict[ast.AST, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -67,6 +68,12 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.templates |= {one.name for one in body if isinstance(one, ast.FunctionDef) and abstract(one)}
             case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
                 found.models.add(ast.unparse(model))
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=made, args=[given, *_])) if (
+                getattr(made, "id", getattr(made, "attr", ""))[:1].isupper() and ast.unparse(given) in found.models
+            ):
+                found.wrappers.add(name)
     return found
 
 

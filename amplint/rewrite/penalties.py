@@ -29,10 +29,10 @@ def is_penalty(node: ast.AST) -> bool:
     )
 
 
-def unmet(reading: Reading, module: Module) -> bool:
-    """Whether a file has a gradient of a gradient that the reading has not met, or that is no autograd.grad."""
+def unmet(reading: Reading, module: Module) -> ast.AST | None:
+    """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
     met = {event.node for event in _gradients(reading)}
-    return any(is_penalty(node) and node not in met for node in ast.walk(module.tree))
+    return next((node for node in ast.walk(module.tree) if is_penalty(node) and node not in met), None)
 
 
 def unscaled(reading: Reading) -> bool:

@@ -50,10 +50,10 @@ def whole_script(
             "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
-    if dtype != "bfloat16" and any(
-        penalties.unmet(reading, one) for one in (module, *penalties.reached(module, others))
-    ):
-        raise Refused(penalties.REASON, penalties.ADVICE)
+    for one in (module, *penalties.reached(module, others)) if dtype != "bfloat16" else ():
+        if (penalty := penalties.unmet(reading, one)) is not None:
+            where = "it" if one is module else f"{one.path}:{one.range(penalty).start.row}"
+            raise Refused(penalties.REASON.replace("it", where, 1), penalties.ADVICE)
     if dtype != "bfloat16" and penalties.unscaled(reading):
         raise Refused(
             "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero",

@@ -225,6 +225,10 @@ REFUSED = {
         "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
         "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
     ),
+    "backward outside": (
+        HEAD + "def update():\n    optimizer.step()\n    optimizer.zero_grad()\n",
+        "no backward was seen before this step: what calls update() may run it; convert both by hand",
+    ),
     "penalty on weights": (
         HEAD
         + STEP.replace(
