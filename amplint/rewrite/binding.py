@@ -24,13 +24,34 @@ def bound_at(module: Module, text: str, found: Sequence[ast.stmt], use: ast.AST)
         raise Refused("the optimizer is bound by a loop, a `with` or an import", BY_HAND)
     statement = real[0] if len(real) == 1 else _first(module, text, found, real)
     own = conditions_above(module, use)
-    missing = [one for one in conditions_above(module, statement) if not _holds(one, own)]
+    above = conditions_above(module, statement)
+    while above and not _holds(above[0], own) and (only := _only_way(*above[0])) is not None:
+        statement, above = only, above[1:]
+    missing = [one for one in above if not _holds(one, own)]
     missing = [one for one in missing if not isinstance(one[0], ast.Try)]
     if missing and module.function(statement) is module.function(use):
         raise Refused(SOMETIMES, BY_HAND)
-    if any(isinstance(one, ast.If | ast.ExceptHandler | ast.match_case) for one, _ in missing):
+    field = text.startswith("self.")  # its scaler, beside it, exists whenever it does
+    unsure = ast.ExceptHandler | ast.match_case if field else ast.If | ast.ExceptHandler | ast.match_case
+    if any(isinstance(one, unsure) for one, _ in missing):
         raise Refused(SOMETIMES, BY_HAND)
     return statement
+
+
+def _only_way(node: ast.AST, arm: str) -> ast.If | None:
+    """An `if` where the script ends if its other arm is taken."""
+    return node if isinstance(node, ast.If) and _ends(node.orelse if arm == "body" else node.body) else None
+
+
+def _ends(block: Sequence[ast.stmt]) -> bool:
+    match block[-1] if block else None:
+        case ast.Raise():
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Name(id="exit" | "quit") | ast.Attribute(attr="exit"))):
+            return True
+        case ast.If(body=body, orelse=orelse):
+            return _ends(body) and _ends(orelse)
+    return False
 
 
 def _is_none(value: ast.expr | None) -> bool:

@@ -130,7 +130,9 @@ def gate(
         if visible(module, text, place):
             if target == "cuda" and _is_rank(module, text):
                 return Gate('"cuda"')
-            kind = text if _is_type(module, text) else f"{torch}.device({text}).type"
+            if _none_by_default(module, text):
+                continue
+            kind = text if is_type(module, text, place) else f"{torch}.device({text}).type"
             kind = f"{text}.type" if is_device_object(module, text) else kind
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
@@ -204,6 +206,23 @@ def _may_be_none(function: FunctionNode, name: str) -> bool:
     return none and not _assigned_in(function, name)
 
 
+def _none_by_default(module: Module, text: str) -> bool:
+    """Whether an option of the command line is None where nobody gives it, and nothing replaces that."""
+    name = text.rpartition(".")[2]
+    if name == text or _values(module, text):
+        return False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=args, keywords=keywords):
+                told = {keyword.arg: keyword.value for keyword in keywords}
+                flags = [str(getattr(one, "value", "")) for one in args]
+                if f"--{name}" in (flag.replace("_", "-") if "_" not in name else flag for flag in flags):
+                    default = told.get("default", ast.Constant(None))
+                    none = isinstance(default, ast.Constant) and default.value is None
+                    return none and not told.keys() & {"required", "action", "nargs"}
+    return False
+
+
 def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:
     """Whether a condition can be asked at a statement."""
     for node in ast.walk(test):
@@ -229,11 +248,13 @@ def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
 
 def _is_rank(module: Module, text: str) -> bool:
     """Whether a device is the number of a GPU: made by int() or get_rank() and nothing else, compared with a number,
-    or the one that a process is bound to."""
+    given to .cuda() whatever the machine has, or the one that a process is bound to."""
     told = False
     for node in ast.walk(module.tree):
         match node:
             case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
+                if isinstance(value, ast.Name | ast.Attribute):
+                    continue  # what else it is called
                 function = value.func if isinstance(value, ast.Call) else None
                 name = getattr(function, "id", getattr(function, "attr", ""))
                 if name not in ("int", "get_rank", "current_device"):
@@ -246,6 +267,8 @@ def _is_rank(module: Module, text: str) -> bool:
                 told |= ast.unparse(left) == text
             case ast.Call(func=ast.Attribute(attr="set_device"), args=[argument]):
                 told |= ast.unparse(argument) == text
+            case ast.Call(func=ast.Attribute(attr="cuda"), args=[argument, *_]):
+                told |= ast.unparse(argument) == text and not _asked_for(module, node)
     return told
 
 
@@ -274,23 +297,21 @@ def _values(module: Module, text: str) -> list[ast.expr]:
     ]
 
 
-def _is_type(module: Module, text: str) -> bool:
+def is_type(module: Module, text: str, place: ast.AST) -> bool:
     """Whether a name (of the module, or of the function around) is "cuda" or "cpu" and no more, such as "cuda:0"."""
-    values = []
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.arg) and node.arg == text:
-            return False
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets):
-            values.append(node.value)
-    return bool(values) and all(_says_type(value) for value in values)
+    functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
+    if any(isinstance(one, ast.arg) and one.arg == text for function in functions for one in ast.walk(function.args)):
+        return False
+    values = _values(module, text)
+    return bool(values) and all(map(says_type, values))
 
 
-def _says_type(value: ast.expr) -> bool:
+def says_type(value: ast.expr) -> bool:
     match value:
         case ast.Constant(value=str() as text):
             return text.isalpha()
         case ast.IfExp(body=body, orelse=orelse):
-            return _says_type(body) and _says_type(orelse)
+            return says_type(body) and says_type(orelse)
     return False
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from amplint.rewrite.definitions import definition, named_elsewhere
-from amplint.rewrite.device import Gate, is_device_object, makes_device
+from amplint.rewrite.device import Gate, is_device_object, is_type, makes_device, says_type
 from amplint.rewrite.reach import Files
 from amplint.source.module import FunctionNode, Module
 
@@ -14,23 +14,42 @@ DEPTH = 3
 
 
 def with_type(gate: Gate, module: Module, place: ast.AST, torch: str, files: Files) -> Gate:
-    """The gate, with `device.type` for `torch.device(device).type` where all that calls the function gives a device."""
+    """The gate, with `device.type` for `torch.device(device).type` where all that calls the function gives a device,
+    and `device` where it is "cuda" or "cpu"."""
     begin, end = f"{torch}.device(", ").type"
     if not gate.device.startswith(begin) or not gate.device.endswith(end):
         return gate
     text = gate.device[len(begin) : -len(end)]
-    if not _is_device(files, module, text, place, DEPTH):
-        return gate
-    return Gate(f"{text}.type", gate.enabled.replace(gate.device, f"{text}.type"))
+    for known, made, kind in ((_is_object, makes_device, f"{text}.type"), (is_type, _says_type, text)):
+        if _all_are(files, module, text, place, known, made, DEPTH):
+            return Gate(kind, gate.enabled.replace(gate.device, kind))
+    return gate
 
 
-def _is_device(files: Files, module: Module, text: str, place: ast.AST, depth: int) -> bool:
-    if is_device_object(module, text):
+def _is_object(module: Module, text: str, place: ast.AST) -> bool:
+    return is_device_object(module, text)
+
+
+def _says_type(module: Module, value: ast.expr) -> bool:
+    return says_type(value)
+
+
+def _all_are(
+    files: Files,
+    module: Module,
+    text: str,
+    place: ast.AST,
+    known: Callable[[Module, str, ast.AST], bool],
+    made: Callable[[Module, ast.expr], bool],
+    depth: int,
+) -> bool:
+    """Whether a name is what is looked for, here or wherever its function is called."""
+    if known(module, text, place):
         return True
     given = list(_given(files, module, text, place)) if depth else []
     return bool(given) and all(
         value is not None
-        and (makes_device(where, value) or _is_device(files, where, ast.unparse(value), value, depth - 1))
+        and (made(where, value) or _all_are(files, where, ast.unparse(value), value, known, made, depth - 1))
         for where, value in given
     )
 

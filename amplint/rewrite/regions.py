@@ -46,11 +46,14 @@ def regions_of(reading: Reading, backwards: Sequence[events.Backward]) -> list[t
             for region in _of(reading, backward):
                 found = _with(reading.module, found, region)
     found.sort(key=lambda one: (one[0].lineno, one[0].col_offset))
-    lifts, known = lifts_of(reading), None
+    lifts = lifts_of(reading)
+    inner = [[node for one in region for node in ast.walk(one) if node in lifts.forwards] for region in found]
+    # a region of a loss alone, made from what another method keeps in a field, may stand before its forward
+    known = next((shown(lifts.forwards[nodes[0]][0], nodes[0]) for nodes in inner if nodes), None)
     made: list[tuple[events.Forward, Region]] = []
-    for region in found:
-        inner = (node for one in region for node in ast.walk(one) if node in lifts.forwards)
-        known = next((shown(lifts.forwards[node][0], node) for node in inner), known)
+    for region, nodes in zip(found, inner, strict=True):
+        if nodes:
+            known = shown(lifts.forwards[nodes[0]][0], nodes[0])
         known = known or _unseen(reading.module, lifts, region, backwards)
         made.append((known, region))
     return made

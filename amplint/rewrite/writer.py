@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from amplint.rewrite import device, edits
 from amplint.rewrite.changes import Changes
+from amplint.rewrite.fixes import conditions_above
 from amplint.rewrite.float32 import Cast, cast_edits
 from amplint.rewrite.gradients import in_words
 from amplint.rewrite.home import Home
@@ -138,7 +139,7 @@ class Writer:
         model = called_in(part.forward, part.forward.node)
         gate = self._gate(place, model)
         scaler = self._scaler_of(part)
-        named = _name_at(scaler, module, place) if scaler is not None else ""
+        named = _name_at(scaler, module, place) if scaler is not None and _there(scaler, module.function(place)) else ""
         scaler = scaler if named else None
         handed = scaler is not None and (scaler.home.in_class or any(frame.code is code for frame in scaler.home.path))
         if self.dtype == "auto":
@@ -226,6 +227,15 @@ def _name_at(scaler: ScalerPlan, module: Module, place: ast.stmt) -> str:
     if home.module is not module:
         return ""
     return scaler.name if home.code in around or isinstance(home.code, ast.Module) else ""
+
+
+def _there(scaler: ScalerPlan, code: ast.AST | None) -> bool:
+    """Whether a scaler exists whenever some code runs: a field that is set under a condition may be missing in other
+    methods than those of the training step."""
+    home = scaler.home
+    sure = not any(isinstance(one, ast.If) for one, _ in conditions_above(home.module, home.statement))
+    events = [event for plan in scaler.steps for event in (plan.step, *plan.backwards)]
+    return sure or not home.in_class or any(event.frame.code is code for event in events)
 
 
 def _receiver(call: ast.AST) -> ast.AST | None:

@@ -54,6 +54,17 @@ FOUND = {
         HEAD + SGD + "if adam:\n    optimizer = torch.optim.Adam(model.parameters())\n" + STEP,
         "    optimizer = torch.optim.Adam(model.parameters())\n",
     ),
+    "the only choice": (
+        HEAD + f"if kind == 'a':\n    {SGD}else:\n    raise ValueError(kind)\n" + STEP,
+        "    raise ValueError(kind)\n",
+    ),
+    "the only choices": (
+        HEAD
+        + f"if kind == 'a':\n    if slow:\n        {SGD}    else:\n        sys.exit('too fast')\n"
+        + "elif kind == 'b':\n    raise NotImplementedError\nelse:\n    raise ValueError(kind)\n"
+        + STEP,
+        "    raise ValueError(kind)\n",
+    ),
     "if, and if": (
         HEAD + f"if kind == 'a':\n    {SGD}if kind == 'b':\n    {SGD.replace('0.1', '0.2')}" + STEP,
         f"    {SGD.replace('0.1', '0.2')}",
@@ -88,6 +99,10 @@ REFUSED = {
         HEAD + f"if tune:\n    {SGD}" + STEP,
         "the optimizer exists only under some conditions; convert",
     ),
+    "only sometimes, or a warning": (
+        HEAD + f"if tune:\n    {SGD}else:\n    print('frozen')\n" + STEP,
+        "the optimizer exists only under some conditions; convert",
+    ),
     "under another condition": (
         HEAD + f"if tune:\n    {SGD}" + "if warm:\n" + "".join(f"    {line}\n" for line in STEP.splitlines()),
         "the optimizer exists only under some conditions; convert",
@@ -95,6 +110,14 @@ REFUSED = {
     "made in a loop's arm": (
         HEAD + f"for part in parts:\n    if part:\n        {SGD}    else:\n        {SGD}" + STEP,
         "the optimizer exists only under some conditions; convert",
+    ),
+    "a device that may be None": (
+        HEAD.replace("device = ", "import argparse\nparser = argparse.ArgumentParser()\nargs = parser.parse_args()\n#")
+        .replace("#", "parser.add_argument('--device')\n#")
+        .replace("(device", "(args.device")
+        + SGD
+        + STEP.replace("(device", "(args.device"),
+        "the device is not known where the optimizer is made; ",
     ),
     "a global of functions alone": (
         HEAD + FUNCTION + f"def make():\n    global optimizer\n    {SGD}make()\ntrain()\n",
