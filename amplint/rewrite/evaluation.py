@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Sequence
 
+from amplint.rewrite.casts import OUTPUT, tensors_made
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.float32 import Cast, split
 from amplint.rewrite.lifts import lifts_of
@@ -48,7 +49,7 @@ def evaluation_regions(
         first = module.statement(node)
         if not isinstance(first, _SIMPLE) or _shape(node) != _shape(plan.forward.node):
             continue
-        if _samples(module.function(first)):
+        if _samples(_whole(module, first)):
             continue
         block = suite_of(module, first)
         start = block.index(first)
@@ -59,7 +60,7 @@ def evaluation_regions(
         between = block[start : max(ends, default=start) + 1]
         if not all(isinstance(one, _SIMPLE) and one not in taken for one in between):
             continue
-        if behind <= set(between) and not _mixes(module, between):
+        if behind <= set(between) and not _mixes(reading, between):
             regions.setdefault(first, tuple(between))
     chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
@@ -115,14 +116,19 @@ def _called(module: Module, code: ast.AST) -> set[str]:
     return found
 
 
-def _mixes(module: Module, region: Sequence[ast.stmt]) -> bool:
+def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
     """Whether what a region makes is multiplied with, or put into, something that may be float32 behind it, where
-    nothing casts."""
-    names = set().union(*map(stored, region))
+    nothing casts; or what the model returns is exponentiated there, which half precision can do only up to 11."""
+    module, names = reading.module, set().union(*map(stored, region))
     scope = module.function(region[0]) or module.tree
     last = region[-1].end_lineno or 0
+    outputs = {name for name, kind in tensors_made(reading, region).items() if kind == OUTPUT}
     for node in ast.walk(scope):
         match node:
+            case ast.Call(func=ast.Attribute(attr="exp" | "exp_" | "expm1")) if node.lineno > last:
+                if any(isinstance(one, ast.Name) and one.id in outputs for one in ast.walk(node)):
+                    return True
+                continue
             case ast.BinOp(op=ast.MatMult()):
                 pass
             case ast.Call(func=ast.Attribute(attr=word)) if word in _STRICT:
@@ -186,8 +192,14 @@ def _shape(node: ast.AST) -> object:
     return len(node.args), sorted(keyword.arg or "**" for keyword in node.keywords)
 
 
-def _samples(function: ast.AST | None) -> bool:
-    return function is not None and any(
+def _whole(module: Module, statement: ast.stmt) -> ast.AST:
+    """The function around a statement; at a module's top level, the outermost statement."""
+    above = [statement, *module.ancestors(statement)]
+    return module.function(statement) or above[-2]  # the last is the module
+
+
+def _samples(code: ast.AST) -> bool:
+    return any(
         isinstance(node, ast.Attribute) and node.attr in ("multinomial", "Categorical", "sample", "generate")
-        for node in ast.walk(function)
+        for node in ast.walk(code)
     )

@@ -167,8 +167,7 @@ def _called(search: Search, call: ast.Call) -> tuple[Module, ast.FunctionDef, in
     (name,) = names
     found = _defined(search, module, name)
     if found is None:
-        values = search.names(module).values.get(name, [])
-        made = {one for value in values if (one := _made_of(module, value)) is not None and one != name}
+        made = set(_made(search, module, name))
         found = _defined(search, module, made.pop()) if len(made) == 1 else None
         if found is None or not isinstance(found[1], ast.ClassDef):
             return None
@@ -178,12 +177,19 @@ def _called(search: Search, call: ast.Call) -> tuple[Module, ast.FunctionDef, in
     return (found[0], found[1], 0) if isinstance(found[1], ast.FunctionDef) else None
 
 
-def _made_of(module: Module, value: ast.expr) -> str | None:
-    """The class in `Loss(...).to(device)`; the name in a mere name."""
-    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
-        value = value.func.value
-    function = value.func if isinstance(value, ast.Call) else value
-    return function.id if isinstance(function, ast.Name) else None
+def _made(search: Search, module: Module, name: str, depth: int = 0) -> Iterator[str]:
+    """The class in `Loss(...).to(device)` that a name stands for, perhaps by another name."""
+    for value in search.names(module).values.get(name, ()) if depth < 4 else ():
+        while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
+            value = value.func.value
+        match value:
+            case ast.Call(func=ast.Name(id=made)):
+                yield made
+            case ast.Name(id=other) | ast.Attribute(value=ast.Name(id="self"), attr=other):
+                if other != name:
+                    yield from _made(search, module, other, depth + 1)
+            case _:
+                yield ""
 
 
 def _defined(search: Search, module: Module, name: str, depth: int = 0) -> tuple[Module, ast.AST] | None:

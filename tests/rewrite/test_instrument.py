@@ -516,6 +516,11 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
         "criterion(f.float())\n",
     ),
     "a part of the loss": ("Triplet()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
+    "by another name": (
+        "Spectral()\nlosses = [criterion]\nbest = criterion",
+        "    seen = model(x)\n    loss = seen.mean() + best(seen)",
+        "    loss = seen.float().mean() + best(seen.float())\n",
+    ),
     "several at once": (
         "[Spectral(), Triplet()]",
         "    f = model(x)\n    f = f / 2\n    loss = sum(one(f) for one in criterion)",
