@@ -24,9 +24,26 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     flag that switched the casts (""). None where it does not, or where the casts are not all of one kind, or do more.
     """
     module = reading.module
+    casts = half_casts(reading)
+    after = without(module, casts) if casts else None
+    if not casts or after is None:
+        return None
+    flags = {_flag(module, cast) for cast in casts}
+    flag = min(flags)
+    if len(flags) > 1 or (flag and any(ast.unparse(test) == flag for test in _tests(after))):
+        return None
+    return after, flag
+
+
+def half_casts(reading: Reading, model: str = "") -> list[ast.Call] | None:
+    """All casts to float16 of a module, where they are those of a model that it trains, of its loss and of its inputs;
+    None where there are none of a model, or where they do more. `model` is what the file calls a model that is known to
+    be one."""
+    module = reading.module
     own = [event for event in reading.events if event.module is module]
     trained = {one.node for one in own if isinstance(one, events.Cast) and one.dtype == "float16"}
-    if not trained or not any(isinstance(one, events.Step) for one in own) or _scales_by_hand(module):
+    trained |= {cast for cast in _casts(module) if model and model in _names(module, cast)}
+    if not trained or not any(isinstance(one, events.Step) for one in own) or scales_by_hand(module):
         return None
     started = False
     for one in own:  # what is cast behind a step is for something else: an export, a checkpoint
@@ -40,16 +57,16 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     for cast in casts:
         if cast not in trained and not _a_loss(module, cast) and (module.function(cast) or module.tree) not in runs:
             return None
-    flags = {_flag(module, cast) for cast in casts}
+    return casts
+
+
+def without(module: Module, casts: list[ast.Call]) -> Module | None:
+    """The module without these casts; None where that is no simple edit."""
     try:
         text = _removed(module, casts)
-        after = Module(module.path, text, parse(text), module.encoding)
+        return Module(module.path, text, parse(text), module.encoding)
     except (Conflict, Unreadable, edits.CannotEdit):
         return None
-    flag = min(flags)
-    if len(flags) > 1 or (flag and any(ast.unparse(test) == flag for test in _tests(after))):
-        return None
-    return after, flag
 
 
 def exported(reading: Reading, cast: events.Cast) -> bool:
@@ -72,6 +89,14 @@ def _casts(module: Module) -> Iterator[ast.Call]:
                 yield node
             case ast.Call(func=ast.Attribute(attr="to" | "type")) if _dtype(module, node) is not None:
                 yield node
+
+
+def _names(module: Module, cast: ast.Call) -> Iterator[str]:
+    """What is cast, and what the result is called."""
+    yield _receiver(module, cast)
+    match module.statement(cast):
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            yield name
 
 
 def _dtype(module: Module, call: ast.Call) -> ast.expr | None:
@@ -111,7 +136,7 @@ def _tests(module: Module) -> Iterator[ast.expr]:
             yield from (one for one in ast.walk(node.test) if isinstance(one, ast.Name | ast.Attribute))
 
 
-def _scales_by_hand(module: Module) -> bool:
+def scales_by_hand(module: Module) -> bool:
     """`loss * args.loss_scale`, or float32 copies of the weights."""
     for node in ast.walk(module.tree):
         match node:
@@ -160,10 +185,15 @@ def _only_casts(module: Module, stmt: ast.stmt, casts: list[ast.Call]) -> bool:
             pairs = [(target, value)]
         case _:
             return False
-    return all(
-        isinstance(value, ast.Call) and value in casts and _plain(module, value) == module.source(target)
-        for target, value in pairs
-    )
+    return all(_plainly(module, value, casts) == module.source(target) for target, value in pairs)
+
+
+def _plainly(module: Module, value: ast.expr, casts: list[ast.Call]) -> str:
+    """What a cast leaves of a value, chosen or not: `model.half() if fp16 else model`; "" where it is no cast."""
+    if isinstance(value, ast.IfExp):
+        plain = _plainly(module, value.body, casts)
+        return plain if plain == module.source(value.orelse) else ""
+    return _plain(module, value) if isinstance(value, ast.Call) and value in casts else ""
 
 
 def _receiver(module: Module, cast: ast.Call) -> str:

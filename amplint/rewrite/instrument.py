@@ -113,7 +113,8 @@ def fix_all(
     """The same for files that were named together: where a step in one needs changes in others, they are made in all
     of them, or in none. `guard` does the work for a file, and returns None where that cannot be done. Scripts that use
     apex.amp are migrated first."""
-    moved = migrated(modules, lambda one: asked(settings, one.path, options, options["dtype"])[0], guard)
+    dtype = options["dtype"]
+    moved = migrated(modules, lambda one: asked(settings, one.path, options, dtype)[0], guard, dtype)
     rest = [one for one in modules if one not in moved or ((done := moved[one]) is not None and not done.refused)]
     now = [moved[one].module if one in moved else one for one in rest]  # type: ignore[union-attr]
     words = {one.module.path: one.words for one in moved.values() if one is not None}

@@ -868,9 +868,9 @@ SEVERAL = {
 }
 
 
-def fixed(folder: Path, *names: str) -> list[Result | None]:
+def fixed(folder: Path, *names: str, dtype: str = "float16") -> list[Result | None]:
     modules = [Module.read(str(folder / name), (folder / name).read_bytes()) for name in names]
-    return fix_all(modules, Settings(codes=default_codes()), {"dtype": "float16"})
+    return fix_all(modules, Settings(codes=default_codes()), {"dtype": dtype})
 
 
 @pytest.fixture
@@ -912,6 +912,311 @@ def test_refused_is_not_already_amp(tmp_path: Path) -> None:
     assert result is not None
     assert result.refused
     assert "refused: it reaches into amp._amp_state" in result.lines[0]
+
+
+# -- FP16_Optimizer ----------------------------------------------------------------------------------------------------
+
+WRAPPED = script(
+    """
+    import torch
+    import torch.nn.functional as F
+    from apex.fp16_utils import FP16_Optimizer
+
+    net = torch.nn.Linear(8, 8).cuda().half()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = FP16_Optimizer(optimizer, dynamic_loss_scale=True)
+    for x, y in loader:
+        x, y = x.cuda().half(), y.cuda().half()
+        optimizer.zero_grad()
+        loss = F.mse_loss(net(x), y)
+        optimizer.backward(loss)
+        optimizer.step()
+    """
+)
+UNWRAPPED = script(
+    """
+    import torch
+    import torch.nn.functional as F
+
+    net = torch.nn.Linear(8, 8).cuda()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    for x, y in loader:
+        x, y = x.cuda(), y.cuda()
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = F.mse_loss(net(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    """
+)
+Changes = list[tuple[str, str]]
+WRAPS: dict[str, tuple[Changes, Changes, str]] = {
+    "plain": ([], [], "changed: weights are float32 now"),
+    "everything of fp16_utils": ([("import FP16_Optimizer", "import *")], [], ""),
+    "a copy of it": ([("apex.fp16_utils", "fp16_utils")], [], ""),
+    "network_to_half": (
+        [("import FP16", "import network_to_half, FP16"), (".half()\nopt", "\nnet = network_to_half(net)\nopt")],
+        [],
+        "",
+    ),
+    "batch norm in float32": (
+        [
+            ("import FP16", "import BN_convert_float, network_to_half, FP16"),
+            (".half()\nopt", "\nnet = BN_convert_float(network_to_half(net))\nopt"),
+        ],
+        [],
+        "",
+    ),
+    "a static scale": (
+        [("dynamic_loss_scale=True", "static_loss_scale=128.0")],
+        [('"cuda")\nfor', '"cuda", init_scale=128.0)\nfor')],
+        "the loss scale, which was 128.0 throughout, starts there and adapts",
+    ),
+    "no scale": ([(", dynamic_loss_scale=True", "")], [], "whatever 1.0 says"),
+    "a scale of arguments": (
+        [("dynamic_loss_scale=True", "static_loss_scale=opt.scale, dynamic_loss_scale=opt.dynamic")],
+        [],
+        "whatever opt.scale says",
+    ),
+    "how the scale moves": (
+        [("=True)", "=True, dynamic_loss_args={'scale_window': 500}, verbose=False)")],
+        [],
+        "GradScaler's own way now",
+    ),
+    "made where it is wrapped": (
+        [
+            ("optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n", ""),
+            ("(opt", "(torch.optim.SGD(net.parameters()), "),
+        ],
+        [("(net.parameters(), lr=0.1)", "(net.parameters())")],
+        "",
+    ),
+    "clipped": (
+        [("    optimizer.step", "    optimizer.clip_master_grads(5.0)\n    optimizer.step")],
+        [
+            (
+                "    scaler.step",
+                "    scaler.unscale_(optimizer)\n"
+                "    torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)\n    scaler.step",
+            )
+        ],
+        "unscaled before they are clipped",
+    ),
+    "master gradients by hand": (
+        [
+            ("(loss)", "(loss, update_master_grads=False)"),
+            (
+                "    optimizer.step",
+                "    optimizer.update_master_grads()\n"
+                "    norm = optimizer.clip_fp32_grads(clip=5.0)\n    optimizer.step",
+            ),
+        ],
+        [
+            (
+                "    scaler.step",
+                "    scaler.unscale_(optimizer)\n"
+                "    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)\n    scaler.step",
+            )
+        ],
+        "",
+    ),
+    "a graph that is kept": ([("(loss)", "(loss, retain_graph=True)")], [("ward()", "ward(retain_graph=True)")], ""),
+    "the scale, and whether it was too large": (
+        [("step()\n", "step()\n    if not optimizer.overflow:\n        print(loss.item(), optimizer.loss_scale)\n")],
+        [
+            ("    scaler.step", "    scale_before = scaler.get_scale()\n    scaler.step"),
+            (
+                "update()\n",
+                "update()\n    if not (scaler.get_scale() < scale_before):\n"
+                "        print(loss.item(), scaler.get_scale())\n",
+            ),
+        ],
+        "",
+    ),
+    "the state": (
+        [("step()\n", "step()\ntorch.save(optimizer.state_dict(), 'optimizer.pt')\n")],
+        [("update()\n", "update()\ntorch.save(optimizer.state_dict(), 'optimizer.pt')\n")],
+        "what FP16_Optimizer saved does not load into it",
+    ),
+}
+
+
+def wrapped(tmp_path: Path, text: str, dtype: str = "float16") -> Result:
+    (tmp_path / "train.py").write_text(text)
+    (result,) = fixed(tmp_path, "train.py", dtype=dtype)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("case", WRAPS)
+def test_wrapped_optimizers(case: str, tmp_path: Path) -> None:
+    before, after, said = WRAPS[case]
+    text, expected = WRAPPED, UNWRAPPED
+    for old, new in before:
+        assert old in text
+        text = text.replace(old, new)
+    for old, new in after:
+        assert old in expected
+        expected = expected.replace(old, new)
+    result = wrapped(tmp_path, text)
+    assert (result.text, result.refused) == (expected, False)
+    assert said in result.lines[0]
+    assert "apex.amp" not in result.lines[0]
+    assert wrapped(tmp_path, result.text).text == result.text
+
+
+def test_an_optimizer_that_is_wrapped_under_a_flag(tmp_path: Path) -> None:
+    """The flag is the switch; what FusedAdam clipped inside is clipped before the step, where it was."""
+    before = script(
+        """
+        import torch
+        from models import Net
+        from optimization import SlowAdam
+
+
+        def main(args):
+            net = Net.from_pretrained(args.model)
+            if args.fp16:
+                net.half()
+            net.cuda()
+            if args.fp16:
+                try:
+                    from apex.optimizers import FP16_Optimizer, FusedAdam
+                except ImportError:
+                    raise ImportError("apex is not there")
+                optimizer = FusedAdam(net.parameters(), lr=args.lr, max_grad_norm=1.0)
+                if args.loss_scale == 0:
+                    optimizer = FP16_Optimizer(optimizer, dynamic_loss_scale=True)
+                else:
+                    optimizer = FP16_Optimizer(optimizer, static_loss_scale=args.loss_scale)
+            else:
+                optimizer = SlowAdam(net.parameters(), lr=args.lr)
+            for step, (x, y) in enumerate(args.loader):
+                loss = net(x, y)
+                if args.accumulate > 1:
+                    loss = loss / args.accumulate
+                if args.fp16:
+                    optimizer.backward(loss)
+                else:
+                    loss.backward()
+                if (step + 1) % args.accumulate == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        """
+    )
+    after = script(
+        """
+        import torch
+        from models import Net
+        from optimization import SlowAdam
+
+
+        def main(args):
+            net = Net.from_pretrained(args.model)
+            net.cuda()
+            scaler = torch.amp.GradScaler("cuda", enabled=args.fp16)
+            if args.fp16:
+                try:
+                    from apex.optimizers import FusedAdam
+                except ImportError:
+                    raise ImportError("apex is not there")
+                optimizer = FusedAdam(net.parameters(), lr=args.lr)
+            else:
+                optimizer = SlowAdam(net.parameters(), lr=args.lr)
+            for step, (x, y) in enumerate(args.loader):
+                with torch.autocast("cuda", dtype=torch.float16, enabled=args.fp16):
+                    loss = net(x, y)
+                    if args.accumulate > 1:
+                        loss = loss / args.accumulate
+                if args.fp16:
+                    scaler.scale(loss).backward()
+                else:
+                    loss.backward()
+                if (step + 1) % args.accumulate == 0:
+                    if args.fp16:
+                        scaler.unscale_(optimizer)
+                        for group in optimizer.param_groups:
+                            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad()
+        """
+    )
+    result = wrapped(tmp_path, before)
+    assert result.text == after
+    assert "max_grad_norm of FusedAdam, which FP16_Optimizer applied, is clip_grad_norm_" in result.lines[0]
+
+
+UNCLEAR = {
+    "beside apex.amp": ([("import torch\n", "import torch\nfrom apex import amp\namp.init()\n")], "beside apex.amp"),
+    "a model that is not cast here": (
+        [(".cuda().half()\n", ".cuda()\n"), (".half(), y", ", y")],
+        "which model becomes half",
+    ),
+    "a loss that is scaled by hand": (
+        [("    optimizer.backward", "    loss = loss * opt.loss_scale\n    optimizer.backward")],
+        "the loss is scaled by hand",
+    ),
+    "casts elsewhere": (
+        [("for x", "def write():\n    torch.save(table.half(), 'table.pt')\nfor x")],
+        "does not see that the casts to float16",
+    ),
+    "master copies": (
+        [("import FP16", "import prep_param_lists, FP16"), ("for x", "masters = prep_param_lists(net)\nfor x")],
+        "it uses prep_param_lists",
+    ),
+    "the inner optimizer": ([("for x", "print(optimizer.optimizer)\nfor x")], "it uses optimizer.optimizer"),
+    "an overflow that is asked for before the step": (
+        [("    optimizer.step", "    print(optimizer.overflow)\n    optimizer.step")],
+        "elsewhere than behind the step",
+    ),
+    "a closure": ([("optimizer.step()", "optimizer.step(closure)")], "step() takes arguments"),
+    "another name": (
+        [("for x", "def end(opt, loss):\n    opt.backward(loss)\nfor x")],
+        "may be of the wrapped optimizer",
+    ),
+    "a part of another statement": (
+        [("optimizer.backward(loss)", "done = optimizer.backward(loss)")],
+        "another statement",
+    ),
+    "the model inside": (
+        [
+            ("import FP16", "import network_to_half, FP16"),
+            (".half()\nopt", "\nnet = network_to_half(net)\nprint(net[1])\nopt"),
+        ],
+        "the model inside of network_to_half()",
+    ),
+    "model parallelism": ([("import torch\n", "import torch\nimport mpu\n")], "model parallelism"),
+    "another option": ([("=True)", "=True, min_scale=1)")], "FP16_Optimizer is given min_scale"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_wrapped_optimizers_for_a_person(case: str, tmp_path: Path) -> None:
+    changes, reason = UNCLEAR[case]
+    text = WRAPPED
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    result = wrapped(tmp_path, text)
+    assert result.text == text
+    assert reason in result.lines[0], result.lines
+
+
+def test_a_wrapped_optimizer_in_another_file(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text("def end(optimizer, loss):\n    optimizer.backward(loss)\n")
+    result = wrapped(tmp_path, WRAPPED.replace("import torch\n", "import torch\nfrom engine import end\n", 1))
+    assert "optimizer.backward() in" in result.lines[0]
+    assert "engine.py may be of the wrapped optimizer" in result.lines[0]
+
+
+@pytest.mark.parametrize("text", [PLAIN, WRAPPED])
+def test_bfloat16_is_not_what_apex_does(text: str, tmp_path: Path) -> None:
+    result = wrapped(tmp_path, text, dtype="bfloat16")
+    assert result.text == text
+    assert "trains in float16 with a loss scale, and bfloat16 was asked for" in result.lines[0]
 
 
 # -- whether and how loudly --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from amplint.rewrite.apex.region import Region, evaluated, inference_regions, tr
 from amplint.rewrite.apex.scaled import ScaledLoss, collapsed
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.apex.setup import Setup, setup_of
-from amplint.rewrite.apex.states import state_edits
+from amplint.rewrite.apex.states import scale_edits, state_edits
 from amplint.rewrite.apex.steps import master_edits, owner_text, step_edits, steps_of, unscale_edits
 from amplint.rewrite.apex.uses import Use, Uses
 from amplint.rewrite.apex.verify import changed, verify
@@ -36,7 +36,7 @@ from amplint.source.interpret.entries import Reading, read
 from amplint.source.module import Module
 from amplint.source.values import Optimizer
 
-_KNOWN = frozenset("initialize scale_loss master_params state_dict load_state_dict disable_casts".split())
+_KNOWN = frozenset("initialize scale_loss master_params get_scale state_dict load_state_dict disable_casts".split())
 _STATE = ("state_dict", "load_state_dict")
 _AS_BEFORE = frozenset(("AMP116", "AMP133"))  # what apex lacked as well, where its state was not saved
 _HALF = re.compile(r"\.half\(\)")
@@ -61,8 +61,8 @@ def migrate(reading: Reading, settings: Settings) -> Fix:
     message = "use torch.amp instead of apex.amp"
     if not any(uses.uses for uses in group.uses.values()):
         message = "remove the import of apex.amp, which nothing uses"
-    said = "; ".join((*made.changes, *made.notes))
-    message += f" ({said})" if said else ""
+    if said := "; ".join((*made.changes, *made.notes)):
+        message += f" ({said})"
     if made.unsaved:
         message += "; the scaler's state is not saved and restored, nor was that of apex"
         message += f" ({', '.join(made.unsaved)})"
@@ -193,14 +193,15 @@ class _Writer:
         for module, use in self._named(*_STATE):
             self.edits += state_edits(module, [use], self.scope)
             self._say(use.node, f"scaler {'saved' if use.name == 'state_dict' else 'restored'} where amp's state was")
+        self.edits += [one for place in self._named("get_scale") for one in scale_edits(*place, self.scope)]
         for module, use in self._named("disable_casts"):
             call = module.parents[use.node]
             if not isinstance(call, ast.Call):
                 raise Refused("amp.disable_casts is passed around, not called", BY_HAND)
             self.edits += edits.replace(module, call, f'{self._torch(call)}.autocast("cuda", enabled=False)')
         self.edits += self.scope.edits
-        for function in self.scope.handed:
-            self._say(function, f"{getattr(function, 'name', '')}() is given the scaler")
+        for one in self.scope.handed:
+            self._say(one, f"{getattr(one, 'name', '')}() is given the scaler")
         self._other_evaluations(setup)
 
     def _place(self, module: Module, setup: Setup, scaler: bool) -> None:

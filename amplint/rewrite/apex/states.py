@@ -42,3 +42,11 @@ def state_edits(module: Module, uses: list[Use], scope: Scope) -> list[Edit]:
         text += f"{margin}{unit(module, margin)}{scaler}.load_state_dict({source})"
         made.append(edit(module, start(module, statement), end(module, statement), text))
     return made
+
+
+def scale_edits(module: Module, use: Use, scope: Scope) -> list[Edit]:
+    """`amp.get_scale(optimizer)`, which is what `optimizer.loss_scale` is called on the way, becomes the scaler's."""
+    call = module.parents[use.node]
+    if not isinstance(call, ast.Call):
+        raise Refused("torch.amp has no amp.get_scale", BY_HAND)
+    return edits.replace(module, call, f"{scope.reach(use.node)}.get_scale()")
