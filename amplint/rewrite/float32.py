@@ -14,12 +14,13 @@ from typing import NamedTuple
 from amplint.findings import Edit
 from amplint.rewrite import edits, penalties
 from amplint.rewrite.casts import Bindings, called, operand, tensors_made
+from amplint.rewrite.derivation import of_model
 from amplint.rewrite.islands import islands, keep, words
-from amplint.rewrite.lifts import shown, standing
+from amplint.rewrite.lifts import lifts_of, shown, standing
 from amplint.rewrite.logarithms import logarithms
 from amplint.rewrite.logits import Logits, logits
 from amplint.rewrite.named import Named, may_move, named, names_in
-from amplint.rewrite.refused import Refused
+from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.sigmoids import ADVICE, REASON, Bare, Tail, returned_by, sigmoid_before
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -136,6 +137,9 @@ def partition(
                 hoisted[region[index]] = _hoisted(reading, region[index], given, forwards, taken)
             apart[index] = apart[index] or bool(given)
         low, rest = _runs(reading, forward, region, apart, forwards, hoisted)
+        ours = [one for one in rest if one in region and not apart[region.index(one)]]
+        if any(apart) and any(of_model(node, lifts_of(reading)) for one in ours for node in ast.walk(one)):
+            raise Refused("its loss is float32 in part, and amplint does not see what the model's methods run", BY_HAND)
         runs += low
         outside += rest
     if whole:

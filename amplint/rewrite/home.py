@@ -11,9 +11,11 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from amplint.rewrite import device
 from amplint.rewrite.binding import UNSEEN, bound_at
 from amplint.rewrite.collected import alias, filled, looped
 from amplint.rewrite.definitions import classes_of
+from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
@@ -41,6 +43,11 @@ class Home:
     @property
     def in_class(self) -> bool:
         return self.optimizer.startswith("self.")
+
+    @property
+    def of_object(self) -> bool:
+        """Whether it is a field of another object."""
+        return bool(self.through) or "." in self.optimizer.removeprefix("self.")
 
     def same(self, other: Home) -> bool:
         """Whether the other one is the same place, from which the same functions lead to the step."""
@@ -84,7 +91,7 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
         if rest and (home := _in_object(step, frame, text, use, tuple(path))) is not None:
             return home
         if rest and root == "self":
-            raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+            return _beside(frame, text, use, tuple(path))
         frame = _scope(frame, root)
         if rest:
             inside = frame.code if isinstance(frame.code, FunctionNode) else None
@@ -93,7 +100,15 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
                 statement = bound_at(frame.module, text, [frame.module.statement(one) for one in stores], use)
                 return Home(frame.module, statement, text, frame.code, tuple(path))
             if root not in _parameters(frame.code):
-                raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+                if not any(_stores(frame.code, root)):
+                    raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+                statement = _bound(frame.module, frame.code, root, use)
+                if other := alias(statement, root):
+                    text, use = f"{other}.{rest}", statement
+                    continue
+                if "." in rest:
+                    raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+                return Home(frame.module, statement, text, frame.code, tuple(path))
         if root not in _parameters(frame.code):
             statement = _bound(frame.module, frame.code, root, use)
             if not (other := alias(statement, root)):
@@ -177,7 +192,20 @@ def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: t
     if text.startswith("self."):
         around = next((one for one in module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
     code = module.function(statement) or cls
+    last = suite_of(module, statement)[-1]
+    if not device.hard_coded(module) and not any(device.visible(module, one, last) for one in device.moved_to(module)):
+        return None  # who makes the object moves it, too
     return Home(module, statement, f"self.{name}", code, path, None, ((module, cls),), through, around)
+
+
+def _beside(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
+    """The home of what is a field of a field: behind the statement that binds the object."""
+    through = text.rpartition(".")[0]
+    cls = next((one for one in frame.module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
+    if cls is None or through.count(".") > 1 or not _fields(cls, through):
+        raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+    home = _in_class(frame, through, use, path)
+    return replace(home, optimizer=text)
 
 
 def owners(home: Home, optimizers: Sequence[str]) -> dict[tuple[ast.AST, str], None]:
@@ -198,6 +226,28 @@ def owners(home: Home, optimizers: Sequence[str]) -> dict[tuple[ast.AST, str], N
                 if not several or (code, text) == (home.around, home.through):
                     found[code, text] = None
     return found
+
+
+def sharing(home: Home, optimizers: Sequence[str]) -> list[ast.stmt]:
+    """What of the file may know the optimizers as fields: not the other classes that make such fields of their own."""
+    mine = [cls for _, cls in home.classes]
+    return [
+        one
+        for one in home.module.tree.body
+        if one in mine or not isinstance(one, ast.ClassDef) or not any(_fields(one, text) for text in optimizers)
+    ]
+
+
+def unknowing(home: Home, optimizers: Sequence[str]) -> list[str]:
+    """The methods of an object that save the state of its optimizers, where the scaler is beside the object."""
+    if home.through or not home.of_object:
+        return []
+    fields = [f"self.{one.rpartition('.')[2]}" for one in optimizers]
+    return [
+        f"{getattr(home.module.function(node), 'name', 'the file')}()"
+        for node in ast.walk(home.module.tree)
+        if isinstance(node, ast.Attribute) and node.attr == "state_dict" and ast.unparse(node.value) in fields
+    ]
 
 
 def _fields(code: ast.AST, text: str) -> list[ast.Attribute]:

@@ -14,7 +14,7 @@ from amplint.rewrite.definitions import other_users
 from amplint.rewrite.devices import with_type
 from amplint.rewrite.files import file_edits
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.home import Home, owners
+from amplint.rewrite.home import Home, owners, sharing, unknowing
 from amplint.rewrite.lifts import Through
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.reach import Files, Reach, hand_down, savers
@@ -174,6 +174,8 @@ class Maker:
         gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home, early=True)
         if gate is None and home.in_class and getattr(home.code, "name", "") == "__init__":
             made, gate = self._later(home, torch)
+        if gate is not None and home.of_object and gate.enabled.startswith("next("):
+            gate = None  # who makes the object may move it when it is made
         if gate is None:
             raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
         own = _own_switch(scaler.steps[0])
@@ -217,7 +219,9 @@ class Maker:
         home = reach.home
         places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
         if home.in_class:
+            places = [(home.module, one, reach.optimizers) for one in sharing(home, reach.optimizers)]
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
+        self.left |= dict.fromkeys(f"{name} does not know its state" for name in unknowing(home, reach.optimizers))
         for code, through in owners(home, reach.optimizers):
             other = replace(reach, home=replace(home, through=through, around=code))
             for made, said in (

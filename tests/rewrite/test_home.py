@@ -39,6 +39,13 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # A script, and what the new line for the scaler stands behind.
 FOUND = {
+    "a field of an object that was given it": (
+        HEAD
+        + "class Learner:\n    def __init__(self, optimizer):\n        self.optimizer = optimizer\n"
+        + f"{SGD}learner = Learner(optimizer)\n"
+        + STEP.replace("optimizer", "learner.optimizer"),
+        "learner = Learner(optimizer)\n",
+    ),
     "a field of a plain object": (
         HEAD + "import types\nstate = types.SimpleNamespace()\n" + f"state.{SGD}" + STEP.replace("opt", "state.opt"),
         f"state.{SGD}",
@@ -123,12 +130,13 @@ REFUSED = {
         HEAD + FUNCTION + f"def make():\n    global optimizer\n    {SGD}make()\ntrain()\n",
         "a function binds the optimizer's name as a global; convert it by hand",
     ),
-    "a field of an object that was given it": (
-        HEAD
-        + "class Learner:\n    def __init__(self, optimizer):\n        self.optimizer = optimizer\n"
-        + f"{SGD}learner = Learner(optimizer)\n"
-        + STEP.replace("optimizer", "learner.optimizer"),
-        "the optimizer is kept in learner.optimizer; convert it by hand",
+    "a field of an object that moves when it is there": (
+        "import torch\nfrom places import best\n"
+        + "class Part(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(4, 4)\n"
+        + f"        self.{SGD.replace('model', 'self')}"
+        + "model = Part()\nmodel.to(best())\n"
+        + STEP.replace("optimizer", "model.optimizer").replace(".to(device)", ".to(best())"),
+        "the device is not known where the optimizer is made; make the optimizer after the device",
     ),
     "objects that share a backward": (
         HEAD
