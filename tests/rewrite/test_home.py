@@ -183,3 +183,14 @@ def test_arguments_by_name_stay_in_order() -> None:
     text = Path("train.py").read_text(encoding="utf-8")
     assert "def train(optimizer, log, scaler):" in text
     assert "train(optimizer, log=True, scaler=scaler)" in text
+
+
+def test_classes_of_one_file_save_scalers_of_their_own() -> None:
+    methods = "    def save(self):\n        return {'optimizer': self.optimizer.state_dict()}\n" + "".join(
+        f"    {line}\n"
+        for line in FUNCTION.replace("train()", "train(self)").replace("optimizer", "self.optimizer").splitlines()
+    )
+    made = f"    def __init__(self):\n        self.{SGD}"
+    assert fix(train=HEAD + f"class First:\n{made}{methods}class Second:\n{made}{methods}").exit_code == 0
+    text = Path("train.py").read_text(encoding="utf-8")
+    assert text.count(f"self.{MADE}") == text.count("'scaler': self.scaler.state_dict()") == 2

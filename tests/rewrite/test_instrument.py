@@ -225,6 +225,14 @@ REFUSED = {
         "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale; "
         "scale and unscale those of the penalty by hand, or use --dtype bfloat16",
     ),
+    "methods around what stays in float32": (
+        "import torch, torch.nn.functional as F\nfrom nets import Coder\ncoder = Coder().cuda()\n"
+        + "optimizer = torch.optim.Adam(coder.parameters())\n"
+        + "def volume(x):\n    return torch.linalg.svdvals(x).sum()\n"
+        + "for x in loader:\n    optimizer.zero_grad()\n    code = coder.encode(x.cuda())\n    size = volume(code)\n"
+        + "    loss = F.l1_loss(coder.decode(code), x.cuda()) + size\n    loss.backward()\n    optimizer.step()\n",
+        "its loss is float32 in part, and amplint does not see what the model's methods run; convert it by hand",
+    ),
     "backward outside": (
         HEAD + "def update():\n    optimizer.step()\n    optimizer.zero_grad()\n",
         "no backward was seen before this step: what calls update() may run it; convert both by hand",
