@@ -7,7 +7,7 @@ script's own switched (`if args.half: model.half()`) is then the switch of autoc
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -35,14 +35,14 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     return after, flag
 
 
-def half_casts(reading: Reading, model: str = "") -> list[ast.Call] | None:
+def half_casts(reading: Reading, models: Collection[str] = ()) -> list[ast.Call] | None:
     """All casts to float16 of a module, where they are those of a model that it trains, of its loss and of its inputs;
-    None where there are none of a model, or where they do more. `model` is what the file calls a model that is known to
-    be one."""
+    None where there are none of a model, or where they do more. `models` are names of what is known to be a
+    model."""
     module = reading.module
     own = [event for event in reading.events if event.module is module]
     trained = {one.node for one in own if isinstance(one, events.Cast) and one.dtype == "float16"}
-    trained |= {cast for cast in _casts(module) if model and model in _names(module, cast)}
+    trained |= {cast for cast in _casts(module) if not {*_names(module, cast)}.isdisjoint(models)}
     if not trained or not any(isinstance(one, events.Step) for one in own) or scales_by_hand(module):
         return None
     started = False
@@ -95,8 +95,8 @@ def _names(module: Module, cast: ast.Call) -> Iterator[str]:
     """What is cast, and what the result is called."""
     yield _receiver(module, cast)
     match module.statement(cast):
-        case ast.Assign(targets=[ast.Name(id=name)]):
-            yield name
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() as target]):
+            yield module.source(target)
 
 
 def _dtype(module: Module, call: ast.Call) -> ast.expr | None:

@@ -24,6 +24,8 @@ _SPARSE = {
     "spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor", "ToSparseTensor",
     "to_torch_csr_tensor", "to_torch_coo_tensor", "to_torch_sparse_tensor",
 }  # fmt: skip
+# What apex, and copies of it, keep half weights and their float32 copies in step with.
+_MASTER_COPIES = frozenset("network_to_half prep_param_lists master_params_to_model_params copy_in_params".split())
 
 
 def whole_script(
@@ -63,6 +65,11 @@ def whole_script(
         check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
     words = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    if any(getattr(node, "id", "") in _MASTER_COPIES for node in ast.walk(module.tree)):
+        raise Refused(
+            "weights are trained in float16 here, by float32 copies that the script keeps in step by hand",
+            "remove the casts, the copies and the scaling of the loss first",
+        )
     if "share_memory" in words:
         raise Refused("processes share the parameters without locks (Hogwild)", KEEP)
     if words & _SPARSE or {("torch", "sparse")} & set(_pairs(nodes)) or any(_sparse_gradients(node) for node in nodes):

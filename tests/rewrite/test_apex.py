@@ -1149,6 +1149,147 @@ def test_an_optimizer_that_is_wrapped_under_a_flag(tmp_path: Path) -> None:
     assert "max_grad_norm of FusedAdam, which FP16_Optimizer applied, is clip_grad_norm_" in result.lines[0]
 
 
+TWO = script(
+    """
+    import torch
+    from apex.fp16_utils import FP16_Optimizer
+
+    G = torch.nn.Linear(8, 8).cuda().half()
+    D = torch.nn.Linear(8, 1).cuda().half()
+    opt_g = FP16_Optimizer(torch.optim.Adam(G.parameters()), dynamic_loss_scale=True)
+    opt_d = FP16_Optimizer(torch.optim.Adam(D.parameters()), dynamic_loss_scale=True)
+    for x in loader:
+        x = x.cuda().half()
+        opt_d.zero_grad()
+        loss_d = D(G(x).detach()).mean() - D(x).mean()
+        opt_d.backward(loss_d)
+        opt_d.step()
+        opt_g.zero_grad()
+        loss_g = -D(G(x)).mean()
+        opt_g.backward(loss_g)
+        opt_g.step()
+    """
+)
+
+
+def test_two_wrapped_optimizers(tmp_path: Path) -> None:
+    result = wrapped(tmp_path, TWO)
+    assert result.text == script(
+        """
+        import torch
+
+        G = torch.nn.Linear(8, 8).cuda()
+        D = torch.nn.Linear(8, 1).cuda()
+        opt_g = torch.optim.Adam(G.parameters())
+        opt_d = torch.optim.Adam(D.parameters())
+        scaler = torch.amp.GradScaler("cuda")
+        for x in loader:
+            x = x.cuda()
+            opt_d.zero_grad()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss_d = D(G(x).detach()).mean() - D(x).mean()
+            scaler.scale(loss_d).backward()
+            scaler.step(opt_d)
+            opt_g.zero_grad()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss_g = -D(G(x)).mean()
+            scaler.scale(loss_g).backward()
+            scaler.step(opt_g)
+            scaler.update()
+        """
+    )
+    assert "all losses share one loss scale now" in result.lines[0]
+    own = wrapped(tmp_path, TWO.replace("dynamic_loss_scale=True", "static_loss_scale=8.0", 1))
+    assert "loss scales of their own" in own.lines[0]
+
+
+def test_a_trainer_that_wraps_its_optimizer(tmp_path: Path) -> None:
+    """Weights are cast as the flag says, and so are losses scaled."""
+    text = script(
+        """
+        import torch
+        from apex.fp16_utils import FP16_Optimizer, network_to_half
+
+
+        class Trainer:
+            def __init__(self, net, options):
+                self.options = options
+                self.net = net.cuda()
+                if options.fp16:
+                    self.net = network_to_half(self.net)
+                self.optimizer = torch.optim.Adam(self.net.parameters())
+                if options.fp16:
+                    self.optimizer = FP16_Optimizer(self.optimizer, dynamic_loss_scale=True)
+
+            def epoch(self, loader):
+                for x, y in loader:
+                    loss = torch.nn.functional.mse_loss(self.net(x), y)
+                    self.optimizer.zero_grad()
+                    if self.options.fp16:
+                        self.optimizer.backward(loss)
+                    else:
+                        loss.backward()
+                    self.optimizer.step()
+
+
+        Trainer(torch.nn.Linear(4, 4), parse()).epoch(load())
+        """
+    )
+    result = wrapped(tmp_path, text)
+    assert result.text == script(
+        """
+        import torch
+
+
+        class Trainer:
+            def __init__(self, net, options):
+                self.options = options
+                self.net = net.cuda()
+                self.optimizer = torch.optim.Adam(self.net.parameters())
+                self.scaler = torch.amp.GradScaler("cuda", enabled=options.fp16)
+
+            def epoch(self, loader):
+                for x, y in loader:
+                    with torch.autocast("cuda", dtype=torch.float16, enabled=self.scaler.is_enabled()):
+                        loss = torch.nn.functional.mse_loss(self.net(x), y)
+                    self.optimizer.zero_grad()
+                    if self.options.fp16:
+                        self.scaler.scale(loss).backward()
+                    else:
+                        loss.backward()
+                    self.scaler.step(self.optimizer)
+                    self.scaler.update()
+
+
+        Trainer(torch.nn.Linear(4, 4), parse()).epoch(load())
+        """
+    )
+
+
+def test_master_copies_by_hand(tmp_path: Path) -> None:
+    """Nothing says apex here, and the loss is scaled already."""
+    text = script(
+        """
+        import torch
+        from precision import copy_in_params, get_param_copy, network_to_half, set_grad
+
+        net = network_to_half(torch.nn.Linear(8, 8).cuda())
+        copy = get_param_copy(net)
+        optimizer = torch.optim.SGD(copy, lr=0.1)
+        for x, y in loader:
+            loss = torch.nn.functional.mse_loss(net(x), y) * 128
+            net.zero_grad()
+            loss.backward()
+            set_grad(copy, list(net.parameters()))
+            optimizer.step()
+            copy_in_params(net, copy)
+        """
+    )
+    result = wrapped(tmp_path, text)
+    assert result.text == text
+    assert "float32 copies that the script keeps in step by hand" in result.lines[0]
+
+
 UNCLEAR = {
     "beside apex.amp": ([("import torch\n", "import torch\nfrom apex import amp\namp.init()\n")], "beside apex.amp"),
     "a model that is not cast here": (
@@ -1187,6 +1328,10 @@ UNCLEAR = {
             (".half()\nopt", "\nnet = network_to_half(net)\nprint(net[1])\nopt"),
         ],
         "the model inside of network_to_half()",
+    ),
+    "other half tensors": (
+        [("    optimizer.zero", "    x = x + torch.zeros(8, dtype=torch.half)\n    optimizer.zero")],
+        "other float16 tensors",
     ),
     "model parallelism": ([("import torch\n", "import torch\nimport mpu\n")], "model parallelism"),
     "another option": ([("=True)", "=True, min_scale=1)")], "FP16_Optimizer is given min_scale"),

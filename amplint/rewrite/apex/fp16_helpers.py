@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -91,7 +92,7 @@ def _plainly(module: Module, node: ast.expr) -> str:
 # -- FusedAdam --------------------------------------------------------------------------------------------------------
 
 
-def fused_edits(module: Module, owners: set[str]) -> list[Edit]:
+def fused_edits(module: Module, owners: Collection[str]) -> list[Edit]:
     """`FusedAdam(…, max_grad_norm=1.0)`: FP16_Optimizer passed the norm of each group on, which was clipped."""
     made: list[Edit] = []
     for node in ast.walk(module.tree):
@@ -103,7 +104,7 @@ def fused_edits(module: Module, owners: set[str]) -> list[Edit]:
     return made
 
 
-def _clip_before_step(module: Module, call: ast.Call, limit: ast.expr, owners: set[str]) -> list[Edit]:
+def _clip_before_step(module: Module, call: ast.Call, limit: ast.expr, owners: Collection[str]) -> list[Edit]:
     match limit:
         case ast.Constant(value=int() | float() as number):
             pass

@@ -4,7 +4,7 @@ trains a half model is one of opt_level O2 that says so by hand."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from amplint.config import Settings
@@ -23,7 +23,7 @@ from amplint.rewrite.apex.fp16_helpers import (
 )
 from amplint.rewrite.apex.uses import uses_of
 from amplint.rewrite.apply import Conflict, apply
-from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.halves import half_casts, scales_by_hand, without
 from amplint.rewrite.layout import begins_line, end, ends_line, margin_of, start, unit
 from amplint.rewrite.refused import BY_HAND, Refused
@@ -34,6 +34,7 @@ from amplint.source.module import Module, Unreadable, parse
 _CLIPS = ("clip_master_grads", "clip_fp32_grads")
 _PLAIN = frozenset("step zero_grad param_groups state_dict load_state_dict state defaults add_param_group".split())
 _KEYS = "the keys of the model's state have no 1. in front, which network_to_half put there"
+_LOW = ("half", "float16", "HalfTensor")
 _BEFORE = "scale_before"  # the scale before a step, which is smaller behind it where gradients overflowed
 _STATE = "the optimizer's state is its own now, and what FP16_Optimizer saved does not load into it"
 
@@ -64,7 +65,7 @@ def told(module: Module, settings: Settings) -> Told | None:
     plain = _applied(module, teller.edits)
     if scales_by_hand(plain):
         raise Refused("the loss is scaled by hand as well", "drop that, and what undoes it, then run amplint again")
-    casts = half_casts(read(plain, settings.roots, settings.apis), teller.model)
+    casts = half_casts(read(plain, settings.roots, settings.apis), teller.models)
     if casts is None:
         raise Refused(
             "amplint does not see that the casts to float16 are those of the model and of its inputs",
@@ -73,6 +74,8 @@ def told(module: Module, settings: Settings) -> Told | None:
     after = without(plain, casts)
     if after is None:
         raise Refused("the casts to float16 stand in an unusual place", "remove them first")
+    if any(isinstance(node, ast.Attribute) and node.attr in _LOW for node in ast.walk(after.tree)):
+        raise Refused("it makes other float16 tensors, which meet float32 weights then", "remove them first")
     return Told(after, teller.changes)
 
 
@@ -137,18 +140,26 @@ class _Teller:
         self.wraps = wraps
         self.edits: list[Edit] = []
         self.changes: list[str] = []
-        self.model = ""
+        self.models: list[str] = []
         self.inside: set[ast.AST] = set()  # names that the edits take away
         self.scaled: list[ast.stmt] = []  # the steps before which the scale is kept
-        self.owners = {target_of(module, one) for one in wraps}
+        self.owners = {target_of(module, one): None for one in wraps}
+        self.scales: dict[str, str] = {}
 
     def tell(self) -> None:
         module = self.module
         if "mpu" in module.imports:
             raise Refused("its gradients are spread over ranks by model parallelism", BY_HAND)
-        self.model = model = self._models()
+        self.models = self._models()
+        joint = len(self.owners) > 1
+        if joint:
+            suites = [suite_of(module, module.statement(one)) for one in self.wraps]
+            if len(self.owners) < len(self.wraps) or any(one is not suites[0] for one in suites):
+                raise Refused("optimizers are wrapped in several places", "wrap them one after the other")
+            self.changes.append("all losses share one loss scale now")
+        last = max(self.wraps, key=lambda one: one.lineno)
         for call in self.wraps:
-            self._wrap(call, model)
+            self._wrap(call, call is last or not joint)
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute):
                 if module.source(node.value) in self.owners:
@@ -164,42 +175,48 @@ class _Teller:
 
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
-    def _models(self) -> str:
-        """The model whose weights are cast, by its name where the optimizer is wrapped."""
-        module, found = self.module, set()
+    def _models(self) -> list[str]:
+        """The models whose weights are cast, by their names where the optimizer is wrapped."""
+        module = self.module
+        found: dict[str, None] = {}
         for node in ast.walk(module.tree):
             match node:
-                case ast.Call(func=ast.Attribute(attr="half", value=ast.Name(id=name))) if isinstance(
+                case ast.Call(func=ast.Attribute(attr="half", value=model)) if isinstance(
                     module.parents[node], ast.Expr
                 ):
-                    found.add(name)
-                case ast.Assign(targets=[ast.Name(id=name)], value=value) if _casts(value) and _is_module(module, name):
-                    found.add(name)
+                    found[module.source(model)] = None
+                case ast.Assign(targets=[ast.Name() | ast.Attribute() as model], value=value) if _casts(value):
+                    name = module.source(model)
+                    if _is_module(module, name):
+                        found[name] = None
         home = module.function(self.wraps[0])
-        found = {one for one in found if _stored_in(module, one, home)}
-        self._wrapped_models(found)
-        if len(found) != 1:
+        models = [one for one in found if _stored_in(module, one, home)]
+        self._wrapped_models(models)
+        if not models:
             raise Refused(
                 "amplint does not see which model becomes half where the optimizer is wrapped",
                 "remove the casts to float16 and FP16_Optimizer by hand, then run amplint again",
             )
-        return found.pop()
+        return models
 
-    def _wrapped_models(self, names: set[str]) -> None:
+    def _wrapped_models(self, names: Collection[str]) -> None:
         """network_to_half and FP16_Module put a module around the model, which the file may know."""
         helpers = {called(one) for one in ast.walk(self.module.tree) if isinstance(one, ast.Call)} & TO_HALF
         for node in ast.walk(self.module.tree) if helpers else ():
             match node:
-                case (
-                    ast.Attribute(attr="module", value=ast.Name(id=name))
-                    | ast.Subscript(value=ast.Name(id=name), slice=ast.Constant())
-                ) if name in names and (helpers != {"network_to_half"} or isinstance(node, ast.Subscript)):
+                case ast.Attribute(attr="module", value=model) | ast.Subscript(value=model, slice=ast.Constant()) if (
+                    self.module.source(model) in names
+                    and (helpers != {"network_to_half"} or isinstance(node, ast.Subscript))
+                ):
                     text = self.module.source(node)
                     raise Refused(f"{text} may be the model inside of {min(helpers)}()", "drop that by hand first")
-                case ast.Attribute(attr="state_dict" | "load_state_dict", value=ast.Name(id=name)) if name in names:
+                case ast.Attribute(attr="state_dict" | "load_state_dict", value=model) if (
+                    self.module.source(model) in names
+                ):
                     self.changes += [_KEYS] if "network_to_half" in helpers and _KEYS not in self.changes else []
 
-    def _wrap(self, call: ast.Call, model: str) -> None:
+    def _wrap(self, call: ast.Call, begins: bool) -> None:
+        """Take a wrapper off; where AMP `begins`, for all optimizers, amp.initialize stands in its place."""
         module, statement = self.module, self.module.statement(call)
         target = target_of(module, call)
         given = dict(zip(("optimizer", "static", "dynamic", "args", "verbose"), call.args, strict=False))
@@ -215,12 +232,19 @@ class _Teller:
         source = module.source(inner)
         lines = [f"{target} = {source}"] if source != target else []
         scale = _scale(module, given)
+        self.scales.setdefault(scale, target)
+        if len(self.scales) > 1 and len(self.owners) > 1:
+            raise Refused("the optimizers have loss scales of their own", BY_HAND)
         option = f", loss_scale={scale}" if scale else ""
-        lines.append(f'{model}, {target} = amp.initialize({model}, {target}, opt_level="O2"{option})')
+        both = f"{_listed(self.models)}, {_listed(self.owners)}"
+        lines += [f'{both} = amp.initialize({both}, opt_level="O2"{option})'] if begins else []
         if "args" in given and not (isinstance(given["args"], ast.Constant) and given["args"].value is None):
             self.changes.append("how the loss scale moves is GradScaler's own way now, whatever dynamic_loss_args says")
         text = f"{module.newline}{margin_of(module, statement)}".join(lines)
-        self.edits.append(edit(module, start(module, statement), end(module, statement), text))
+        if lines:
+            self.edits.append(edit(module, start(module, statement), end(module, statement), text))
+        else:
+            self.edits += edits.delete(module, statement)
         self.inside |= set(ast.walk(call.func))
 
     def _use(self, node: ast.Attribute) -> None:
@@ -314,6 +338,11 @@ class _Teller:
         self.edits += edits.delete(self.module, statement)
 
 
+def _listed(names: Collection[str]) -> str:
+    """One name, or a list of them."""
+    return f"[{', '.join(names)}]" if len(names) > 1 else "".join(names)
+
+
 def _scale(module: Module, given: dict[str, ast.expr]) -> str:
     """The loss scale, as amp.initialize would be given it; "" where it is dynamic."""
     dynamic = given.get("dynamic")
@@ -335,9 +364,8 @@ def _is_module(module: Module, name: str) -> bool:
     """Whether the file asks something for its parameters, or sets it to train."""
     return any(
         isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == name
-        and node.attr in ("parameters", "named_parameters", "train", "module", "cuda_model")
+        and node.attr in ("parameters", "named_parameters", "train")
+        and module.source(node.value) == name
         for node in ast.walk(module.tree)
     )
 
@@ -353,6 +381,7 @@ def _stored_in(module: Module, name: str, home: ast.AST | None) -> bool:
     for node in ast.walk(home or module.tree):
         if isinstance(node, ast.arg) and node.arg == name:
             return True
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store):
+        stored = isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if stored and module.source(node) == name:
             return True
     return False
