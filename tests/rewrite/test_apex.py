@@ -1266,6 +1266,60 @@ def test_a_trainer_that_wraps_its_optimizer(tmp_path: Path) -> None:
     )
 
 
+def test_a_wrapped_optimizer_beside_apex_amp(tmp_path: Path) -> None:
+    """What is an alternative to apex.amp stays one."""
+    text = script(
+        """
+        import torch
+        from apex import amp
+        from apex.fp16_utils import FP16_Optimizer
+
+        net = build(half=options.fp16)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        if options.fp16:
+            optimizer = FP16_Optimizer(optimizer, dynamic_loss_scale=True)
+        if options.amp:
+            net, optimizer = amp.initialize(net, optimizer)
+        for x, y in loader:
+            loss = torch.nn.functional.mse_loss(net(x), y)
+            optimizer.zero_grad()
+            if options.fp16:
+                optimizer.backward(loss)
+            elif options.amp:
+                with amp.scale_loss(loss, optimizer) as scaled_loss:
+                    scaled_loss.backward()
+            else:
+                loss.backward()
+            optimizer.step()
+        """
+    )
+    result = wrapped(tmp_path, text)
+    assert result.text == script(
+        """
+        import torch
+        from apex.fp16_utils import FP16_Optimizer
+
+        net = build(half=options.fp16)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        if options.fp16:
+            optimizer = FP16_Optimizer(optimizer, dynamic_loss_scale=True)
+        scaler = torch.amp.GradScaler("cuda", enabled=options.amp)
+        for x, y in loader:
+            with torch.autocast("cuda", dtype=torch.float16, enabled=options.amp):
+                loss = torch.nn.functional.mse_loss(net(x), y)
+            optimizer.zero_grad()
+            if options.fp16:
+                optimizer.backward(loss)
+            elif options.amp:
+                scaler.scale(loss).backward()
+            else:
+                loss.backward()
+            scaler.step(optimizer)
+            scaler.update()
+        """
+    )
+
+
 def test_master_copies_by_hand(tmp_path: Path) -> None:
     """Nothing says apex here, and the loss is scaled already."""
     text = script(
@@ -1291,7 +1345,6 @@ def test_master_copies_by_hand(tmp_path: Path) -> None:
 
 
 UNCLEAR = {
-    "beside apex.amp": ([("import torch\n", "import torch\nfrom apex import amp\namp.init()\n")], "beside apex.amp"),
     "a model that is not cast here": (
         [(".cuda().half()\n", ".cuda()\n"), (".half(), y", ", y")],
         "which model becomes half",

@@ -48,7 +48,8 @@ class Told:
 
 
 def told(module: Module, settings: Settings) -> Told | None:
-    """None where the module does not wrap an optimizer; raises Refused where a person has to look at it."""
+    """None where the module does not wrap an optimizer, or does so beside apex.amp, which then is what is migrated;
+    raises Refused where a person has to look at it."""
     if NAME not in module.text:
         return None
     wraps = [
@@ -56,10 +57,8 @@ def told(module: Module, settings: Settings) -> Told | None:
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and called(node) == NAME and from_apex(module, node.func)
     ]
-    if not wraps:
+    if not wraps or not _backwards(module) or uses_of(module).uses:
         return None
-    if uses_of(module).uses:
-        raise Refused("FP16_Optimizer stands beside apex.amp", "remove the branch that uses FP16_Optimizer")
     teller = _Teller(module, wraps)
     teller.tell()
     plain = _applied(module, teller.edits)
@@ -81,9 +80,17 @@ def told(module: Module, settings: Settings) -> Told | None:
 
 def places(module: Module) -> list[ast.AST]:
     """Where the training steps of a file are, as far as FP16_Optimizer says."""
-    calls = [node for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
-    backwards = [one for one in calls if called(one) == "backward" and one.args]
-    return [*(backwards or [one for one in calls if called(one) == NAME])]
+    return [*_backwards(module)]
+
+
+def _backwards(module: Module) -> list[ast.Call]:
+    """The calls of backward() that are given a loss."""
+    calls = (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
+    return [one for one in calls if called(one) == "backward" and (one.args or _keyword(one, "loss"))]
+
+
+def _keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((one.value for one in call.keywords if one.arg == name), None)
 
 
 def refuse_others(modules: Iterable[Module]) -> None:
@@ -281,7 +288,7 @@ class _Teller:
     def _backward(self, call: ast.Call, statement: ast.Expr, owner: str) -> None:
         module = self.module
         rest = [one for one in call.keywords if one.arg not in ("update_master_grads", "loss")]
-        loss = next(iter(call.args), next((one.value for one in call.keywords if one.arg == "loss"), None))
+        loss = call.args[0] if call.args else _keyword(call, "loss")
         if loss is None or len(call.args) > 1 or any(one.arg != "retain_graph" for one in rest):
             raise Refused(f"the arguments of {owner}.backward() are not only a loss", BY_HAND)
         given = ", ".join(module.source(one) for one in rest)
