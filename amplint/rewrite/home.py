@@ -99,23 +99,17 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
             if stores:  # state.optimizer = …
                 statement = bound_at(frame.module, text, [frame.module.statement(one) for one in stores], use)
                 return Home(frame.module, statement, text, frame.code, tuple(path))
-            if root not in _parameters(frame.code):
-                if not any(_stores(frame.code, root)):
-                    raise Refused(f"the optimizer is kept in {text}", BY_HAND)
-                statement = _bound(frame.module, frame.code, root, use)
-                if other := alias(statement, root):
-                    text, use = f"{other}.{rest}", statement
-                    continue
-                if "." in rest:
-                    raise Refused(f"the optimizer is kept in {text}", BY_HAND)
-                return Home(frame.module, statement, text, frame.code, tuple(path))
         if root not in _parameters(frame.code):
+            if rest and not any(_stores(frame.code, root)):
+                raise Refused(f"the optimizer is kept in {text}", BY_HAND)
             statement = _bound(frame.module, frame.code, root, use)
-            if not (other := alias(statement, root)):
-                statement = filled(frame.module, statement, text)
-                return Home(frame.module, statement, text, frame.code, tuple(path))
-            text, use = other, statement
-            continue
+            if other := alias(statement, root):
+                text, use = ".".join(filter(None, (other, rest))), statement
+                continue
+            if "." in rest:
+                raise Refused(f"the optimizer is kept in {text}", BY_HAND)
+            statement = statement if rest else filled(frame.module, statement, text)
+            return Home(frame.module, statement, text, frame.code, tuple(path))
         text = ".".join(filter(None, (_argument(frame, root), rest)))
         path.append(frame)
         assert frame.call is not None and frame.caller is not None
