@@ -161,10 +161,9 @@ def _called(search: Search, call: ast.Call) -> tuple[Module, ast.FunctionDef, in
     """The function that a call runs, its file, and how many of its parameters are bound: a function, or the forward of
     the class that the called object is made of."""
     module = search.module
-    names = named_in(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else set()
-    if len(names) != 1 or (isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) != "self"):
+    if not isinstance(call.func, ast.Name | ast.Attribute):
         return None
-    (name,) = names
+    name = ast.unparse(call.func).removeprefix("self.")
     found = _defined(search, module, name)
     if found is None:
         made = set(_made(search, module, name))
@@ -183,8 +182,8 @@ def _made(search: Search, module: Module, name: str, depth: int = 0) -> Iterator
         while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
             value = value.func.value
         match value:
-            case ast.Call(func=ast.Name(id=made)):
-                yield made
+            case ast.Call(func=ast.Name() | ast.Attribute() as made):
+                yield ast.unparse(made)
             case ast.Name(id=other) | ast.Attribute(value=ast.Name(id="self"), attr=other):
                 if other != name:
                     yield from _made(search, module, other, depth + 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from amplint.rewrite.derivation import path
 from amplint.rewrite.refused import KEEP, Refused
 from amplint.rewrite.used import used_by
 from amplint.source import events
@@ -96,6 +97,7 @@ class Search:
         self.says_one = any(_WORDS.search(one.text) for one in files.values())
         self.kept: set[Place] = set()
         self._known: dict[Module, Names] = {}
+        self._found: dict[ast.AST, list[Hit]] = {}
 
     def names(self, module: Module) -> Names:
         if module not in self._known:
@@ -104,12 +106,15 @@ class Search:
 
     def hits(self, names: Collection[str]) -> list[Hit]:
         """The calls behind some names of the script that need float32, those of the script first."""
-        found: dict[ast.Call, Hit] = {}
-        for source, code in self.reached(names) if self.says_one else ():
-            for call in (node for node in ast.walk(code) if isinstance(node, ast.Call)):
-                if (what := needs_float32(source, call)) is not None:
-                    found[call] = Hit(source, call, what)
+        found = {hit.call: hit for one in (self.reached(names) if self.says_one else ()) for hit in self._in(*one)}
         return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
+
+    def _in(self, source: Module, code: ast.AST) -> list[Hit]:
+        if code not in self._found:
+            calls = (node for node in ast.walk(code) if isinstance(node, ast.Call))
+            what = ((call, needs_float32(source, call)) for call in calls)
+            self._found[code] = [Hit(source, call, needs) for call, needs in what if needs is not None]
+        return self._found[code]
 
     def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
         """The values and definitions that some names of the script lead to, in all files."""
@@ -129,12 +134,16 @@ class Search:
 
     def imported(self, source: Module, name: str) -> list[tuple[Module, str]]:
         """Where a name of a module may come from, and what it is called there."""
-        found = self.names(source).imports.get(name, ())
-        return [
-            (one, alias.name)
-            for statement, alias in found
-            for one in _files_of(source, statement, alias, self.files, self.roots)
-        ]
+        names = self.names(source)
+        base, dot, last = name.rpartition(".")
+        found: list[tuple[Module, str]] = []
+        for statement, alias in names.imports.get(base or name, ()):
+            for one in _files_of(source, statement, alias, self.files, self.roots):
+                if last == "*":
+                    found += [(one, defined) for defined in self.names(one).definitions]
+                elif dot or isinstance(statement, ast.ImportFrom):
+                    found.append((one, last if dot else alias.name))
+        return found
 
 
 _searches: WeakKeyDictionary[Reading, Search] = WeakKeyDictionary()
@@ -155,7 +164,7 @@ class Names:
     def __init__(self, module: Module):
         self.definitions: dict[str, list[ast.AST]] = {}
         self.values: dict[str, list[ast.expr]] = {}
-        self.imports: dict[str, list[tuple[ast.ImportFrom, ast.alias]]] = {}
+        self.imports: dict[str, list[tuple[ast.Import | ast.ImportFrom, ast.alias]]] = {}
         functions = {one.name: one for one in module.tree.body if isinstance(one, ast.FunctionDef)}
         for node in ast.walk(module.tree):
             match node:
@@ -167,7 +176,7 @@ class Names:
                 case ast.AugAssign(target=target, value=value):
                     for name in _bound(target):
                         self.values.setdefault(name, []).append(value)
-                case ast.ImportFrom(names=aliases):
+                case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                     for alias in aliases:
                         self.imports.setdefault(alias.asname or alias.name, []).append((node, alias))
                 case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in functions:
@@ -192,27 +201,38 @@ def _trains(node: ast.AST) -> bool:
 
 
 def named_in(code: ast.AST) -> set[str]:
-    """The names, and the fields of `self`, that some code reads."""
+    """The names, the fields of `self` and what is taken from other names that some code reads: `losses.Dice`, and
+    `losses.*` where the name is computed."""
     found = set()
     for node in ast.walk(code):
         match node:
             case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
                 found.add(name)
+            case ast.Attribute(value=ast.Name() | ast.Attribute() as base, attr=name):
+                found.add(f"{path(base)}.{name if name != '__dict__' else '*'}")
+            case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=base), _, *_]):
+                found.add(f"{base}.*")
     return found
 
 
 def _files_of(
-    source: Module, statement: ast.ImportFrom, alias: ast.alias, files: dict[Path, Module], roots: Sequence[Path]
+    source: Module,
+    statement: ast.Import | ast.ImportFrom,
+    alias: ast.alias,
+    files: dict[Path, Module],
+    roots: Sequence[Path],
 ) -> list[Module]:
     """The files that an import may take a name from: the module, or its submodule of that name."""
     folder = Path(source.path).resolve().parent
-    bases = [folder, *folder.parents][statement.level - 1 : statement.level] if statement.level else list(roots)
-    parts = (statement.module or "").split(".") if statement.module else []
-    places = [
-        base.joinpath(*some) for base in bases for some in (parts, [*parts, alias.name]) if some or statement.level
-    ]
-    paths = [path for place in places for path in (place.with_name(place.name + ".py"), place / "__init__.py")]
-    return [files[path.resolve()] for path in paths if path.resolve() in files]
+    if isinstance(statement, ast.Import):
+        named, bases = [alias.name.split(".")], list(roots)
+    else:
+        bases = [folder, *folder.parents][statement.level - 1 : statement.level] if statement.level else list(roots)
+        parts = statement.module.split(".") if statement.module else []
+        named = [some for some in (parts, [*parts, alias.name]) if some or statement.level]
+    places = [base.joinpath(*some) for base in bases for some in named]
+    paths = [one.resolve() for place in places for one in (place.with_name(place.name + ".py"), place / "__init__.py")]
+    return [files[one] for one in paths if one in files]
 
 
 def needs_float32(module: Module, call: ast.Call) -> str | None:
@@ -229,12 +249,12 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
     if last in _IN_PLACE and isinstance(call.func, ast.Attribute):
         return None if any(_is_cast(one) for one in operands) or _is_wide(module, call) else last
     for name in names:
-        path, _, word = name.rpartition(".")
-        if path in ("torch", "torch._C._linalg") and word in _LINEAR:
+        package, _, word = name.rpartition(".")
+        if package in ("torch", "torch._C._linalg") and word in _LINEAR:
             break
-        if path == "torch.linalg" and word not in _NO_MATRIX:
+        if package == "torch.linalg" and word not in _NO_MATRIX:
             break
-        if path == "torch.fft" and not word.endswith(("shift", "freq")):
+        if package == "torch.fft" and not word.endswith(("shift", "freq")):
             break
     else:
         if last not in _METHODS or names or not isinstance(call.func, ast.Attribute):

@@ -529,6 +529,12 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
         "    seen = model(x)\n    loss = seen.mean() + best(seen)",
         "    loss = seen.float().mean() + best(seen.float())\n",
     ),
+    "by its module": (
+        "losses.Spectral()",
+        "    seen = model(x)\n    loss = criterion(seen)",
+        "    loss = criterion(seen.float())\n",
+    ),
+    "whichever of a module": ('losses.__dict__["Spectral"]()', OWN, "calls svdvals(), " + SVD),
     "several at once": (
         "[Spectral(), Triplet()]",
         "    f = model(x)\n    f = f / 2\n    loss = sum(one(f) for one in criterion)",
@@ -555,7 +561,7 @@ def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str, dtype:
     put(LOSSES, "losses.py")
     names = ", ".join(sorted({*re.findall(r"[A-Z]\w+", made + loss), "Distance"} - {"False"}))
     step = STEP.replace(STEP.splitlines()[2], loss)
-    put(f"from losses import {names}\n{HEAD}criterion = {made}\nmeter = Distance()\n{step}")
+    put(f"import losses\nfrom losses import {names}\n{HEAD}criterion = {made}\nmeter = Distance()\n{step}")
     result = amplint("train.py", "--dtype", dtype)
     if result.exit_code:
         assert result.stdout.rstrip().endswith(expected)
