@@ -101,7 +101,7 @@ def _runs(block: list[ast.stmt], barriers: Collection[ast.AST]) -> list[range]:
 def of_model(node: ast.AST, lifts: Lifts) -> bool:
     match node:
         case ast.Call(func=ast.Name(id=name), args=[_, *_]):
-            return name in lifts.wrappers
+            return name in lifts.wrappers | lifts.taken
         case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[_, *_]) if (
             name in lifts.templates
         ):

@@ -217,7 +217,7 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
     places = {draft.now: draft for draft in group}
     wanted: list[tuple[Draft, StepPlan]] = []  # with the file that runs it
     for draft in group:
-        wanted += _own_steps(draft, group)
+        wanted += _own_steps(draft, group, known)
         _steps_outside(draft, known)
     for _, plan in list(wanted):
         home = places[plan.module]
@@ -243,7 +243,7 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
     return True
 
 
-def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPlan]]:
+def _own_steps(draft: Draft, group: list[Draft], known: Sequence[Draft]) -> Iterator[tuple[Draft, StepPlan]]:
     """The steps to convert in a file, as the scripts of the group run them; the others are told."""
     module = draft.now
     readers = [draft, *(one for one in group if one is not draft and module in one.plans)]
@@ -282,7 +282,7 @@ def _own_steps(draft: Draft, group: list[Draft]) -> Iterator[tuple[Draft, StepPl
         if draft.keeps(node):
             draft.say(node, "kept in float32, as its comment asks")
             continue
-        told = _called(refusal, draft) if isinstance(refusal, Elsewhere) else refusal
+        told = _called(refusal, draft, group, known) if isinstance(refusal, Elsewhere) else refusal
         if broken is not None:
             told = Refused(f"half done ({broken.code}: {broken.message}), and {told.reason}", told.advice)
         draft.refuse(node, told)
@@ -310,16 +310,17 @@ def _unfinished(draft: Draft, readers: Sequence[Draft]) -> set[ast.AST]:
     return {node for one in readers for node in one.plans[draft.now].halves}
 
 
-def _called(refusal: Elsewhere, draft: Draft) -> Refused:
-    """Names the files that call the function, where there are any."""
-    function = refusal.frame.code
+def _called(refusal: Elsewhere, draft: Draft, group: Sequence[Draft], known: Sequence[Draft]) -> Refused:
+    """Names the files that call the function, where there are any that are not named yet."""
+    function, roots = refusal.frame.code, draft.settings.roots
     if isinstance(function, ast.FunctionDef):
-        callers = other_users(function, draft.now, [draft.now], draft.settings.roots)
+        callers = other_users(function, draft.now, [draft.now], roots)
         if callers:
-            return Refused(
-                f"the optimizer comes from the caller of {function.name}(), in {', '.join(callers)}",
-                must_change([draft.now], callers),
-            )
+            reason = f"the optimizer comes from the caller of {function.name}(), in {', '.join(callers)}"
+            more = other_users(function, draft.now, [one.now for one in known], roots)
+            if not more:
+                return Refused(f"{reason}, where amplint does not see which one", BY_HAND)
+            return Refused(reason, must_change([one.now for one in group], more))
     return refusal
 
 

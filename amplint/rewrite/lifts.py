@@ -42,13 +42,14 @@ class Lifts:
     steps: set[ast.AST] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     wrappers: set[str] = field(default_factory=set)  # objects that were given a model: `decoder = Decoder(net)`
+    taken: set[str] = field(default_factory=set)  # from a list of which other models are called: `net = nets[0]`
     templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
     fields: dict[ast.AST, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 @lru_cache(maxsize=2)
 def lifts_of(reading: Reading) -> Lifts:
-    found = Lifts()
+    found, containers = Lifts(), set[str]()
     module = reading.module
     for event in reading.events:
         if isinstance(event, events.Forward):
@@ -57,6 +58,8 @@ def lifts_of(reading: Reading) -> Lifts:
             called = getattr(event.node, "func", None)
             if event.module is module and isinstance(called, ast.Name | ast.Attribute):
                 found.models.add(ast.unparse(called))
+            if event.module is module and isinstance(called, ast.Subscript):
+                containers.add(ast.unparse(called.value))
             _note_fields(event.frame, found.fields)
         elif isinstance(event, events.Backward | events.Step):
             found.barriers |= set(standing(event))
@@ -64,6 +67,10 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.steps |= set(standing(event))
     for node in ast.walk(module.tree):
         match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript(value=container)) if (
+                ast.unparse(container) in containers
+            ):
+                found.taken.add(name)
             case ast.ClassDef(body=body):
                 found.templates |= {one.name for one in body if isinstance(one, ast.FunctionDef) and abstract(one)}
             case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):

@@ -180,3 +180,24 @@ def test_without_a_gpu_it_trains_as_before(name: str, tmp_path: Path) -> None:
     plain = trained(before, "train.py", tmp_path / "before")
     assert plain
     assert trained(after, "train.py", tmp_path / "after") == plain
+
+
+def test_a_command_is_not_given_twice() -> None:
+    """What was named stays named, and what naming did not help is said."""
+    step = parts("two_scripts")["engine.py"]
+    other = step[step.index("def run_epoch") :].replace("run_epoch", "run_other")
+    script = parts("two_scripts")["train.py"]
+    put({"engine.py": f"{step}\n\n{other}", "train.py": script, "other.py": script.replace("run_epoch", "run_other")})
+    two = amplint("engine.py", "train.py").stdout
+    assert "amplint fix engine.py other.py train.py changes them together" in two
+    Path("other.py").write_text("from engine import run_other\n\nloops = {'other': run_other}\n", encoding="utf-8")
+    assert "in other.py, where amplint does not see which one; convert it by hand" in amplint(".").stdout
+
+
+def test_many_imports() -> None:
+    """Files that were only looked for do not keep the loop from being read."""
+    before, after, _ = project("two_scripts")
+    imports = "".join(f"import library_{number}\n" for number in range(60))
+    names = put({**before, "train.py": imports + before["train.py"]})
+    assert amplint(".").exit_code == 0
+    assert contents(names) == {**after, "train.py": imports + after["train.py"]}

@@ -103,16 +103,26 @@ class Project:
             self._tops[top] = any(place.is_dir() or place.with_name(top + ".py").is_file() for place in places)
         return self._tops[top]
 
+    def _room(self) -> bool:
+        """Whether one more file may be read. Files that are changed together take the time to count only those that
+        were there: a script of many imports would not reach its own loop."""
+        known = self.modules.values()
+        return len(known if _together is None else [one for one in known if one is not None]) < MOST_FILES
+
     def _at(self, base: Path, parts: list[str]) -> Module | None:
         place = base.joinpath(*parts)
         candidates = [place / "__init__.py"] if not parts else [place.with_suffix(".py"), place / "__init__.py"]
         for path in candidates:
             self.sought.add(path)
             if path not in self.modules:
-                self.modules[path] = _read(path) if len(self.modules) < MOST_FILES else None
+                self.modules[path] = _read(path) if self._room() or _is_named(path) else None
             if self.modules[path] is not None:
                 return self.modules[path]
         return None
+
+
+def _is_named(path: Path) -> bool:
+    return _together is not None and (path in _together or path.resolve() in _together)
 
 
 def _above(folder: Path, top: Path | None) -> list[Path]:
