@@ -28,7 +28,7 @@ def without_casts(reading: Reading) -> tuple[Module, str] | None:
     after = without(module, casts) if casts else None
     if not casts or after is None:
         return None
-    flags = {_flag(module, cast) for cast in casts}
+    flags = {flag_of(module, cast) for cast in casts}
     flag = min(flags)
     if len(flags) > 1 or (flag and any(ast.unparse(test) == flag for test in _tests(after))):
         return None
@@ -116,7 +116,7 @@ def _a_loss(module: Module, cast: ast.Call) -> bool:
     )
 
 
-def _flag(module: Module, cast: ast.Call) -> str:
+def flag_of(module: Module, cast: ast.Call) -> str:
     """The name or field that a cast asks first; "" where it is made always."""
     above = [one for one in module.ancestors(cast) if isinstance(one, ast.If | ast.IfExp)]
     tests = [one.test for one in above if _is_flag(one.test)]

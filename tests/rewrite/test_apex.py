@@ -1349,6 +1349,10 @@ UNCLEAR = {
         [(".cuda().half()\n", ".cuda()\n"), (".half(), y", ", y")],
         "which model becomes half",
     ),
+    "casts that another flag decides": (
+        [(".half()\nopt", "\nif opt.half:\n    net.half()\nopt")],
+        "casts to float16 ask for opt.half, and FP16_Optimizer does not",
+    ),
     "a loss that is scaled by hand": (
         [("    optimizer.backward", "    loss = loss * opt.loss_scale\n    optimizer.backward")],
         "the loss is scaled by hand",

@@ -89,6 +89,33 @@ def _plainly(module: Module, node: ast.expr) -> str:
     return inner if inner.endswith(".half()") else f"{inner}.half()"
 
 
+def casts_in(value: ast.expr) -> bool:
+    """Whether a value is computed by a cast to half of what may be a model."""
+    calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
+    return any(called(one) in ({"half"} | TO_HALF) and (one.args or called(one) == "half") for one in calls)
+
+
+def is_module(module: Module, name: str) -> bool:
+    """Whether the file asks something for its parameters, or sets it to train."""
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr in ("parameters", "named_parameters", "train")
+        and module.source(node.value) == name
+        for node in ast.walk(module.tree)
+    )
+
+
+def stored_in(module: Module, name: str, home: ast.AST | None) -> bool:
+    """Whether a function has a variable or parameter of a name."""
+    for node in ast.walk(home or module.tree):
+        if isinstance(node, ast.arg) and node.arg == name:
+            return True
+        stored = isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if stored and module.source(node) == name:
+            return True
+    return False
+
+
 # -- FusedAdam --------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ trains a half model is one of opt_level O2 that says so by hand."""
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from amplint.config import Settings
@@ -16,15 +16,18 @@ from amplint.rewrite.apex.fp16_helpers import (
     TO_HALF,
     called,
     cast_edits,
+    casts_in,
     from_apex,
     fused_edits,
     import_edits,
+    is_module,
+    stored_in,
     target_of,
 )
 from amplint.rewrite.apex.uses import uses_of
 from amplint.rewrite.apply import Conflict, apply
 from amplint.rewrite.fixes import conditions_above, suite_of
-from amplint.rewrite.halves import half_casts, scales_by_hand, without
+from amplint.rewrite.halves import flag_of, half_casts, scales_by_hand, without
 from amplint.rewrite.layout import begins_line, end, ends_line, margin_of, start, unit
 from amplint.rewrite.refused import BY_HAND, Refused
 from amplint.rewrite.text import edit
@@ -70,6 +73,10 @@ def told(module: Module, settings: Settings) -> Told | None:
             "amplint does not see that the casts to float16 are those of the model and of its inputs",
             "remove them, or the file's own use of float16, first",
         )
+    asked = {node.id if isinstance(node, ast.Name) else node.attr for node in teller.asked()}
+    flags = {flag_of(plain, one) for one in casts} - {""}
+    if unasked := sorted(one for one in flags if one.rpartition(".")[2] not in asked):
+        raise Refused(f"casts to float16 ask for {unasked[0]}, and FP16_Optimizer does not", "let one flag decide")
     after = without(plain, casts)
     if after is None:
         raise Refused("the casts to float16 stand in an unusual place", "remove them first")
@@ -180,6 +187,13 @@ class _Teller:
             self.changes.append(CLIPPED)
         self.edits += import_edits(module, self.inside | gone)
 
+    def asked(self) -> Iterator[ast.Name | ast.Attribute]:
+        """What the conditions name under which an optimizer is wrapped."""
+        for call in self.wraps:
+            for above in self.module.ancestors(call):
+                if isinstance(above, ast.If):
+                    yield from (one for one in ast.walk(above.test) if isinstance(one, ast.Name | ast.Attribute))
+
     # -- the optimizer ------------------------------------------------------------------------------------------------
 
     def _models(self) -> list[str]:
@@ -192,12 +206,12 @@ class _Teller:
                     module.parents[node], ast.Expr
                 ):
                     found[module.source(model)] = None
-                case ast.Assign(targets=[ast.Name() | ast.Attribute() as model], value=value) if _casts(value):
+                case ast.Assign(targets=[ast.Name() | ast.Attribute() as model], value=value) if casts_in(value):
                     name = module.source(model)
-                    if _is_module(module, name):
+                    if is_module(module, name):
                         found[name] = None
         home = module.function(self.wraps[0])
-        models = [one for one in found if _stored_in(module, one, home)]
+        models = [one for one in found if stored_in(module, one, home)]
         self._wrapped_models(models)
         if not models:
             raise Refused(
@@ -361,34 +375,7 @@ def _scale(module: Module, given: dict[str, ast.expr]) -> str:
     return " ".join(module.source(static or dynamic).split())  # type: ignore[arg-type]
 
 
-def _casts(value: ast.expr) -> bool:
-    """Whether a value is computed by a cast to half of what may be a model."""
-    calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
-    return any(called(one) in ({"half"} | TO_HALF) and (one.args or called(one) == "half") for one in calls)
-
-
-def _is_module(module: Module, name: str) -> bool:
-    """Whether the file asks something for its parameters, or sets it to train."""
-    return any(
-        isinstance(node, ast.Attribute)
-        and node.attr in ("parameters", "named_parameters", "train")
-        and module.source(node.value) == name
-        for node in ast.walk(module.tree)
-    )
-
-
 def _same_loops(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether the loops around a node are around another, too."""
     loops = [above for above in module.ancestors(one) if isinstance(above, ast.For | ast.While)]
     return loops == [above for above in module.ancestors(other) if isinstance(above, ast.For | ast.While)]
-
-
-def _stored_in(module: Module, name: str, home: ast.AST | None) -> bool:
-    """Whether a function has a variable or parameter of a name."""
-    for node in ast.walk(home or module.tree):
-        if isinstance(node, ast.arg) and node.arg == name:
-            return True
-        stored = isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store)
-        if stored and module.source(node) == name:
-            return True
-    return False
