@@ -13,7 +13,7 @@ from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
 from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.repair import Unsettled, repair
-from amplint.rewrite.apply import fixable
+from amplint.rewrite.syntax.apply import fixable
 from amplint.source import suppress
 from amplint.source.module import Module, Unreadable, decode
 from amplint.source.triage import may_hold

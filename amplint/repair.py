@@ -7,7 +7,7 @@ from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from amplint.findings import Applicability, Finding, Fix, Location, Severity
-from amplint.rewrite.apply import Change, apply_changes, changes, compatible, fixable, moved
+from amplint.rewrite.syntax.apply import Change, apply_changes, changes, compatible, fixable, moved
 from amplint.source.module import Module, Unreadable, parse
 
 ROUNDS = 10

@@ -10,7 +10,7 @@ from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.apex.uses import Use, falls_back, guard, raises, uses_of
 from amplint.rewrite.fixes import migration as fixes
-from amplint.rewrite.refused import Refused
+from amplint.rewrite.refusals.refused import Refused
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module

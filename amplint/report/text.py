@@ -14,7 +14,7 @@ from amplint import knowledge
 from amplint.findings import Applicability, Finding, Fix, Location, Range, Severity
 from amplint.report.diff import rows
 from amplint.report.lines import WIDTH, path_text, show, split
-from amplint.rewrite.apply import Change, Conflict, apply_changes, changes, fixable, row_starts
+from amplint.rewrite.syntax.apply import Change, Conflict, apply_changes, changes, fixable, row_starts
 
 Source = Callable[[str], str]  # the text of a file, empty where there is none
 CONTEXT = 2  # rows above and below

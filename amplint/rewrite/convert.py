@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from amplint.config import Settings
-from amplint.rewrite.apply import Conflict, apply
-from amplint.rewrite.arrays import array_casts
 from amplint.rewrite.changes import Changes
-from amplint.rewrite.evaluation import evaluation_regions
-from amplint.rewrite.functions import decorate
-from amplint.rewrite.making import Aim, Maker
+from amplint.rewrite.islands.arrays import array_casts
 from amplint.rewrite.mend import in_words, settle
+from amplint.rewrite.models.functions import decorate
 from amplint.rewrite.plan import StepPlan, merged_parts
-from amplint.rewrite.reach import Files
-from amplint.rewrite.refused import Refused
+from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.regions.evaluation import evaluation_regions
 from amplint.rewrite.remarks import remarks
-from amplint.rewrite.scalers import scalers_for
+from amplint.rewrite.scaler.making import Aim, Maker
+from amplint.rewrite.scaler.reach import Files
+from amplint.rewrite.scaler.scalers import scalers_for
+from amplint.rewrite.syntax.apply import Conflict, apply
 from amplint.rewrite.writer import Writer
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.project import together

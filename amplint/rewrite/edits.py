@@ -4,11 +4,11 @@ Every function takes a module and nodes of its tree and returns edits that do no
 A shape that a function does not handle raises CannotEdit.
 """
 
-from amplint.rewrite.calls import add_argument, add_parameter, change_call, takes_keyword_only
-from amplint.rewrite.dicts import add_entry
-from amplint.rewrite.expressions import needs_parentheses, replace, wrap_call
-from amplint.rewrite.imports import add_import, binding_of, change_import, remove_import_name
-from amplint.rewrite.lines import (
+from amplint.rewrite.syntax.calls import add_argument, add_parameter, change_call, takes_keyword_only
+from amplint.rewrite.syntax.dicts import add_entry
+from amplint.rewrite.syntax.expressions import needs_parentheses, replace, wrap_call
+from amplint.rewrite.syntax.imports import add_import, binding_of, change_import, remove_import_name
+from amplint.rewrite.syntax.lines import (
     dedent_tail,
     delete,
     indent_under,
@@ -18,7 +18,7 @@ from amplint.rewrite.lines import (
     move_before,
     sink_header,
 )
-from amplint.rewrite.text import CannotEdit
+from amplint.rewrite.syntax.text import CannotEdit
 
 __all__ = [
     "CannotEdit",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from amplint.rewrite.definitions import uses_in
-from amplint.rewrite.functions import custom_functions
+from amplint.rewrite.models.functions import custom_functions
 from amplint.rewrite.plan import StepPlan
-from amplint.rewrite.reach import Files, Reach, savers
-from amplint.rewrite.wrapped import Wrapped
+from amplint.rewrite.scaler.definitions import uses_in
+from amplint.rewrite.scaler.reach import Files, Reach, savers
+from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.source.module import Module
 
 if TYPE_CHECKING:

@@ -14,16 +14,16 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite import edits
 from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.convert import Unit, converted
-from amplint.rewrite.definitions import other_users
 from amplint.rewrite.groups import groups_of, modules_of, related
-from amplint.rewrite.halves import without_casts
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
+from amplint.rewrite.models.halves import without_casts
+from amplint.rewrite.models.used import check_used
 from amplint.rewrite.plan import Plans, StepPlan, make_plans
-from amplint.rewrite.reach import must_change
-from amplint.rewrite.refused import BY_HAND, Elsewhere, Refused
-from amplint.rewrite.unfit import PLAYS, check_zeroed, plays, whole_script
-from amplint.rewrite.used import check_used
-from amplint.rewrite.wrapped import Wrapped, shown
+from amplint.rewrite.refusals.refused import BY_HAND, Elsewhere, Refused
+from amplint.rewrite.refusals.unfit import PLAYS, check_zeroed, plays, whole_script
+from amplint.rewrite.scaler.definitions import other_users
+from amplint.rewrite.scaler.reach import must_change
+from amplint.rewrite.scaler.wrapped import Wrapped, shown
 from amplint.selection import default_codes
 from amplint.source import events
 from amplint.source.interpret.entries import Reading, read

@@ -10,7 +10,7 @@ from amplint import checks, knowledge
 from amplint.config import Settings
 from amplint.findings import Applicability, Finding, Severity
 from amplint.repair import Check, Unsettled, repair
-from amplint.rewrite.refused import Refused
+from amplint.rewrite.refusals.refused import Refused
 from amplint.selection import default_codes, expand_all
 from amplint.source import suppress
 from amplint.source.module import Module

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from amplint.rewrite.arrays import array_casts
-from amplint.rewrite.float32 import Cast, partition
-from amplint.rewrite.frameworks import framework
-from amplint.rewrite.gradients import handled, hooks, unscale_at
-from amplint.rewrite.home import Home, home_of
-from amplint.rewrite.inline import follows, forward_in, lines_for
-from amplint.rewrite.lifts import common, node_in, without_gradients_first
-from amplint.rewrite.named import Named
-from amplint.rewrite.refused import BY_HAND, KEEP, Elsewhere, Refused
-from amplint.rewrite.regions import Region, regions_of
-from amplint.rewrite.unfit import by_hand, whole_script
-from amplint.rewrite.wrapped import shown
+from amplint.rewrite.islands.arrays import array_casts
+from amplint.rewrite.islands.float32 import Cast, partition
+from amplint.rewrite.refusals.frameworks import framework
+from amplint.rewrite.refusals.refused import BY_HAND, KEEP, Elsewhere, Refused
+from amplint.rewrite.refusals.unfit import by_hand, whole_script
+from amplint.rewrite.regions.inline import follows, forward_in, lines_for
+from amplint.rewrite.regions.lifts import common, node_in, without_gradients_first
+from amplint.rewrite.regions.named import Named
+from amplint.rewrite.regions.regions import Region, regions_of
+from amplint.rewrite.scaler.gradients import handled, hooks, unscale_at
+from amplint.rewrite.scaler.home import Home, home_of
+from amplint.rewrite.scaler.wrapped import shown
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module

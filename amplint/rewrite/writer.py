@@ -6,18 +6,19 @@ import ast
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from amplint.rewrite import device, edits
+from amplint.rewrite import edits
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.fixes import conditions_above
-from amplint.rewrite.float32 import Cast, cast_edits
-from amplint.rewrite.gradients import in_words
-from amplint.rewrite.home import Home
-from amplint.rewrite.making import Aim, called_in, choose_dtype, gate_at, plain_gate, torch_at
+from amplint.rewrite.gates import device
+from amplint.rewrite.islands.float32 import Cast, cast_edits
 from amplint.rewrite.plan import Part, StepPlan
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.regions import Region
-from amplint.rewrite.scalers import ScalerPlan
-from amplint.rewrite.wrapped import Wrapped
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.regions.regions import Region
+from amplint.rewrite.scaler.gradients import in_words
+from amplint.rewrite.scaler.home import Home
+from amplint.rewrite.scaler.making import Aim, called_in, choose_dtype, gate_at, plain_gate, torch_at
+from amplint.rewrite.scaler.scalers import ScalerPlan
+from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.source.module import Module
 
 

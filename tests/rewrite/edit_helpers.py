@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.rewrite.apply import apply
+from amplint.rewrite.syntax.apply import apply
 from amplint.source.module import Module
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
-from amplint.rewrite.apply import apply
-from amplint.rewrite.layout import begins_line, ends_line, stays_first
+from amplint.rewrite.syntax.apply import apply
+from amplint.rewrite.syntax.layout import begins_line, ends_line, stays_first
 from amplint.source.module import Module
 
 Change = tuple[ast.AST, str, Any]

@@ -10,8 +10,8 @@ import pytest
 from amplint import checks
 from amplint.config import Settings
 from amplint.findings import Finding, Severity
-from amplint.rewrite.apply import apply
 from amplint.rewrite.instrument import Result, fix_all
+from amplint.rewrite.syntax.apply import apply
 from amplint.selection import default_codes
 from amplint.source.module import Module
 from tests.rewrite.test_fix_properties import no_new_names

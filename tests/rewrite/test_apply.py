@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplint.findings import Applicability, Edit, Location, Range
-from amplint.rewrite.apply import Change, Conflict, apply, apply_changes, clash, compatible, fixable, moved, row_starts
+from amplint.rewrite.syntax.apply import (
+    Change,
+    Conflict,
+    apply,
+    apply_changes,
+    clash,
+    compatible,
+    fixable,
+    moved,
+    row_starts,
+)
 
 SAFE = {Applicability.SAFE}
 

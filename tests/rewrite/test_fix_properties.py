@@ -25,7 +25,7 @@ from amplint.knowledge import rules
 from amplint.repair import repair
 from amplint.report.json import render
 from amplint.rewrite import instrument
-from amplint.rewrite.apply import apply_changes, changes, compatible, fixable
+from amplint.rewrite.syntax.apply import apply_changes, changes, compatible, fixable
 from amplint.selection import default_codes
 from amplint.source.module import Module, Unreadable
 

@@ -10,9 +10,9 @@ from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.calls import binds
 from amplint.rewrite.apex.uses import Import, Uses, guard
-from amplint.rewrite.layout import end, start
-from amplint.rewrite.refused import Refused
-from amplint.rewrite.text import edit
+from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.syntax.layout import end, start
+from amplint.rewrite.syntax.text import edit
 from amplint.source.module import FunctionNode, Module
 
 _ASKS = "it asks whether apex is installed in a way that amplint does not follow"

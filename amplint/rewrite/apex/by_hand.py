@@ -6,8 +6,8 @@ import ast
 
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.scaled import ScaledLoss
-from amplint.rewrite.penalties import is_penalty
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.islands.penalties import is_penalty
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 
 _OTHERS = {
     "promote_function": "autocast promotes what torch knows; cast the others by hand",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amplint.rewrite.apex.group import Group
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.used import paths_of
+from amplint.rewrite.models.used import paths_of
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import FunctionNode, Module, Unreadable
 

@@ -8,7 +8,7 @@ from amplint import knowledge
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.uses import Use
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.module import Module
 
 _DECORATORS = {"half_function": "float16", "float_function": "float32"}

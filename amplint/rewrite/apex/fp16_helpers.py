@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
-from amplint.rewrite.layout import end, margin_of, start, unit
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.text import edit
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.syntax.layout import end, margin_of, start, unit
+from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 
 NAME = "FP16_Optimizer"

@@ -25,12 +25,12 @@ from amplint.rewrite.apex.fp16_helpers import (
     target_of,
 )
 from amplint.rewrite.apex.uses import uses_of
-from amplint.rewrite.apply import Conflict, apply
 from amplint.rewrite.fixes import conditions_above, suite_of
-from amplint.rewrite.halves import flag_of, half_casts, scales_by_hand, without
-from amplint.rewrite.layout import begins_line, end, ends_line, margin_of, start, unit
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.text import edit
+from amplint.rewrite.models.halves import flag_of, half_casts, scales_by_hand, without
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.syntax.apply import Conflict, apply
+from amplint.rewrite.syntax.layout import begins_line, end, ends_line, margin_of, start, unit
+from amplint.rewrite.syntax.text import edit
 from amplint.source.interpret.entries import read
 from amplint.source.module import Module, Unreadable, parse
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from amplint import files
 from amplint.rewrite.apex.uses import Uses, uses_of
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.used import paths_of
+from amplint.rewrite.models.used import paths_of
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project, project_root, trains
 from amplint.source.module import Module, Unreadable
 

@@ -23,14 +23,14 @@ from amplint.rewrite.apex.states import scale_edits, state_edits
 from amplint.rewrite.apex.steps import master_edits, owner_text, step_edits, steps_of, unscale_edits
 from amplint.rewrite.apex.uses import Use, Uses
 from amplint.rewrite.apex.verify import changed, verify
-from amplint.rewrite.checkpoints import state_edits as checkpoint_edits
-from amplint.rewrite.evaluation import evaluation_regions
-from amplint.rewrite.home import Home
-from amplint.rewrite.layout import end, start
 from amplint.rewrite.plan import StepPlan
-from amplint.rewrite.reach import Reach
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.text import edit
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.regions.evaluation import evaluation_regions
+from amplint.rewrite.scaler.checkpoints import state_edits as checkpoint_edits
+from amplint.rewrite.scaler.home import Home
+from amplint.rewrite.scaler.reach import Reach
+from amplint.rewrite.syntax.layout import end, start
+from amplint.rewrite.syntax.text import edit
 from amplint.source import events
 from amplint.source.interpret.entries import Reading, read
 from amplint.source.module import Module

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.setup import Setup
-from amplint.rewrite.layout import end, is_elif, margin_of, start
-from amplint.rewrite.text import edit
+from amplint.rewrite.syntax.layout import end, is_elif, margin_of, start
+from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame

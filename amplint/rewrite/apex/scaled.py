@@ -7,9 +7,9 @@ import ast
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.scope import Scope
-from amplint.rewrite.layout import end, margin_of, start
-from amplint.rewrite.refused import BY_HAND, Refused
-from amplint.rewrite.text import edit, row_end
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.syntax.layout import end, margin_of, start
+from amplint.rewrite.syntax.text import edit, row_end
 from amplint.source.module import Module
 
 _USES_GRADIENTS = frozenset("grad step master_params clip_grad_norm_ clip_grad_value_ dispatch_clip_grad".split())

@@ -9,9 +9,9 @@ from amplint.rewrite import edits
 from amplint.rewrite.apex.calls import Seen, argument_of, binds, calls_of
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.setup import Setup
-from amplint.rewrite.device import visible
 from amplint.rewrite.fixes.scaler import free_name
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.gates.device import visible
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.module import FunctionNode, Module
 
 

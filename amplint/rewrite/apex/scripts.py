@@ -18,7 +18,7 @@ from amplint.rewrite.apex.fp16_optimizer import Told
 from amplint.rewrite.apex.group import Group, group_of
 from amplint.rewrite.apex.migrate import Migration, migration
 from amplint.rewrite.apex.uses import Uses, falls_back, guard, uses_of
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source import suppress
 from amplint.source.module import Module
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from amplint.rewrite.apex.availability import Leaving
 from amplint.rewrite.apex.uses import Use
 from amplint.rewrite.fixes import bound_before, suite_of
-from amplint.rewrite.layout import is_elif
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.syntax.layout import is_elif
 from amplint.source.module import FunctionNode, Module
 
 _ORDER = tuple(

@@ -11,7 +11,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.fixes import conditions_above, suite_of
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module

@@ -10,8 +10,8 @@ from amplint import checks
 from amplint.config import Settings
 from amplint.findings import Edit, Finding, Severity
 from amplint.rewrite.apex.group import Group
-from amplint.rewrite.apply import Conflict, apply
-from amplint.rewrite.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.syntax.apply import Conflict, apply
 from amplint.selection import default_codes
 from amplint.source.module import Module, Unreadable, parse
 

@@ -7,7 +7,7 @@ import ast
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
-from amplint.rewrite.text import edit
+from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE

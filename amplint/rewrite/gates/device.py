@@ -1,0 +1,327 @@
+"""Where AMP is switched on: the script's own device, and the expression that compares it with the target."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from amplint.rewrite.fixes import bound_before
+from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
+from amplint.source.module import FunctionNode, Module
+
+AUTO = "amp_dtype"
+
+
+def auto_lines(module: Module, torch: str, version: tuple[int, int]) -> list[str]:
+    """What `--dtype auto` writes: GPUs without bfloat16 (and machines without a GPU) get float16. A constant in a
+    script that runs at import anyway; a function where the work is done in functions: a constant would start CUDA on
+    import, in every process that is spawned, and on the first GPU."""
+    emulated = "including_emulation=False" if version >= (2, 4) else ""
+    asks = f"{torch}.cuda.is_available() and {torch}.cuda.is_bf16_supported({emulated})"
+    if auto_dtype(module) == AUTO:
+        return ["", f"{AUTO} = (", f"    {torch}.bfloat16", f"    if {asks}", f"    else {torch}.float16", ")"]
+    return [
+        *("", "", f"def {AUTO}():"),
+        *(f"    if {asks}:", f"        return {torch}.bfloat16", f"    return {torch}.float16"),
+    ]
+
+
+def auto_dtype(module: Module) -> str:
+    """How the dtype that `--dtype auto` chooses is read in a file."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(attr="backward" | "step" | "parameters") if module.function(node) is not None:
+                return f"{AUTO}()"
+            case ast.Compare(left=ast.Name(id="__name__")):
+                return f"{AUTO}()"
+    return AUTO
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a place in the script says on which device AMP runs: `device` is the first argument of autocast, `enabled`
+    the condition ("" where there is nothing to ask). Cast copies of weights are `cached`, as a rule."""
+
+    device: str
+    enabled: str = ""
+    cached: bool = True
+
+    def arguments(self, dtype: str) -> str:
+        enabled = f", enabled={self.enabled}" if self.enabled else ""
+        return f"{self.device}, dtype={dtype}{enabled}{'' if self.cached else ', cache_enabled=False'}"
+
+
+def always_on(module: Module, scaler: str) -> bool:
+    """Whether every scaler of that name is made here, without being told whether it is enabled."""
+    made = [
+        node.value
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == scaler for target in node.targets)
+    ]
+    return bool(made) and all(
+        isinstance(call, ast.Call) and not any(keyword.arg in ("enabled", None) for keyword in call.keywords)
+        for call in made
+    )
+
+
+def moved_to(module: Module) -> Counter[str]:
+    """The device expressions that `.to(…)` is given, as names or attributes, with how often."""
+    found: Counter[str] = Counter()
+    for node in ast.walk(module.tree):
+        match node:
+            case (
+                ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name() | ast.Attribute() as device, *_])
+                | ast.Call(
+                    func=ast.Attribute(attr="to"),
+                    args=[],
+                    keywords=[ast.keyword(arg="device", value=ast.Name() | ast.Attribute() as device), *_],
+                )
+            ):
+                text = ast.unparse(device)
+                if not text.startswith("torch.") and _may_be_device(module, text):
+                    found[text] += 1
+    return found
+
+
+def moves(module: Module) -> bool:
+    """Whether a file may move anything to another device."""
+    return re.search(r"cuda|gpu|device|\.to\(", module.text, re.IGNORECASE) is not None
+
+
+def _may_be_device(module: Module, text: str) -> bool:
+    """`.to(x)` also takes a dtype or a tensor; what is assigned one of those is no device."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
+                source = module.source(value)
+                if ".dtype" in source or source.startswith(("torch.float", "torch.bfloat", "torch.half")):
+                    return False
+    return True
+
+
+def hard_coded(module: Module) -> bool:
+    """Whether the script moves its model or data with a bare `.cuda()` or `.to("cuda")`, whatever the machine has."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="cuda")):
+                if not _asked_for(module, node):
+                    return True
+            case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value=str() as text), *_]):
+                if text.startswith("cuda") and not _asked_for(module, node):
+                    return True
+    return False
+
+
+def _asked_for(module: Module, node: ast.AST) -> bool:
+    """Whether a condition above asks for a GPU first."""
+    tests = (above.test for above in module.ancestors(node) if isinstance(above, ast.If | ast.IfExp))
+    return any(SAYS_GPU.search(ast.unparse(test)) for test in tests)
+
+
+def gate(
+    module: Module, place: ast.stmt, target: str, torch: str, model: str | None, early: bool = False
+) -> Gate | None:
+    """The gate for autocast (or a scaler) at a statement; None if no expression for the device is at hand there.
+    `early`: the model may be moved only behind it."""
+    for text, _ in moved_to(module).most_common():
+        if visible(module, text, place):
+            if target == "cuda" and _is_rank(module, text):
+                return Gate('"cuda"')
+            if _none_by_default(module, text):
+                continue
+            kind = text if is_type(module, text, place) else f"{torch}.device({text}).type"
+            kind = f"{text}.type" if is_device_object(module, text) else kind
+            return Gate(kind, f'{kind} == "{target}"')
+    if hard_coded(module):
+        return Gate('"cuda"')
+    if moved_to(module):
+        return None
+    if target == "cpu":
+        return Gate('"cpu"')
+    tests = guards(module) if target == "cuda" else []
+    for test in tests:
+        if _readable(module, test, place):
+            text = ast.unparse(test)
+            text = f"({text})" if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or) else text
+            return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
+    if tests and early:
+        return None
+    if model is None:
+        return None
+    if target == "cuda":
+        return Gate('"cuda"', f"next({model}.parameters()).is_cuda")
+    kind = f"next({model}.parameters()).device.type"
+    return Gate(kind, f'{kind} == "{target}"')
+
+
+def visible(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether an expression can be evaluated at a statement: its root is bound there, in its function or globally, and
+    a field of `self` is set by then."""
+    root = text.partition(".")[0]
+    if root == "self":
+        return _is_field(module, text, place)
+    functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
+    for function in functions:
+        if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
+            return "device" not in root or not _may_be_none(function, root)
+        if _assigned_in(function, root):
+            return bound_before(module, text, place)
+    stores = [
+        node
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Name) and node.id == root and isinstance(node.ctx, ast.Store)
+        if not module.function(node)
+    ]
+    if functions:
+        return bool(stores) and not _foreign(module, root, place)
+    return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+
+
+def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
+    """Whether a global is an object of a class of the file, and the class around a place knows nothing of it: it may
+    not be there yet while an object of that class is being made."""
+    classes = {one.name for one in module.tree.body if isinstance(one, ast.ClassDef)}
+    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    if around is None or any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(around)):
+        return False
+    return any(
+        isinstance(one, ast.Assign)
+        and any(getattr(target, "id", "") == name for target in one.targets)
+        and isinstance(one.value, ast.Call)
+        and getattr(one.value.func, "id", "") in classes
+        for one in ast.walk(module.tree)
+    )
+
+
+def _may_be_none(function: FunctionNode, name: str) -> bool:
+    """Whether a parameter has None for its default, and nothing replaces that."""
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    paired = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
+    paired += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
+    none = any(one.arg == name and isinstance(value, ast.Constant) and value.value is None for one, value in paired)
+    return none and not _assigned_in(function, name)
+
+
+def _none_by_default(module: Module, text: str) -> bool:
+    """Whether an option of the command line is None where nobody gives it, and nothing replaces that."""
+    name = text.rpartition(".")[2]
+    if name == text or _values(module, text):
+        return False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=args, keywords=keywords):
+                told = {keyword.arg: keyword.value for keyword in keywords}
+                flags = [str(getattr(one, "value", "")) for one in args]
+                if f"--{name}" in (flag.replace("_", "-") if "_" not in name else flag for flag in flags):
+                    default = told.get("default", ast.Constant(None))
+                    none = isinstance(default, ast.Constant) and default.value is None
+                    return none and not told.keys() & {"required", "action", "nargs"}
+    return False
+
+
+def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:
+    """Whether a condition can be asked at a statement."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Name) and node.id not in module.imports and not hasattr(builtins, node.id):
+            text = next((ast.unparse(one) for one in ast.walk(test) if getattr(one, "value", None) is node), node.id)
+            if not visible(module, text, place):
+                return False
+    return True
+
+
+def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether a field of `self` is there at a statement of the same class."""
+    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    if around is None:
+        return False
+    uses = [node for node in ast.walk(around) if isinstance(node, ast.Attribute) and ast.unparse(node) == text]
+    stores = [node for node in uses if isinstance(node.ctx, ast.Store)]
+    here = [node for node in stores if module.function(node) is module.function(place)]
+    if here:
+        return min((node.lineno, node.col_offset) for node in here) < (place.lineno, place.col_offset)
+    return bool(uses) and (not stores or getattr(module.function(place), "name", "") != "__init__")
+
+
+def _is_rank(module: Module, text: str) -> bool:
+    """Whether a device is the number of a GPU: made by int() or get_rank() and nothing else, compared with a number,
+    given to .cuda() whatever the machine has, or the one that a process is bound to."""
+    told = False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
+                if isinstance(value, ast.Name | ast.Attribute):
+                    continue  # what else it is called
+                function = value.func if isinstance(value, ast.Call) else None
+                name = getattr(function, "id", getattr(function, "attr", ""))
+                if name not in ("int", "get_rank", "current_device"):
+                    return False
+                told = True
+            case ast.keyword(arg="device_ids" | "output_device", value=value):
+                parts = value.elts if isinstance(value, ast.List) else [value]
+                told |= any(ast.unparse(part) == text for part in parts)
+            case ast.Compare(left=left, comparators=[ast.Constant(value=int())]):
+                told |= ast.unparse(left) == text
+            case ast.Call(func=ast.Attribute(attr="set_device"), args=[argument]):
+                told |= ast.unparse(argument) == text
+            case ast.Call(func=ast.Attribute(attr="cuda"), args=[argument, *_]):
+                told |= ast.unparse(argument) == text and not _asked_for(module, node)
+    return told
+
+
+def _assigned_in(function: FunctionNode, name: str) -> bool:
+    return any(
+        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(function)
+    )
+
+
+def is_device_object(module: Module, text: str) -> bool:
+    """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
+    owner, _, name = text.rpartition(".")
+    if owner and owner != "self" and not _values(module, text):
+        text = f"self.{name}"  # trainer.device
+    made = [makes_device(module, value) for value in _values(module, text)]
+    return bool(made) and all(made)
+
+
+def _values(module: Module, text: str) -> list[ast.expr]:
+    """What is assigned to a name or attribute."""
+    return [
+        node.value
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets)
+    ]
+
+
+def is_type(module: Module, text: str, place: ast.AST) -> bool:
+    """Whether a name (of the module, or of the function around) is "cuda" or "cpu" and no more, such as "cuda:0"."""
+    functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
+    if any(isinstance(one, ast.arg) and one.arg == text for function in functions for one in ast.walk(function.args)):
+        return False
+    values = _values(module, text)
+    return bool(values) and all(map(says_type, values))
+
+
+def says_type(value: ast.expr) -> bool:
+    match value:
+        case ast.Constant(value=str() as text):
+            return text.isalpha()
+        case ast.IfExp(body=body, orelse=orelse):
+            return says_type(body) and says_type(orelse)
+    return False
+
+
+def makes_device(module: Module, value: ast.expr) -> bool:
+    match value:
+        case ast.Call(func=function):
+            names = module.dotted(function)
+            return bool(names & {"torch.device", "torch.accelerator.current_accelerator"})
+        case ast.Attribute(attr="device", value=ast.Call(func=ast.Name(id="next"))):
+            return True  # next(model.parameters()).device
+        case ast.IfExp():
+            return makes_device(module, value.body) and makes_device(module, value.orelse)
+    return False

@@ -1,0 +1,1 @@
+"""What stays in float32, and how it meets what does not."""

@@ -1,0 +1,296 @@
+"""What a training step runs that half precision cannot: linear algebra and Fourier transforms have no kernels for it,
+and binary cross entropy on probabilities is refused by autocast.
+
+The readings do not enter the losses and layers of other files, so this follows names: from the loss to what is assigned
+to it, to the functions and classes that this calls, and to the names that these use.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from amplint.rewrite.models.used import used_by
+from amplint.rewrite.refusals.refused import KEEP, Refused
+from amplint.rewrite.regions.derivation import path
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import FunctionNode, Module
+
+_LINEAR = frozenset(
+    "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
+    "triangular_solve lu matrix_power matrix_exp symeig eig".split()
+)
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{'|'.join(_LINEAR)})\b")
+_METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
+_IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
+_NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
+_PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
+BCE, SPARSE = "binary_cross_entropy", "sparse"
+_SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
+_WIDE = frozenset(("float", "double"))
+_MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
+
+
+Place = tuple[str, int, int]
+
+
+class Hit(NamedTuple):
+    """A call that half precision cannot run, with its file."""
+
+    module: Module
+    call: ast.Call
+    what: str
+
+    @property
+    def place(self) -> Place:
+        return str(Path(self.module.path).resolve()), self.call.lineno, self.call.col_offset
+
+
+def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
+    """Refuse a script whose losses or models need float32 where no statement of a training step can give it; `used` are
+    the other files that it may run."""
+    module = reading.module
+    names: set[str] = set()
+    for event in reading.events:
+        if isinstance(event, events.Backward) and event.module is module:
+            names |= named_in(event.node)
+    files = {Path(one.path).resolve(): one for one in (module, *used)}
+    kept = search_of(reading).kept
+    for hit in Search(module, files, reading.machine.project.roots).hits(names):
+        if hit.what in (BCE, SPARSE) and hit.module is module:
+            continue  # what is in the script itself is seen more closely
+        if hit.place not in kept:
+            raise refusal(hit)
+
+
+def refusal(hit: Hit) -> Refused:
+    place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
+    if hit.what in _IN_PLACE:
+        return Refused(
+            f"{place} calls {hit.what}(), for which autocast casts nothing",
+            "make its operands .float() first: in float32 that changes nothing",
+        )
+    if hit.what == BCE:
+        return Refused(
+            f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
+            "use binary_cross_entropy_with_logits on logits there first",
+        )
+    if hit.what == SPARSE:
+        return Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
+    return Refused(
+        f"{place} calls {hit.what}(), which has no half-precision kernel",
+        "make its operand .float() first: in float32 that changes nothing",
+    )
+
+
+class Search:
+    """Follows the names of a module through the files that it uses. `kept` are the places of what needs float32 and
+    gets it, because a statement of a training step that leads there stays in float32."""
+
+    def __init__(self, module: Module, files: dict[Path, Module], roots: Sequence[Path]):
+        self.module, self.files, self.roots = module, files, roots
+        self.says_one = any(_WORDS.search(one.text) for one in files.values())
+        self.kept: set[Place] = set()
+        self._known: dict[Module, Names] = {}
+        self._found: dict[ast.AST, list[Hit]] = {}
+
+    def names(self, module: Module) -> Names:
+        if module not in self._known:
+            self._known[module] = Names(module)
+        return self._known[module]
+
+    def hits(self, names: Collection[str]) -> list[Hit]:
+        """The calls behind some names of the script that need float32, those of the script first."""
+        found = {hit.call: hit for one in (self.reached(names) if self.says_one else ()) for hit in self._in(*one)}
+        return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
+
+    def _in(self, source: Module, code: ast.AST) -> list[Hit]:
+        if code not in self._found:
+            calls = (node for node in ast.walk(code) if isinstance(node, ast.Call))
+            what = ((call, needs_float32(source, call)) for call in calls)
+            self._found[code] = [Hit(source, call, needs) for call, needs in what if needs is not None]
+        return self._found[code]
+
+    def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
+        """The values and definitions that some names of the script lead to, in all files."""
+        done: set[tuple[Module, str]] = set()
+        pending = [(self.module, name) for name in names]
+        while pending:
+            source, name = pending.pop()
+            if (source, name) in done:
+                continue
+            done.add((source, name))
+            known = self.names(source)
+            for code in (*known.values.get(name, ()), *known.definitions.get(name, ())):
+                if not _trains(code):
+                    yield source, code
+                    pending += [(source, one) for one in named_in(code)]
+            pending += self.imported(source, name)
+
+    def imported(self, source: Module, name: str) -> list[tuple[Module, str]]:
+        """Where a name of a module may come from, and what it is called there."""
+        names = self.names(source)
+        base, dot, last = name.rpartition(".")
+        found: list[tuple[Module, str]] = []
+        for statement, alias in names.imports.get(base or name, ()):
+            for one in _files_of(source, statement, alias, self.files, self.roots):
+                if last == "*":
+                    found += [(one, defined) for defined in self.names(one).definitions]
+                elif dot or isinstance(statement, ast.ImportFrom):
+                    found.append((one, last if dot else alias.name))
+        return found
+
+
+_searches: WeakKeyDictionary[Reading, Search] = WeakKeyDictionary()
+
+
+def search_of(reading: Reading) -> Search:
+    """One for each reading: planning says what it keeps in float32, and the check that follows reads it."""
+    if reading not in _searches:
+        project = reading.machine.project
+        files = {Path(one.path).resolve(): one for one in (reading.module, *used_by(reading.module, project))}
+        _searches[reading] = Search(reading.module, files, project.roots)
+    return _searches[reading]
+
+
+class Names:
+    """What the names of a file stand for: definitions, values assigned, imports, and what its functions are given."""
+
+    def __init__(self, module: Module):
+        self.definitions: dict[str, list[ast.AST]] = {}
+        self.values: dict[str, list[ast.expr]] = {}
+        self.imports: dict[str, list[tuple[ast.Import | ast.ImportFrom, ast.alias]]] = {}
+        functions = {one.name: one for one in module.tree.body if isinstance(one, ast.FunctionDef)}
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    self.definitions.setdefault(name, []).append(node)
+                case ast.Assign(targets=targets, value=value):
+                    for name in set().union(*map(_bound, targets)):
+                        self.values.setdefault(name, []).append(value)
+                case ast.AugAssign(target=target, value=value):
+                    for name in _bound(target):
+                        self.values.setdefault(name, []).append(value)
+                case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                    for alias in aliases:
+                        self.imports.setdefault(alias.asname or alias.name, []).append((node, alias))
+                case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in functions:
+                    arguments = functions[name].args
+                    parameters = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+                    given = [*zip(parameters, args, strict=False), *((one.arg, one.value) for one in keywords)]
+                    for parameter, value in given:
+                        self.values.setdefault(parameter or "", []).append(value)
+
+
+def _bound(target: ast.expr) -> set[str]:
+    """The names, and the fields of `self`, that an assignment binds."""
+    parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+    return {ast.unparse(part).removeprefix("self.") for part in parts if isinstance(part, ast.Name | ast.Attribute)}
+
+
+def _trains(node: ast.AST) -> bool:
+    """Whether a function runs training steps of its own: what it is called from is no part of them."""
+    return isinstance(node, FunctionNode) and any(
+        isinstance(one, ast.Attribute) and one.attr in ("backward", "zero_grad") for one in ast.walk(node)
+    )
+
+
+def named_in(code: ast.AST) -> set[str]:
+    """The names, the fields of `self` and what is taken from other names that some code reads: `losses.Dice`, and
+    `losses.*` where the name is computed."""
+    found = set()
+    for node in ast.walk(code):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
+                found.add(name)
+            case ast.Attribute(value=ast.Name() | ast.Attribute() as base, attr=name):
+                found.add(f"{path(base)}.{name if name != '__dict__' else '*'}")
+            case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=base), _, *_]):
+                found.add(f"{base}.*")
+    return found
+
+
+def _files_of(
+    source: Module,
+    statement: ast.Import | ast.ImportFrom,
+    alias: ast.alias,
+    files: dict[Path, Module],
+    roots: Sequence[Path],
+) -> list[Module]:
+    """The files that an import may take a name from: the module, or its submodule of that name."""
+    folder = Path(source.path).resolve().parent
+    if isinstance(statement, ast.Import):
+        named, bases = [alias.name.split(".")], list(roots)
+    else:
+        bases = [folder, *folder.parents][statement.level - 1 : statement.level] if statement.level else list(roots)
+        parts = statement.module.split(".") if statement.module else []
+        named = [some for some in (parts, [*parts, alias.name]) if some or statement.level]
+    places = [base.joinpath(*some) for base in bases for some in named]
+    paths = [one.resolve() for place in places for one in (place.with_name(place.name + ".py"), place / "__init__.py")]
+    return [files[one] for one in paths if one in files]
+
+
+def needs_float32(module: Module, call: ast.Call) -> str | None:
+    """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
+    names = module.dotted(call.func)
+    if names & _PROBABILITIES:
+        return BCE if _is_run(module, call) else None
+    if getattr(module.function(call), "name", "") in _MAKING:
+        return None
+    if names & _SPARSE_PRODUCTS:
+        return SPARSE
+    last = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    operands: list[ast.expr] = list(call.args)
+    if last in _IN_PLACE and isinstance(call.func, ast.Attribute):
+        return None if any(_is_cast(one) for one in operands) or _is_wide(module, call) else last
+    for name in names:
+        package, _, word = name.rpartition(".")
+        if package in ("torch", "torch._C._linalg") and word in _LINEAR:
+            break
+        if package == "torch.linalg" and word not in _NO_MATRIX:
+            break
+        if package == "torch.fft" and not word.endswith(("shift", "freq")):
+            break
+    else:
+        if last not in _METHODS or names or not isinstance(call.func, ast.Attribute):
+            return None
+        root = ast.unparse(call.func).partition(".")[0]
+        if root in module.imports:
+            return None  # np.linalg.svd
+        operands = [call.func.value]
+    if not operands or _is_cast(operands[0]) or _is_wide(module, call):
+        return None
+    return last
+
+
+def _is_run(module: Module, made: ast.Call) -> bool:
+    """Whether a loss module that a call makes is ever called in its file; a function is."""
+    match module.parents[made]:
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() as target]) if "torch.nn.BCELoss" in module.dotted(
+            made.func
+        ):
+            text = ast.unparse(target)
+            return any(isinstance(one, ast.Call) and ast.unparse(one.func) == text for one in ast.walk(module.tree))
+    return True
+
+
+def _is_cast(value: ast.expr) -> bool:
+    """Whether a value is made float32 on the spot, perhaps viewed after that: x.float().t()."""
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+        if value.func.attr in _WIDE:
+            return True
+        value = value.func.value
+    return False
+
+
+def _is_wide(module: Module, call: ast.Call) -> bool:
+    """Whether autocast is switched off around a call."""
+    return any(
+        isinstance(above, ast.With | ast.FunctionDef) and "autocast" in module.rows(above).split("\n")[0]
+        for above in module.ancestors(call)
+    )

@@ -1,0 +1,88 @@
+"""Logarithms of probabilities: a sigmoid in half precision is 0 or 1 too soon, and the loss infinite there. It is in
+float32 then."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from amplint.rewrite.islands.sigmoids import Bare, Tail, sigmoid_behind, sigmoid_of, unviewed
+from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.regions.derivation import Region, path
+from amplint.rewrite.regions.lifts import lifts_of
+from amplint.source.interpret.entries import Reading
+from amplint.source.module import Module
+
+REASON = "it takes the logarithm of a sigmoid, which is 0 or 1 too soon in half precision"
+ADVICE = "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid is given"
+_ZERO = 2.0**-25  # what float16 rounds to 0
+_BOUNDS = frozenset(("clamp", "clamp_", "clip", "softmax", "exp", "float", "sum", "mean", "norm", "size", "var", "std"))
+
+
+def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | Tail | Bare]:
+    """What the sigmoids are given that some regions take the logarithm of: these are computed in float32. Raises
+    Refused where one is not known."""
+    trees = [module.tree for module in reading.machine.loaded]
+    if not any(getattr(node, "attr", "") in ("Sigmoid", "sigmoid") for tree in trees for node in ast.walk(tree)):
+        return []
+    forwards = lifts_of(reading).forwards
+    found: list[ast.expr | Tail | Bare] = []
+    for region in regions:
+        outputs = {
+            path(target)
+            for one in region
+            for node in ast.walk(one)
+            if isinstance(node, ast.Assign) and any(inner in forwards for inner in ast.walk(node.value))
+            for target in node.targets
+        } - {""}
+        for node in (inner for one in region for inner in ast.walk(one)):
+            operand = _logarithm(node)
+            inside: set[ast.AST] = set()
+            for inner in ast.walk(operand) if operand is not None else ():
+                if inner in inside:
+                    continue
+                if (given := _given(reading.module, inner, region)) or inner in forwards or _path(inner) in outputs:
+                    inside |= set(ast.walk(inner))
+                    found += given or [_behind(reading, inner)]
+    return found
+
+
+def _given(module: Module, node: ast.AST, region: Region) -> list[ast.expr | Tail | Bare]:
+    """What is given to the sigmoid that is called here, or whose result a name stands for wherever it is bound."""
+    made = [node]
+    if isinstance(node, ast.Name):
+        bound = (one for statement in region for one in ast.walk(statement) if isinstance(one, ast.Assign))
+        made = [unviewed(one.value) for one in bound if any(_path(target) == node.id for target in one.targets)]
+    operands = [sigmoid_of(module, one) for one in made]
+    return [one for one in operands if one is not None] if None not in operands else []
+
+
+def _path(node: ast.AST) -> str | None:
+    return path(node) if isinstance(node, ast.Name | ast.Attribute) else None
+
+
+def _behind(reading: Reading, node: ast.AST) -> ast.expr | Tail | Bare:
+    try:
+        return sigmoid_behind(reading, node)  # type: ignore[arg-type]
+    except Refused:
+        raise Refused(REASON, ADVICE) from None
+
+
+def _logarithm(node: ast.AST) -> ast.expr | None:
+    """The operand of `torch.log(p)`, `(1 - p).log()`, where nothing keeps it from 0."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=ast.Name(id="torch")), args=[operand]):
+            pass
+        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=operand), args=[], keywords=[]):
+            pass
+        case _:
+            return None
+    for inner in ast.walk(operand):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, float) and 0 < inner.value <= _ZERO:
+            return operand
+    for inner in ast.walk(operand):
+        if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Add):
+            return None  # an eps
+        if isinstance(inner, ast.Attribute) and inner.attr in _BOUNDS:
+            return None
+    return operand

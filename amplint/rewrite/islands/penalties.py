@@ -1,0 +1,211 @@
+"""Gradients of gradients: what lies between the tensor that is differentiated and what it is differentiated by.
+
+A GradScaler scales losses, not what autograd.grad returns: in half precision, the gradients of a penalty would lose
+their small parts, or be as large as the scale. So the forward whose output is differentiated runs in float32.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.refusals.refused import Refused
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.frames import Code
+from amplint.source.module import FunctionNode, Module
+
+REASON = "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale"
+ADVICE = "scale and unscale those of the penalty by hand, or use --dtype bfloat16"
+_KEEPS = frozenset(("view", "reshape", "detach", "requires_grad_", "data", "clone", "flatten", "contiguous"))
+
+
+def is_penalty(node: ast.AST) -> bool:
+    """autograd.grad(…, create_graph=True)."""
+    return isinstance(node, ast.Call) and any(
+        one.arg == "create_graph" and getattr(one.value, "value", None) is True for one in node.keywords
+    )
+
+
+def unmet(reading: Reading, module: Module) -> ast.AST | None:
+    """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
+    met = {event.node for event in _gradients(reading)}
+    return next((node for node in ast.walk(module.tree) if is_penalty(node) and node not in met), None)
+
+
+def unscaled(reading: Reading) -> bool:
+    """Whether something is computed from the gradients of a loss that no scaler scales: an inner step of
+    meta-learning, an adversarial example."""
+    return any(event.grad and not is_penalty(event.node) for event in _gradients(reading))
+
+
+def _gradients(reading: Reading) -> Iterator[events.Operation]:
+    for event in reading.events:
+        if isinstance(event, events.Operation) and event.name == "grad" and isinstance(event.node, ast.Call):
+            yield event
+
+
+def reached(module: Module, used: Sequence[Module]) -> Iterator[Module]:
+    """The files whose gradients of gradients a script may reach, by the names that it says."""
+    definitions = [
+        (one, {node.name} if isinstance(node, ast.ClassDef | FunctionNode) else set(), _words(node), node)
+        for one in used
+        for node in one.tree.body
+        if not isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    known = _words(module.tree)
+    while True:
+        inside = [one for one in definitions if not one[1] or one[1] & known]
+        grown = known.union(*(words for _, _, words, _ in inside))
+        if grown == known:
+            break
+        known = grown
+    for one in used:
+        if any(of is one and any(map(is_penalty, ast.walk(node))) for of, _, _, node in inside):
+            yield one
+
+
+def _words(node: ast.AST) -> set[str]:
+    found = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+    found |= {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+    return found | {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+
+
+class Penalties(NamedTuple):
+    """The statements of a function that run in float32, because gradients are taken there or in what it calls, and the
+    names of the tensors by which they are taken: these must be the same tensors wherever they are used."""
+
+    statements: set[ast.stmt]
+    inputs: set[str]
+
+
+def penalties(reading: Reading, code: Code, must: bool) -> Penalties:
+    """Raises Refused where not all statements are known, if they `must` be."""
+    found = Penalties(set(), set())
+    for event in _gradients(reading):
+        if event.grad and is_penalty(event.node):
+            try:
+                statements, inputs = _around(event, code)
+                found.statements.update(statements)
+                found.inputs.update(inputs)
+            except Refused:
+                if must:
+                    raise
+    return found
+
+
+def _around(event: events.Operation, code: Code) -> Penalties:
+    stack = list(event.frame.stack())
+    place = next((index for index, frame in enumerate(stack) if frame.code is code), None)
+    if place is None:
+        return Penalties(set(), set())
+    node: ast.AST = event.node
+    outputs, inputs = _given(node, "outputs", 0), _given(node, "inputs", 1)
+    seen = False
+    path: list[ast.stmt] = []
+    keys: set[str] = set()
+    for frame in stack[: place + 1]:
+        path, keys = [], set()
+        if outputs and inputs:
+            path, needed, keys = _path(frame.module, frame.code, node, outputs, inputs)
+            seen = seen or bool(path)
+            outputs, inputs = _passed(frame.code, frame.call, needed), _passed(frame.code, frame.call, keys)
+        path.append(frame.module.statement(node))
+        node = frame.call or node
+    if not seen:
+        raise Refused(REASON, ADVICE)
+    return Penalties(set(path), keys)
+
+
+def _given(call: ast.AST, name: str, index: int) -> list[ast.expr]:
+    assert isinstance(call, ast.Call)
+    named = [keyword.value for keyword in call.keywords if keyword.arg == name]
+    return named or list(call.args[index : index + 1])
+
+
+def _path(
+    module: Module, code: Code, place: ast.AST, outputs: Sequence[ast.expr], inputs: Sequence[ast.expr]
+) -> tuple[list[ast.stmt], set[str], set[str]]:
+    """The statements before a place that compute `outputs` from `inputs`; what the outputs need at the function's
+    start; and what the inputs are called."""
+    keys = {key for one in inputs for key in _keys(module, one)}
+    here = module.statement(place)
+    around = set(conditions_above(module, here))
+    needed = {name for one in outputs for name in _reads(one)}
+    path = [here] if needed & keys else []
+    chosen: list[ast.stmt] = []
+    for statement in reversed(list(_simple(code))):
+        if statement is here or statement.lineno >= here.lineno or not _stores(statement) & needed:
+            continue
+        chosen.append(statement)
+        if isinstance(statement, ast.Assign) and set(conditions_above(module, statement)) <= around:
+            needed -= _stores(statement)
+        needed |= _reads(statement)
+    reached = set(keys)
+    for statement in reversed(chosen):
+        stores = _stores(statement)
+        both = stores & keys and stores - keys and any(isinstance(node, ast.Call) for node in ast.walk(statement))
+        if _reads(statement) & reached or both:
+            path.append(statement)
+            reached |= stores
+    return path, needed, keys
+
+
+def _keys(module: Module, node: ast.expr) -> list[str]:
+    """The names and fields that stand for the tensors by which a gradient is taken."""
+    match node:
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            return [key for part in parts for key in _keys(module, part)]
+        case ast.Name() | ast.Attribute(value=ast.Name(id="self")):
+            return [ast.unparse(node)]
+        case ast.Call(func=ast.Attribute(value=inner, attr=name)) | ast.Attribute(value=inner, attr=name) if (
+            name in _KEEPS
+        ):
+            return _keys(module, inner)
+    raise Refused(REASON, ADVICE)
+
+
+def _reads(node: ast.AST) -> set[str]:
+    """The names and fields of `self` that code reads."""
+    found = set()
+    for one in ast.walk(node):
+        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load):
+            found.add(one.id)
+        elif isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == "self":
+            found.add(ast.unparse(one))
+    return found - {"self"}
+
+
+def _stores(statement: ast.stmt) -> set[str]:
+    found = set()
+    for one in ast.walk(statement):
+        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
+            found.add(one.id)
+        elif isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store):
+            found.add(ast.unparse(one))
+    return found
+
+
+def _simple(code: ast.AST) -> Iterator[ast.stmt]:
+    """The statements of a function that hold no others, in the order of the text."""
+    for child in ast.iter_child_nodes(code):
+        if isinstance(child, FunctionNode | ast.ClassDef | ast.expr):
+            continue
+        if isinstance(child, ast.stmt) and not any(isinstance(one, ast.stmt) for one in ast.iter_child_nodes(child)):
+            yield child
+        else:
+            yield from _simple(child)
+
+
+def _passed(code: Code, call: ast.AST | None, names: set[str]) -> list[ast.expr]:
+    """What a call gives for those of the names that are parameters."""
+    if not isinstance(code, ast.FunctionDef) or not isinstance(call, ast.Call):
+        return []
+    parameters = [one.arg for one in (*code.args.posonlyargs, *code.args.args)]
+    if parameters[:1] == ["self"]:
+        parameters = parameters[1:]
+    given = dict(zip(parameters, call.args, strict=False))
+    given |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    return [value for name, value in given.items() if name in names and not isinstance(value, ast.Starred)]

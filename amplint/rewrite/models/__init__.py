@@ -1,0 +1,1 @@
+"""What changes in models and autograd functions themselves."""

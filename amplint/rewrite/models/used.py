@@ -1,0 +1,104 @@
+"""The files of the project that a script uses: what its model and losses do there must run in low precision, too."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from amplint import files, knowledge
+from amplint.findings import Applicability, Finding
+from amplint.rewrite.models.functions import custom_functions
+from amplint.rewrite.refusals.refused import Refused
+from amplint.source.interpret.project import Project
+from amplint.source.module import Module, Unreadable
+
+CRASHES = frozenset(("AMP216", "AMP401"))  # what raises in half precision, and lies in models and losses
+MOST = 40
+FEW = 8
+Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
+
+
+def check_used(module: Module, project: Project, together: Sequence[Module], find: Find) -> list[Module]:
+    """The files that the script uses; raises Refused if one of them has what half precision cannot run, unless it
+    is named, too, and gets its own fix."""
+    named = {os.path.abspath(one.path) for one in together}
+    seen = used_by(module, project)
+    if len(together) <= FEW:  # a script that is named, too, and imports this one may bring the model
+        for other in together:
+            brought = list(_imported(other, Project.around(other, tuple(map(str, project.roots)))))
+            if any(os.path.realpath(one.path) == os.path.realpath(module.path) for one in brought):
+                seen += brought
+    words = [word for code in CRASHES & knowledge.rules().keys() for word in knowledge.rules()[code].triggers]
+    for used in seen:
+        bare = next((cls for cls, _ in custom_functions(used)), None)
+        if bare is not None and os.path.abspath(used.path) not in named:
+            raise Refused(
+                f"{used.path}:{bare.lineno} may meet half and float32 tensors together: {bare.name} has no custom_fwd",
+                f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+            )
+        if not any(word in used.text for word in words) or os.path.realpath(used.path) == os.path.realpath(module.path):
+            continue
+        for finding in find(used, CRASHES):
+            place = f"{used.path}:{finding.range.start.row}"
+            fixed = finding.fix is not None and finding.fix.applicability is Applicability.SAFE
+            if not fixed:
+                raise Refused(f"{place} cannot run in half precision: {finding.message}", finding.help or "mend it")
+            if os.path.abspath(used.path) not in named:
+                raise Refused(
+                    f"{place} cannot run in half precision: {finding.message}",
+                    f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+                )
+    return seen
+
+
+_used: WeakKeyDictionary[Module, tuple[tuple[Path, ...], list[Module]]] = WeakKeyDictionary()
+
+
+def used_by(module: Module, project: Project) -> list[Module]:
+    """The project's files that a module uses, read once."""
+    known = _used.get(module)
+    if known is None or known[0] != project.roots:
+        known = _used[module] = project.roots, list(_imported(module, project))
+    return list(known[1])
+
+
+def _imported(module: Module, project: Project) -> Iterator[Module]:
+    """The project's files that a module imports, and what these import."""
+    pending, known = [module], {Path(module.path).resolve()}
+    while pending and len(known) <= MOST:
+        importer = pending.pop(0)
+        for path in paths_of(importer, project.roots):
+            if path in known:
+                continue
+            known.add(path)
+            try:
+                used = Module.read(os.path.relpath(path), files.read(str(path)))
+            except (Unreadable, ValueError):
+                continue
+            pending.append(used)
+            yield used
+
+
+def paths_of(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
+    """The files that a module's imports name: `a.b` is a/b.py or a/b/__init__.py, `from a import b` may be a/b.py."""
+    folder = Path(importer.path).resolve().parent
+    for node in ast.walk(importer.tree):
+        if isinstance(node, ast.Import):
+            names, bases = [alias.name for alias in node.names], list(roots)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if node.module else []
+            names += [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
+            bases = [folder, *folder.parents][node.level - 1 : node.level] if node.level else list(roots)
+        else:
+            continue
+        for name in names:
+            for base in bases:
+                place = base.joinpath(*name.split("."))
+                path = place.with_name(place.name + ".py")
+                path = path if path.is_file() else place / "__init__.py"
+                if path.is_file():
+                    yield path.resolve()
+                    break

@@ -1,0 +1,191 @@
+"""Gradients between backward and step: where they are clipped, read or changed, and so must have been unscaled."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.regions.lifts import common, node_in, parameters
+from amplint.source import events
+from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.frames import Frame
+from amplint.source.module import FunctionNode, Module
+
+_LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))
+_KEEPS = frozenset(("data", "view", "reshape", "flatten", "detach", "clone", "contiguous"))
+
+
+def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ...]:
+    """Where the gradients of a step are used before it, in the function of the step, or in one that leads to it and has
+    its optimizer under the same name. What is read after the step has been unscaled by it."""
+    step = steps[0]
+    optimizers = {one.optimizer for one in steps}
+    found: dict[ast.AST, None] = {}
+    seen: set[ast.AST] = set()
+    for event in reading.events:
+        if not isinstance(event, events.Clip | events.ReadGradient | events.ZeroGradient):
+            continue
+        seen.add(event.node)
+        states = [before for optimizer, before in event.touched if optimizer in optimizers]
+        if isinstance(event, events.ZeroGradient) or (
+            states and all(one.stepped or one.kind == "none" for one in states)
+        ):
+            continue
+        if not states and (
+            event.touched or isinstance(event, events.ReadGradient) or event.frame.code is not step.frame.code
+        ):
+            continue  # whose gradients a clip takes may not be known
+        frame = common(step, event)
+        node = node_in(event, frame.code) if frame is not None else None
+        same = frame is not None and (frame.code is step.frame.code or _known_to(frame, step))
+        if frame is None or node is None or not same or node is node_in(step, frame.code):
+            raise Refused("gradients are clipped or read in another function", BY_HAND)
+        found[node] = None
+    found |= dict.fromkeys(_others(reading, steps, seen))
+    if len({reading.module.function(node) for node in found}) > 1:
+        raise Refused("gradients are clipped or read in several functions", BY_HAND)
+    return tuple(found)
+
+
+def in_words(used: Sequence[ast.AST]) -> str:
+    """What unscaling changes, in a person's words."""
+    for node in sorted(used, key=_place):
+        name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
+        if "clip" in name:
+            return f"{name} now after unscale_"
+        if "clamp" in name:
+            return "gradients unscaled before they are clipped"
+    return "gradients unscaled before they are read"
+
+
+def _known_to(frame: Frame, step: events.Step) -> bool:
+    """Whether a caller of the function that steps has the optimizer under the same name: a field of the same object, or
+    a global."""
+    assert isinstance(step.node, ast.Call) and isinstance(step.node.func, ast.Attribute)
+    text = ast.unparse(step.node.func.value)
+    if text.startswith("self."):
+        return frame.owner is not None and frame.owner == step.frame.owner
+    bound = {name for one in step.frame.stack() for name in parameters(one.code)}
+    parent = step.frame.parent
+    return text.isidentifier() and text not in bound and parent is not None and isinstance(parent.code, ast.Module)
+
+
+def unscale_at(
+    module: Module,
+    step: events.Step,
+    backwards: Sequence[events.Backward],
+    used: Sequence[ast.AST],
+    over: ast.AST | None,
+) -> ast.stmt | None:
+    """The statement before which the gradients must be unscaled: the first that uses them, or the loop around it. None
+    where nothing does. `over` is the loop that goes over several optimizers."""
+    if not used:
+        return None
+    first = min(used, key=_place)
+    code = module.function(first) or module.tree
+    stepping = node_in(step, code)
+    before = [node for one in backwards if (node := node_in(one, code)) is not None]
+    if stepping is None or _place(first) > _place(stepping) or any(_place(first) < _place(one) for one in before):
+        raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
+    here = conditions_above(module, first)
+    there = [one for one in conditions_above(module, stepping) if one[0] is not over or one in here]
+    if any(one not in here for one in there):
+        raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
+    loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
+    outermost = loops[-1] if loops else module.statement(first)
+    assert isinstance(outermost, ast.stmt)
+    return outermost
+
+
+def _place(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+
+
+# -- what the reading does not tell -----------------------------------------------------------------------------------
+
+
+def _others(reading: Reading, steps: Sequence[events.Step], seen: set[ast.AST]) -> list[ast.AST]:
+    """Uses of `.grad` that no event tells of, between the backward and the step: unscaling before them is always
+    right."""
+    module, step = reading.module, steps[0]
+    code = step.frame.code
+    last = [node for one in step.before.origins if (node := node_in(one, code)) is not None]
+    found = []
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Attribute) or node.attr != "grad" or _explained(module, node, seen):
+            continue
+        for place in [node] if _code(module, node) is code else _calls(module, code, module.function(node)):
+            if _place(place) < _place(step.node) and all(_place(place) > _place(one) for one in last):
+                found.append(place)
+    return found
+
+
+def _code(module: Module, node: ast.AST) -> ast.AST:
+    return module.function(node) or module.tree
+
+
+def _calls(module: Module, code: ast.AST, function: ast.AST | None) -> list[ast.AST]:
+    """The calls of a function of the file, or of a method of the same object, in some code."""
+    if not isinstance(function, ast.FunctionDef):
+        return []
+    method = isinstance(module.parents[function], ast.ClassDef)
+    found: list[ast.AST] = []
+    for node in ast.walk(code):
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if not method and name == function.name:
+                found.append(node)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) if method and name == function.name:
+                found.append(node)
+    return found
+
+
+def _explained(module: Module, node: ast.Attribute, seen: set[ast.AST]) -> bool:
+    """Whether a use of `.grad` is told by an event, asks whether it is there, drops it, or only multiplies it."""
+    if isinstance(node.value, ast.Name) and node.value.id in ("torch", "autograd"):
+        return True
+    inner: ast.AST = node
+    for above in module.ancestors(node):
+        if inner in seen or above in seen:
+            return True
+        match above:
+            case ast.Attribute(attr=name) if name in _KEEPS:
+                pass
+            case ast.Attribute(attr=name):
+                return name in _LINEAR or name in ("shape", "device", "dtype", "is_sparse", "size", "numel")
+            case ast.Call(func=function) if function is inner:
+                pass
+            case ast.Call(func=function, args=[first, *_]) if inner is first:
+                name = getattr(function, "attr", getattr(function, "id", ""))
+                return "reduce" in name or name in ("isinstance", "hasattr", "id", "type")
+            case ast.Compare(ops=[ast.Is() | ast.IsNot(), *_]) | ast.Delete():
+                return True
+            case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
+                return inner is test
+            case ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
+                pass
+            case ast.AugAssign(op=ast.Mult() | ast.Div(), target=target):
+                return target is inner
+            case ast.Assign(targets=targets, value=value):
+                return inner in targets and getattr(value, "value", "") is None
+            case ast.stmt():
+                return False
+        inner = above
+    return False
+
+
+def hooks(module: Module) -> None:
+    """Raise Refused where a hook clips gradients: it would see scaled ones."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="register_hook"), args=[hook]):
+                body: ast.AST | None = hook
+                if isinstance(hook, ast.Name):
+                    functions = (one for one in ast.walk(module.tree) if isinstance(one, FunctionNode))
+                    body = next((one for one in functions if getattr(one, "name", "") == hook.id), None)
+                names = {getattr(one, "attr", "") for one in ast.walk(body)} if body is not None else set()
+                if names & {"clamp", "clamp_", "clip", "clip_", "norm", "sign", "normalize", "nan_to_num"}:
+                    raise Refused(
+                        "a hook changes gradients while they are scaled", "clip them after the backward instead"
+                    )

@@ -1,0 +1,182 @@
+"""How many scalers a script gets, what they are called, and where each is updated.
+
+One scaler serves all optimizers where a single point follows their steps: `update()` goes there, once. Otherwise each
+optimizer gets its own, updated right after its step: a scaler must not step an optimizer twice between two updates, nor
+change its scale while gradients that carry it wait for a step. Where optimizers share a backward but do not always step
+together, one scaler is updated behind each group of steps.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from amplint.rewrite.fixes import conditions_above, suite_of
+from amplint.rewrite.fixes.scaler import free_name
+from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.scaler.home import Home
+from amplint.source.module import Module
+
+
+@dataclass(frozen=True)
+class ScalerPlan:
+    """One scaler: its name, the optimizer behind which it is made, the steps that it makes, the statements behind
+    which it is updated."""
+
+    name: str
+    home: Home
+    steps: tuple[StepPlan, ...]
+    updates: tuple[ast.stmt, ...]
+    homes: tuple[
+        tuple[Home, tuple[str, ...]], ...
+    ]  # of all that run the steps, and what the optimizers are called there
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        return self.homes[0][1]
+
+    @property
+    def here(self) -> str:
+        """The name in the function that steps."""
+        return self.name.removeprefix("self.") if self.home.path else self.home.outside(self.name)
+
+
+def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Module] = ()) -> list[ScalerPlan]:
+    """Raises Refused where neither one scaler for all nor one for each optimizer is right. `files` are those in which
+    the names of the scalers must be free."""
+    objects = list(dict.fromkeys(plan.home.through for plan in plans))
+    if len(objects) > 1:  # each object has a scaler of its own, as it has its optimizer
+        if _shares_backwards(plans):
+            raise Refused("optimizers of several objects share a backward", BY_HAND)
+        each = [[plan for plan in plans if plan.home.through == one] for one in objects]
+        return [scaler for mine in each for scaler in scalers_for(module, mine, files)]
+    rounds = [_round(module, plan) for plan in plans]
+    owners = [_owner(module, plan) for plan in plans]
+    homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))
+    together = (
+        len({plan.step.frame.code for plan in plans}) == 1
+        and len({tuple(conditions_above(module, one)) for one in rounds}) == 1
+        and len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == len(plans)
+    )
+    alone = len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == 1
+    if together or len(homes) == 1 or _shares_backwards(plans):
+        if together:
+            updates: tuple[ast.stmt, ...] = (max(rounds, key=_start),)
+        else:
+            updates = tuple(rounds) if alone else _after_groups(module, plans, rounds, owners)
+        name = _named(plans[0].home, _free_name((module, *files)))
+        made_at = _homes(plans)
+        return [ScalerPlan(name, made_at[0][0], tuple(plans), updates, made_at)]
+    trees = dict.fromkeys(one.tree for one in (module, *files))
+    taken = {getattr(node, "id", getattr(node, "attr", "")) for tree in trees for node in ast.walk(tree)}
+    made: list[ScalerPlan] = []
+    for statement, optimizer in homes:
+        mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]
+        name = _name_for(optimizer.rpartition(".")[2])
+        if name in taken or name in [one.name for one in made]:
+            raise Refused(f"its scaler would be called {name}, which is taken", "rename that first")
+        updates = tuple(rounds[plans.index(plan)] for plan in mine)
+        if len({owners[plans.index(plan)] for plan in mine}) > 1:
+            raise Refused("the optimizers of one list step in different places", BY_HAND)
+        made_at = _homes(mine)
+        made.append(ScalerPlan(_named(mine[0].home, name), made_at[0][0], tuple(mine), updates, made_at))
+    return made
+
+
+def _free_name(modules: Sequence[Module]) -> str:
+    return "grad_scaler" if any(free_name(module) != "scaler" for module in modules) else "scaler"
+
+
+def _named(home: Home, name: str) -> str:
+    return f"self.{name}" if home.in_class else name
+
+
+def _name_for(optimizer: str) -> str:
+    """The scaler's name in the style of the optimizer's: `optimizer_D` → `scaler_D`, `d_optim` → `d_scaler`."""
+    for word in ("optimizer", "Optimizer", "optim", "opt"):
+        if word in optimizer:
+            new = "Scaler" if word[0] == "O" else "scaler"
+            return optimizer.replace(word + "s", new, 1) if word + "s" in optimizer else optimizer.replace(word, new, 1)
+    return f"scaler_{optimizer}"
+
+
+def _owner(module: Module, plan: StepPlan) -> str:
+    node = plan.step.node
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    return module.source(node.func.value)
+
+
+def _round(module: Module, plan: StepPlan) -> ast.stmt:
+    """The statement that has made all steps of a round when it is over: the step, or the innermost loop around it
+    where that goes over optimizers."""
+    step = plan.step.node
+    loop = next((one for one in module.ancestors(step) if isinstance(one, ast.For | ast.While)), None)
+    return loop if loop is not None and loop is plan.home.loop else module.statement(step)
+
+
+def _homes(plans: Sequence[StepPlan]) -> tuple[tuple[Home, tuple[str, ...]], ...]:
+    """Where a scaler is made: once in every script, or function, that makes the optimizers of the steps."""
+    made: list[tuple[Home, tuple[str, ...]]] = []
+    for code in dict.fromkeys(home.code for plan in plans for home in plan.homes):
+        here = [home for plan in plans for home in plan.homes if home.code is code]
+        if not all(any(home.code is code for home in plan.homes) for plan in plans):
+            raise Refused("the step is reached with several optimizers", BY_HAND)
+        made.append((_shared_home(plans, here), tuple(dict.fromkeys(home.optimizer for home in here))))
+    return tuple(made)
+
+
+def _shared_home(plans: Sequence[StepPlan], homes: Sequence[Home]) -> Home:
+    """Behind the last optimizer that is made; on the way to each step. Of those that one step uses one after the other,
+    behind the first."""
+    first = homes[0]
+    block = suite_of(first.module, first.statement)
+    used = [next(home for home in homes if home in plan.homes) for plan in plans]
+    for home in used:
+        if home.in_class != first.in_class:
+            raise Refused("the optimizers are made in different functions", BY_HAND)
+        if home.statement not in block:
+            raise Refused("the optimizers are made under different conditions", BY_HAND)
+    return replace(first, statement=max((home.statement for home in used), key=block.index))
+
+
+def _shares_backwards(plans: Sequence[StepPlan]) -> bool:
+    """Whether two steps use the gradients of one backward: with a scaler for each, it could not be scaled for both."""
+    nodes = [node for plan in plans for node in {backward.node for backward in plan.backwards}]
+    return len(nodes) > len(set(nodes))
+
+
+def _after_groups(
+    module: Module, plans: Sequence[StepPlan], rounds: Sequence[ast.stmt], owners: Sequence[str]
+) -> tuple[ast.stmt, ...]:
+    """The last step of each group that is taken between two backwards. Raises Refused where gradients would wait for
+    their step while the scale changes."""
+    if len({plan.step.frame.code for plan in plans}) > 1:
+        raise Refused(_APART, BY_HAND)
+    backwards = {_start(one.node) for plan in plans for one in plan.backwards}
+    groups: list[list[int]] = []
+    for index in sorted(range(len(plans)), key=lambda one: _start(rounds[one])):
+        last = groups[-1][-1] if groups else None
+        if last is None or any(_start(rounds[last]) < one < _start(rounds[index]) for one in backwards):
+            groups.append([])
+        groups[-1].append(index)
+    before = (0, 0)
+    for group in groups:
+        above = [conditions_above(module, rounds[index]) for index in group]
+        waiting = [one.node for index in group for one in plans[index].backwards]
+        if (
+            any(one != above[0] for one in above)
+            or any(conditions_above(module, node) != above[0] or _start(node) < before for node in waiting)
+            or len({owners[index] for index in group}) < len(group)
+        ):
+            raise Refused(_APART, BY_HAND)
+        before = _start(rounds[group[-1]])
+    return tuple(rounds[group[-1]] for group in groups)
+
+
+_APART = "a backward is shared by steps that are not taken together"
+
+
+def _start(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
