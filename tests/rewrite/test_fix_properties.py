@@ -339,7 +339,7 @@ def check_conversion(module: Module, dtype: str = "float16") -> str:
     assert not any("converted" in line for line in again.lines)
     no_new_names(module.text, result.text)
     gone = statements(module.text) - statements(result.text)
-    assert gone.total() <= 8
+    assert gone.total() <= 5 + 3 * max(1, len(re.findall(r"\.step\(\)", module.text)))  # loss, backward, step; sigmoids
     errors = Counter(one.code for one in find(module, default_codes()))
     assert not Counter(one.code for one in find(after, default_codes())) - errors
     return result.text
