@@ -172,6 +172,11 @@ REFUSED = {
         "it is reinforcement learning: rollout and update must agree in precision; "
         "say which with --dtype bfloat16 or --dtype float16, and compare the returns",
     ),
+    "what was played": (
+        HEAD + STEP.replace("    loss.b", "    loss = loss * advantages - action_log_probs.mean()\n    loss.b"),
+        "it is reinforcement learning: rollout and update must agree in precision; "
+        "say which with --dtype bfloat16 or --dtype float16, and compare the returns",
+    ),
     "until small": (
         HEAD + STEP + "    if loss.item() < 1e-3:\n        break\n",
         "its loop ends on a loss threshold, which half precision may never reach; keep float32",
@@ -568,6 +573,86 @@ def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str, dtype:
     else:
         text = Path("train.py").read_text(encoding="utf-8")
         assert expected.replace("scaler.scale(loss)", "loss" if dtype == "bfloat16" else "scaler.scale(loss)") in text
+        assert "autocast" in text
+
+
+PRECISE = """\
+import torch
+def choose(*functions):
+    return lambda chosen: functions[0]
+def turn_torch(x):
+    return torch.linalg.svdvals(x)[0]
+@choose(turn_torch, max)
+def turn(x):
+    return x
+class Focal(torch.nn.Module):
+    def __init__(self, margin=1e-4):
+        super().__init__()
+        self.margin = margin
+    def forward(self, x):
+        p = torch.clamp(torch.sigmoid(x), self.margin, 1 - self.margin)
+        rest = 1 - p
+        return -(p * torch.log(rest)).mean()
+class Wide(torch.nn.Module):
+    def forward(self, x):
+        p = torch.sigmoid(x.float()).clamp(1e-4, 1 - 1e-4)
+        return -torch.log(1 - p).mean()
+class Coarse(torch.nn.Module):
+    def forward(self, x):
+        p = torch.sigmoid(x).clamp(0.01, 0.99)
+        return -torch.log(1 - p).mean()
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(4, 4), Focal()
+    def forward(self, x):
+        return self.loss(self.layer(x))
+class Book(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(4, 4))
+    def forward(self, x):
+        total = x.t() @ x.argmax(1, keepdim=True)
+        self.sums.data.mul_(0.99).add_(total, alpha=0.01)
+        return x - self.sums.mean(0)
+"""
+BOUNDED = (
+    "loss.py:14 keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p); "
+    "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits"
+)
+IMPRECISE = {  # what is made, the loss: what is written, or said
+    "a bound that is 1": ("criterion = Focal()", "criterion(model(x))", "criterion(output.float())"),
+    "a bound in float32": ("criterion = Wide()", "criterion(model(x))", "    loss = criterion(model(x))"),
+    "a bound that is none": ("criterion = Coarse()", "criterion(model(x))", "    loss = criterion(model(x))"),
+    "a bound in a model": ("", "model(x)", BOUNDED),
+    "an average in a buffer": (
+        "book = Book()",
+        "book(model(x)).mean()",
+        "loss.py:37 averages products over the batch in a buffer, where what half precision loses stays; "
+        "compute them on .float() under torch.autocast(device_type, enabled=False)",
+    ),
+    "a list that is filled": (
+        "several = torch.nn.ModuleList([])\nseveral.append(Focal())",
+        "several[0](model(x))",
+        BOUNDED,
+    ),
+    "a decorator's function": ("", "turn(model(x))", "turn(output.float())"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", IMPRECISE)
+def test_what_half_precision_computes_too_coarsely(name: str, dtype: str) -> None:
+    made, loss, expected = IMPRECISE[name]
+    put(PRECISE, "loss.py")
+    head = HEAD.replace("torch.nn.Linear(4, 4)", "Net()") if loss == "model(x)" else HEAD
+    put(f"from loss import *\n{head}{made}\n" + STEP.replace(STEP.splitlines()[2], f"    loss = {loss}"))
+    result = amplint("train.py", "--dtype", dtype)
+    if result.exit_code:
+        assert result.stdout.rstrip().endswith(expected)
+    else:
+        text = Path("train.py").read_text(encoding="utf-8")
+        assert expected in text
         assert "autocast" in text
 
 

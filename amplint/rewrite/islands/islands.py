@@ -6,7 +6,8 @@ import ast
 from collections.abc import Collection, Iterator, Sequence
 
 from amplint.rewrite.islands.casts import OUTPUT, tensors_made, whole
-from amplint.rewrite.islands.kernels import BCE, SPARSE, Hit, Search, named_in, needs_float32, refusal, search_of
+from amplint.rewrite.islands.kernels import BCE, SPARSE, Hit, Search, named_in, refusal, search_of
+from amplint.rewrite.islands.numbers import BOUND
 from amplint.rewrite.islands.sigmoids import ADVICE, REASON
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.derivation import read, stored
@@ -57,7 +58,7 @@ def _inside(module: Module, call: ast.Call, others: Collection[ast.Call]) -> boo
 def _hits(search: Search, call: ast.Call, made: Collection[str]) -> list[Hit]:
     """What a call leads to; `made` are the names of results, whose methods are those of tensors."""
     module = search.module
-    own = needs_float32(module, call)
+    own = search.needs(module, call)
     if own is not None and own not in (BCE, SPARSE):
         return [Hit(module, call, own)]
     function = call.func
@@ -109,7 +110,7 @@ def _check(
         raise refusal(hits[0])
     low = [node for one in before for node in ast.walk(one)]
     low += [node for one in given for node in ast.walk(one)]
-    if any(hit.what == BCE for hit in hits) and not _says_sigmoid(search, named_in(call.func)):
+    if any(hit.what in (BCE, BOUND) for hit in hits) and not _says_sigmoid(search, named_in(call.func)):
         called = {name for node in low if isinstance(node, ast.Call) for name in named_in(node.func)}
         if _says_sigmoid(search, called) or any(getattr(node, "attr", "") in _SIGMOID for node in low):
             raise Refused(REASON, ADVICE)  # it is 0 or 1 too soon in half precision

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from amplint.rewrite.islands.numbers import BOUND, BUFFER, WORDS, imprecise
 from amplint.rewrite.models.used import used_by
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.regions.derivation import path
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
+from amplint.source.interpret.frames import Frame
+from amplint.source.interpret.machine import Machine
 from amplint.source.module import FunctionNode, Module
 
 _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
     "triangular_solve lu matrix_power matrix_exp symeig eig".split()
 )
-_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{'|'.join(_LINEAR)})\b")
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{'|'.join(_LINEAR)})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
@@ -55,14 +58,20 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
     """Refuse a script whose losses or models need float32 where no statement of a training step can give it; `used` are
     the other files that it may run."""
     module = reading.module
-    names: set[str] = set()
-    for event in reading.events:
-        if isinstance(event, events.Backward) and event.module is module:
-            names |= named_in(event.node)
     files = {Path(one.path).resolve(): one for one in (module, *used)}
+    search = Search(module, files, reading.machine.project.roots)
+    if not search.says_one:
+        return
     kept = search_of(reading).kept
-    for hit in Search(module, files, reading.machine.project.roots).hits(names):
-        if hit.what in (BCE, SPARSE) and hit.module is module:
+    names: set[tuple[Module, str]] = set()
+    for event in reading.events:
+        if isinstance(event, events.Backward):
+            names |= {(search.here(event.module), name) for name in named_in(event.node)}
+            for frame in event.frame.stack():
+                search.call(frame)
+    steps = {module, *(source for source, _ in names)}
+    for hit in search.behind(names):
+        if hit.what in (BCE, SPARSE) and hit.module in steps:
             continue  # what is in the script itself is seen more closely
         if hit.place not in kept:
             raise refusal(hit)
@@ -80,6 +89,16 @@ def refusal(hit: Hit) -> Refused:
             f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
             "use binary_cross_entropy_with_logits on logits there first",
         )
+    if hit.what == BOUND:
+        return Refused(
+            f"{place} keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p)",
+            "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits",
+        )
+    if hit.what == BUFFER:
+        return Refused(
+            f"{place} averages products over the batch in a buffer, where what half precision loses stays",
+            "compute them on .float() under torch.autocast(device_type, enabled=False)",
+        )
     if hit.what == SPARSE:
         return Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
     return Refused(
@@ -95,7 +114,9 @@ class Search:
     def __init__(self, module: Module, files: dict[Path, Module], roots: Sequence[Path]):
         self.module, self.files, self.roots = module, files, roots
         self.says_one = any(_WORDS.search(one.text) for one in files.values())
+        self.says_sigmoid = any("igmoid" in one.text for one in files.values())
         self.kept: set[Place] = set()
+        self._given: dict[tuple[Module, str], set[tuple[Module, str]]] = {}
         self._known: dict[Module, Names] = {}
         self._found: dict[ast.AST, list[Hit]] = {}
 
@@ -106,30 +127,62 @@ class Search:
 
     def hits(self, names: Collection[str]) -> list[Hit]:
         """The calls behind some names of the script that need float32, those of the script first."""
-        found = {hit.call: hit for one in (self.reached(names) if self.says_one else ()) for hit in self._in(*one)}
+        return self.behind((self.module, name) for name in names) if self.says_one else []
+
+    def behind(self, names: Iterable[tuple[Module, str]]) -> list[Hit]:
+        found = {hit.call: hit for one in self._reached(names) for hit in self._in(*one)}
         return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
 
     def _in(self, source: Module, code: ast.AST) -> list[Hit]:
         if code not in self._found:
             calls = (node for node in ast.walk(code) if isinstance(node, ast.Call))
-            what = ((call, needs_float32(source, call)) for call in calls)
+            what = ((call, self.needs(source, call)) for call in calls)
             self._found[code] = [Hit(source, call, needs) for call, needs in what if needs is not None]
         return self._found[code]
 
+    def needs(self, module: Module, call: ast.Call) -> str | None:
+        what = needs_float32(module, call)
+        return what if what != BOUND or self.says_sigmoid else None  # a softmax is float32 under autocast
+
     def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
         """The values and definitions that some names of the script lead to, in all files."""
+        return self._reached((self.module, name) for name in names)
+
+    def here(self, module: Module) -> Module:
+        return self.files.get(Path(module.path).resolve(), module)
+
+    def call(self, frame: Frame) -> None:
+        """Note what a function of another file is given where the script calls it."""
+        code, caller = frame.code, frame.caller
+        if not isinstance(code, ast.FunctionDef) or not isinstance(frame.call, ast.Call) or caller is None:
+            return
+        source, parameters = self.here(frame.module), [one.arg for one in (*code.args.posonlyargs, *code.args.args)]
+        if source is self.here(caller.module):
+            return
+        parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
+        given = [
+            *zip(parameters, frame.call.args, strict=False),
+            *((one.arg, one.value) for one in frame.call.keywords),
+        ]
+        for parameter, value in given:
+            if parameter:
+                found = {(self.here(caller.module), name) for name in named_in(value)}
+                self._given.setdefault((source, parameter), set()).update(found)
+
+    def _reached(self, names: Iterable[tuple[Module, str]]) -> Iterator[tuple[Module, ast.AST]]:
         done: set[tuple[Module, str]] = set()
-        pending = [(self.module, name) for name in names]
+        pending = list(names)
         while pending:
             source, name = pending.pop()
             if (source, name) in done:
                 continue
             done.add((source, name))
+            pending += self._given.get((source, name), ())
             known = self.names(source)
             for code in (*known.values.get(name, ()), *known.definitions.get(name, ())):
                 if not _trains(code):
                     yield source, code
-                    pending += [(source, one) for one in named_in(code)]
+                    pending += [(source, one) for one in named_in(code) - _local(code)]
             pending += self.imported(source, name)
 
     def imported(self, source: Module, name: str) -> list[tuple[Module, str]]:
@@ -137,16 +190,20 @@ class Search:
         names = self.names(source)
         base, dot, last = name.rpartition(".")
         found: list[tuple[Module, str]] = []
-        for statement, alias in names.imports.get(base or name, ()):
+        imports = names.imports.get(base or name, [])
+        if not imports and not dot and name not in names.definitions and name not in names.values:
+            imports = names.imports.get("*", [])  # any of these may bring it
+        for statement, alias in imports:
             for one in _files_of(source, statement, alias, self.files, self.roots):
                 if last == "*":
                     found += [(one, defined) for defined in self.names(one).definitions]
                 elif dot or isinstance(statement, ast.ImportFrom):
-                    found.append((one, last if dot else alias.name))
+                    found.append((one, last if dot else alias.name if alias.name != "*" else name))
         return found
 
 
 _searches: WeakKeyDictionary[Reading, Search] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Machine, set[Place]] = WeakKeyDictionary()
 
 
 def search_of(reading: Reading) -> Search:
@@ -155,6 +212,7 @@ def search_of(reading: Reading) -> Search:
         project = reading.machine.project
         files = {Path(one.path).resolve(): one for one in (reading.module, *used_by(reading.module, project))}
         _searches[reading] = Search(reading.module, files, project.roots)
+        _searches[reading].kept = _kept.setdefault(reading.machine, set())  # the steps may be in other files
     return _searches[reading]
 
 
@@ -175,6 +233,12 @@ class Names:
                         self.values.setdefault(name, []).append(value)
                 case ast.AugAssign(target=target, value=value):
                     for name in _bound(target):
+                        self.values.setdefault(name, []).append(value)
+                case ast.Call(
+                    func=ast.Attribute(attr="append" | "insert" | "extend" | "add_module", value=items),
+                    args=[*_, value],
+                ):
+                    for name in _bound(items):
                         self.values.setdefault(name, []).append(value)
                 case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                     for alias in aliases:
@@ -198,6 +262,13 @@ def _trains(node: ast.AST) -> bool:
     return isinstance(node, FunctionNode) and any(
         isinstance(one, ast.Attribute) and one.attr in ("backward", "zero_grad") for one in ast.walk(node)
     )
+
+
+def _local(code: ast.AST) -> set[str]:
+    """The variables of a definition: what is assigned to them is in it, and other functions' are not they."""
+    nodes = list(ast.walk(code)) if isinstance(code, FunctionNode | ast.ClassDef) else []
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return stored - {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def named_in(code: ast.AST) -> set[str]:
@@ -244,6 +315,8 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return None
     if names & _SPARSE_PRODUCTS:
         return SPARSE
+    if (what := imprecise(module, call)) is not None:
+        return None if _is_wide(module, call) else what
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))
     operands: list[ast.expr] = list(call.args)
     if last in _IN_PLACE and isinstance(call.func, ast.Attribute):

@@ -19,6 +19,10 @@ from amplint.source.module import Module
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _ZEROES = re.compile(r"zero|\.grad\s*=|grad_to_none")
 _ANSWERS = re.compile(r"reward|done|obs|terminat|truncat")
+_REWARDS = re.compile(r"rewards?|(\w+_)?advantages?|adv_targ")
+_CHANCES = re.compile(r"(\w+_)?log_?probs?")
+_ACTIONS = re.compile(r"actions?|act_dim|action_dim")
+_PLAYED = re.compile(r"rollouts?|replay_?buffer|ReplayBuffer|next_(state|obs)s?|clip_param")
 _GAMES = {"gym", "gymnasium", "stable_baselines3", "pettingzoo"}
 _SPARSE = {
     "spmm", "to_sparse", "to_sparse_csr", "SparseAdam", "sparse_coo_tensor", "sparse_csr_tensor", "ToSparseTensor",
@@ -101,9 +105,19 @@ PLAYS = Refused(
 
 
 def plays(module: Module) -> bool:
-    """Whether a file trains on what an environment answers: it imports games, or takes an environment's step apart."""
+    """Whether a file trains on what an environment answers: it imports games, takes an environment's step apart, or
+    weighs what was played by rewards."""
     if {name.partition(".")[0] for names in module.imports.values() for name in names} & _GAMES:
         return True
+    if "reward" in module.text or "advantage" in module.text:
+        nodes = list(ast.walk(module.tree))
+        words = {getattr(node, "id", getattr(node, "attr", getattr(node, "arg", None))) or "" for node in nodes}
+
+        def says(kind: re.Pattern[str]) -> bool:
+            return any(isinstance(word, str) and kind.fullmatch(word) for word in words)
+
+        if says(_REWARDS) and (says(_CHANCES) or (says(_ACTIONS) and says(_PLAYED))):
+            return True
     for node in ast.walk(module.tree):
         match node:
             case ast.Assign(
@@ -156,6 +170,8 @@ def _self_product(module: Module, product: ast.AST) -> bool:
     other = next(_assigned(module, right), right)
     match other:
         case ast.Attribute(value=turned, attr="T" | "mT"):
+            pass
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="transpose" | "t"), args=[turned, *_]):
             pass
         case ast.Call(func=ast.Attribute(value=turned, attr="transpose" | "t" | "permute" | "swapaxes")):
             pass

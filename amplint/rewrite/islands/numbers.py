@@ -1,0 +1,162 @@
+"""What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite,
+and a buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.source.module import Module
+
+BOUND, BUFFER = "a bound", "a buffer"
+WORDS = r"clamp_?|clip_?|register_buffer"
+_NEAR = 1 - 2.0**-9  # what bfloat16 rounds to 1; float16 does from 1 - 2**-12 on
+_CLAMPS = frozenset(("clamp", "clamp_", "clip", "clip_"))
+_LOGARITHMS = frozenset(("log", "log2", "log10"))
+_FLOAT32 = frozenset(("softmax", "float", "double", "exp"))
+_PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum"))
+
+
+def imprecise(module: Module, call: ast.Call) -> str | None:
+    """Which of the two a call is."""
+    if _near_one(module, call):
+        return BOUND
+    return BUFFER if _averages(module, call) else None
+
+
+def _near_one(module: Module, call: ast.Call) -> bool:
+    """`p.clamp(1e-4, 1 - 1e-4)`, where the function goes on with the logarithm of `1 - p`."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _CLAMPS:
+        return False
+    function = "torch" in {name.partition(".")[0] for name in module.dotted(call.func)}
+    given = call.args if function else [call.func.value, *call.args]
+    bounds = [one.value for one in call.keywords if one.arg == "max"] or given[2:3]
+    if not given or not bounds or not _NEAR <= (_number(module, bounds[0]) or 0) < 1:
+        return False
+    values = [given[0], *_assigned(module, given[0])]
+    if any(getattr(node, "attr", "") in _FLOAT32 for one in values for node in ast.walk(one)):
+        return False
+    statement = module.statement(call)
+    names = {ast.unparse(one) for one in getattr(statement, "targets", ())}
+    if call.func.attr.endswith("_"):
+        names.add(ast.unparse(given[0]))
+    scope = module.function(call) or module.tree
+
+    def rest(node: ast.AST) -> bool:
+        match node:
+            case ast.BinOp(op=ast.Sub(), left=ast.Constant(value=1), right=right):
+                return any(one is call or _text(one) in names for one in ast.walk(right))
+        return False
+
+    rests = {
+        ast.unparse(target)
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Assign) and any(map(rest, ast.walk(node.value)))
+        for target in node.targets
+        if not any(_text(target) == name for name in names)
+    }
+    for node in ast.walk(scope):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr not in _LOGARITHMS:
+            continue
+        operand = node.args[0] if node.args else node.func.value
+        if any(rest(one) for one in ast.walk(operand)) or _text(operand) in rests:
+            return True
+    return False
+
+
+def _averages(module: Module, call: ast.Call) -> bool:
+    """`self.sums.mul_(decay).add_(total)`, `self.sums.lerp_(total, …)`, `ema(self.sums, total, …)` and
+    `self.sums = nn.Parameter(self.sums * decay + …)`, where a product of matrices gave `total`."""
+    cls = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+    if cls is None or not isinstance(call.func, ast.Name | ast.Attribute):
+        return False
+    values: list[ast.expr]
+    match call:
+        case ast.Call(
+            func=ast.Attribute(attr="add_", value=ast.Call(func=ast.Attribute(attr="mul_", value=kept))), args=[*values]
+        ):
+            pass
+        case ast.Call(func=ast.Attribute(attr="lerp_", value=kept), args=[*values]):
+            pass
+        case ast.Call(func=ast.Name(), args=[kept, *values]):
+            pass
+        case ast.Call(func=ast.Attribute(attr="Parameter"), args=[ast.BinOp() as kept]):
+            fields = {_text(one) for one in getattr(module.statement(call), "targets", ())}
+            decays = any(_text(node) in fields for node in ast.walk(kept))
+            return decays and any(_product(module, node) for node in ast.walk(kept))
+        case _:
+            return False
+    field = ast.unparse(kept).removesuffix(".data").removeprefix("self.")
+    return any(_product(module, one) for one in values) and field in _buffers(cls)
+
+
+def _buffers(cls: ast.ClassDef) -> set[str]:
+    return {
+        node.args[0].value
+        for node in ast.walk(cls)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "register_buffer" and node.args
+        if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+    }
+
+
+def _product(module: Module, value: ast.AST, depth: int = 0) -> bool:
+    match value:
+        case ast.BinOp(op=ast.MatMult()):
+            return True
+        case ast.Call(func=ast.Attribute(attr=attr) | ast.Name(id=attr)) if attr in _PRODUCTS:
+            given = [*value.args, getattr(value.func, "value", value.func)]
+            return not any(getattr(node, "attr", "") in _FLOAT32 for one in given for node in ast.walk(one))
+        case ast.Name() if depth < 3:
+            return any(_product(module, one, depth + 1) for one in _assigned(module, value))
+    return False
+
+
+def _number(module: Module, value: ast.expr, depth: int = 0) -> float | None:
+    match value:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.BinOp(op=ast.Sub(), left=left, right=right):
+            first, second = _number(module, left, depth), _number(module, right, depth)
+            return None if first is None or second is None else first - second
+        case ast.Name() | ast.Attribute() if depth < 3:
+            found = [_number(module, one, depth + 1) for one in (*_assigned(module, value), *_default(module, value))]
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _assigned(module: Module, value: ast.expr) -> Iterator[ast.expr]:
+    """What the function around a name assigns to it, the file if the function does not; for a field, the file."""
+    if not isinstance(value, ast.Name | ast.Attribute):
+        return
+    text = ast.unparse(value)
+    scopes = [module.function(value), module.tree] if isinstance(value, ast.Name) else [module.tree]
+    for scope in (one for one in scopes if one is not None):
+        nodes = ast.walk(scope) if isinstance(value, ast.Attribute) or scope is not module.tree else module.tree.body
+        found = [
+            node.value
+            for node in nodes
+            if isinstance(node, ast.Assign) and any(_text(target) == text for target in node.targets)
+        ]
+        if found:
+            yield from found
+            return
+
+
+def _default(module: Module, value: ast.expr) -> Iterator[ast.expr]:
+    """The default of the parameter that a name is."""
+    function = module.function(value)
+    if not isinstance(value, ast.Name) or not isinstance(function, ast.FunctionDef):
+        return
+    arguments = function.args
+    parameters = [*arguments.posonlyargs, *arguments.args]
+    pairs = [*zip(reversed(parameters), reversed(arguments.defaults), strict=False)]
+    pairs += [
+        (one, default) for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
+    ]
+    yield from (default for one, default in pairs if one.arg == value.id)
+
+
+def _text(node: ast.AST) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
