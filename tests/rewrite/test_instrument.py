@@ -656,6 +656,20 @@ def test_what_half_precision_computes_too_coarsely(name: str, dtype: str) -> Non
         assert "autocast" in text
 
 
+def test_what_a_loop_in_another_file_is_given() -> None:
+    put(PRECISE, "loss.py")
+    body = "".join(f"    {line}\n" for line in STEP.splitlines()).replace(
+        "mse_loss(model(x.to(device)), y.to(device))", ""
+    )
+    loop = body.replace("torch.nn.functional.", "losses[0](model(x.cuda()))")
+    put(f"def train(loader, model, losses, optimizer):\n{loop}", "loop.py")
+    made = HEAD + "losses = torch.nn.ModuleList([])\nlosses.append(Focal())\ntrain(loader, model, losses, optimizer)\n"
+    put("from loop import train\nfrom loss import Focal\n" + made)
+    result = amplint("train.py", "loop.py")
+    assert result.exit_code == 1
+    assert result.stdout.rstrip().endswith(BOUNDED)
+
+
 FUNCTION = """\
 import torch
 import fused
