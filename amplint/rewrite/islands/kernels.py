@@ -77,6 +77,22 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
             raise refusal(hit)
 
 
+_SAID = {
+    BCE: (
+        "computes binary cross entropy on probabilities, which CUDA autocast refuses",
+        "use binary_cross_entropy_with_logits on logits there first",
+    ),
+    BOUND: (
+        "keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p)",
+        "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits",
+    ),
+    BUFFER: (
+        "averages products over the batch in a buffer, where what half precision loses stays",
+        "compute them on .float() under torch.autocast(device_type, enabled=False)",
+    ),
+}
+
+
 def refusal(hit: Hit) -> Refused:
     place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
     if hit.what in _IN_PLACE:
@@ -84,21 +100,9 @@ def refusal(hit: Hit) -> Refused:
             f"{place} calls {hit.what}(), for which autocast casts nothing",
             "make its operands .float() first: in float32 that changes nothing",
         )
-    if hit.what == BCE:
-        return Refused(
-            f"{place} computes binary cross entropy on probabilities, which CUDA autocast refuses",
-            "use binary_cross_entropy_with_logits on logits there first",
-        )
-    if hit.what == BOUND:
-        return Refused(
-            f"{place} keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p)",
-            "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits",
-        )
-    if hit.what == BUFFER:
-        return Refused(
-            f"{place} averages products over the batch in a buffer, where what half precision loses stays",
-            "compute them on .float() under torch.autocast(device_type, enabled=False)",
-        )
+    if hit.what in _SAID:
+        does, advice = _SAID[hit.what]
+        return Refused(f"{place} {does}", advice)
     if hit.what == SPARSE:
         return Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
     return Refused(

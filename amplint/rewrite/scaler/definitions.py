@@ -158,13 +158,13 @@ def is_local(module: Module, node: ast.Name, function: ast.FunctionDef) -> bool:
             if isinstance(above, ast.FunctionDef) and function in above.body:
                 return False
             parameters = {argument.arg for argument in ast.walk(above.args) if isinstance(argument, ast.arg)}
-            if node.id in parameters or any(_stores(above, node.id)):
+            if node.id in parameters or any(places_binding(above, node.id)):
                 return True
     return False
 
 
-def _stores(code: ast.AST, name: str) -> Iterator[ast.AST]:
-    """The places that bind a name in a function itself, not in what it defines."""
+def places_binding(code: ast.AST, name: str) -> Iterator[ast.AST]:
+    """The places that bind a name in a function or module itself, not in what it defines."""
     pending = list(ast.iter_child_nodes(code))
     while pending:
         node = pending.pop(0)

@@ -8,7 +8,7 @@ argument), a name of the function or module around, or a field of the class. Whe
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from amplint.rewrite.fixes import suite_of
@@ -16,7 +16,7 @@ from amplint.rewrite.gates import device
 from amplint.rewrite.refusals.refused import BY_HAND, Elsewhere, Refused
 from amplint.rewrite.scaler.binding import UNSEEN, bound_at
 from amplint.rewrite.scaler.collected import alias, filled, looped
-from amplint.rewrite.scaler.definitions import classes_of
+from amplint.rewrite.scaler.definitions import classes_of, places_binding
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
@@ -100,7 +100,7 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
                 statement = bound_at(frame.module, text, [frame.module.statement(one) for one in stores], use)
                 return Home(frame.module, statement, text, frame.code, tuple(path))
         if root not in _parameters(frame.code):
-            if rest and not any(_stores(frame.code, root)):
+            if rest and not any(places_binding(frame.code, root)):
                 raise Refused(f"the optimizer is kept in {text}", BY_HAND)
             statement = _bound(frame.module, frame.code, root, use)
             if other := alias(statement, root):
@@ -125,7 +125,7 @@ def _scope(frame: Frame, name: str) -> Frame:
         if isinstance(code, ast.Module) or (
             isinstance(code, FunctionNode)
             and name not in above.outer
-            and (name in _parameters(code) or any(_stores(code, name)))
+            and (name in _parameters(code) or any(places_binding(code, name)))
         ):
             return above
         above = above.parent
@@ -138,21 +138,9 @@ def _parameters(code: Code) -> set[str]:
     return {argument.arg for argument in ast.walk(code.args) if isinstance(argument, ast.arg)}
 
 
-def _stores(code: ast.AST, name: str) -> Iterator[ast.AST]:
-    """The places that bind a name in a function or module itself, not in what it defines."""
-    pending = list(ast.iter_child_nodes(code))
-    while pending:
-        node = pending.pop(0)
-        if isinstance(node, FunctionNode | ast.ClassDef):
-            continue
-        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store):
-            yield node
-        pending += ast.iter_child_nodes(node)
-
-
 def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     """The statement after which a local or global name has its optimizer."""
-    found = [module.statement(node) for node in _stores(code, name)]
+    found = [module.statement(node) for node in places_binding(code, name)]
     if not found and any(isinstance(n, ast.Global | ast.Nonlocal) and name in n.names for n in ast.walk(module.tree)):
         raise Refused("a function binds the optimizer's name as a global", BY_HAND)
     return bound_at(module, name, found, use)
