@@ -1,4 +1,4 @@
-"""The harm that the rules' pages speak of, shown by a run: the bad code does it, the good code doesn't, the page quotes the figures."""
+"""The harm that the rules' pages speak of, shown by a run: the bad code does it, the good code doesn't."""
 
 from __future__ import annotations
 
