@@ -1,0 +1,64 @@
+"""What the checks of numerics share: constants, and what is known of a tensor's dtype."""
+
+from __future__ import annotations
+
+import sys
+
+from amplint.checks.registry import Script
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.values import Choice, Const, Lib, Question, Sym, Tensor, Value
+
+LARGEST = 65504.0  # torch.finfo(torch.float16).max
+VANISHES = 2.0**-25  # and below: rounds to zero in float16
+SMALLEST_NORMAL = 2.0**-14
+
+
+def constants(value: Value | None) -> list[Const]:
+    """The finite numbers that a value may be. A choice that depends on a dtype is its author's answer to this very
+    question: none."""
+    match value:
+        case Const(value=bool()):
+            return []
+        case Const(value=int() | float() as number) if abs(number) <= sys.float_info.max:  # also of an int without end
+            return [value]
+        case Choice():
+            if about_dtype(value.formula):
+                return []
+            return constants(value.yes) + constants(value.no)
+    return []
+
+
+def number(constant: Const) -> float:
+    assert isinstance(constant.value, int | float)
+    return float(constant.value)
+
+
+def about_dtype(formula: object) -> bool:
+    if isinstance(formula, Sym):
+        return formula.kind == "dtype" or any(map(about_dtype, formula.parts))
+    if isinstance(formula, Lib):
+        return formula.name.startswith("torch.") and tensors.dtype_of(formula) != ""
+    if isinstance(formula, Question):
+        return any(map(about_dtype, formula.parts))
+    return isinstance(formula, tuple | frozenset) and any(map(about_dtype, formula))
+
+
+def is_half(value: Value, trust: int) -> bool:
+    """Whether a tensor is (or, under an unknown autocast dtype, may be) float16, as far as it must be trusted."""
+    return isinstance(value, Tensor) and value.dtype in ("float16", "low") and value.trust >= trust
+
+
+def guarded(event: events.Event) -> bool:
+    """Whether a question about a dtype decided that the code runs."""
+    return any(about_dtype(atom) for atom in event.facts)
+
+
+def made_half(script: Script, tensor: Tensor) -> list[tuple[events.Event | None, str]]:
+    """Where a tensor became half."""
+    for event in script.events(events.Operation):
+        if event.result.node is tensor.node and event.result.dtype == tensor.dtype:
+            what = "half precision" if tensor.dtype == "low" else tensor.dtype
+            where = "under autocast" if event.region is not None else ""
+            return [(event, f"{event.name} gives {what} {where}".strip())]
+    return []

@@ -1,0 +1,112 @@
+"""Constants beyond float16's range: masks and fills."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.numerics.common import LARGEST, constants, guarded, is_half, made_half, number
+from amplint.checks.registry import Script, found, rule
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import numerics as fixes
+from amplint.source import events
+from amplint.source.values import ASSUMED, KNOWN, Tensor
+
+_FILLS = frozenset(
+    "masked_fill fill clamp index_fill pad full full_like where index_put tensor as_tensor add sub".split()
+)
+_SILENT = frozenset("where index_put tensor as_tensor add sub".split())  # become inf without an error
+_MAKES = frozenset("full full_like tensor as_tensor".split())  # the result is what is filled
+
+
+@rule("AMP401")
+def constant_out_of_range(script: Script) -> Iterator[Finding]:
+    """A constant beyond float16's range meets a half tensor."""
+    for event in script.events(events.Operation):
+        if event.name not in _FILLS or guarded(event):
+            continue
+        given = event.args if event.name in ("tensor", "as_tensor", "add", "sub") else event.args[1:]
+        named = ("value", "min", "max", "fill_value", "data")
+        candidates = [*given, *(value for name, value in event.kwargs if name in named)]
+        large = [number(one) for value in candidates for one in constants(value) if abs(number(one)) > LARGEST]
+        target = _filled(event)
+        if not large or target is None or not is_half(target, ASSUMED):
+            continue
+        assert isinstance(target, Tensor)
+        if event.name in _SILENT:
+            message = (
+                f"{large[0]:g} becomes -inf in float16" if large[0] < 0 else f"{large[0]:g} becomes inf in float16"
+            )
+            message += f" (its range ends at {LARGEST:.0f})"
+            if event.name in ("where", "index_put"):
+                message += ": a fully masked row turns to nan"
+            severity = Severity.WARNING if target.trust == KNOWN else Severity.NOTE
+        else:
+            message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
+            severity = Severity.ERROR if target.trust == KNOWN and target.dtype == "float16" else Severity.WARNING
+        yield found(
+            "AMP401",
+            event,
+            message,
+            severity=severity,
+            evidence=made_half(script, target),
+            help="use torch.finfo(x.dtype).min of the tensor that is filled",
+            fix=_limit(event, target),
+        )
+
+
+def _filled(event: events.Operation) -> Tensor | None:
+    """The tensor that the constant is written to or added to."""
+    if event.name in _MAKES and event.result.dtype:
+        return event.result
+    operands = (
+        event.args[1:] if event.name == "where" else event.args if event.name in ("add", "sub") else event.args[:1]
+    )
+    return next((value for value in operands if isinstance(value, Tensor)), None)
+
+
+def _limit(event: events.Operation, target: Tensor) -> Fix | None:
+    """The constant in the call → the limit of the filled tensor's dtype."""
+    call = event.node
+    if not isinstance(call, ast.Call):
+        return None
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg in ("value", "min", "max"))]
+    if isinstance(call.func, ast.Attribute) and event.name in ("masked_fill", "fill", "clamp", "index_fill"):
+        tensor: ast.expr = call.func.value
+        if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F"):
+            tensor = call.args[0]
+    elif event.name == "where" and len(call.args) == 3:
+        tensor = call.args[1] if isinstance(event.args[1], Tensor) else call.args[2]
+    elif event.name == "full_like":
+        tensor = call.args[0]
+    else:
+        return None
+    literals = [
+        node for node in given if isinstance(node, ast.Constant | ast.UnaryOp | ast.Call) and node is not tensor
+    ]
+    for node in literals:
+        value = _literal(node)
+        if value is not None and abs(value) > LARGEST:
+            return fixes.finfo_limit(event.module, tensor, node, value < 0, _additive(event))
+    return None
+
+
+def _literal(node: ast.expr) -> float | None:
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return float(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _literal(operand)
+            return None if inner is None else -inner
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as text)]):
+            try:
+                return float(text)
+            except ValueError:
+                return None
+    return None
+
+
+def _additive(event: events.Operation) -> bool:
+    """Whether the filled tensor itself was made to be added: a mask, not scores."""
+    target = event.args[0]
+    return isinstance(target, Tensor) and target.made in ("zeros", "zeros_like", "full", "ones")

@@ -1,0 +1,143 @@
+"""Small constants that protect from zero, and are zero in float16."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterator
+
+from amplint.checks.numerics.common import (
+    SMALLEST_NORMAL,
+    VANISHES,
+    constants,
+    guarded,
+    is_half,
+    made_half,
+    number,
+)
+from amplint.checks.registry import Script, found, rule, text
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import numerics as fixes
+from amplint.source import events
+from amplint.source.values import GIVEN, KNOWN, Choice, Const, Sym, Tensor, Value
+
+_FINFO = {"eps": 2.0**-10, "tiny": 2.0**-14, "smallest_normal": 2.0**-14, "resolution": 1e-3}
+
+
+def _at_half(value: Value) -> float:
+    """What a product or power of torch.finfo(x.dtype).eps is where x is float16; nan for anything else."""
+    match value:
+        case Sym(kind="attr", parts=(Sym(kind="finfo", parts=(dtype,)), str() as name)) if _open(dtype):
+            return _FINFO.get(name, math.nan)
+        case Choice():
+            below = [number for number in (_at_half(value.yes), _at_half(value.no)) if not math.isnan(number)]
+            return below[0] if below else math.nan
+        case Sym(kind="op", parts=("Pow", Sym() as base, Const(value=int() as power))):
+            return float(_at_half(base) ** power)
+        case Sym(kind="op", parts=("Mult", Sym() as left, Const(value=int() | float() as factor))):
+            return float(_at_half(left) * factor)
+    return math.nan
+
+
+def _open(dtype: object) -> bool:
+    """Whether a dtype is not decided by the code: it is that of whatever tensor comes."""
+    return isinstance(dtype, Sym) or (isinstance(dtype, Choice) and (_open(dtype.yes) or _open(dtype.no)))
+
+
+@rule("AMP403")
+def eps_vanishes(script: Script) -> Iterator[Finding]:
+    """A small constant that protects from zero is itself zero (or nearly so) in float16."""
+    for event in script.events(events.Operation):
+        if event.name not in ("add", "clamp", "clamp_min", "maximum", "sub") or guarded(event):
+            continue
+        target = next((value for value in event.args if isinstance(value, Tensor)), None)
+        if target is not None and any(0 < _at_half(value) < SMALLEST_NORMAL for value in event.args):
+            definition = _definition(event)
+            yield found(
+                "AMP403",
+                event,
+                "this eps follows the tensor's dtype, but in float16 it is below the smallest normal number (6.1e-05)",
+                node=definition,
+                severity=Severity.NOTE,
+                evidence=[(event, "added to a tensor of that dtype here")] if definition is not None else [],
+                help="choose it by dtype: 1e-7 is still a (subnormal) number in float16, finfo.tiny a normal one",
+            )
+        if target is None or not is_half(target, GIVEN):
+            continue
+        others = [value for value in event.args if value is not target]
+        others += [value for name, value in event.kwargs if name in ("min", "other")]
+        small = [one for value in others for one in constants(value) if 0 < number(one) < SMALLEST_NORMAL]
+        if not small:
+            continue
+        eps = min(small, key=number)
+        module = event.module
+        place = eps.node if eps.node in module.parents else None
+        elsewhere = place is not None and module.range(place).start.row != module.range(event.node).start.row
+        use = [(event, "added to a half tensor here")] if elsewhere else []
+        if number(eps) <= VANISHES:
+            severity = Severity.NOTE
+            if target.trust == KNOWN:
+                severity = Severity.ERROR if target.dtype == "float16" else Severity.WARNING
+            yield found(
+                "AMP403",
+                event,
+                f"{number(eps):g} is zero in float16 (anything up to 3e-8 is): it protects nothing from being zero",
+                node=place,
+                severity=severity,
+                evidence=[*made_half(script, target), *use],
+                help="add it to a float32 tensor: x.float() + eps",
+                fix=_in_float32(event, target),
+            )
+        elif _divides(script, event.result):
+            yield found(
+                "AMP403",
+                event,
+                f"{number(eps):g} is below float16's smallest normal number (6.1e-05), and the tensor it is added "
+                f"to has about "
+                "three digits: the result is imprecise where it matters",
+                node=place,
+                severity=Severity.NOTE,
+                evidence=[*made_half(script, target), *use],
+                help="compute it in float32, or use a larger eps for float16",
+            )
+
+
+def _definition(event: events.Event) -> ast.AST | None:
+    """The torch.finfo expression that a name in an operation was last assigned before it, in the same function."""
+    module = event.module
+    names = {node.id for node in ast.walk(event.node) if isinstance(node, ast.Name)}
+    found = None
+    for node in ast.walk(module.function(event.node) or module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
+                if node.lineno < event.node.lineno and "finfo" in text(module, value):  # type: ignore[attr-defined]
+                    found = value
+    return found
+
+
+def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
+    node = event.node
+    match node:
+        case ast.BinOp():
+            return fixes.eps_in_float32(event.module, node.left if event.args[0] is target else node.right)
+        case ast.Call(func=ast.Attribute(value=tensor)) if event.args[0] is target and event.name.startswith("clamp"):
+            if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F") and node.args:
+                return fixes.eps_in_float32(event.module, node.args[0])
+            return fixes.eps_in_float32(event.module, tensor) if not _in_place(node) else None
+    return None
+
+
+def _in_place(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr.endswith("_")
+
+
+def _divides(script: Script, result: Tensor) -> bool:
+    """Whether a result is divided by, or its root or logarithm is taken."""
+    for event in script.events(events.Operation):
+        operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.node is result.node]
+        if operands and (
+            event.name in ("rsqrt", "sqrt", "log", "reciprocal", "pow")
+            or (event.name == "div" and len(event.args) > 1 and event.args[1] in operands)
+        ):
+            return True
+    return False
