@@ -24,7 +24,8 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     A finding met more than once (in another round, world or call) is one finding. Suppressions are not applied here.
     `others` stand for the files at their paths.
     """
-    from amplint.checks import autocast, migration, state  # noqa: F401  registers the checks
+    from amplint.checks import migration, state  # noqa: F401  registers the checks
+    from amplint.checks.autocast import casts, entering, losses, regions  # noqa: F401
     from amplint.checks.numerics import constants, eps, products  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import accumulation, life, order, resume, scaling, update  # noqa: F401

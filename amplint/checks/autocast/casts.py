@@ -1,0 +1,80 @@
+"""Casts by hand inside a region: autocast casts again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amplint.checks.autocast.common import device_of, entered, uses_autocast
+from amplint.checks.registry import Script, found, rule
+from amplint.findings import Finding, Severity
+from amplint.rewrite.fixes import autocast as fixes
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.values import Parameter, Region, Tensor, Value
+
+
+@rule("AMP211")
+def float_cast_undone(script: Script) -> Iterator[Finding]:
+    """Operands are cast to float32 by hand, and autocast casts them straight back."""
+    lower = {op for op, way in tensors.policy().items() if way == "lower"}
+    for event in script.events(events.Operation):
+        if event.name not in lower or event.result.dtype not in tensors.HALF or event.region is None:
+            continue
+        operands = [value for value in event.args if isinstance(value, Tensor | Parameter)]
+        cast = [value for value in operands if _cast_by_hand(value)]
+        if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
+            continue
+        if len(cast) < 2 and not any(_was_half(value) for value in cast):
+            continue  # an input that is made a float tensor: model(images.float())
+        region = event.region
+        severity = Severity.ERROR if _lexical(event, region) else Severity.WARNING
+        if region.assumed:
+            severity = Severity.WARNING if uses_autocast(script, event.module) and len(cast) > 1 else Severity.NOTE
+            if len(cast) > 1 and _feeds(script, event.result, _POSITIONS):
+                severity = Severity.WARNING
+        elif len(cast) < 2:
+            severity = Severity.WARNING
+        yield found(
+            "AMP211",
+            event,
+            f"autocast casts these operands back to {_half(event.result)}: .float() in front of {event.name} has no "
+            f"effect",
+            severity=severity,
+            evidence=[(entered(script, region), "in this autocast region")] if not region.assumed else [],
+            help="compute it under torch.autocast(device_type, enabled=False)",
+            fix=fixes.float32_island(event.module, event.node, device_of(script, event, region)),
+        )
+
+
+_POSITIONS = frozenset("sin cos outer".split())
+
+
+def _half(tensor: Tensor) -> str:
+    return "half precision" if tensor.dtype == "low" else tensor.dtype
+
+
+def _cast_by_hand(value: Value) -> bool:
+    return isinstance(value, Tensor) and value.made == "float" and value.dtype == "float32"
+
+
+def _was_half(value: Value) -> bool:
+    return isinstance(value, Tensor) and any(
+        isinstance(one, Tensor) and one.dtype in tensors.HALF for one in value.parents
+    )
+
+
+def _float32(value: Value) -> bool:
+    return isinstance(value, Parameter) or (isinstance(value, Tensor) and value.dtype == "float32")
+
+
+def _lexical(event: events.Event, region: Region) -> bool:
+    """Whether the operation stands inside the `with` in the source, where its author could see both."""
+    return any(above is region.node for above in event.module.ancestors(event.node))
+
+
+def _feeds(script: Script, result: Tensor, ops: frozenset[str]) -> bool:
+    """Whether a result is an operand of one of these ops."""
+    return any(
+        event.name in ops and any(isinstance(arg, Tensor) and arg.node is result.node for arg in event.args)
+        for event in script.events(events.Operation)
+    )

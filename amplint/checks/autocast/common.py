@@ -1,0 +1,66 @@
+"""What the checks of autocast regions share: which region an event runs in, and on which device."""
+
+from __future__ import annotations
+
+import ast
+
+from amplint.checks.registry import Script
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.module import Module
+from amplint.source.values import Region
+
+AUTOCASTS = frozenset(
+    (
+        "torch.autocast torch.amp.autocast torch.amp.autocast_mode.autocast "
+        "torch.cuda.amp.autocast torch.cuda.amp.autocast_mode.autocast torch.cpu.amp.autocast"
+    ).split()
+)
+
+
+def real_region(event: events.Event) -> Region | None:
+    """The innermost autocast region of an event, if it may be enabled and is in the code."""
+    region = event.region
+    if region is None or region.assumed or not may_be_enabled(region, event):
+        return None
+    return region
+
+
+def may_be_enabled(region: Region, event: events.Event) -> bool:
+    from amplint.source.interpret import conditions
+
+    if tensors.dtype_of(region.autocast.dtype) == "float32":
+        return False
+    return conditions.evaluate(conditions.truth(region.autocast.enabled), event.facts) is not False
+
+
+def entered(script: Script, region: Region) -> events.Event | None:
+    return next((event for event in script.events(events.Enter) if event.entered.node is region.node), None)
+
+
+def is_autocast(module: Module, node: ast.AST) -> bool:
+    """Whether a name or attribute stands for an autocast class."""
+    names = module.dotted(node)
+    return bool(names) and names <= AUTOCASTS
+
+
+def uses_autocast(script: Script, module: Module) -> bool:
+    return "autocast" in module.text
+
+
+def device_of(script: Script, event: events.Operation, region: Region) -> str:
+    """The device type of a region as code: the constant, what the region says where that can be said again, the device
+    of an operand; otherwise the one the user targets."""
+    constant = tensors.device_type(region.autocast.device)
+    if constant or region.assumed or region.autocast.device is None:
+        return f'"{constant or script.settings.target_device}"'
+    module, call = event.module, region.autocast.node
+    if isinstance(call, ast.Call) and call in module.parents and module.function(call) is module.function(event.node):
+        named = next((keyword.value for keyword in call.keywords if keyword.arg == "device_type"), None)
+        device = named or (call.args[0] if call.args else None)
+        if isinstance(device, ast.Name | ast.Attribute):
+            return module.source(device)
+    operand = event.node.args[0] if isinstance(event.node, ast.Call) and event.node.args else None
+    if isinstance(operand, ast.Call) and isinstance(operand.func, ast.Attribute) and operand.func.attr == "float":
+        operand = operand.func.value
+    return f"{operand.id}.device.type" if isinstance(operand, ast.Name) else f'"{script.settings.target_device}"'

@@ -1,0 +1,53 @@
+"""What an autocast region must not hold: steps of the weights, backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amplint.checks.autocast.common import entered, real_region
+from amplint.checks.registry import Script, found, rule
+from amplint.findings import Finding
+from amplint.rewrite.fixes import autocast as fixes
+from amplint.source import events
+from amplint.source.values import Region
+
+
+@rule("AMP201")
+def weights_change_in_region(script: Script) -> Iterator[Finding]:
+    """Weights change inside an autocast region and the same region runs the model again: it uses its old copies."""
+    for forward in script.events(events.Forward):
+        changed = forward.stale
+        if changed is None:
+            continue
+        outer = next(context for context in forward.contexts if isinstance(context, Region))
+        yield found(
+            "AMP201",
+            changed,
+            "the weights change, but until this autocast region ends the model keeps using half-precision copies made "
+            "before: training stands still",
+            evidence=[
+                (entered(script, outer), "the region is entered, and casts each weight once"),
+                (changed, "the weights change"),
+                (forward, "the model runs on the old copies"),
+            ],
+            help="enter autocast in every iteration, around the forward and the loss only",
+            fix=fixes.region_into_loop(changed.module, outer.node),
+        )
+
+
+@rule("AMP202")
+def backward_in_region(script: Script) -> Iterator[Finding]:
+    """backward() inside an autocast region."""
+    for backward in script.events(events.Backward):
+        region = real_region(backward)
+        if region is None:
+            continue
+        yield found(
+            "AMP202",
+            backward,
+            "backward runs inside the autocast region: its own operations are cast again, some to another dtype than "
+            "their forward's",
+            evidence=[(entered(script, region), "the region"), (backward, "backward inside it")],
+            help="end the region after the loss",
+            fix=fixes.leave_after_loss(backward.module, region.node, backward.node),
+        )
