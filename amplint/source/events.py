@@ -7,10 +7,11 @@ An event knows where it stands (`node`, `frame`), what was active (`contexts`, `
 from __future__ import annotations
 
 import ast
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amplint.source.values import GradMode, Optimizer, Owners, Region, Scaler, Tensor, Value
+from amplint.source.values import Formula, GradMode, Optimizer, Owners, Region, Scaler, Tensor, Value
 
 if TYPE_CHECKING:
     from amplint.source.interpret.frames import Frame
@@ -251,3 +252,15 @@ class HandOver(Event):
 
     scaler: Scaler
     values: tuple[Value, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Unbound(Event):
+    """A variable of `home`, or a field of the object `owner` (home None), that holds something of AMP is used where it
+    may have no value: it is bound only where a formula holds."""
+
+    name: str
+    value: Value
+    owner: Hashable
+    bound: Formula
+    home: Frame | None

@@ -115,6 +115,7 @@ def member(
         return None
     stored = world.get(owner, name)
     if isinstance(stored, Value):
+        variables.perhaps_unbound(m, owner, name, stored, node, world, frame, None)
         return [(stored, world)]
     for base in bases(m, owner.cls, world, frame):
         found = world.get(base, name) if isinstance(base, Class) else None

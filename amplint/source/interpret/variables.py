@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+from collections.abc import Hashable
 
+from amplint.source import events
 from amplint.source.interpret import conditions, protocol, tensors
 from amplint.source.interpret.frames import Frame, Results, scopes
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
-from amplint.source.interpret.world import World
+from amplint.source.interpret.world import PERHAPS, World, perhaps_bound
 from amplint.source.symbols import ask, options, sym
 from amplint.source.values import NONE, Choice, Const, Instance, Items, Lib, Optimizer, Scaler, Sym, Value
 
@@ -36,6 +38,7 @@ def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
     for where in scopes(frame):
         value = world.get(where.scope, name)
         if value is not None:
+            perhaps_unbound(m, where.scope, name, value, node, world, frame, where)
             return [(typed(m, value, node, world, where if where is not frame else frame), world)]
     module_scope = next(where for where in scopes(frame) if isinstance(where.code, ast.Module))
     stars = world.get(module_scope.scope, "*")
@@ -48,6 +51,23 @@ def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
         return [(Lib(f"builtins.{name}"), world)]
     unknown = sym("name", frame.module.path, name)
     return [(typed(m, unknown, node, world, module_scope), world)]
+
+
+def perhaps_unbound(
+    m: Machine, owner: Hashable, name: str, value: Value, node: ast.AST, world: World, frame: Frame, home: Frame | None
+) -> None:
+    """Tell of a name or field of AMP that is used where it may have no value."""
+    if PERHAPS not in world.spaces:
+        return
+    bound = perhaps_bound(world, owner, name)
+    if (
+        bound is not True
+        and conditions.possible(conditions.negate(bound), world.facts)
+        and m.once("unbound", node, frozenset(world.facts.items()))
+    ):
+        m.observe(
+            events.Unbound(node, frame, world.contexts, world.loops, world.facts, name, value, owner, bound, home)
+        )
 
 
 def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -> Value:

@@ -8,12 +8,26 @@ from typing import Any
 
 from amplint.source.interpret import conditions
 from amplint.source.symbols import ask, fresh
-from amplint.source.values import NONE, Choice, Formula, Question, Tensor, Value
+from amplint.source.values import (
+    NONE,
+    Autocast,
+    Choice,
+    Formula,
+    Imported,
+    Lib,
+    Object,
+    Partial,
+    Question,
+    Scaler,
+    Tensor,
+    Value,
+)
 
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
 # Spaces in which two worlds must agree to be joined: the protocol states (protocol.py).
 PROTOCOL = ("gradients", "updates", "stale weights")
+PERHAPS = "perhaps bound"  # the space of names and fields that only some of the joined worlds bind (perhaps_bound)
 MOST_WORLDS = 32
 
 
@@ -134,11 +148,12 @@ def join(left: World, right: World) -> World | None:
     differing = [
         (owner, name)
         for owner in {**left.spaces, **right.spaces}
-        if left.spaces.get(owner) is not right.spaces.get(owner) and owner not in PROTOCOL
+        if left.spaces.get(owner) is not right.spaces.get(owner) and owner not in PROTOCOL and owner != PERHAPS
         for name in {**left.space(owner), **right.space(owner)}
         if left.get(owner, name) is not right.get(owner, name)
     ]
     formula = _difference(left, right)
+    perhaps = _perhaps(formula, differing, left, right)
     if formula is None:
         formula = ask("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
     for owner, name in differing:
@@ -147,10 +162,42 @@ def join(left: World, right: World) -> World | None:
             left.set(owner, name, _meet(formula, mine or NONE, other or NONE))
             continue
         left.set(owner, name, _meet(formula, mine, other))
+    for (owner, name), bound in perhaps.items():
+        left.set(PERHAPS, (owner, name), (left.get(owner, name), bound))
     left.trace = _weave(formula, left.trace, right.trace)
     if left.facts is not right.facts:
         left.facts = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
     return left
+
+
+def perhaps_bound(world: World, owner: Hashable, name: Hashable) -> Formula:
+    """Where a name (or a field) that has a value is bound at all: a function that binds it under a condition leaves it
+    without a value elsewhere. Only what AMP is made of is followed."""
+    known = world.get(PERHAPS, (owner, name))
+    if known is None or known[0] is not world.get(owner, name):  # it was bound again
+        return True
+    bound: Formula = known[1]
+    return bound
+
+
+def _perhaps(
+    formula: Formula | None, differing: list[tuple[Any, Any]], left: World, right: World
+) -> dict[tuple[Any, Any], Formula]:
+    """The names and fields that only one of two worlds binds, and where: nothing if that is not known."""
+    found: dict[tuple[Any, Any], Formula] = {}
+    old = {*left.space(PERHAPS), *right.space(PERHAPS)}
+    for owner, name in (*differing, *old) if formula is not None else ():
+        mine, other = left.get(owner, name), right.get(owner, name)
+        if (mine is None) is (other is None) and (owner, name) not in old:
+            continue
+        if isinstance(mine or other, Scaler | Autocast | Partial | Lib | Imported | Object | Choice):
+            sides = [value is not None and perhaps_bound(world, owner, name)
+                     for world, value in ((left, mine), (right, other))]  # fmt: skip
+            if sides != [True, True]:
+                found[owner, name] = conditions.choose(formula, *sides)  # type: ignore[arg-type]
+    for key in old - set(found):
+        left.drop(PERHAPS, key)
+    return found
 
 
 def _keep_origins(left: World, right: World) -> None:
@@ -241,6 +288,7 @@ def _blur(kept: World, lost: World) -> None:
     """Make `kept` stand for `lost` too, by forgetting every protocol state in which they differ."""
     from amplint.source.interpret.protocol import UNKNOWN
 
+    kept.forget(PERHAPS)
     for shared in PROTOCOL:
         for name in kept.space(shared).keys() | lost.space(shared).keys():
             if kept.get(shared, name) != lost.get(shared, name):
