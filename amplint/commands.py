@@ -20,8 +20,9 @@ from amplint.engine import SECONDS, Job, Outcome, check_data, internal, problem,
 from amplint.findings import Applicability, Finding
 from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.report import text
+from amplint.report.cells import by_cell
 from amplint.report.diff import patch
-from amplint.source.module import Module, Unreadable, decode, parse
+from amplint.source.module import Module, Unreadable, bytes_of, parse, text_of
 
 if TYPE_CHECKING:
     from amplint.rewrite.instrument import Result
@@ -74,7 +75,8 @@ def _check_stdin(data: bytes, job: Job, options: Options) -> Outcome:
     excluded = options["force_exclude"] and name != "-" and not files.discover([name], job.settings, True)
     outcome = Outcome(name) if excluded else check_data(name, data, job)
     if job.fix and not options["diff"]:
-        sys.stdout.buffer.write(outcome.after.encode(outcome.encoding) if outcome.fixed else data)
+        fixed = bytes_of(name, outcome.after, outcome.encoding, data) if outcome.fixed else data
+        sys.stdout.buffer.write(fixed)
         sys.stdout.buffer.flush()
     return outcome
 
@@ -84,7 +86,7 @@ def _text(outcome: Outcome, data: bytes, path: str) -> str:
     if path != outcome.path:
         return source(path)
     try:
-        return outcome.after if outcome.fixed else decode(data)[0]
+        return outcome.after if outcome.fixed else text_of(path, data)[0]
     except (Unreadable, ValueError):
         return ""
 
@@ -122,7 +124,8 @@ def _report(
     failed = any(outcome.failed for outcome in outcomes)
     if options["fix_only"]:
         findings = [finding for finding in findings if finding.code in ("AMP902", "AMP903")]
-    parts = _parts(findings, read, settings, allowed, options)
+    shown, read_cell = by_cell(findings, read)
+    parts = _parts(shown, read_cell, settings, allowed, options)
     if options["output_format"] != "json" and not options["quiet"]:
         last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
         parts.append(last or text.footer(findings, fixed, allowed))
@@ -235,7 +238,7 @@ def _written(changed: list[tuple[Module, bytes, Result]]) -> bool:
     """Write all files, or none: what was written before one that cannot be is put back."""
     done: list[tuple[str, bytes, bytes]] = []
     for module, data, result in changed:
-        new = result.text.encode(module.encoding)
+        new = bytes_of(module.path, result.text, module.encoding, data)
         try:
             files.write(module.path, new, data)
         except Unreadable as error:
@@ -255,7 +258,8 @@ def _put_back(path: str, before: bytes, after: bytes) -> None:
 
 
 def _complain(finding: Finding) -> int:
-    click.echo(text.concise(finding, ()), err=True)
+    [shown], _ = by_cell([finding], source)
+    click.echo(text.concise(shown, ()), err=True)
     return 2
 
 

@@ -15,7 +15,7 @@ from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.repair import Unsettled, repair
 from amplint.rewrite.syntax.apply import fixable
 from amplint.source import suppress
-from amplint.source.module import Module, Unreadable, decode
+from amplint.source.module import Module, Unreadable, bytes_of, text_of
 from amplint.source.triage import may_hold
 
 START = Location(1, 1)
@@ -66,7 +66,7 @@ def check_file(file: File, job: Job) -> Outcome:
     outcome = check_data(file.path, data, job, file.named)
     if job.write and outcome.after != outcome.before:
         try:
-            files.write(file.path, outcome.after.encode(outcome.encoding), data)
+            files.write(file.path, bytes_of(file.path, outcome.after, outcome.encoding, data), data)
         except Unreadable as error:
             plain = check_data(file.path, data, replace(job, fix=frozenset()), file.named)
             return replace(plain, findings=(*plain.findings, problem(file.path, error.reason)), failed=True)
@@ -109,7 +109,7 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
 
 def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job: Job) -> Outcome:
     path = outcome.path
-    if module.text.encode(module.encoding) != data:
+    if bytes_of(path, module.text, module.encoding, data) != data:
         message = f"not fixed: encoding {module.encoding} does not give the file back byte for byte"
         finding = Finding("AMP903", message, path, Range(START, START), Severity.WARNING)
         return replace(outcome, findings=(finding, *outcome.findings))
@@ -183,7 +183,7 @@ def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:
 def source(path: str) -> str:
     """The text of a file for an excerpt; nothing where it cannot be read any more."""
     try:
-        return decode(files.read(path))[0]
+        return text_of(path, files.read(path))[0]
     except (Unreadable, ValueError):
         return ""
 

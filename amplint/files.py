@@ -13,7 +13,7 @@ from amplint.config import Settings
 from amplint.globs import matches, names
 from amplint.source.module import MAX_BYTES, Unreadable
 
-SUFFIXES = (".py", ".pyi")
+SUFFIXES = (".py", ".pyi", ".ipynb")
 
 
 class File(NamedTuple):
@@ -76,8 +76,6 @@ def _tidy(path: str) -> str:
 
 def read(path: str) -> bytes:
     """The bytes of a regular file of a size that people write; raises Unreadable with the reason."""
-    if path.endswith(".ipynb"):  # JSON: much of it would pass for Python
-        raise Unreadable("amplint does not read notebooks yet; save it as a script")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

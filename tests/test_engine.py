@@ -135,7 +135,6 @@ def test_files_that_are_no_files():
     messages = [outcome.findings[0].message for outcome in run(listed, job())]
     assert messages == ["broken link", "no such file or folder", "not a regular file"]
     assert check("missing").findings[0].message == "no such file or folder"
-    assert "notebooks" in check(put("a.ipynb", '{"bad_call()": 1}')).findings[0].message
 
 
 def test_permission_denied(monkeypatch):
@@ -530,4 +529,4 @@ def test_few_files_need_no_pool(monkeypatch):
 def test_source_of_what_is_gone_is_empty():
     assert engine.source("gone.py") == ""
     assert engine.source(put("a.py", b"\xff")) == engine.source(put("b.py", b"# coding: undefined\n")) == ""
-    assert files.SUFFIXES == (".py", ".pyi")
+    assert files.SUFFIXES == (".py", ".pyi", ".ipynb")

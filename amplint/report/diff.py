@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from amplint.report.lines import path_text
+from amplint.source import notebook
 
 
 def rows(before: Sequence[str], after: Sequence[str], above: int = 0) -> Iterator[tuple[str, int, str]]:
@@ -26,9 +27,12 @@ def rows(before: Sequence[str], after: Sequence[str], above: int = 0) -> Iterato
 
 
 def patch(path: str, before: str, after: str) -> str:
-    """A unified diff as `patch` reads it."""
+    """A unified diff as `patch` reads it; of a notebook, one for each changed cell, for people."""
     import difflib
 
+    if path.endswith(notebook.SUFFIX):
+        old, new = notebook.cells(before), notebook.cells(after)
+        return "".join(patch(notebook.cell_path(path, number), old[number], new[number]) for number in old)
     name = path_text(path)
     lines = difflib.unified_diff(_lines(before), _lines(after), name, name)
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)

@@ -12,6 +12,7 @@ from typing import Any
 from amplint.findings import Applicability, Finding, Fix, Range
 from amplint.report.lines import split
 from amplint.report.text import counts, name
+from amplint.source.notebook import split_path
 from amplint.source.suppress import comment_row
 
 Source = Callable[[str], str]
@@ -43,7 +44,7 @@ def render_statistics(findings: Iterable[Finding], allowed: Container[Applicabil
 
 
 def _fingerprint(finding: Finding, line: str, occurrence: int, root: str) -> str:
-    path = os.fsencode(os.path.relpath(finding.path, root)).decode(errors="replace")
+    path = os.fsencode(os.path.relpath(split_path(finding.path)[0], root)).decode(errors="replace")
     return replace(finding, path=path.replace(os.sep, "/")).fingerprint(line, occurrence)
 
 
@@ -65,12 +66,20 @@ def _entry(finding: Finding, text: str, fingerprint: str) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "noqa_row": comment_row(text, finding.range.start.row),
         "url": None,
-        "cell": None,
+        "cell": split_path(finding.path)[1],
     }
 
 
 def _fix(fix: Fix) -> dict[str, Any]:
-    edits = [{"content": edit.text, "filename": _filename(edit.path), **_places(edit.range)} for edit in fix.edits]
+    edits = [
+        {
+            "content": edit.text,
+            "filename": _filename(edit.path),
+            **_places(edit.range),
+            **({"cell": cell} if (cell := split_path(edit.path)[1]) else {}),
+        }
+        for edit in fix.edits
+    ]
     return {"applicability": fix.applicability.value, "message": fix.message, "edits": edits}
 
 
@@ -79,4 +88,4 @@ def _places(place: Range) -> dict[str, Any]:
 
 
 def _filename(path: str) -> str:
-    return path if path == "-" else os.path.abspath(path)
+    return path if path == "-" else os.path.abspath(split_path(path)[0])

@@ -29,6 +29,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading, read
 from amplint.source.interpret.project import together
 from amplint.source.module import Module
+from amplint.source.notebook import place
 from amplint.source.suppress import fp32_lines
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ class Draft:
 
     def say(self, node: ast.AST, words: str) -> None:
         row = self.now.range(node).start.row
-        self.lines.append((row, f"{self.module.path}:{row}: {words}"))
+        self.lines.append((row, f"{place(self.module.path, row, self.now.text)}: {words}"))
 
     def refuse(self, node: ast.AST, refusal: Refused | edits.CannotEdit) -> None:
         self.say(node, f"refused: {refusal}; {getattr(refusal, 'advice', BY_HAND)}")

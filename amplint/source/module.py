@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from amplint.findings import Location, Range
+from amplint.source import notebook
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -52,6 +53,21 @@ def decode(data: bytes) -> tuple[str, str]:
         row = text.count("\n", 0, text.index("\0")) + 1
         raise Unreadable("contains a NUL byte", Location(row, 1))
     return text, encoding
+
+
+def text_of(path: str, data: bytes) -> tuple[str, str]:
+    """The Python source in a file's bytes and its encoding: the file's text, or a notebook's code. Raises Unreadable."""
+    if not path.endswith(notebook.SUFFIX):
+        return decode(data)
+    try:
+        return notebook.text_of(data), "utf-8"
+    except notebook.NotANotebook as error:
+        raise Unreadable(str(error)) from None
+
+
+def bytes_of(path: str, text: str, encoding: str, data: bytes) -> bytes:
+    """What a file that held `data` holds with its source changed to `text`. Raises UnicodeEncodeError."""
+    return notebook.with_text(data, text) if path.endswith(notebook.SUFFIX) else text.encode(encoding)
 
 
 def _not_text(data: bytes, error: Exception) -> Unreadable:
@@ -98,7 +114,7 @@ class Module:
     @classmethod
     def read(cls, path: str, data: bytes) -> Module:
         """Decode and parse; raises Unreadable."""
-        text, encoding = decode(data)
+        text, encoding = text_of(path, data)
         return cls(path, text, parse(text), encoding)
 
     # -- places ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from amplint.findings import Applicability, Edit, Finding, Fix, Location
+from amplint.source.notebook import split_path
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -28,7 +29,10 @@ class Conflict(ValueError):
 def fixable(finding: Finding, allowed: Container[Applicability]) -> bool:
     """Whether `--fix` would apply the finding's fix: it may, and the fix stays inside the finding's own file."""
     fix = finding.fix
-    return fix is not None and fix.applicability in allowed and all(edit.path == finding.path for edit in fix.edits)
+    if fix is None or fix.applicability not in allowed:
+        return False
+    home, _ = split_path(finding.path)  # reports tell a notebook's cells apart
+    return all(split_path(edit.path)[0] == home for edit in fix.edits)
 
 
 @lru_cache(8)
