@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from amplint import cache, checks, files, knowledge
+from amplint import cache, checks, files, knowledge, unused
 from amplint.config import Settings
 from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
@@ -135,8 +135,10 @@ def _check(module: Module, settings: Settings) -> cache.Result:
     """What the checks find and the comments in the file do not hide."""
     with deep_recursion():
         result = checks.check_module(module, settings)
-    found = result.findings
     comments = suppress.read(module.text)
+    found = [*result.findings]
+    if unused.CODE in settings.codes:
+        found += unused.unused(module, comments, result.findings, settings.codes)
     findings = [
         finding
         for finding in found
@@ -174,7 +176,11 @@ def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:
             continue
         if index not in comments:
             comments[index] = suppress.read(source(home.path))
-        if not comments[index].hide(finding):
+        used = [one.place for one in comments[index].directives if one.hides(finding)]
+        if used:  # by a finding of another file's reading
+            left = [one for one in home.findings if one.code != unused.CODE or one.range not in used]
+            outcomes[index] = replace(home, findings=tuple(left))
+        else:
             found = sorted((*home.findings, replace(finding, path=home.path)), key=_order)
             outcomes[index] = replace(home, findings=tuple(found))
     return outcomes

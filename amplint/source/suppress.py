@@ -7,10 +7,10 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from amplint.findings import Finding
+from amplint.findings import Finding, Location, Range
 
 _MARK = re.compile(r"amplint:|noqa", re.IGNORECASE)
 _DIRECTIVE = re.compile(r"#\s*amplint:\s*([\w-]*)(?:\s*\[([^\]]*)\])?")
@@ -20,18 +20,32 @@ _BREAK = re.compile(r"\r\n|\r|\n")
 _EXAMPLE = "write # amplint: ignore[AMP105] why"
 
 
+class Directive(NamedTuple):
+    """A comment, or a part of one, that hides findings. Codes are prefixes, so that `""` stands for every code."""
+
+    codes: tuple[str, ...]
+    rows: range | None  # None: the whole file
+    place: Range  # from its # to where the next # or the line ends
+
+    def hides(self, finding: Finding) -> bool:
+        return self.speaks_of(finding) and finding.code.startswith(self.codes)
+
+    def speaks_of(self, finding: Finding) -> bool:
+        """Whether the finding starts in its rows."""
+        return self.rows is None or finding.range.start.row in self.rows
+
+
 @dataclass(frozen=True)
 class Suppressions:
-    """What the comments of one file say. Codes are prefixes, so that `""` stands for every code."""
+    """What the comments of one file say."""
 
-    file: tuple[str, ...] = ()
-    rows: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    directives: tuple[Directive, ...] = ()
     fp32: frozenset[int] = frozenset()  # rows of the statements that stay in full precision
     warnings: tuple[tuple[int, str], ...] = ()  # comments that do nothing, by row
 
     def hide(self, finding: Finding) -> bool:
         """Whether a comment hides the finding: one on, or alone above, the logical line that the finding starts in."""
-        return finding.code.startswith((*self.file, *self.rows.get(finding.range.start.row, ())))
+        return any(directive.hides(finding) for directive in self.directives)
 
 
 class _Line(NamedTuple):
@@ -45,6 +59,13 @@ class _Comment(NamedTuple):
     row: int
     text: str
     alone: bool
+    column: int  # from 0
+
+    def place(self, start: int) -> Range:
+        """From a place in the comment to its end, or up to the next #, without the blanks before it."""
+        end = self.text.find("#", start + 1)
+        end = len((self.text if end < 0 else self.text[:end]).rstrip())
+        return Range(Location(self.row, self.column + start + 1), Location(self.row, self.column + end + 1))
 
 
 def read(text: str) -> Suppressions:
@@ -52,8 +73,7 @@ def read(text: str) -> Suppressions:
     if not _MARK.search(text):
         return Suppressions()
     lines, comments, _ = _scan(text)
-    rows: dict[int, tuple[str, ...]] = {}
-    file: list[str] = []
+    directives: list[Directive] = []
     fp32: set[int] = set()
     warnings: list[tuple[int, str]] = []
     for comment in comments:
@@ -68,18 +88,15 @@ def read(text: str) -> Suppressions:
             elif not codes or wrong:
                 what = f'"{wrong[0]}" is no code' if wrong else f'"# amplint: {word}" names no codes'
                 warnings.append((comment.row, f"{what}, so it hides nothing; {_EXAMPLE}"))
-            elif word == "file-ignore":
-                file += codes
             else:
-                for row in _covered(comment, lines):
-                    rows[row] = (*rows.get(row, ()), *codes)
+                rows = None if word == "file-ignore" else _covered(comment, lines)
+                directives.append(Directive(codes, rows, comment.place(match.start())))
         for match in _NOQA.finditer(comment.text):
             if comment.alone or (match[1] and not match[2]):
                 continue  # as elsewhere: alone it means nothing, nor with a colon and no code
             codes = tuple(re.split(r"[\s,]+", match[2].upper())) if match[1] else ("",)
-            for row in _covered(comment, lines):
-                rows[row] = (*rows.get(row, ()), *codes)
-    return Suppressions(tuple(file), rows, frozenset(fp32), tuple(warnings))
+            directives.append(Directive(codes, _covered(comment, lines), comment.place(match.start())))
+    return Suppressions(tuple(directives), frozenset(fp32), tuple(warnings))
 
 
 def fp32_lines(text: str) -> frozenset[int]:
@@ -107,7 +124,7 @@ def _scan(text: str) -> tuple[list[_Line], list[_Comment], list[int]]:
     for token in _tokens(rows):
         row, column = token.start
         if token.type == tokenize.COMMENT:
-            comments.append(_Comment(row, token.string, alone=not rows[row - 1][:column].strip()))
+            comments.append(_Comment(row, token.string, not rows[row - 1][:column].strip(), column))
         elif token.type == tokenize.NL:
             ends.append(row)
         elif token.type == tokenize.NEWLINE:

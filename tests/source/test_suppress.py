@@ -4,10 +4,40 @@ import io
 import textwrap
 
 import pytest
+from click.testing import CliRunner
 from fakes import make_finding
 
+from amplint.cli import cli
+from amplint.knowledge import rules
+from amplint.rewrite.syntax.apply import apply_changes, changes
 from amplint.source import suppress
+from amplint.source.module import Module
 from amplint.source.suppress import comment_row, fp32_lines, read
+from amplint.unused import unused
+
+STEPS = """\
+import torch
+
+
+def limit(model):
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # amplint: ignore[AMP105] measured: it never clips
+"""
+TRAIN = """\
+import torch
+from steps import limit
+
+model = torch.nn.Linear(784, 10).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cuda")
+for x, y in loader:
+    optimizer.zero_grad()
+    with torch.autocast("cuda", dtype=torch.float16):
+        loss = torch.nn.functional.cross_entropy(model(x.cuda()), y.cuda())
+    scaler.scale(loss).backward()
+    limit(model)
+    scaler.step(optimizer)
+    scaler.update()
+"""
 
 
 def hidden(text: str, code: str = "AMP105") -> list[int]:
@@ -139,3 +169,43 @@ def test_where_a_comment_can_stand(text, row, expected):
     marked = list(io.StringIO(text))
     marked[expected - 1] = marked[expected - 1].rstrip("\n") + "  # noqa: AMP105\n"
     assert read("".join(marked)).hide(make_finding(row=row))
+
+
+@pytest.mark.parametrize(
+    ("line", "fixed"),
+    [
+        ("a()  # amplint: ignore[AMP101, AMP105] why\n", "a()\n"),
+        ("a()  # amplint: ignore[AMP105] why # type: ignore\n", "a()  # type: ignore\n"),
+        ("a()  # type: ignore # amplint: ignore[AMP105]\n", "a()  # type: ignore\n"),
+        ("a()  # noqa: E501, AMP105\n", "a()  # noqa: E501\n"),
+        ("a()  # noqa: AMP105, E501 long\n", "a()  # noqa: E501 long\n"),
+        ("# amplint: ignore[AMP105] why\na()\n", "a()\n"),
+        ("# amplint: file-ignore[AMP1]\na()\n", "a()\n"),
+        ("a()  # noqa\n", None),
+        ("a()  # noqa: E501\n", None),
+        ("a()  # amplint: ignore[AMP301]\n", None),  # that rule did not run
+        ("bad()  # amplint: ignore[AMP101] measured\n", None),
+        ("bad()  # amplint: ignore[AMP10]\n", None),
+        ("bad()  # amplint: ignore[AMP101, AMP105]\n", "bad()  # amplint: ignore[AMP101]\n"),
+        ("x = 1  # amplint: file-ignore[AMP101]\nbad()\n", None),
+    ],
+)
+def test_unused_comments_are_found_and_removed(line, fixed):
+    module = Module.read("a.py", line.encode())
+    rows = [row for row, text in enumerate(line.splitlines(), 1) if text.startswith("bad")]
+    findings = [make_finding(row=row, code="AMP101", path="a.py") for row in rows]
+    ran = {code for code in rules() if code.startswith("AMP1")}
+    found = list(unused(module, read(line), findings, ran))
+    assert len(found) == (fixed is not None)
+    for finding in found:
+        assert finding.fix
+        assert apply_changes(line, changes(line, finding.fix.edits)) == fixed
+
+
+def test_a_comment_that_hides_what_another_file_shows_is_used(tmp_path):
+    (tmp_path / "steps.py").write_text(STEPS)
+    (tmp_path / "train.py").write_text(TRAIN)
+    arguments = ["check", "--no-cache", "--isolated", "--select", "AMP1,AMP9", "--output-format", "concise"]
+    assert "AMP901" not in CliRunner().invoke(cli, [*arguments, str(tmp_path)]).output
+    (tmp_path / "train.py").write_text(TRAIN.replace("    limit(", "    scaler.unscale_(optimizer)\n    limit("))
+    assert "steps.py:5:" in CliRunner().invoke(cli, [*arguments, str(tmp_path)]).output
