@@ -404,6 +404,10 @@ def test_every_op_is_in_one_place() -> None:
         assert not set(ops_of_list) & set(others)
 
 
+def test_ops_where_dtypes_meet_are_known() -> None:
+    assert set(OPS["several"]) <= set(OPS["aliases"].values())
+
+
 def test_aliases_exist_in_torch_and_lead_to_known_ops() -> None:
     known = {op for kind in (*CUDA_LISTS, "banned") for op in OPS["cuda"][kind]}
     for name in ("stays_half", "neutral", "boolean", "integer", "no_half_kernel", "decomposes"):

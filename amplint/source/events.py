@@ -123,11 +123,12 @@ class Unscale(Event):
 @dataclass(eq=False, slots=True)
 class Clip(Event):
     """Gradients are clipped (how: "norm", "value", "hand"), with the state of each optimizer that owns some of them.
-    `of` says whose gradients, `known` whether the owners are certain."""
+    `of` says whose gradients, `halves` which of these models surely have float16 parameters."""
 
     of: Owners
     how: str
     touched: tuple[tuple[Optimizer, Gradients], ...]
+    halves: tuple[Value, ...] = ()
 
 
 @dataclass(eq=False, slots=True)

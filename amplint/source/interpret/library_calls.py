@@ -97,7 +97,7 @@ def call(
         return [(sym("finfo", given.args[0]), world)]
     made = operations.created(name, given, world, node)
     if made is not None:
-        if made.made in operations.FILLED and made.dtype in tensors.HALF:
+        if made.made in operations.TOLD and made.dtype in tensors.HALF:
             operations.tell(m, made.made, given.args, given.kwargs, made, node, world, frame)
         return [(made, world)]
     op = tensors.op_of(name)
@@ -166,6 +166,7 @@ def apply(
                 role("enabled") or Const(True),
                 role("cache") or Const(True),
                 node,
+                role("device"),
             )
             m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))
         case "null-context":
@@ -201,6 +202,8 @@ def apply(
             made = Scaled(role("loss") or fresh("loss"), (role("delay") or FALSE) != FALSE)
         case "scheduler" | "managed" | "callable-scaler":
             made = Object(name, site(node, frame), api.returns)
+            if api.returns == "callable-scaler":
+                m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))
         case _:
             made = NONE if api.does else fresh("call")
     return [(made, world)]

@@ -51,7 +51,8 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
         _tell_forward(m, model, node, world, frame)
         if op:
             # the reduction and eps arguments of the constructor matter to no dtype
-            result = operations.operation(m, op, given.args, {}, node, world, frame)
+            weights = tensors.weights_of(world, model) if op in tensors.WEIGHTED else ""
+            result = operations.operation(m, op, given.args, {}, node, world, frame, weights=weights)
             return [(tag(result, model), world)]
         return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
     _tell_forward(m, model, node, world, frame)
@@ -107,7 +108,10 @@ def _through_parts(m: Machine, model: Model, given: Arguments, node: ast.AST, wo
         return results
     result = tensors.opaque(given.values(), world, node, frozenset((model,)))
     region = tensors.region_of(world)
-    return [(result or Tensor("", of=frozenset((model,)), region=region, node=node, identity=serial()), world)]
+    output = result or Tensor("", of=frozenset((model,)), region=region, node=node, identity=serial())
+    if region is None and model.name.startswith(("torchvision.models.", "timm.")):
+        output = replace(output, dtype=tensors.weights_of(world, model))
+    return [(output, world)]
 
 
 def tag(value: Value, model: Value) -> Value:

@@ -17,6 +17,7 @@ _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
 )
 FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made holds a given number
+TOLD = FILLED | {"arange"}
 _EACH = frozenset(("grad", "binary_cross_entropy"))  # what matters wherever it is called from
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
 
@@ -30,10 +31,15 @@ def operation(
     world: World,
     frame: Frame,
     in_place: bool = False,
+    weights: str = "",
 ) -> Tensor:
-    """Run an op on tensors and tell of it."""
+    """Run an op on tensors and tell of it. `weights`: the dtype of a layer's, where it was cast."""
     every = (*operands, *kwargs.values())
     result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
+    if op.startswith("embedding") and len(operands) == 1:
+        result = replace(result, dtype=weights or "float32")
+    elif weights and tensors.region_of(world) is None:
+        result = replace(result, dtype=weights)
     if in_place and isinstance(operands[0], Tensor):
         result = replace(result, dtype=operands[0].dtype, trust=operands[0].trust)
     tell(m, op, operands, kwargs, result, node, world, frame)
@@ -64,6 +70,13 @@ def tell(
         )
 
 
+def tell_cast(m: Machine, tensor: Tensor, result: Value, node: ast.AST, world: World, frame: Frame) -> None:
+    """Record that integers, or what counts by ones, become half."""
+    becomes_half = isinstance(result, Tensor) and result.dtype in tensors.HALF and tensor.dtype not in tensors.HALF
+    if becomes_half and (tensor.dtype == "integer" or tensors.counted(tensor) is not None):
+        tell(m, "cast", (tensor,), {}, result, node, world, frame)  # type: ignore[arg-type]
+
+
 def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor | None:
     """A tensor made from nothing: torch.zeros, torch.arange, …"""
     if not name.startswith("torch."):
@@ -79,7 +92,8 @@ def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor 
         return Tensor(otherwise("float32"), made=last, node=node, identity=serial())
     if last in ("arange", "randint", "randperm"):
         floats = any(isinstance(value, Const) and isinstance(value.value, float) for value in given.args)
-        return Tensor(otherwise("float32" if floats else "integer"), made=last, node=node, identity=serial())
+        kind = otherwise("float32" if floats else "integer")
+        return Tensor(kind, made=last, node=node, parents=given.args, identity=serial())
     if last in ("tensor", "as_tensor", "from_numpy"):
         of, region, scaler = tensors.provenance(given.args)
         kind = otherwise(_constant_dtype(given.args[0] if given.args else NONE))

@@ -27,9 +27,13 @@ def tensor_method(
     if name == "detach" or name == "detach_":
         return [(replace(tensor, of=frozenset(), scaler=None, identity=serial()), world)]
     if name in tensors.CASTS and not given.args:
-        return [(tensors.cast(tensor, tensors.CASTS[name], world, node, name), world)]
+        made = tensors.cast(tensor, tensors.CASTS[name], world, node, name)
+        operations.tell_cast(m, tensor, made, node, world, frame)
+        return [(made, world)]
     if name in ("to", "type", "type_as"):
-        return [(_converted(tensor, name, given, node, world), world)]
+        converted = _converted(tensor, name, given, node, world)
+        operations.tell_cast(m, tensor, converted, node, world, frame)
+        return [(converted, world)]
     if name == "numpy":
         operations.operation(m, "numpy", (tensor,), {}, node, world, frame)
     if name in tensors.NUMBERS:

@@ -20,12 +20,14 @@ from amplint.source.values import (
     Choice,
     Const,
     Device,
+    Gradient,
     Items,
     Lib,
     Many,
     Mapping,
     Owners,
     Parameter,
+    Parameters,
     Region,
     Sym,
     Tensor,
@@ -66,6 +68,13 @@ BOOLEAN = frozenset(
     ("eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bool all any").split()
 )
 INTEGER = frozenset(("argmax argmin argsort long int nonzero searchsorted bincount floor_divide").split())
+# Ops whose result has the dtype of a layer's weights, outside autocast.
+WEIGHTED = frozenset(
+    (
+        "linear bilinear embedding embedding_bag conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d"
+    ).split()
+)
 LOSSES = frozenset(
     (
         "cross_entropy_loss nll_loss nll_loss_nd mse_loss l1_loss smooth_l1_loss huber_loss kl_div ctc_loss "
@@ -80,6 +89,16 @@ LOSSES = frozenset(
 @cache
 def _aliases() -> dict[str, str]:
     return dict(knowledge.ops()["aliases"])
+
+
+@cache
+def _several() -> frozenset[str]:
+    return frozenset(knowledge.ops()["several"])
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(_aliases().values())
 
 
 @cache
@@ -224,17 +243,29 @@ def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
         match operand:
             case Tensor():
                 found, how = operand.dtype, operand.trust
-            case Parameter():
-                found, how = "float32", KNOWN
+            case Parameter() | Parameters():
+                found, how = (operand.dtype if isinstance(operand, Parameter) else "") or "float32", KNOWN
             case Const():
                 continue  # Python scalars do not promote
+            case Choice() if isinstance(operand.yes, Const) or isinstance(operand.no, Const):
+                other = operand.no if isinstance(operand.yes, Const) else operand.yes
+                if isinstance(other, Const | Sym):
+                    continue  # a number by default: what else is given will be one, too
+                found, how = promote((other,))
             case Choice():
                 found, how = promote((operand.yes,))
                 if promote((operand.no,))[0] != found:
                     return "", KNOWN
             case Sym() if scalar or is_number(operand):
                 continue
-            case Sym() | Many() | Items():
+            case Items(items=items):
+                inner = [one for one in items if not isinstance(one, Const)]
+                if not inner:
+                    continue
+                found, how = promote(inner)
+            case Many(item=Tensor() as item):
+                found, how = item.dtype, item.trust
+            case Sym() | Many():
                 found, how = "", KNOWN
             case _:
                 continue
@@ -249,6 +280,37 @@ def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
     return dtype, trust
 
 
+def weights_of(world: World, model: Value) -> str:
+    """The dtype that a model's parameters were cast to, where it is the same on every way here; else ""."""
+    dtype = world.get(("dtype of", model), "dtype")
+    return dtype.value if isinstance(dtype, Const) and isinstance(dtype.value, str) else ""
+
+
+def _typed(value: Value, world: World) -> Value:
+    """Parameters and gradients of a model that was cast, as tensors of its dtype."""
+    if isinstance(value, Many):
+        return Many(_typed(value.item, world))
+    if isinstance(value, Parameter | Parameters | Gradient):
+        dtypes = {weights_of(world, model) for model in value.of}
+        dtype = dtypes.pop() if len(dtypes) == 1 else ""
+        if dtype:
+            return Tensor(dtype)
+    return value
+
+
+_COUNTS_STAY = frozenset("to float type half bfloat16 double add sub long int arange".split())  # still whole numbers
+
+
+def counted(value: Value, depth: int = 4) -> Tensor | None:
+    """The torch.arange that a tensor's numbers are, shifted or cast at most."""
+    if not isinstance(value, Tensor) or value.made not in _COUNTS_STAY:
+        return None
+    if value.made == "arange":
+        return value
+    parents = (part for part in value.parents if isinstance(part, Tensor))
+    return next((one for part in parents if depth and (one := counted(part, depth - 1)) is not None), None)
+
+
 def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, dtype: Value | None = None) -> Tensor:
     """The result of `op` on `operands` here."""
     operands = tuple(settled(operand, world) for operand in operands)
@@ -256,7 +318,7 @@ def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, d
     if scaler is not None and op in ("mul", "div") and any(_measures(operand) for operand in operands):
         scaler = None  # times 1 / scaler.get_scale()
     region = region_of(world)
-    result, trust = _result(op, operands, region)
+    result, trust = _result(op, tuple(_typed(operand, world) for operand in operands), region)
     if dtype_of(dtype):
         result, trust = dtype_of(dtype), KNOWN
     return Tensor(
@@ -272,12 +334,23 @@ def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, d
     )
 
 
+def _deciding(op: str, operands: tuple[Value, ...]) -> tuple[Value, ...]:
+    """The operands whose dtypes make the result's; the others are dims, masks, indices, numbers."""
+    if op == "where" and len(operands) == 3:  # where(condition, x, y), or x.where(condition, y)
+        first = operands[0]
+        method = isinstance(first, Tensor) and first.dtype not in ("", "bool")
+        return (first, operands[2]) if method else operands[1:]
+    if op in _known() and op not in _several() and operands and isinstance(operands[0], Tensor | Parameter | Choice):
+        return operands[:1]
+    return operands
+
+
 def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tuple[str, int]:
     if op in BOOLEAN:
         return "bool", KNOWN
     if op in INTEGER:
         return "integer", KNOWN
-    dtype, trust = promote(operands, scalar=op in ("mul", "div"))
+    dtype, trust = promote(_deciding(op, operands), scalar=op in ("mul", "div"))
     if region is None or dtype in ("float64", "complex"):
         return dtype, trust
     trust_here = ASSUMED if region.assumed else KNOWN

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 
 from amplint.source import events
-from amplint.source.interpret import conditions, protocol, tensors
+from amplint.source.interpret import conditions, containers, protocol, tensors
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.values import NONE, TRUE, Const, Optimizer, Owners, Region, Scaled, Value
+from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer, Owners, Region, Scaled, Value
 
 
 def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
@@ -76,7 +76,8 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
     """Gradients are clipped."""
     sure, _ = protocol.owners(world, of)
     touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
-    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched)
+    halves = tuple(model for model in of if tensors.weights_of(world, model) == "float16")
+    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched, halves=halves)
     waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
     for optimizer in waiting or ([] if touched else [None]):
         world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
@@ -106,8 +107,16 @@ def mark_stale(world: World, event: events.Event) -> None:
 
 
 def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
-    """The parameters of a model are cast in place."""
+    """The parameters of a model are cast in place, and those of its parts."""
     world.set(("dtype of", model), "dtype", Const(dtype))
+    pending = [*world.space(model).values()] if isinstance(model, Instance) else [*getattr(model, "args", ())]
+    parts: set[Value] = set()
+    while pending:
+        for part in containers.contents(pending.pop()):
+            if isinstance(part, Model | Instance) and part not in parts:
+                parts.add(part)
+                world.set(("dtype of", part), "dtype", Const(dtype))
+                pending += world.space(part).values() if isinstance(part, Instance) else getattr(part, "args", ())
     m.emit(events.Cast, node, world, frame, model=model, dtype=dtype)
 
 
