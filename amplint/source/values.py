@@ -283,7 +283,8 @@ class Scaler(Value):
 
 @dataclass(frozen=True, slots=True)
 class Autocast(Value):
-    """A torch.autocast object (not entered yet). Missing arguments are None."""
+    """A torch.autocast object (not entered yet). Missing arguments are None. `device` is the torch.device that its
+    device_type names; `given` is what the code passes for that."""
 
     site: Hashable
     device: Value | None = None
@@ -291,6 +292,7 @@ class Autocast(Value):
     enabled: Value = TRUE
     cache: Value = TRUE
     node: ast.AST | None = field(default=None, compare=False)
+    given: Value | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
             found = classes.member(m, owner, name, node, world, frame)
             if found is not None:
                 return found
+        case Parameter() if name == "device":
+            return [(Device("", sym("attr", "parameter", "device")), world)]
         case Parameters() | Parameter():
             return [(Gradient(owner.of) if name == "grad" else owner, world)]
         case Gradient():
@@ -118,7 +120,9 @@ def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> 
             if tensor.dtype in ("", "low"):
                 return sym("dtype", tensor.dtype or tensor.identity)
             return Lib(f"torch.{tensor.dtype}")
-        case "device" | "shape" | "is_cuda" | "requires_grad" | "ndim" | "layout" | "itemsize" | "grad_fn":
+        case "device":
+            return Device("", sym("attr", f"tensor {tensor.identity}", name))
+        case "shape" | "is_cuda" | "requires_grad" | "ndim" | "layout" | "itemsize" | "grad_fn":
             return sym("attr", f"tensor {tensor.identity}", name)
         case "grad":
             return Gradient(tensor.of)
