@@ -10,6 +10,7 @@ from amplint.checks.registry import (
     alternatives,
     first_argument,
     found,
+    found_at,
     receiver,
     rule,
     same_function,
@@ -26,6 +27,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import suite_of
 from amplint.source import events
+from amplint.source.module import Module
 from amplint.source.values import (
     Optimizer,
     Scaler,
@@ -77,30 +79,29 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     step = next(steps_of(script, optimizer, scaled=True), None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
-    place = _call_towards(clip, backwards)
+    module, place = _call_towards(clip, backwards) or (clip.module, clip.node)
     name = "unscale_ of the scaler"
     if step is not None:
         evidence += [(step, "unscaled only here, after the clip")]
         one_object = clip.frame.owner is not None and step.frame.owner == clip.frame.owner
-        if same_function(step, clip) or one_object or place is not None:  # the names mean the same there
+        if same_function(step, clip) or one_object or place is not clip.node:  # the names mean the same there
             name = f"{receiver(step)}.unscale_({first_argument(step)})"
-    return found(
+    return found_at(
         "AMP105",
-        clip,
-        node=place,
+        module,
+        place,
         message="gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
         "the limit acts as if it were that much smaller",
-        evidence=evidence,
+        evidence=[(event.module, event.node, words) for event, words in evidence if event is not None],
         help=f"call {name} before clipping",
-        fix=_unscale_first(script, clip, place or clip.node, optimizer, step),
+        fix=_unscale_first(script, clip, module, place, optimizer, step),
     )
 
 
 def _unscale_first(
-    script: Script, clip: events.Clip, place: ast.AST, optimizer: Optimizer, step: events.Step | None
+    script: Script, clip: events.Clip, module: Module, place: ast.AST, optimizer: Optimizer, step: events.Step | None
 ) -> Fix | None:
     """unscale_ before the first of the clips of a step; the fix of one mends the others, too."""
-    module = clip.module
     if step is None or step.module is not module:
         return None
     if module.function(place) is not module.function(step.node):
@@ -108,7 +109,7 @@ def _unscale_first(
     for other in script.events(events.Clip):
         if other is clip:
             break
-        together = same_function(other, clip) and not alternatives(module, other.node, clip.node)
+        together = same_function(other, clip) and not alternatives(clip.module, other.node, clip.node)
         if other.node is clip.node or not together:
             continue
         if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
@@ -146,14 +147,14 @@ def _called_together(one: events.Event, other: events.Event) -> bool:
     return suites[0] is suites[1]
 
 
-def _call_towards(event: events.Event, others: list[events.Backward]) -> ast.AST | None:
+def _call_towards(event: events.Event, others: list[events.Backward]) -> tuple[Module, ast.AST] | None:
     """Where the function that ran `others` calls the helper that `event` is in: what is wrong is wrong there, the
     helper serves other callers, too. None if the event is not in a helper of that function."""
     for other in others:
         call = None
         for frame in event.frame.stack():
             if frame is other.frame:
-                return call
+                return (frame.module, call) if call else None
             call = frame.call
     return None
 
