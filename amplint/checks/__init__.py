@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from amplint import knowledge
 from amplint.config import Settings
 from amplint.findings import Finding
+from amplint.source import triage
 from amplint.source.module import Module
 
 
@@ -21,21 +23,29 @@ class Checked:
 def check_module(module: Module, settings: Settings, others: Sequence[Module] = ()) -> Checked:
     """All findings of the selected rules that reading one file shows, in the order of their places.
 
-    A finding met more than once (in another round, world or call) is one finding. Suppressions are not applied here.
+    A rule is asked only if the file, or a project file that the reading ran, holds its words. A finding met more than
+    once (in another round, world or call) is one finding. Suppressions are not applied here.
     `others` stand for the files at their paths.
     """
-    from amplint.checks import migration, state  # noqa: F401  registers the checks
-    from amplint.checks.autocast import casts, entering, losses, regions  # noqa: F401
-    from amplint.checks.numerics import constants, eps, products  # noqa: F401
+    from amplint.checks import migration  # noqa: F401  registers the checks
+    from amplint.checks.autocast import casts, device, entering, losses, regions  # noqa: F401
+    from amplint.checks.autocast import outside  # noqa: F401
+    from amplint.checks.numerics import constants, eps, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
-    from amplint.checks.scaler import accumulation, life, order, resume, scaling, update  # noqa: F401
+    from amplint.checks.scaler import accumulation, life, names, order, resume, scaling, update  # noqa: F401
+    from amplint.checks.scaler import flags  # noqa: F401
+    from amplint.checks.state import averages, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 
-    reading = read(module, settings.roots, settings.apis, others)
+    live = triage.live_codes(module, settings)
+    at = frozenset(word for code in live for word in knowledge.rules()[code].at)
+    reading = read(module, settings.roots, settings.apis, others, at)
+    for other in reading.machine.loaded:
+        live |= triage.live_codes(other, settings)
     script = Script(reading, settings)
     findings: dict[object, Finding] = {}
     for code, check in CHECKS:
-        if code in settings.codes:
+        if code in live:
             for finding in check(script):
                 key = (finding.code, finding.path, finding.range)
                 known = findings.get(key)

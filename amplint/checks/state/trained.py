@@ -1,4 +1,4 @@
-"""Family 3, low-precision state: parameters that are trained in half precision."""
+"""Parameters that are trained in half precision."""
 
 from __future__ import annotations
 

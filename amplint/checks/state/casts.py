@@ -1,0 +1,119 @@
+"""Casts to half precision as the source spells them, for what is kept in fields and variables."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.source.interpret.tensors import DTYPES
+from amplint.source.module import FunctionNode, Module
+
+HALVES = ("float16", "bfloat16")
+Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+# Methods that give what they are called on, cast or not, as far as its dtype goes.
+_KEEP = frozenset(
+    "eval train cuda cpu to requires_grad_ detach clone contiguous share_memory pin_memory data module type".split()
+)
+
+
+def half_cast(module: Module, node: ast.AST) -> str:
+    """The half dtype that a call casts to: `x.half()`, `x.to(torch.bfloat16)`; "" for any other node."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="half"), args=[], keywords=[]):
+            return "float16"
+        case ast.Call(func=ast.Attribute(attr="bfloat16"), args=[], keywords=[]):
+            return "bfloat16"
+        case ast.Call(func=ast.Attribute(attr="to" | "type"), args=args, keywords=keywords):
+            given = [*args, *(keyword.value for keyword in keywords if keyword.arg == "dtype")]
+            return next((dtype for dtype in (half_dtype(module, one) for one in given) if dtype), "")
+    return ""
+
+
+def half_dtype(module: Module, node: ast.expr, depth: int = 3) -> str:
+    """The half dtype that an expression is, or may be where a variable has several values; "" if none."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=name)) if "torch" in module.imports.get(name, ()):
+            dtype = DTYPES.get(node.attr, "")
+            return dtype if dtype in HALVES else ""
+        case ast.IfExp() if depth:
+            return half_dtype(module, node.body, depth - 1) or half_dtype(module, node.orelse, depth - 1)
+        case ast.Name() if depth:
+            values = (half_dtype(module, value, depth - 1) for value in assigned(module, node))
+            return next((dtype for dtype in values if dtype), "")
+    return ""
+
+
+def assigned(module: Module, name: ast.Name) -> Iterator[ast.expr]:
+    """What a name is assigned in its function, or in the module if it is not assigned there."""
+    for scope in (module.function(name), module.tree):
+        found = False
+        for node in ast.walk(scope) if scope is not None else ():
+            if isinstance(node, ast.Assign) and any(
+                isinstance(target, ast.Name) and target.id == name.id for target in node.targets
+            ):
+                found = True
+                yield node.value
+        if found:
+            return
+
+
+def chain(node: ast.expr) -> Iterator[ast.expr]:
+    """A chain of methods from its end to its start, as long as each gives what it is called on:
+    `copy(m).half().eval()` gives itself, `copy(m).half()` and `copy(m)`."""
+    while True:
+        yield node
+        match node:
+            case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in _KEEP or name in ("half", "bfloat16"):
+                node = inner
+            case ast.Attribute(value=inner, attr="data" | "module"):
+                node = inner
+            case _:
+                return
+
+
+def cast_in(module: Module, value: ast.expr) -> ast.expr | None:
+    """The cast to half that a value, an arm of it, or each element of it went through last; None if none did."""
+    match value:
+        case ast.ListComp() | ast.GeneratorExp() | ast.SetComp():
+            return cast_in(module, value.elt)
+        case ast.DictComp():
+            return cast_in(module, value.value)
+        case ast.IfExp():
+            return cast_in(module, value.body) or cast_in(module, value.orelse)
+        case ast.Call(func=ast.Name(id="list" | "tuple" | "dict"), args=[inner], keywords=[]):
+            return cast_in(module, inner)
+    for part in chain(value):
+        match part:
+            case ast.Call(func=ast.Attribute(attr="float" | "double")):
+                return None
+            case ast.Call() if half_cast(module, part):
+                return part
+            case ast.Call(func=ast.Attribute(attr="to" | "type"), args=args, keywords=keywords):
+                given = [*args, *(keyword.value for keyword in keywords)]
+                if any(isinstance(one, ast.Attribute) and one.attr in ("float32", "float", "float64") for one in given):
+                    return None
+    return None
+
+
+def scope_of(module: Module, path: ast.expr) -> Scope:
+    """Where a path lives: `self.x` in its class, a name in its function, or in the module."""
+    root = path
+    while isinstance(root, ast.Attribute | ast.Subscript):
+        root = root.value
+    owner = next((above for above in module.ancestors(path) if isinstance(above, ast.ClassDef)), None)
+    if isinstance(root, ast.Name) and root.id in ("self", "cls") and owner is not None:
+        return owner
+    function = module.function(path)
+    if function is not None and isinstance(root, ast.Name):
+        arguments = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+        stored = any(
+            isinstance(one, ast.Name) and one.id == root.id and isinstance(one.ctx, ast.Store)
+            for one in ast.walk(function)
+        )
+        if root.id in arguments or stored:
+            return function
+    return module.tree
+
+
+def is_function(node: ast.AST) -> bool:
+    return isinstance(node, FunctionNode)
