@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from amplint.floor import torch_floor
 from amplint.globs import DEFAULT_EXCLUDE, Pattern, matches, pattern
 from amplint.selection import ConfigError as ConfigError
 from amplint.selection import Layer, expand_all, nearest, resolve
@@ -23,6 +24,7 @@ class Settings:
     codes: frozenset[str] = frozenset()
     notes: frozenset[str] = frozenset()  # codes whose findings of severity note are wanted, too
     target_torch: tuple[int, int] = (2, 4)
+    torch_from: str = ""  # the file of the project that asks for that version, if that is where it comes from
     target_device: str = "cuda"
     target_dtype: str = "float16"
     apis: tuple[dict[str, Any], ...] = ()  # the user's own [[tool.amplint.api]] entries
@@ -105,7 +107,8 @@ def load(
     """The settings for a run over `paths`: the nearest config file, then `--config`, then the flags.
 
     The later has the last word. `configs` are `--config` values: a file, read instead of the nearest one, or a TOML
-    `key = value`.
+    `key = value`. Where none of them says which torch is the oldest to run on, the project's own requirements do (not
+    with `isolated`).
     """
     here = os.getcwd()
     files = [value for value in configs if os.path.isfile(value) or "=" not in value]
@@ -124,7 +127,11 @@ def load(
     elif not isolated:
         found = find(paths)
     cli = [Source(f"--{key}", here, {key: value}) for key, value in flags.items()]
-    return build([*([found] if found else []), *inline, *cli], found.folder if found else here, paths)
+    settings = build([*([found] if found else []), *inline, *cli], found.folder if found else here, paths)
+    if isolated or any("target-torch" in source.table for source in (*([found] if found else []), *inline, *cli)):
+        return settings
+    floor = torch_floor(_upwards(paths))
+    return replace(settings, target_torch=floor.version, torch_from=floor.file) if floor else settings
 
 
 def find(paths: Sequence[str]) -> Source | None:
