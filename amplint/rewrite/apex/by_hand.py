@@ -6,7 +6,6 @@ import ast
 
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.scaled import ScaledLoss
-from amplint.rewrite.islands.penalties import is_penalty
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 
 _OTHERS = {
@@ -34,11 +33,6 @@ def refuse_by_hand(group: Group, losses: list[ScaledLoss]) -> None:
         inner = next((one.attr for one in nodes if isinstance(one, ast.Attribute) and one.attr in _INNER), "")
         if inner:
             raise Refused(f"it uses what apex puts into optimizers ({inner})", "drop that, then run amplint again")
-        if losses and any(map(is_penalty, nodes)):
-            raise Refused(
-                "it takes gradients of gradients (create_graph=True), which apex did not scale",
-                "scale and unscale those of the penalty by hand, with scaler.get_scale()",
-            )
     for loss in losses:
         above = loss.module.parents[loss.statement]
         for one in above.body if isinstance(above, ast.If) else ():

@@ -15,14 +15,16 @@ from amplint.rewrite.apex.calls import Seen
 from amplint.rewrite.apex.extras import extra_edits, is_extra
 from amplint.rewrite.apex.group import Group, group_of
 from amplint.rewrite.apex.place import placed
-from amplint.rewrite.apex.region import Region, evaluated, inference_regions, training_regions, unread_evaluations
+from amplint.rewrite.apex.region import Region, evaluated, inference_regions, unread_evaluations
 from amplint.rewrite.apex.scaled import ScaledLoss, collapsed
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.apex.setup import Setup, setup_of
 from amplint.rewrite.apex.states import scale_edits, state_edits
 from amplint.rewrite.apex.steps import master_edits, owner_text, step_edits, steps_of, unscale_edits
+from amplint.rewrite.apex.training import trained
 from amplint.rewrite.apex.uses import Use, Uses
 from amplint.rewrite.apex.verify import changed, verify
+from amplint.rewrite.islands.float32 import Cast, cast_edits
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.evaluation import evaluation_regions
@@ -253,7 +255,8 @@ class _Writer:
         steps = steps_of(group, self.reading, optimizers, [(loss.statement, loss.optimizers) for loss in losses])
         masters = self._masters()
         scaled = {loss.statement for loss in losses}
-        unscaled = unscale_edits(group, self.reading, scope, steps, masters, scaled)
+        ways = {frame.call for event in backwards for frame in event.frame.stack() if frame.call is not None}
+        unscaled = unscale_edits(group, self.reading, scope, steps, masters, scaled | ways)
         self.edits += unscaled
         for call in masters:
             self.edits += master_edits(group.of(call), call, all(len(event.touched) < 2 for event in backwards))
@@ -287,7 +290,6 @@ class _Writer:
     ) -> list[StepPlan]:
         """Put what computes each scaled loss under autocast."""
         group = self.group
-        regions: dict[Region, StepPlan] = {}
         of: dict[ast.AST, ast.expr] = {call: loss.loss for loss in losses for call in loss.backwards}
         first = next(e for e in self.reading.events if isinstance(e, events.Step) and e.node in steps)
         home_module = group.of(setup.statement)
@@ -297,13 +299,11 @@ class _Writer:
         classes = ((home_module, owner),) if isinstance(owner, ast.ClassDef) else ()
         home = Home(home_module, setup.statement, optimizer, code, classes=classes)
         barriers = {loss.statement for loss in losses} | set(steps)
-        for event in self.reading.events:
-            if isinstance(event, events.Backward) and event.node in of:
-                forward, found = training_regions(group, self.reading, event, of[event.node], barriers)
-                for region in found if forward.region is None else ():
-                    regions.setdefault(region, StepPlan(first, event, None, home, forward, region))
+        found = trained(group, self.reading, of, barriers)
+        self.result.changes, self.result.notes = self.result.changes + found.changes, self.result.notes + found.notes
         plans = []
-        for region in sorted(regions, key=lambda one: (group.of(one[0]).path, one[0].lineno, -one[-1].lineno)):
+        for backward, low in found.stretches:
+            region = low.region
             inside = {part for one in region for part in ast.walk(one) if isinstance(part, ast.stmt)}
             if set(region) <= self.taken:
                 continue
@@ -313,17 +313,18 @@ class _Writer:
             switch = self.scope.switch(region[0])
             if switch is None:
                 self.scope.reach(region[0])  # says why it cannot
-            self._enter(region, switch or "")
+            self._enter(region, switch or "", low.casts)
             name = getattr(group.of(region[0]).function(region[0]), "name", "")
             self._say(region[0], f"{name + '(): ' if name else ''}forward and loss under autocast(float16)")
-            plans.append(regions[region])
+            plans.append(StepPlan(first, backward, None, home, low.forward, region))
         return plans
 
-    def _enter(self, region: Region, switch: str) -> None:
+    def _enter(self, region: Region, switch: str, casts: tuple[Cast, ...] = ()) -> None:
         module, torch = self.group.of(region[0]), self._torch(region[0])
         enabled = f", enabled={switch}" if switch else ""
         header = f'with {torch}.autocast("cuda", dtype={torch}.float16{enabled}):'
         self.edits += edits.indent_under(module, list(region), header)
+        self.edits += [one for cast in casts for one in cast_edits(module, cast, torch)]
 
     def _evaluation(self, plan: StepPlan) -> None:
         for module in self.group.uses:

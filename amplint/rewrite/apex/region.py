@@ -15,14 +15,20 @@ from amplint.source.module import Module
 
 Region = tuple[ast.stmt, ...]
 Derivation = tuple[events.Forward, list[ast.stmt], list[int]]
-_UNSEEN = Refused("the loss does not come from a forward in the same iteration that amplint sees", BY_HAND)
+
+
+class Unseen(Refused):
+    """No forward is seen that leads to a loss."""
+
+    def __init__(self) -> None:
+        super().__init__("the loss does not come from a forward in the same iteration that amplint sees", BY_HAND)
 
 
 def training_regions(
     group: Group, reading: Reading, backward: events.Backward, loss: ast.expr, barriers: Collection[ast.AST]
 ) -> tuple[events.Forward, list[Region]]:
     """The forward and the statements from it to the last one that the loss depends on, in the function of the backward
-    or in one that calls it; split where a backward or step of `barriers` stands between. Raises Refused."""
+    or in one that calls it; split where a backward or step of `barriers` stands between. Raises Refused, or Unseen."""
     frame: Frame | None = backward.frame
     place: ast.AST = loss
     needed = _loaded(backward.module, loss)
@@ -38,7 +44,7 @@ def training_regions(
             break
         place, frame = frame.call, frame.caller
         needed = _loaded(frame.module, place)
-    raise _UNSEEN
+    raise Unseen
 
 
 def _refuse_computed(place: ast.AST, whole: bool) -> None:

@@ -65,24 +65,27 @@ def owner_text(module: Module, step: ast.Call) -> str:
 
 
 def step_edits(group: Group, steps: Iterable[ast.Call], scope: Scope, scaled: Collection[ast.stmt]) -> list[Edit]:
-    """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each iteration. `scaled`
-    are the statements of the scaled losses."""
+    """`optimizer.step()` → `scaler.step(optimizer)`, with one update() after the last step of each iteration, or before
+    an optimizer steps again. `scaled` are the statements of the scaled losses."""
     made: list[Edit] = []
-    updates: list[tuple[Module, ast.stmt]] = []
+    updates: list[tuple[Module, ast.stmt, set[str]]] = []  # each with the optimizers that stepped since the one before
     for step in sorted(steps, key=lambda node: node.lineno):
         module = group.of(step)
         statement = module.statement(step)
         if not isinstance(statement, ast.Expr | ast.Assign):
             raise Refused("the optimizer's step() is part of another statement", BY_HAND)
-        scaler = scope.reach(step)
-        made += edits.replace(module, step, f"{scaler}.step({owner_text(module, step)})")
-        for index, (other, place) in enumerate(updates):
+        scaler, owner = scope.reach(step), owner_text(module, step)
+        made += edits.replace(module, step, f"{scaler}.step({owner})")
+        for index, (other, place, owners) in reversed(list(enumerate(updates))):
             if other is module and (later := _after_both(module, place, statement, scaled)) is not None:
-                updates[index] = module, later
+                if owner in owners:
+                    updates.append((module, statement, {owner}))
+                else:
+                    updates[index] = module, later, owners | {owner}
                 break
         else:
-            updates.append((module, statement))
-    for module, place in updates:
+            updates.append((module, statement, {owner}))
+    for module, place, _ in updates:
         made += edits.insert_after(module, place, [f"{scope.name(place)}.update()"])
     return made
 
@@ -132,10 +135,11 @@ def unscale_edits(
     scope: Scope,
     steps: dict[ast.Call, Optimizer | None],
     masters: dict[ast.Call, str],
-    scaled: Collection[ast.stmt],
+    scaled: Collection[ast.AST],
 ) -> list[Edit]:
     """unscale_ before the first statement on the way to each step that clips or reads gradients: apex had unscaled them
-    at the end of `with amp.scale_loss`. `masters` are the calls of amp.master_params, with their optimizers."""
+    at the end of `with amp.scale_loss`. `masters` are the calls of amp.master_params, with their optimizers; `scaled`
+    are the scaled losses, and the calls that lead to them."""
     made: list[Edit] = []
     answered: set[ast.AST] = set()
     training: set[ast.AST | None] = {group.of(step).function(step) for step in steps}
@@ -183,7 +187,7 @@ def _uses(
     return found
 
 
-def _suspects(module: Module, step: ast.Call, scaled: Collection[ast.stmt]) -> set[ast.AST]:
+def _suspects(module: Module, step: ast.Call, scaled: Collection[ast.AST]) -> set[ast.AST]:
     """Calls between backward and step that may read gradients, by their names: log_grads(model)."""
     statement = module.statement(step)
     block = suite_of(module, statement)

@@ -124,7 +124,7 @@ class Bindings:
         """What the name was bound to last, under autocast."""
         above = self.module.parents[last] if (last := self._last(load)) is not None else None
         if not isinstance(above, ast.Assign):
-            raise _unsure(load)
+            raise Uncast(load)
         return [above.value]
 
     def _last(self, load: ast.Name) -> ast.Name | None:
@@ -154,7 +154,7 @@ def operand(module: Module, name: ast.Name, kind: str) -> ast.expr | None:
                 elif attribute in ("data", "T", "mT"):
                     node = above
                 else:
-                    raise _unsure(name)
+                    raise Uncast(name)
             case ast.Subscript(value=value, slice=ast.Slice() | ast.Tuple()) if value is node:
                 node = above
             case ast.Call(func=ast.Name(id=talks)) if talks in _TALKS:
@@ -172,17 +172,21 @@ def operand(module: Module, name: ast.Name, kind: str) -> ast.expr | None:
             case ast.Compare() | ast.FormattedValue():
                 return None
             case _:
-                raise _unsure(name)
+                raise Uncast(name)
 
 
-def _unsure(name: ast.Name) -> Refused:
-    reason = f"what is computed in float32 uses {name.id}, which is made under autocast, in a way amplint cannot cast"
-    return Refused(reason, BY_HAND)
+class Uncast(Refused):
+    """What is computed in float32 uses something that cannot be cast there."""
+
+    def __init__(self, name: ast.Name):
+        what = f"what is computed in float32 uses {name.id}, which is made under autocast"
+        super().__init__(f"{what}, in a way amplint cannot cast", BY_HAND)
+        self.name = name
 
 
 def _sure(module: Module, name: ast.Name, node: ast.expr, kind: str, call: ast.AST | None) -> ast.expr:
     if kind == UNKNOWN or (kind == OUTPUT and not _is_tensor(module, name, call)):
-        raise _unsure(name)
+        raise Uncast(name)
     return node
 
 

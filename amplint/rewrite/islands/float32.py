@@ -7,14 +7,14 @@ with `.float()` where it is used there.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.islands import penalties
-from amplint.rewrite.islands.casts import Bindings, called, operand, tensors_made
+from amplint.rewrite.islands.casts import Bindings, Uncast, called, operand, tensors_made
 from amplint.rewrite.islands.islands import islands, keep, words
 from amplint.rewrite.islands.logarithms import logarithms
 from amplint.rewrite.islands.logits import Logits, logits
@@ -101,7 +101,26 @@ def partition(
 ) -> Parts:
     """The parts of some regions that can run under autocast, and what the others need for float32: what the sigmoid is
     given (in half precision it is 0 or 1 too soon, and the loss's gradient infinite there), and what was computed
-    under autocast. With `whole`, these are all regions of the script: any other forward runs in float32, too."""
+    under autocast. With `whole`, these are all regions of the script: any other forward runs in float32, too. What
+    prepares a float32 statement is float32 as well, unless it uses what cannot be cast there."""
+    stay: set[ast.stmt] = set()  # under autocast
+    while True:
+        try:
+            return _partition(reading, regions, dtype, whole, stay)
+        except Uncast as uncast:
+            statement = reading.module.statement(uncast.name)
+            if statement in stay:
+                raise
+            stay.add(statement)
+
+
+def _partition(
+    reading: Reading,
+    regions: Sequence[tuple[events.Forward, Region]],
+    dtype: str,
+    whole: bool,
+    stay: Collection[ast.stmt],
+) -> Parts:
     module = reading.module
     made = Parts()
     runs: list[Low] = []
@@ -128,16 +147,18 @@ def partition(
         for statement, calls in islands(reading, region, forwards).items():
             index = region.index(statement)
             if not apart[index]:
-                hoisted[statement] = _given_to(reading, statement, calls, forwards, taken)
+                hoisted[statement] = _hoisted(module, statement, calls, forwards.keys() - set(calls), taken)
                 apart[index] = True
             made.kept += words(module, calls)
             keep(reading, calls)
         for index, given in enumerate(losses):
             casts += [sigmoid_before(reading, event) for event in given]
             if given and not apart[index]:
-                hoisted[region[index]] = _hoisted(reading, region[index], given, forwards, taken)
+                ways = {frame.call for loss in given for frame in loss.frame.stack() if frame.call is not None}
+                ways |= {loss.node for loss in given}
+                hoisted[region[index]] = _hoisted(module, region[index], ways, forwards, taken)
             apart[index] = apart[index] or bool(given)
-        low, rest = _runs(reading, forward, region, apart, forwards, hoisted)
+        low, rest = _runs(reading, forward, region, apart, forwards, hoisted, stay)
         ours = [one for one in rest if one in region and not apart[region.index(one)]]
         if any(apart) and any(of_model(node, lifts_of(reading)) for one in ours for node in ast.walk(one)):
             raise Refused("its loss is float32 in part, and amplint does not see what the model's methods run", BY_HAND)
@@ -181,33 +202,13 @@ def _unmoved(cast: Cast, moved: set[ast.Call]) -> Cast:
 
 
 def _hoisted(
-    reading: Reading,
-    statement: ast.stmt,
-    losses: list[events.Operation],
-    forwards: dict[ast.AST, events.Forward],
-    taken: set[str],
+    module: Module, statement: ast.stmt, ways: Collection[ast.AST], forwards: Collection[ast.AST], taken: set[str]
 ) -> list[Named]:
-    """The forwards that a statement with a loss gives to it."""
-    inside = set(ast.walk(statement))
-    ways = {frame.call for loss in losses for frame in loss.frame.stack()} | {loss.node for loss in losses}
-    if any(node in inside and node in ways for node in forwards):
+    """The forwards that a statement gives to what is computed in float32; `ways` are the calls that lead there."""
+    inside = [node for node in ast.walk(statement) if node in forwards]
+    if any(one in ways for node in inside for one in ast.walk(node)):
         raise Refused(REASON, "compute the loss of what the model returns where that has a name")
-    calls = {node for node in forwards if node in inside}
-    return named(reading.module, statement, calls, taken) if calls else []
-
-
-def _given_to(
-    reading: Reading,
-    statement: ast.stmt,
-    calls: Sequence[ast.Call],
-    forwards: dict[ast.AST, events.Forward],
-    taken: set[str],
-) -> list[Named]:
-    """The forwards that a statement gives to its calls in float32."""
-    inside = [node for node in ast.walk(statement) if node in forwards and node not in calls]
-    if any(call in ast.walk(node) for call in calls for node in inside):
-        raise Refused(REASON, "compute the loss of what the model returns where that has a name")
-    return named(reading.module, statement, inside, taken) if inside else []
+    return named(module, statement, inside, taken) if inside else []
 
 
 def _code(module: Module, node: ast.AST) -> Code:
@@ -233,13 +234,14 @@ def _runs(
     strict: list[bool],
     forwards: dict[ast.AST, events.Forward],
     hoisted: dict[ast.stmt, list[Named]],
+    stay: Collection[ast.stmt],
 ) -> tuple[list[Low], list[ast.stmt]]:
     """The stretches of a region from a forward to what must be float32, and the other statements."""
     held = [any(node in forwards for node in ast.walk(one)) for one in region]
     kinds: list[bool] = []  # whether a statement is under autocast
     for index, runs in enumerate(held):
         kinds.append(not strict[index] and (runs or not kinds or kinds[-1]))
-    fixed = [runs or _computes_loss(reading, one) for runs, one in zip(held, region, strict=True)]
+    fixed = [runs or one in stay or _computes_loss(reading, one) for runs, one in zip(held, region, strict=True)]
     for index in range(len(region) - 1, 0, -1):
         if kinds[index - 1] and not kinds[index] and not hoisted.get(region[index]):
             _give_back(region, kinds, strict, fixed, index)

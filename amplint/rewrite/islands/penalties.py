@@ -119,6 +119,21 @@ def _around(event: events.Operation, code: Code) -> Penalties:
     return Penalties(set(path), keys)
 
 
+def sources(module: Module, code: Code, here: ast.stmt, needed: set[str]) -> tuple[list[ast.stmt], set[str]]:
+    """The statements of a function before a place that compute some names, the last one first; and the names that these
+    need at the function's start."""
+    around = set(conditions_above(module, here))
+    needed, found = set(needed), []
+    for statement in reversed(list(_simple(code))):
+        if statement is here or statement.lineno >= here.lineno or not writes(statement) & needed:
+            continue
+        found.append(statement)
+        if isinstance(statement, ast.Assign) and set(conditions_above(module, statement)) <= around:
+            needed -= writes(statement)
+        needed |= reads(statement)
+    return found, needed
+
+
 def _given(call: ast.AST, name: str, index: int) -> list[ast.expr]:
     assert isinstance(call, ast.Call)
     named = [keyword.value for keyword in call.keywords if keyword.arg == name]
@@ -132,22 +147,14 @@ def _path(
     start; and what the inputs are called."""
     keys = {key for one in inputs for key in _keys(module, one)}
     here = module.statement(place)
-    around = set(conditions_above(module, here))
-    needed = {name for one in outputs for name in _reads(one)}
+    needed = {name for one in outputs for name in reads(one)}
     path = [here] if needed & keys else []
-    chosen: list[ast.stmt] = []
-    for statement in reversed(list(_simple(code))):
-        if statement is here or statement.lineno >= here.lineno or not _stores(statement) & needed:
-            continue
-        chosen.append(statement)
-        if isinstance(statement, ast.Assign) and set(conditions_above(module, statement)) <= around:
-            needed -= _stores(statement)
-        needed |= _reads(statement)
+    chosen, needed = sources(module, code, here, needed)
     reached = set(keys)
     for statement in reversed(chosen):
-        stores = _stores(statement)
+        stores = writes(statement)
         both = stores & keys and stores - keys and any(isinstance(node, ast.Call) for node in ast.walk(statement))
-        if _reads(statement) & reached or both:
+        if reads(statement) & reached or both:
             path.append(statement)
             reached |= stores
     return path, needed, keys
@@ -167,7 +174,7 @@ def _keys(module: Module, node: ast.expr) -> list[str]:
     raise Refused(REASON, ADVICE)
 
 
-def _reads(node: ast.AST) -> set[str]:
+def reads(node: ast.AST) -> set[str]:
     """The names and fields of `self` that code reads."""
     found = set()
     for one in ast.walk(node):
@@ -178,7 +185,7 @@ def _reads(node: ast.AST) -> set[str]:
     return found - {"self"}
 
 
-def _stores(statement: ast.stmt) -> set[str]:
+def writes(statement: ast.stmt) -> set[str]:
     found = set()
     for one in ast.walk(statement):
         if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):

@@ -56,15 +56,8 @@ def whole_script(
             "it compares products of a tensor with itself (Gram matrices), whose sums overflow float16",
             "compute it on .float() under torch.autocast(device_type, enabled=False), or use --dtype bfloat16",
         )
-    for one in (module, *penalties.reached(module, others)) if dtype != "bfloat16" else ():
-        if (penalty := penalties.unmet(reading, one)) is not None:
-            where = "it" if one is module else f"{one.path}:{one.range(penalty).start.row}"
-            raise Refused(penalties.REASON.replace("it", where, 1), penalties.ADVICE)
-    if dtype != "bfloat16" and penalties.unscaled(reading):
-        raise Refused(
-            "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero",
-            "multiply the loss by scaler.get_scale() there and divide the gradients by it, or use --dtype bfloat16",
-        )
+    if dtype != "bfloat16":
+        check_gradients(reading, others)
     if used is not None:
         check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]
@@ -81,6 +74,20 @@ def whole_script(
     if trains_in_float64(reading, together):
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
     check_sharding(together)
+
+
+def check_gradients(reading: Reading, used: Sequence[Module]) -> None:
+    """Raise Refused where gradients are taken that no GradScaler scales, and that are not those of a penalty which can
+    stay in float32, in the script or in files that it uses."""
+    for one in (reading.module, *penalties.reached(reading.module, used)):
+        if (penalty := penalties.unmet(reading, one)) is not None:
+            where = "it" if one is reading.module else f"{one.path}:{one.range(penalty).start.row}"
+            raise Refused(penalties.REASON.replace("it", where, 1), penalties.ADVICE)
+    if penalties.unscaled(reading):
+        raise Refused(
+            "it uses the gradients that autograd.grad returns, which no GradScaler scales: small ones become zero",
+            "multiply the loss by scaler.get_scale() there and divide the gradients by it, or use --dtype bfloat16",
+        )
 
 
 def check_zeroed(reading: Reading, files: Sequence[Module]) -> None:

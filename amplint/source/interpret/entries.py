@@ -11,7 +11,7 @@ from amplint import knowledge
 from amplint.limit import deep_recursion
 from amplint.source import symbols
 from amplint.source.events import Event
-from amplint.source.interpret import classes, functions, imports, protocol, statements, tensors
+from amplint.source.interpret import classes, functions, imports, loops, protocol, statements, tensors
 from amplint.source.interpret.frames import Arguments, Flow, Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.machine import Exhausted, Machine
@@ -44,11 +44,12 @@ def read(
     roots: tuple[str, ...] = (),
     apis: tuple[dict[str, Any], ...] = (),
     others: Sequence[Module] = (),
+    at: frozenset[str] | None = None,
 ) -> Reading:
-    """Interpret a module: from its top level and `__main__`, then whatever nothing called. `others` stand for the files
-    at their paths."""
+    """Interpret a module: from its top level and `__main__`, then whatever nothing called: training steps, and
+    functions that hold one of the words `at` (None: any numerics). `others` stand for the files at their paths."""
     symbols.reset()
-    machine = Machine(Project.around(module, roots, others), Library((*apis, *knowledge.apis())))
+    machine = Machine(Project.around(module, roots, others), Library((*apis, *knowledge.apis())), at)
     complete = True
     try:
         with deep_recursion():
@@ -115,6 +116,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         )
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
+    loops.forget_counted(instance, ready)
     own = {
         inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
     }

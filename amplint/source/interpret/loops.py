@@ -12,7 +12,7 @@ from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.symbols import fresh
-from amplint.source.values import Const, Optimizer, Scaler, Value
+from amplint.source.values import Class, Const, Instance, Optimizer, Scaler, Value
 
 MOST_ROUNDS = 3
 DEEP = 5  # loops around a loop, from which on it gets one round
@@ -100,7 +100,10 @@ def rounds(
 
 
 def _uncounted(m: Machine, node: ast.For | ast.AsyncFor | ast.While, world: World, frame: Frame) -> list[World]:
-    """A later round stands for all later ones: forget the numbers that the loop counts (`step += 1`)."""
+    """A later round stands for all later ones: forget the numbers that the loop counts (`step += 1`), or that methods
+    count, which it may call."""
+    for owner in [one for one in world.spaces if isinstance(one, Instance)]:
+        forget_counted(owner, world)
     worlds = [world]
     for target in _counters(node):
         worlds = [
@@ -129,6 +132,30 @@ def _counters(node: ast.AST) -> tuple[ast.Name | ast.Attribute, ...]:
             ) and ast.unparse(left) == ast.unparse(target):
                 found.setdefault(ast.dump(target), target)
     return tuple(found.values())
+
+
+def forget_counted(instance: Instance, world: World) -> None:
+    """Forget the numbers that an object's methods count: `self.steps += 1`."""
+    pending = [instance.cls]
+    for cls in pending:
+        pending += [base for base in cls.bases if isinstance(base, Class) and base not in pending]
+        for name in _counted(cls.node):
+            value = world.get(instance, name)
+            if isinstance(value, Const) and type(value.value) in (int, float):
+                world.set(instance, name, fresh("counter"))
+
+
+@lru_cache(1024)
+def _counted(node: ast.ClassDef) -> frozenset[str]:
+    methods = [
+        one for one in node.body if isinstance(one, ast.FunctionDef) and one.name != "__init__" and one.args.args
+    ]
+    targets = ((target, one.args.args[0].arg) for one in methods for target in _counters(one))
+    return frozenset(
+        target.attr
+        for target, own in targets
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == own
+    )
 
 
 def _state(world: World) -> object:
