@@ -91,7 +91,7 @@ def store(cache: Cache, path: str, data: bytes, settings: Settings, result: Resu
 
 def _entry(cache: Cache, path: str, settings: Settings) -> str:
     """One entry per path and settings, not per content: edits replace, so the folder does not grow with them."""
-    codes = ",".join(sorted(settings.codes)), ",".join(sorted(settings.notes))
+    codes = (",".join(sorted(one)) for one in (settings.codes, settings.notes, settings.unfixable))
     name = _digest("\0".join((cache.run, *codes, path)).encode(errors="surrogateescape"))
     return os.path.join(cache.folder, name[:2], f"{name[2:34]}.json")
 

@@ -76,6 +76,8 @@ _SETTINGS = (
     _list("--select", "Rules to run: codes, prefixes or ALL, comma-separated; instead of the default ones."),
     _list("--ignore", "Rules not to run."),
     _list("--extend-select", "Rules to run, too."),
+    _list("--fixable", "Rules whose fixes may be applied [default: ALL]."),
+    _list("--unfixable", "Rules whose fixes may not be applied."),
     click.option("--target-torch", metavar="VERSION", help="Oldest torch that the code runs on [default: 2.4]."),
     click.option("--target-device", metavar="DEVICE", help="Device that the code trains on [default: cuda]."),
     click.option("--target-dtype", metavar="DTYPE", help="float16 or bfloat16 [default: float16]."),
@@ -107,7 +109,7 @@ def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
 
 
 _KEYS = (
-    *("select", "ignore", "extend-select", "per-file-ignores", "exclude", "extend-exclude"),
+    *("select", "ignore", "extend-select", "fixable", "unfixable", "per-file-ignores", "exclude", "extend-exclude"),
     *("target-torch", "target-device", "target-dtype"),
 )
 
@@ -154,6 +156,12 @@ def cli() -> None:
 @click.option("--unsafe-fixes", is_flag=True, help="Apply, or count, the unsafe fixes, too.")
 @click.option("--fix-only", is_flag=True, help="Apply the fixes, and say nothing of what is left.")
 @click.option("--diff", is_flag=True, help="Print what --fix would change as a diff; write nothing.")
+@click.option("--show-fixes", is_flag=True, help="List what was fixed in each file.")
+@click.option("--add-ignore", is_flag=True, help="Hide what is found now behind comments.")
+@click.option("--reason", metavar="TEXT", default="", help="What these comments say.")
+@click.option("--ignore-noqa", is_flag=True, help="Report also what comments hide.")
+@click.option("--show-files", is_flag=True, help="List the files that would be checked, and stop.")
+@click.option("--show-settings", is_flag=True, help="Print the settings as TOML, and stop.")
 @click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", help="[default: full]")
 @click.option("-o", "--output-file", metavar="FILE", help="Write the findings here instead of to standard output.")
 @click.option("--statistics", is_flag=True, help="Print how many findings each rule has, instead of the findings.")
@@ -179,6 +187,10 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
     elif options["stdin_filename"] or ("-" in paths and len(paths) > 1):
         fail('"-" reads standard input and goes with no other path')
     _named(paths)
+    if options["reason"] and not options["add_ignore"]:
+        fail("--reason goes with --add-ignore")
+    if options["add_ignore"] and (paths == ("-",) or options["fix"] or options["fix_only"] or options["diff"]):
+        fail("--add-ignore writes comments into files; it goes with neither standard input nor fixes")
     places = [options["stdin_filename"] or "."] if paths == ("-",) else list(paths or (".",))
     context.exit(run(paths or (".",), _settings(places, options), options))
 

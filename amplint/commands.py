@@ -36,14 +36,17 @@ T = TypeVar("T")
 
 def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     """`amplint check`: print what was found and fixed; 0 nothing left, 1 findings, 2 bad input."""
+    if options["show_settings"] or options["show_files"]:
+        return _show(paths, settings, options)
     allowed = {Applicability.SAFE, Applicability.UNSAFE} if options["unsafe_fixes"] else {Applicability.SAFE}
     fixing = options["fix"] or options["fix_only"] or options["diff"]
     stdin = "-" in paths
     job = Job(
         settings,
-        cache=None if options["no_cache"] or stdin else open_cache(settings),
+        cache=None if options["no_cache"] or stdin or options["ignore_noqa"] else open_cache(settings),
         fix=frozenset(allowed if fixing else ()),
         write=fixing and not options["diff"] and not stdin,
+        hide=not options["ignore_noqa"],
     )
     read: text.Source = source
     if stdin:
@@ -57,9 +60,49 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     if options["verbose"]:
         said = (text.plural(len(outcomes), "file"), text.plural(len(settings.codes), "rule"))
         click.echo(f"checked {' against '.join(said)}; project folder {settings.root}", err=True)
+    if options["add_ignore"]:
+        return _add_ignore(outcomes, options)
     if options["diff"]:
         return _diff(outcomes, options)
     return _report(outcomes, cache(read), settings, allowed, options, to_stderr=stdin and fixing)
+
+
+def _show(paths: Sequence[str], settings: Settings, options: Options) -> int:
+    from amplint.show import shown_files, shown_settings
+
+    if options["show_settings"]:
+        _print(shown_settings(settings), options["output_file"])
+    else:
+        _print(shown_files(_discover(paths, settings, options)), options["output_file"])
+    return 0
+
+
+def _add_ignore(outcomes: list[Outcome], options: Options) -> int:
+    """Write comments that hide what was found; 1 if something is left that none can hide."""
+    from amplint.ignoring import with_comments
+
+    count, left, failed = 0, 0, False
+    for outcome in outcomes:
+        findings = [finding for finding in outcome.findings if not finding.code.startswith("AMP9")]
+        for finding in outcome.findings:
+            if finding not in findings:
+                failed = bool(_complain(finding)) or failed
+        if not findings:
+            continue
+        try:
+            data = files.read(outcome.path)
+            module = Module.read(outcome.path, data)
+            written, visible = with_comments(module, findings, options["reason"])
+            files.write(outcome.path, bytes_of(outcome.path, written, module.encoding, data), data)
+        except Unreadable as error:
+            failed = bool(_complain(problem(outcome.path, error.reason, error.location)))
+            continue
+        for finding in visible:
+            click.echo(f"no comment can hide this: {text.concise(finding, ())}", err=True)
+        count, left = count + len(findings) - len(visible), left + len(visible)
+    if not options["quiet"]:
+        click.echo(f"Hid {text.plural(count, 'finding')} behind comments." if count else "Nothing to hide.")
+    return 2 if failed else int(left > 0)
 
 
 def _discover(paths: Sequence[str], settings: Settings, options: Options) -> list[files.File]:
@@ -127,6 +170,8 @@ def _report(
     shown, read_cell = by_cell(findings, read)
     parts = _parts(shown, read_cell, settings, allowed, options)
     if options["output_format"] != "json" and not options["quiet"]:
+        if options["show_fixes"] and fixed:
+            parts.append(text.fixes(fixed) + "\n")
         last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
         parts.append(last or text.footer(findings, fixed, allowed))
     _print(parts, options["output_file"], to_stderr)

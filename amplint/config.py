@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from amplint.floor import torch_floor
 from amplint.globs import DEFAULT_EXCLUDE, Pattern, matches, pattern
 from amplint.selection import ConfigError as ConfigError
-from amplint.selection import Layer, expand_all, nearest, resolve
+from amplint.selection import Layer, expand_all, nearest, resolve, unfixable
 
 DEVICES = ("cpu", "cuda", "hpu", "mps", "mtia", "npu", "xla", "xpu")
 DTYPES = ("bfloat16", "float16")
@@ -23,6 +23,7 @@ class Settings:
 
     codes: frozenset[str] = frozenset()
     notes: frozenset[str] = frozenset()  # codes whose findings of severity note are wanted, too
+    unfixable: frozenset[str] = frozenset()  # codes whose fixes are shown, and not applied
     target_torch: tuple[int, int] = (2, 4)
     torch_from: str = ""  # the file of the project that asks for that version, if that is where it comes from
     target_device: str = "cuda"
@@ -53,6 +54,8 @@ _KEYS = {
     "select": "a list of codes",
     "ignore": "a list of codes",
     "extend-select": "a list of codes",
+    "fixable": "a list of codes",
+    "unfixable": "a list of codes",
     "per-file-ignores": "a table of globs, each with a list of codes",
     "exclude": "a list of globs",
     "extend-exclude": "a list of globs",
@@ -200,7 +203,7 @@ def _check(source: Source) -> None:
             raise ConfigError(f'{source.where}: unknown key "{key}"{nearest(key, _KEYS)}')
         if not _fits(key, value):
             raise ConfigError(f"{where} takes {_KEYS[key]}, not {value!r}")
-        if key in ("select", "extend-select", "ignore"):
+        if key in ("select", "extend-select", "ignore", "fixable", "unfixable"):
             expand_all(value, where)
         if key == "per-file-ignores":
             expand_all((code for codes in value.values() for code in codes), where)
@@ -226,6 +229,7 @@ def build(sources: list[Source], root: str, paths: Sequence[str] = ()) -> Settin
     return Settings(
         codes=codes,
         notes=named,
+        unfixable=unfixable(*(last[key][1] if key in last else None for key in ("fixable", "unfixable"))),
         target_torch=(int(torch[0]), int(torch[1])),
         target_device=word("target-device", "cuda"),
         target_dtype=word("target-dtype", "float16"),

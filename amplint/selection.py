@@ -77,6 +77,13 @@ def resolve(layers: Iterable[Layer]) -> tuple[frozenset[str], frozenset[str]]:
     return codes, named
 
 
+def unfixable(fixable: Iterable[str] | None, unfixable: Iterable[str] | None) -> frozenset[str]:
+    """The codes whose fixes may not be applied: the longer selector wins, and `unfixable` wins a tie."""
+    allowed = _reach(("ALL",) if fixable is None else fixable)
+    denied = _reach(unfixable or ())
+    return frozenset(code for code in knowledge.rules() if denied.get(code, -1) >= allowed.get(code, -1))
+
+
 def _reach(selectors: Iterable[str]) -> dict[str, int]:
     """Per code the length of the longest selector that stands for it; ALL is the shortest of all."""
     lengths: dict[str, int] = {}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -500,3 +501,77 @@ def test_an_error_of_amplints_own_is_one_line():
     assert result.returncode == 2
     assert result.stderr.startswith("amplint: internal error: ZeroDivisionError: division by zero; please report")
     assert len(result.stderr.splitlines()) == 1
+
+
+# -- what a run would do, and what it may do ----------------------------------------------------------------------
+
+
+def test_files_and_settings_are_shown_and_nothing_is_checked():
+    put("b.py", "crash_call()\n"), put("sub/a.py"), put("build/c.py")
+    assert check("--show-files").stdout == "b.py\nsub/a.py\n"
+    shown = check(
+        "--show-settings", "--select", "AMP105", "--target-torch", "2.6", "--per-file-ignores", "sub/*:AMP105"
+    )
+    settings = tomllib.loads(shown.stdout)
+    assert (settings["select"], settings["target-torch"]) == (["AMP105"], "2.6")
+    assert settings["per-file-ignores"] == {"sub/*": ["AMP105"]}
+    put("amplint.toml", shown.stdout)
+    assert check("--show-settings").stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        ("", ["AMP101"]),
+        ("--unsafe-fixes", []),
+        ("--unfixable AMP105", ["AMP101", "AMP105"]),
+        ("--fixable AMP6", ["AMP101", "AMP105"]),
+        ("--fixable AMP1 --unfixable AMP101 --unsafe-fixes", ["AMP101"]),
+        ("--fixable AMP105 --unfixable AMP1 --unsafe-fixes", ["AMP101"]),
+    ],
+)
+def test_which_fixes_may_be_applied(flags, left):
+    put("a.py", "risky_call()\nbad_call()\n")
+    assert [line.split()[1] for line in check("a.py", "-q", "--fix", *flags.split()).stdout.splitlines()] == left
+
+
+def test_fixes_are_listed():
+    put("a.py", "bad_call()\nbad_call()\n"), put("b.py")
+    assert check("--fix", "--show-fixes").stdout == (
+        "Fixed in a.py:\n    2 × AMP105 clip-before-unscale\nFixed in b.py:\n    1 × AMP105 clip-before-unscale\n\n"
+        "Found 3 errors (3 fixed, 0 left).\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("bad_call()\n", "bad_call()  # amplint: ignore[AMP105] later\n"),
+        ("bad_call()", "bad_call()  # amplint: ignore[AMP105] later"),
+        ("bad_call(); risky_call()\r\n", "bad_call(); risky_call()  # amplint: ignore[AMP105, AMP101] later\r\n"),
+        ("bad_call()  # why\n", "bad_call()  # why  # amplint: ignore[AMP105] later\n"),
+        (
+            "bad_call(), risky_call()  # amplint: ignore[AMP105] known\n",
+            "bad_call(), risky_call()  # amplint: ignore[AMP105, AMP101] known\n",
+        ),
+        ("f(bad_call(),\n  1)\n", "f(bad_call(),  # amplint: ignore[AMP105] later\n  1)\n"),
+        ("f(bad_call(), '''\n''')\n", "f(bad_call(), '''\n''')  # amplint: ignore[AMP105] later\n"),
+        ("x = bad_call() \\\n  + 1\n", "x = bad_call() \\\n  + 1  # amplint: ignore[AMP105] later\n"),
+        ("def f(:\n", "def f(:\n"),
+    ],
+)
+def test_what_is_found_today_is_hidden_behind_comments(before, after):
+    Path("a.py").write_bytes(before.encode())
+    check("a.py", "--add-ignore", "--reason", "later")
+    assert Path("a.py").read_bytes() == after.encode()
+    assert check("a.py").exit_code == (2 if "def" in before else 0)
+    assert check("a.py", "--ignore-noqa").exit_code > 0
+    assert check("a.py", "--add-ignore").output.endswith("Nothing to hide.\n")
+    assert Path("a.py").read_bytes() == after.encode()
+
+
+@pytest.mark.parametrize("flags", ["- --add-ignore", "a.py --add-ignore --fix", "a.py --reason later"])
+def test_comments_go_with_neither_fixes_nor_standard_input(flags):
+    put("a.py")
+    assert check(*flags.split()).exit_code == 2
+    assert Path("a.py").read_text() == "bad_call()\n"

@@ -242,6 +242,16 @@ def footer(findings: Sequence[Finding], fixed: Sequence[Finding], allowed: Conta
     return text
 
 
+def fixes(fixed: Sequence[Finding]) -> str:
+    """What was fixed: a line for each file, and one below it for each of its rules."""
+    lines = []
+    for path in dict.fromkeys(finding.path for finding in fixed):
+        lines.append(f"Fixed in {path_text(path)}:")
+        of = Counter(finding.code for finding in fixed if finding.path == path)
+        lines += [f"{count:>5} × {style(code, bold=True)} {name(code)}" for code, count in sorted(of.items())]
+    return "\n".join(lines)
+
+
 def plural(count: int, word: str) -> str:
     """`1 error`, `2 errors`."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
