@@ -23,25 +23,26 @@ class Checked:
 def check_module(module: Module, settings: Settings, others: Sequence[Module] = ()) -> Checked:
     """All findings of the selected rules that reading one file shows, in the order of their places.
 
-    A rule is asked only if the file, or a project file that the reading ran, holds its words. A finding met more than
+    A rule is asked only if the file, with the project files that its reading ran, holds the rule's words. A finding met more than
     once (in another round, world or call) is one finding. Suppressions are not applied here.
     `others` stand for the files at their paths.
     """
     from amplint.checks import migration  # noqa: F401  registers the checks
     from amplint.checks.autocast import casts, device, entering, losses, regions  # noqa: F401
     from amplint.checks.autocast import outside  # noqa: F401
-    from amplint.checks.numerics import constants, eps, products, reductions  # noqa: F401
+    from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import accumulation, life, names, order, resume, scaling, update  # noqa: F401
     from amplint.checks.scaler import flags  # noqa: F401
+    from amplint.checks.crashes import kernels  # noqa: F401
     from amplint.checks.state import averages, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 
-    live = triage.live_codes(module, settings)
+    wrappers = triage.wrapper_words(settings.apis)
+    live = triage.live_codes([module], settings.codes, settings.notes, wrappers)
     at = frozenset(word for code in live for word in knowledge.rules()[code].at)
     reading = read(module, settings.roots, settings.apis, others, at)
-    for other in reading.machine.loaded:
-        live |= triage.live_codes(other, settings)
+    live |= triage.live_codes(reading.machine.loaded, settings.codes, settings.notes, wrappers)
     script = Script(reading, settings)
     findings: dict[object, Finding] = {}
     for code, check in CHECKS:

@@ -13,6 +13,7 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
+from amplint.checks.scaler.flags import registrations_under_a_flag
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -32,6 +33,8 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
     """A GradScaler that does not live as long as the training it belongs to."""
     for create in script.events(events.Create):
         if not isinstance(create.value, Scaler) or create.value.enabled == FALSE:
+            continue
+        if _once(create):
             continue
         used = [b for b in script.events(events.Backward) if b.scaler == create.value]
         for backward in used:
@@ -56,6 +59,17 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
                 help="create it once, beside the optimizer",
                 fix=fixes.move_before_loops(create.module, create.node),
             )
+
+
+def _once(create: events.Event) -> bool:
+    """Whether a condition picks the round in which it is made: `if epoch == 0`, `if scaler is None`."""
+    for above in create.module.ancestors(create.node):
+        if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+        match above:
+            case ast.If(test=ast.Compare(ops=[ast.Eq() | ast.Is()])):
+                return True
+    return False
 
 
 @rule("AMP115")
@@ -211,8 +225,9 @@ def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help='load it only if it is there: if checkpoint.get("scaler"): …',
             )
+    by_flag = list(registrations_under_a_flag(script))  # AMP124
     for save in script.events(events.Save):
-        if not save.registers:
+        if not save.registers or save in by_flag:
             continue
         for part in save.parts:
             if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:

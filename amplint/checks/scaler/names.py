@@ -1,0 +1,382 @@
+"""Family 1, names: what AMP is made of, used where nothing has bound it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from amplint.checks.registry import Script, found_at, rule
+from amplint.checks.scaler.scopes import binders, dynamic, is_guarded, loads, unbound
+from amplint.findings import Finding
+from amplint.source import events
+from amplint.source.interpret import conditions
+from amplint.source.module import Module
+from amplint.source.values import (
+    Autocast,
+    Choice,
+    Formula,
+    Imported,
+    Instance,
+    Lib,
+    Object,
+    Partial,
+    Question,
+    Scaler,
+    Sym,
+    Value,
+)
+
+_AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
+_AMP_PARTS = (*_AMP_NAMES, "scale_loss", "initialize", "half_function", "float_function", "master_params")
+_AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
+# What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
+_AMP_WORDS = re.compile(
+    r"amp(?![lu])|half|fp_?16|float_?16|bf16|precision|mixed|scaler|scaling|apex|native", re.IGNORECASE
+)
+_DEVICE_WORDS = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu", re.IGNORECASE)
+_PATHS = re.compile(r"\S*/\S*")  # of files, in what a symbol is named by
+_FORGOTTEN = {"either", "formula", "joined", "unknown", "matched", "element"}
+_USED = re.compile(r"GradScaler|autocast|custom_fwd|custom_bwd|\bamp\.|scale\(|unscale_")
+# What these modules have had, in any version of PyTorch, and what these others never had.
+_HAS = {
+    "torch.amp": {*_AMP_NAMES, "autocast_mode", "grad_scaler", "is_autocast_available", "autocast_decorator"},
+    "torch.cuda.amp": {*_AMP_NAMES, "autocast_mode", "grad_scaler", "common", "amp_definitely_not_available"},
+    "torch.cpu.amp": {"GradScaler", "autocast", "autocast_mode", "grad_scaler"},
+}
+_ENABLED = ": a GradScaler with enabled=False passes everything through"
+_ELSEWHERE = {"torch.cuda": ("autocast", "GradScaler"), "torch.nn": ("autocast", "GradScaler", "amp")}
+
+
+@rule("AMP135")
+def bound_on_some_paths(script: Script) -> Iterator[Finding]:
+    """A scaler, a context or an import of AMP that is bound under a condition and used without it."""
+    told: set[tuple[str, object]] = set()
+    for event in script.events(events.Unbound):
+        what = _of_amp(event.value)
+        key = (event.name, event.frame.code)
+        if not what or key in told or is_guarded(event.module, event.node, event.name):
+            continue
+        if not _certain(event) or _excused(script, event):
+            continue
+        places = _bindings(event)
+        if not places:
+            continue
+        told.add(key)
+        where = f"self.{event.name}" if event.home is None else event.name
+        error = "AttributeError" if event.home is None else "NameError"
+        if event.home is event.frame and isinstance(event.frame.code, ast.FunctionDef | ast.AsyncFunctionDef):
+            error = "UnboundLocalError"
+        condition = _words(script, event)
+        yield found_at(
+            "AMP135",
+            event.module,
+            event.node,
+            f"{where} is bound only {condition}: without that, this raises {error}",
+            evidence=[(*place, "bound here, under a condition") for place in places]
+            + [(event.module, event.node, "used here on every path")],
+            help=f"bind {where} on every path" + _ENABLED * (what == "scaler"),
+        )
+
+
+def _of_amp(value: Value) -> str:
+    """Whether something is part of AMP: a scaler or a context or name of its libraries; "" if not."""
+    match value:
+        case Scaler():
+            return "scaler"
+        case Autocast():
+            return "context"
+        case Object(kind="callable-scaler"):
+            return "scaler"
+        case Lib(name=name):
+            return "name" if _AMP_LIBRARY.search(name) else ""
+        case Imported(name=name, module=module):
+            return "name" if _AMP_LIBRARY.search(f"{module}.{name}") else ""
+        case Partial(function=function):
+            return "context" if _of_amp(function) else ""
+        case Choice():
+            return _of_amp(value.yes) or _of_amp(value.no)
+    return ""
+
+
+def _atoms(formula: Formula) -> Iterator[Question]:
+    if isinstance(formula, Question):
+        if formula.kind in ("and", "or", "not"):
+            for part in formula.parts:
+                yield from _atoms(part)
+        else:
+            yield formula
+
+
+def _certain(event: events.Unbound) -> bool:
+    """Whether what decides is something that the script asks, not what amplint forgot, and not an import that may
+    fail: the name is unbound both where imports fail and where none does."""
+    atoms = list(_atoms(event.bound))
+    if any(set(_kinds(part)) & _FORGOTTEN for atom in atoms for part in atom.parts):
+        return False
+    failing = {atom for atom in atoms if "fails" in {kind for part in atom.parts for kind in _kinds(part)}}
+    known = {asked: answer for asked, answer in event.facts.items() if asked not in failing}
+    return all(
+        conditions.possible(conditions.negate(event.bound), {**known, **dict.fromkeys(failing, answer)})
+        for answer in (True, False)
+    )
+
+
+def _kinds(part: Any, depth: int = 6) -> Iterator[str]:
+    if isinstance(part, Sym):
+        yield part.kind
+    if isinstance(part, tuple) and part and part[0] == "tensor":
+        yield "unknown"
+    inner = part if isinstance(part, tuple | frozenset) else part.parts if isinstance(part, Sym | Question) else ()
+    if isinstance(part, Choice):
+        inner = (*_atoms(part.formula), part.yes, part.no)
+    for one in inner if depth else ():
+        yield from _kinds(one, depth - 1)
+
+
+def _excused(script: Script, event: events.Unbound) -> bool:
+    """Whether an answer on the way to the use may have to do with AMP (or with the device, where that decides), and is
+    none of those that decide."""
+    deciding = set(_atoms(event.bound))
+    words = [_AMP_WORDS, *([_DEVICE_WORDS] if any(_DEVICE_WORDS.search(_said(script, q)) for q in deciding) else [])]
+    for asked in event.facts:
+        atoms = set(_atoms(asked)) if isinstance(asked, Question) else set()
+        if not atoms or atoms & deciding:
+            continue
+        if any(word.search(_said(script, question)) for question in (asked, *atoms) for word in words):
+            return True
+    return False
+
+
+def _said(script: Script, question: Question) -> str:
+    """A condition as the source has it, and what it asks about."""
+    text = script.reading.machine.texts.get(question, "")
+    return text or _PATHS.sub("", repr(question))
+
+
+def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
+    """Where the name is bound, if it is bound nowhere that is not followed: in a loop, by another function, from
+    outside."""
+    if event.home is not None:
+        module, code = event.home.module, event.home.code
+        if dynamic(code) or isinstance(code, ast.Lambda):
+            return []
+        places = list(binders(code, event.name))
+        elsewhere = (n for n in ast.walk(module.tree) if isinstance(n, ast.Global | ast.Nonlocal))
+        if any(event.name in n.names for n in elsewhere):
+            return []
+    else:
+        if not isinstance(event.owner, Instance):
+            return []
+        cls = event.owner.cls
+        module, code = cls.frame.module, cls.node
+        places = [
+            node
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute) and node.attr == event.name and isinstance(node.ctx, ast.Store)
+        ]
+        functions = {module.function(place) for place in places}
+        if (
+            len(functions) != 1
+            or getattr(next(iter(functions)), "name", "") != "__init__"
+            or not _plain(cls.node, event.name)
+        ):
+            return []
+        if any(
+            not isinstance(base, Lib) or base.name not in ("builtins.object", "torch.nn.Module") for base in cls.bases
+        ):
+            return []
+    for place in places:
+        for above in module.ancestors(place):
+            if above is code:
+                break
+            if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler):
+                return []
+    return [(module, module.statement(place)) for place in places]
+
+
+def _plain(node: ast.ClassDef, name: str) -> bool:
+    """Whether a class gets its fields in no other way: from a dict, by name, or from a method for missing ones."""
+    text = ast.unparse(node)
+    return not re.search(r"__getattr|__dict__|setattr\(|vars\(|__slots__", text) and not any(
+        isinstance(one, ast.FunctionDef | ast.Assign | ast.AnnAssign)
+        and name in (getattr(one, "name", ""), *(getattr(t, "id", "") for t in getattr(one, "targets", ())),
+                     getattr(getattr(one, "target", None), "id", ""))
+        for one in node.body
+    )  # fmt: skip
+
+
+def _words(script: Script, event: events.Unbound) -> str:
+    """The condition as the source has it."""
+    if event.home is None and isinstance(event.owner, Instance):
+        module = event.owner.cls.frame.module
+    else:
+        assert event.home is not None
+        module = event.home.module
+    places = _bindings(event)
+    for above in module.ancestors(places[0][1]):
+        if isinstance(above, ast.If):
+            test = " ".join(module.source(above.test).split())
+            return f"under `{test if len(test) <= 50 else test[:49] + '…'}`" + (
+                "" if any(n is places[0][1] for one in above.body for n in ast.walk(one)) else " being false"
+            )
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            break
+    return "on some paths"
+
+
+@rule("AMP135")
+def bound_nowhere(script: Script) -> Iterator[Finding]:
+    """autocast, GradScaler, amp or a scaler is used and bound nowhere that the use can see."""
+    module = script.module
+    if not _USED.search(module.text) or dynamic(module.tree):
+        return
+    told: set[tuple[str, object]] = set()
+    for node, kind in _uses(module):
+        key = (node.id, None if kind == "import" else module.function(node))
+        if key in told or not unbound(module, node) or is_guarded(module, node, node.id):
+            continue
+        told.add(key)
+        if kind == "import":
+            message = f"{node.id} is not imported: this raises NameError"
+            source = "from torch.cuda import amp" if node.id == "amp" else f"from torch.amp import {node.id}"
+            help = source
+        else:
+            message = f"{node.id} is bound in no scope that this can see: this raises NameError"
+            help = f"pass {node.id} as an argument, or create it here"
+        yield found_at("AMP135", module, node, message, help=help)
+
+
+def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
+    """Names that are used as parts of AMP, in the order of the text."""
+    for node in loads(module.tree):
+        above = module.parents[node]
+        part = node.id == "amp" and isinstance(above, ast.Attribute) and above.attr in _AMP_PARTS
+        if part or node.id in _AMP_NAMES:
+            yield node, "import"
+        elif isinstance(above, ast.Attribute) and above.value is node:
+            call = module.parents[above]
+            if not isinstance(call, ast.Call) or call.func is not above:
+                continue
+            outer = module.parents[call]
+            scales = above.attr == "scale" and isinstance(outer, ast.Attribute) and outer.attr == "backward"
+            if scales or (above.attr == "unscale_" and call.args):
+                yield node, "scaler"
+
+
+@rule("AMP135")
+def not_in_the_library(script: Script) -> Iterator[Finding]:
+    """A name that no version of torch.amp, torch.cuda.amp or torch.cpu.amp has."""
+    module = script.module
+    for node in ast.walk(module.tree) if "torch" in module.text and _USED.search(module.text) else ():
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            for dotted in module.dotted(node.value):
+                if not _exists(dotted, node.attr) and not _rebound(module, node) and not is_guarded(module, node, ""):
+                    yield found_at(
+                        "AMP135",
+                        module,
+                        node,
+                        f"{dotted} has no {node.attr}, in any version of PyTorch: this raises AttributeError",
+                        help=_suggest(node.attr),
+                    )
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and not is_guarded(module, node, ""):
+            for alias in node.names:
+                if not _exists(node.module, alias.name):
+                    yield found_at(
+                        "AMP135",
+                        module,
+                        node,
+                        f"{node.module} has no {alias.name}, in any version of PyTorch: this raises ImportError",
+                        help=_suggest(alias.name),
+                    )
+
+
+def _exists(module: str, name: str) -> bool:
+    known = _HAS.get(module)
+    if known is not None:
+        return name in known or name.startswith("_") or name == "*"
+    return name not in _ELSEWHERE.get(module, ())
+
+
+def _suggest(name: str) -> str:
+    near = [one for one in _AMP_NAMES if one.lower() == name.lower().replace("_", "")]
+    return f"torch.amp.{near[0] if near else name}" if near or name in _AMP_NAMES else "see the names of torch.amp"
+
+
+def _rebound(module: Module, node: ast.Attribute) -> bool:
+    """Whether the import table alone does not say what the root of a chain is, or the name is added to the module."""
+    root: ast.AST = node
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    assert isinstance(root, ast.Name)
+    if len(module.imports.get(root.id, ())) != 1:
+        return True
+    return any(
+        (isinstance(one, ast.Name) and one.id == root.id and not isinstance(one.ctx, ast.Load))
+        or (isinstance(one, ast.arg) and one.arg == root.id)
+        or (isinstance(one, ast.Attribute) and one.attr == node.attr and isinstance(one.ctx, ast.Store))
+        for one in ast.walk(module.tree)
+    )
+
+
+@rule("AMP135")
+def misspelt_field(script: Script) -> Iterator[Finding]:
+    """A scaler is stored in a field that nothing reads, beside one of nearly the same name that is read."""
+    module = script.module
+    for cls in ast.walk(module.tree) if "GradScaler" in module.text else ():
+        if not isinstance(cls, ast.ClassDef):
+            continue
+        stored: dict[str, list[ast.Attribute]] = {}
+        for node in ast.walk(cls):
+            match node:
+                case ast.Assign(
+                    targets=[ast.Attribute(value=ast.Name(id="self")) as target], value=ast.Call(func=function)
+                ):
+                    if _last(function).endswith("GradScaler"):
+                        stored.setdefault(target.attr, []).append(target)
+        if not stored:
+            continue
+        read = _read(module)
+        for name, targets in stored.items():
+            others = [o for o in read if o != name and _near(o, name) and _belongs(cls, o)]
+            if name not in read and len(others) == 1 and name not in _strings(module):
+                yield found_at(
+                    "AMP135",
+                    module,
+                    targets[0],
+                    f"nothing reads self.{name}: what is used is self.{others[0]}, which has no scaler on this path",
+                    help=f"self.{others[0]} = …",
+                )
+
+
+def _last(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _read(module: Module) -> set[str]:
+    return {n.attr for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and not isinstance(n.ctx, ast.Store)}
+
+
+def _belongs(cls: ast.ClassDef, name: str) -> bool:
+    """Whether the class itself reads a field of this name as a scaler, or stores one there."""
+    return any(
+        isinstance(n, ast.Attribute) and n.attr == name and isinstance(n.value, ast.Name) and n.value.id == "self"
+        for n in ast.walk(cls)
+    )
+
+
+def _near(one: str, other: str) -> bool:
+    """Whether two names differ by a slip: one letter more, less or other, or two swapped."""
+    if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < 4:
+        return False
+    if len(one) == len(other):
+        differing = [i for i in range(len(one)) if one[i] != other[i]]
+        swapped = len(differing) == 2 and differing[1] == differing[0] + 1 and sorted(one) == sorted(other)
+        return len(differing) == 1 or swapped
+    short, long = sorted((one, other), key=len)
+    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+
+
+def _strings(module: Module) -> set[object]:
+    return {node.value for node in ast.walk(module.tree) if isinstance(node, ast.Constant)}

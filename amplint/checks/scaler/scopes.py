@@ -1,0 +1,126 @@
+"""Scopes: what binds a name, and whether a use can see it; Python's rules, read off the tree alone."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+
+from amplint.source.module import FunctionNode, Module
+
+_BUILTINS = frozenset((*dir(builtins), "__file__", "__name__", "__class__"))
+_DYNAMIC = frozenset(("exec", "execfile", "get_ipython"))
+_NAMESPACES = frozenset(("globals", "locals", "vars"))  # without an argument
+_COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_CATCHES = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "Exception", "BaseException")
+Scope = ast.Module | ast.ClassDef | FunctionNode
+
+
+def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a scope, without the bodies of the functions and classes in it (but with what is evaluated here:
+    their decorators, bases and defaults)."""
+    pending = list(ast.iter_child_nodes(scope))
+    while pending:
+        node = pending.pop(0)
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += [*node.decorator_list, *node.args.defaults, *(d for d in node.args.kw_defaults if d)]
+        elif isinstance(node, ast.ClassDef):
+            pending += [*node.decorator_list, *node.bases, *(k.value for k in node.keywords)]
+        elif isinstance(node, ast.Lambda):
+            pending += [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]
+        else:
+            pending += ast.iter_child_nodes(node)
+
+
+def binders(scope: ast.AST, name: str) -> Iterator[ast.AST]:
+    """What binds a name in a scope."""
+    if isinstance(scope, FunctionNode):
+        yield from (a for a in ast.walk(scope.args) if isinstance(a, ast.arg) and a.arg == name)
+    for node in own_nodes(scope):
+        match node:
+            case ast.Name(id=one, ctx=ast.Store()) if one == name:
+                yield node
+            case ast.FunctionDef(name=one) | ast.AsyncFunctionDef(name=one) | ast.ClassDef(name=one) if one == name:
+                yield node
+            case ast.Import(names=aliases):
+                if any((a.asname or a.name.partition(".")[0]) == name for a in aliases):
+                    yield node
+            case ast.ImportFrom(names=aliases):
+                if any((a.asname or a.name) == name for a in aliases):
+                    yield node
+            case ast.ExceptHandler(name=one) | ast.MatchAs(name=one) | ast.MatchStar(name=one) if one == name:
+                yield node
+            case ast.MatchMapping(rest=one) if one == name:
+                yield node
+
+
+def dynamic(scope: ast.AST) -> bool:
+    """Whether names may come to be in ways that the text does not show."""
+    for node in ast.walk(scope):
+        match node:
+            case ast.Name(id=name) if name in _DYNAMIC:
+                return True
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=[]) if name in _NAMESPACES:
+                return True
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                return True
+            case ast.Attribute(value=ast.Name(id="builtins" | "__builtins__"), ctx=ast.Store()):
+                return True
+    return False
+
+
+def unbound(module: Module, name: ast.Name) -> bool:
+    """Whether no scope that a name can see binds it, anywhere or by `global`."""
+    if name.id in _BUILTINS:
+        return False
+    first = True
+    for scope in module.ancestors(name):
+        if isinstance(scope, _COMPREHENSIONS):
+            stored = (n for generator in scope.generators for n in ast.walk(generator.target))
+            if any(isinstance(n, ast.Name) and n.id == name.id for n in stored):
+                return False
+        elif isinstance(scope, FunctionNode | ast.Module) or (isinstance(scope, ast.ClassDef) and first):
+            if any(True for _ in binders(scope, name.id)):
+                return False
+            first = first and not isinstance(scope, FunctionNode)
+    return not any(isinstance(n, ast.Global | ast.Nonlocal) and name.id in n.names for n in ast.walk(module.tree))
+
+
+def loads(tree: ast.AST) -> Iterator[ast.Name]:
+    """The names that are read when the code runs, in the order of the text; no annotations."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node
+        inner = [
+            child
+            for field, value in ast.iter_fields(node)
+            if field not in ("annotation", "returns", "type_params")
+            for child in (value if isinstance(value, list) else [value])
+            if isinstance(child, ast.AST)
+        ]
+        pending += reversed(inner)
+
+
+def is_guarded(module: Module, node: ast.AST, name: str) -> bool:
+    """Whether the code around a use expects it to fail, or asks whether the thing is there."""
+    inner = node
+    for above in module.ancestors(node):
+        if isinstance(above, ast.Try) and inner in above.body and any(map(_catches, above.handlers)):
+            return True
+        if isinstance(above, ast.If | ast.IfExp) and inner is not above.test:
+            test = module.source(above.test)
+            if "hasattr" in test or "getattr" in test or "version" in test.lower() or "TYPE_CHECKING" in test:
+                return True
+        if isinstance(above, ast.With) and "suppress(" in "".join(module.source(i.context_expr) for i in above.items):
+            return True
+        inner = above
+    return False
+
+
+def _catches(handler: ast.ExceptHandler) -> bool:
+    caught = handler.type
+    names = [caught] if not isinstance(caught, ast.Tuple) else list(caught.elts)
+    return caught is None or any(getattr(n, "id", getattr(n, "attr", "")) in _CATCHES for n in names)
