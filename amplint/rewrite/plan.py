@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from amplint.rewrite.islands.arrays import array_casts
 from amplint.rewrite.islands.float32 import Cast, partition
-from amplint.rewrite.refusals.frameworks import framework
+from amplint.rewrite.refusals.frameworks import framework, runs_backward
 from amplint.rewrite.refusals.refused import BY_HAND, KEEP, Elsewhere, Refused
 from amplint.rewrite.refusals.unfit import by_hand, whole_script
 from amplint.rewrite.regions.inline import follows, forward_in, lines_for
@@ -140,6 +140,8 @@ def make_plans(
 def _without_step(reading: Reading, made: Plans) -> None:
     """Backward calls that no optimizer's step follows. Where nothing steps or changes weights, nothing is trained."""
     module = reading.module
+    if (runs := runs_backward(module)) is not None:
+        made.refused.append(runs)
     called = {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
     stepping = any("step" in name for name in called)
     if not stepping and not by_hand(module):

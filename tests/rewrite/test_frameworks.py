@@ -78,6 +78,17 @@ REFUSED = {
         "import speechbrain as sb\nclass ASR(sb.Brain):\n    def compute_forward(self, batch, stage):\n"
         "        return self.modules.net(batch.sig)\n",
     ],
+    "fairseq runs the training step; run with --fp16 instead": [
+        "from fairseq.tasks import LegacyFairseqTask\nclass Task(LegacyFairseqTask):\n"
+        "    def train_step(self, sample, model, criterion, optimizer, update_num):\n"
+        "        loss, size, log = criterion(model, sample)\n        optimizer.backward(loss)\n"
+        "        return loss, size, log\n",
+    ],
+    "engine.backward() runs the backward, in the precision that is set where engine is made; "
+    'set it there (fairseq: --fp16; DeepSpeed: "fp16" in its config)': [
+        "def compute(engine, criterion, model, batch):\n    engine.backward(criterion(model, batch))\n"
+        "def advance(engine):\n    engine.step()\n",
+    ],
     "its fit_batch() replaces that of SpeechBrain's Brain, and with it the mixed precision there; "
     "use its self.scaler, and autocast where self.auto_mix_prec is set (self.training_ctx since 1.0)": [
         "import speechbrain as sb\nclass ASR(sb.core.Brain):\n    def fit_batch(self, batch):\n"

@@ -74,6 +74,9 @@ _KNOWN: dict[str, tuple[_Known, ...]] = {
             base=True,
         ),
     ),
+    **dict.fromkeys(
+        ("FairseqTask", "LegacyFairseqTask"), (_Known(("fairseq",), "fairseq", "run with --fp16", base=True),)
+    ),
     "AutoUnit": (_Known(("torchtnt",), "TorchTNT", 'pass precision="fp16" to the unit', base=True),),
 }
 
@@ -114,6 +117,21 @@ def framework(module: Module, together: Sequence[Module] = ()) -> Framework | No
         return found
     others = [other for one in together if one is not module and (other := _first(one)) is not None]
     return found._replace(done=found.done or any(one.done and one.who == found.who for one in others))
+
+
+def runs_backward(module: Module) -> tuple[ast.AST, Refused] | None:
+    """Where an object runs the backward and steps, too: `engine.backward(loss)`, `engine.step()`."""
+    methods = [
+        (node, node.func.attr, ast.unparse(node.func.value))
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    stepping = {owner for _, name, owner in methods if name == "step"} - {"self"}
+    for call, name, owner in methods:
+        if name == "backward" and call.args and owner in stepping:
+            reason = f"{owner}.backward() runs the backward, in the precision that is set where {owner} is made"
+            return call, Refused(reason, 'set it there (fairseq: --fp16; DeepSpeed: "fp16" in its config)')
+    return None
 
 
 def _first(module: Module) -> Framework | None:
