@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from amplint import cache, checks, files, knowledge, unused
@@ -16,7 +15,7 @@ from amplint.repair import Unsettled, repair
 from amplint.rewrite.syntax.apply import fixable
 from amplint.source import suppress
 from amplint.source.module import Module, Unreadable, bytes_of, text_of
-from amplint.source.triage import may_hold
+from amplint.source.triage import may_hold, wrapper_words
 
 START = Location(1, 1)
 SECONDS = 30  # of processor time for one file
@@ -86,7 +85,7 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
             module = None
             if result is None:
                 rules = [rule for code, rule in knowledge.rules().items() if code in settings.codes]
-                candidate = may_hold(data, rules, settings.notes, _words(settings))
+                candidate = may_hold(data, rules, settings.notes, wrapper_words(settings.apis))
                 if not candidate and not named:
                     return outcome
                 module = Module.read(path, data)
@@ -135,7 +134,7 @@ def _check(module: Module, settings: Settings) -> cache.Result:
     """What the checks find and the comments in the file do not hide."""
     with deep_recursion():
         result = checks.check_module(module, settings)
-    comments = suppress.read(module.text)
+    comments = suppress.read(module.text, bool(result.findings))
     found = [*result.findings]
     if unused.CODE in settings.codes:
         found += unused.unused(module, comments, result.findings, settings.codes)
@@ -152,14 +151,6 @@ def _check(module: Module, settings: Settings) -> cache.Result:
 
 def _order(finding: Finding) -> tuple[str, Range, str, str]:
     return finding.path, finding.range, finding.code, finding.message
-
-
-def _words(settings: Settings) -> Iterable[str]:
-    """What marks a use of the user's own wrappers: the last part of each name that is no pattern."""
-    for entry in settings.apis:
-        for name in entry["names"]:
-            parts = [part for part in name.split(".") if part and "*" not in part]
-            yield parts[-1] if parts else ""
 
 
 def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:

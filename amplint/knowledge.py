@@ -29,6 +29,7 @@ class Rule:
     since: str
     triggers: tuple[str, ...]  # a file that holds none of these words can hold no finding of the rule
     with_words: tuple[tuple[str, ...], ...] = ()  # nor, above a note, one without a word of each of these groups
+    at: tuple[str, ...] = ("{numerics}",)  # a function without one of these, outside training steps, is not run for it
     min_torch: str = ""
     summary: str = ""  # first sentence of "What it does"
     text: str = field(default="", repr=False)  # the page below the front matter
@@ -67,6 +68,7 @@ def read_page(path: Path) -> Rule:
         since=matter["since"],
         triggers=tuple(matter["triggers"]),
         with_words=tuple(tuple(group) for group in matter.get("with", ())),
+        at=tuple(matter.get("at", Rule.at)),
         min_torch=matter.get("min-torch", ""),
         summary=" ".join(summary[1].split()) if summary else "",
         text=body.lstrip("\n"),

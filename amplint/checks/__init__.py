@@ -23,9 +23,9 @@ class Checked:
 def check_module(module: Module, settings: Settings, others: Sequence[Module] = ()) -> Checked:
     """All findings of the selected rules that reading one file shows, in the order of their places.
 
-    A rule is asked only if the file, with the project files that its reading ran, holds the rule's words. A finding met more than
-    once (in another round, world or call) is one finding. Suppressions are not applied here.
-    `others` stand for the files at their paths.
+    A rule is asked only if the file, with the project files that its reading ran, holds the rule's words. A finding met
+    more than once (in another round, world or call) is one finding. Suppressions are not applied here. `others` stand
+    for the files at their paths.
     """
     from amplint.checks import migration  # noqa: F401  registers the checks
     from amplint.checks.autocast import casts, device, entering, losses, regions  # noqa: F401

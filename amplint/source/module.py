@@ -16,10 +16,13 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 from amplint.findings import Location, Range
 from amplint.source import notebook
+from amplint.source.walk import children, walk
 
+N = TypeVar("N", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
@@ -110,6 +113,7 @@ class Module:
     text: str = field(repr=False)
     tree: ast.Module = field(repr=False)
     encoding: str = "utf-8"
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)  # what others found out about it
 
     @classmethod
     def read(cls, path: str, data: bytes) -> Module:
@@ -173,7 +177,19 @@ class Module:
     @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
         """Each node's parent."""
-        return {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
+        return {child: node for node in walk(self.tree) for child in children(node)}
+
+    @cached_property
+    def _kinds(self) -> dict[type, list[Any]]:
+        kinds: dict[type, list[Any]] = {}
+        for node in walk(self.tree):
+            kinds.setdefault(type(node), []).append(node)
+        return kinds
+
+    def nodes(self, *kinds: type[N]) -> list[N]:
+        """All nodes of these kinds in the file, kind by kind, those of a kind in the order of ast.walk. The file is
+        walked once, whoever asks."""
+        return [node for kind in kinds for node in self._kinds.get(kind, ())]
 
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
         """The node's parents, innermost first."""
@@ -198,16 +214,15 @@ class Module:
         """What each name is imported as, anywhere in the file: `amp` → {"torch.cuda.amp"}. A name that fallbacks import
         from two places has two."""
         table: dict[str, set[str]] = {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    name = alias.asname or alias.name.partition(".")[0]
-                    table.setdefault(name, set()).add(alias.name if alias.asname else name)
-            elif isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    source = "." * node.level + (node.module or "")
-                    joined = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"
-                    table.setdefault(alias.asname or alias.name, set()).add(joined)
+        for plain in self.nodes(ast.Import):
+            for alias in plain.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                table.setdefault(name, set()).add(alias.name if alias.asname else name)
+        for node in self.nodes(ast.ImportFrom):
+            for alias in node.names:
+                source = "." * node.level + (node.module or "")
+                joined = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"
+                table.setdefault(alias.asname or alias.name, set()).add(joined)
         return table
 
     def dotted(self, node: ast.AST) -> set[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from amplint.findings import Finding, Location, Range
 
 _MARK = re.compile(r"amplint:|noqa", re.IGNORECASE)
+_OURS = re.compile(r"amplint:|[Aa][Mm][Pp]\d")
 _DIRECTIVE = re.compile(r"#\s*amplint:\s*([\w-]*)(?:\s*\[([^\]]*)\])?")
 _NOQA = re.compile(r"#\s*noqa\b(\s*:\s*([a-z]+\d+(?:[\s,]+[a-z]+\d+)*)?)?", re.IGNORECASE)
 _CODE = re.compile(r"AMP\d{1,3}")
@@ -68,9 +69,9 @@ class _Comment(NamedTuple):
         return Range(Location(self.row, self.column + start + 1), Location(self.row, self.column + end + 1))
 
 
-def read(text: str) -> Suppressions:
-    """All suppressions of a source text that parses."""
-    if not _MARK.search(text):
+def read(text: str, found: bool = True) -> Suppressions:
+    """All suppressions of a source text that parses; where nothing was `found`, those that are ours alone will do."""
+    if not (_MARK if found else _OURS).search(text):
         return Suppressions()
     lines, comments, _ = _scan(text)
     directives: list[Directive] = []

@@ -48,6 +48,7 @@ class Exhausted(Exception):
 class Machine:
     project: Project
     library: Library
+    at: frozenset[str] | None = None  # words of functions that a reading begins at (relevance.py)
     log: list[events.Event] = field(default_factory=list)
     entered: set[ast.AST] = field(default_factory=set)  # code that some call reached
     models: set[Value] = field(default_factory=set)  # unknown things that are used as models
@@ -106,7 +107,7 @@ class Machine:
 
     def relevance(self, module: Module) -> Relevance:
         if module not in self._relevance:
-            self._relevance[module] = Relevance(module)
+            self._relevance[module] = Relevance(module, self.at if module is self.project.main else None)
         return self._relevance[module]
 
     def emit(self, kind: type[E], node: ast.AST, world: World, frame: Frame, **fields: Any) -> E:

@@ -1,8 +1,9 @@
 """Relevance: which functions can matter to precision, so that the others need not be run.
 
-A function matters if it (or a function or class of the same file that it names) uses a word of training or of half-
-precision numerics. This is the same judgement as triage's, one level down: it decides nothing, it only saves work, so
-it looks at words in the text, comments and all.
+This is the same judgement as triage's, one level down: it decides nothing, it only saves work, so it looks at words in
+the text, comments and all. A reading *begins* at the functions that hold a word of training, or a word of a rule whose
+words the file has (`at` on the rule's page). A function that a call reaches *matters* if it (or a function or class of
+the same file that it names) uses a word of training or of half-precision numerics, whatever the rules.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TypeVar
 
+from amplint import knowledge
+from amplint.source import triage
 from amplint.source.module import Module
 
 # Words that no training step does without, and those that only matter once a training step is being run.
@@ -36,6 +39,7 @@ _NUMERICS = frozenset(
         "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps"
     ).split()
 )
+Code = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 D = TypeVar("D", bound=ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 _BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _SELF = re.compile(r"\b(?:self|cls)\.(\w+)")
@@ -45,53 +49,83 @@ _SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
 _SMALL_LINES = 5  # running so little costs no more than asking
 
 
-class Relevance:
-    """The functions and classes of a module that matter."""
+class Facts:
+    """What the words of a module's functions and classes say, whoever asks; kept with the module."""
 
     def __init__(self, module: Module):
-        self._lines: dict[ast.AST, int] = {}
-        self._words: dict[ast.AST, frozenset[str]] = {}
+        self.lines: dict[ast.AST, int] = {}
+        self.words: dict[ast.AST, frozenset[str]] = {}
         self._signs: set[ast.AST] = set()
-        self._module = module
-        for code in _definitions(module.tree):
-            text = "".join(
-                module.rows(part) for part in (*code.decorator_list, code)
-            )  # @torch.no_grad() is a word, too
-            self._lines[code] = (code.end_lineno or code.lineno) - code.lineno + 1
-            self._words[code] = frozenset(_WORD.findall(text))
-            if _SIGN.search(text):
+        inner: dict[ast.AST, list[Code]] = {}
+        for code, around in reversed(_definitions(module.tree)):  # what is inside comes first
+            self.lines[code] = (code.end_lineno or code.lineno) - code.lineno + 1
+            nested = inner.pop(code, [])
+            texts = _own_rows(module, code, nested)
+            self.words[code] = frozenset().union(*map(_WORD.findall, texts), *(self.words[one] for one in nested))
+            if not self._signs.isdisjoint(nested) or any(map(_SIGN.search, texts)):
                 self._signs.add(code)
-        self._steps = self._closure({code for code, words in self._words.items() if _steps(words)})
-        self._numeric = {code for code, words in self._words.items() if words & _NUMERICS} | self._signs
+            if around is not None:
+                inner.setdefault(around, []).append(code)
 
     @cached_property
-    def _matters(self) -> set[ast.AST]:
-        around = {code for code, words in self._words.items() if words & _AROUND}
-        return self._closure(self._steps | self._numeric | around)
+    def steps(self) -> set[ast.AST]:
+        """What can be part of a training step."""
+        return self._closure({code for code, words in self.words.items() if _steps(words)})
+
+    @cached_property
+    def numeric(self) -> set[ast.AST]:
+        """What computes something that half precision may not hold."""
+        numerics = _numerics()
+        return {code for code, words in self.words.items() if words & numerics} | self._signs
+
+    @cached_property
+    def matters(self) -> set[ast.AST]:
+        """What to run when a call reaches it."""
+        around = {code for code, words in self.words.items() if words & _AROUND}
+        return self._closure(self.steps | self.numeric | around)
 
     def _closure(self, relevant: set[ast.AST]) -> set[ast.AST]:
         """These, and what names one of them."""
         while relevant:
             names = {code.name for code in relevant if isinstance(code, ast.FunctionDef | ast.ClassDef)}
-            grown = relevant | {code for code, words in self._words.items() if words & names}
+            grown = relevant | {code for code, words in self.words.items() if words & names}
             if len(grown) == len(relevant):
                 break
             relevant = grown
         return relevant
 
+
+class Relevance:
+    """The functions and classes of a module that matter. `at`: words of which a function needs one to be run though
+    nothing calls it; None: any word of numerics."""
+
+    def __init__(self, module: Module, at: frozenset[str] | None = None):
+        facts = module.memo.get("relevance")
+        if not isinstance(facts, Facts):
+            facts = module.memo["relevance"] = Facts(module)
+        self._facts = facts
+        self._module = module
+        self._numerics = at is None or "{numerics}" in at
+        self._names, self._pattern = _split(at or frozenset())
+
     def matters(self, code: ast.AST, alone: bool = False) -> bool:
         """Whether to run a function (or the methods of a class) that a call reaches; `alone`: for its numerics only."""
-        if self._lines.get(code, 0) <= _SMALL_LINES:
+        if self._facts.lines.get(code, 0) <= _SMALL_LINES:
             return True
-        return code in (self._numeric if alone else self._matters)
+        return code in (self._facts.numeric if alone else self._facts.matters)
 
-    def begins(self, code: ast.AST) -> bool:
+    def begins(self, code: Code) -> bool:
         """Whether to run a function (or class) that nothing calls."""
-        return code in self._steps or code in self._numeric
+        facts = self._facts
+        if code in facts.steps or (self._numerics and code in facts.numeric):
+            return True
+        if self._names & facts.words[code]:
+            return True
+        return self._pattern is not None and any(map(self._pattern.search, _own_rows(self._module, code, ())))
 
     def steps(self, code: ast.AST) -> bool:
         """Whether it can be part of a training step."""
-        return code in self._steps
+        return code in self._facts.steps
 
     def callers_first(self, found: Sequence[D], methods: bool = False) -> list[D]:
         """Those of these definitions that begin, callers before what they name: that is judged as they call it."""
@@ -108,18 +142,52 @@ class Relevance:
         return ordered
 
 
-def _definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """All functions and classes, nested ones too; expressions are not looked into."""
-    found: list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef] = []
-    pending: list[ast.AST] = [tree]
+@cache
+def _numerics() -> frozenset[str]:
+    """The words of numerics, those of all rules among them."""
+    return _NUMERICS.union(*(_split(frozenset(rule.at))[0] for rule in knowledge.rules().values()))
+
+
+@lru_cache(maxsize=256)
+def _split(at: frozenset[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
+    """Whole names, which are looked up among a function's words, and a pattern of the rest."""
+    names = frozenset(word for word in at if word.isidentifier())
+    known = [triage.PATTERNS[word].pattern.decode() for word in sorted(at) if word in triage.PATTERNS]
+    texts = [re.escape(word) for word in sorted(at - names) if word not in triage.PATTERNS and word != "{numerics}"]
+    return names, re.compile("|".join((*known, *texts))) if known or texts else None
+
+
+def _own_rows(module: Module, code: Code, nested: Sequence[Code]) -> list[str]:
+    """The text of a definition with its decorators (`@torch.no_grad()` is a word, too), without what is nested."""
+    starts, end = module.starts, code.end_lineno or code.lineno
+    row = _first_row(code)
+    texts = []
+    for one in sorted(nested, key=_first_row):
+        texts.append(module.text[starts[row - 1] : starts[max(row, _first_row(one)) - 1]])
+        row = (one.end_lineno or one.lineno) + 1
+    if row <= end:
+        texts.append(module.text[starts[row - 1] : starts[end] if end < len(starts) else len(module.text)])
+    return texts
+
+
+def _first_row(code: Code) -> int:
+    return min([code.lineno, *(one.lineno for one in code.decorator_list)])
+
+
+def _definitions(tree: ast.Module) -> list[tuple[Code, Code | None]]:
+    """All functions and classes, each with the one that it is nested in, which comes first; expressions are not looked
+    into."""
+    found: list[tuple[Code, Code | None]] = []
+    pending: list[tuple[ast.AST, Code | None]] = [(tree, None)]
     while pending:
-        node = pending.pop()
+        node, around = pending.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.append(node)
+            found.append((node, around))
+            around = node
         for name in ("body", "orelse", "handlers", "finalbody", "cases"):
             inner = getattr(node, name, None)
             if isinstance(inner, list):
-                pending += inner
+                pending += [(one, around) for one in inner]
     return found
 
 
