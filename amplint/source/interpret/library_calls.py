@@ -42,6 +42,7 @@ from amplint.source.values import (
     Partial,
     Scaled,
     Scaler,
+    Tensor,
     Value,
 )
 
@@ -87,6 +88,9 @@ def call(
         return apply(m, name, api, given, node, world, frame, receiver)
     if name.startswith(("math.", "numpy.")) and not any(True for _ in tensors.tensors_in(given.values())):
         return [(sym("number", name, *map(conditions.key, given.args)), world)]
+    if name in ("numpy.array", "numpy.asarray") and given.args and isinstance(given.args[0], Tensor):
+        operations.operation(m, "numpy", given.args[:1], {}, node, world, frame)
+        return [(fresh("number"), world)]
     if name == "functools.partial" and given.args:
         return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
     if _is_layer(name):
@@ -110,12 +114,23 @@ def call(
         if given.args and last.islower() and any(True for _ in tensors.tensors_in(given.values())):
             return [(operations.operation(m, last, given.args, given.kwargs, node, world, frame), world)]
         if name in ("torch.float16", "torch.half") or last[:1].isupper():
-            return [(Object(name, site(node, frame)), world)]
+            made_object = Object(name, site(node, frame))
+            if any(tensor.dtype in tensors.HALF for tensor in tensors.tensors_in(given.values())):
+                _tell(m, name, given, made_object, node, world, frame)
+            return [(made_object, world)]
     last = name.rpartition(".")[2]
     if last[:1].isupper() and not any(True for _ in tensors.tensors_in(given.values())):
+        if given.kwargs.get("fp16") == TRUE:
+            _tell(m, name, given, NONE, node, world, frame)
         calls.unknown(m, Lib(name), given, node, world, frame)
         return [(sym("made", name, site(node, frame)), world)]
     return calls.unknown(m, Lib(name), given, node, world, frame)
+
+
+def _tell(m: Machine, name: str, given: Arguments, result: Value, node: ast.AST, world: World, frame: Frame) -> None:
+    """Record a call whose arguments a rule judges."""
+    args, kwargs = given.args, tuple(given.kwargs.items())
+    m.observe(events.Call(node, frame, world.contexts, world.loops, world.facts, name, args, kwargs, result))
 
 
 def apply(
@@ -185,6 +200,8 @@ def apply(
             dtype = tensors.dtype_of(role("dtype"))
             if dtype in tensors.HALF and not _QUANTISES & set(given.kwargs):
                 training.cast_model(m, made, dtype, node, world, frame)
+            if name.endswith(".from_pretrained"):
+                _tell(m, name, given, made, node, world, frame)
         case "parameters":
             made = Parameters(frozenset().union(*(containers.owners_in(value) for value in given.values())))
         case "tensor":
