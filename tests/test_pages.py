@@ -37,9 +37,9 @@ FAMILIES = {
 KEYS = {
     **dict.fromkeys(("code", "name", "family", "severity", "fix", "since", "min-torch"), str),
     **dict.fromkeys(("default", "preview"), bool),
-    **dict.fromkeys(("triggers", "with"), list),
+    **dict.fromkeys(("triggers", "with", "at"), list),
 }
-OPTIONAL = {"min-torch", "with"}
+OPTIONAL = {"min-torch", "with", "at"}
 BOLD = {
     *("AMP101", "AMP102", "AMP103", "AMP105", "AMP108", "AMP110", "AMP115", "AMP116", "AMP120", "AMP201", "AMP202"),
     *("AMP207", "AMP211", "AMP216", "AMP301", "AMP302", "AMP303", "AMP401", "AMP403", "AMP406", "AMP601", "AMP602"),

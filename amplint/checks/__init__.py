@@ -33,7 +33,7 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import accumulation, life, names, order, resume, scaling, update  # noqa: F401
-    from amplint.checks.scaler import flags  # noqa: F401
+    from amplint.checks.scaler import flags, half  # noqa: F401
     from amplint.checks.crashes import kernels  # noqa: F401
     from amplint.checks.state import averages, trained  # noqa: F401
     from amplint.source.interpret.entries import read

@@ -130,6 +130,10 @@ def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> 
             return operations.view(tensor, node)
         case "data":
             return replace(tensor, of=frozenset(), scaler=None)
+        case "values" if tensor.made in operations.PICKS:
+            return operations.view(tensor, node)
+        case "indices" if tensor.made in operations.PICKS:
+            return Tensor("integer", made="indices", node=node, identity=serial())
     return Tensor("", KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())
 
 

@@ -18,6 +18,7 @@ _LIKE = frozenset(
 )
 FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made holds a given number
 TOLD = FILLED | {"arange"}
+PICKS = frozenset("max min sort topk median nanmedian mode kthvalue cummax cummin".split())  # values and their indices
 _EACH = frozenset(("grad", "binary_cross_entropy"))  # what matters wherever it is called from
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
 

@@ -68,6 +68,8 @@ BOOLEAN = frozenset(
     ("eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bool all any").split()
 )
 INTEGER = frozenset(("argmax argmin argsort long int nonzero searchsorted bincount floor_divide").split())
+COMPLEX = frozenset("fft_fft fft_ifft fft_rfft fft_fft2 fft_ifft2 fft_rfft2 fft_fftn fft_ifftn fft_rfftn".split())
+REAL = frozenset("fft_irfft fft_irfft2 fft_irfftn fft_hfft istft abs".split())  # of complex numbers
 # Ops whose result has the dtype of a layer's weights, outside autocast.
 WEIGHTED = frozenset(
     (
@@ -350,7 +352,11 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
         return "bool", KNOWN
     if op in INTEGER:
         return "integer", KNOWN
+    if op in COMPLEX:
+        return "complex", KNOWN
     dtype, trust = promote(_deciding(op, operands), scalar=op in ("mul", "div"))
+    if dtype == "complex" and op in REAL:
+        return "float32", trust
     if region is None or dtype in ("float64", "complex"):
         return dtype, trust
     trust_here = ASSUMED if region.assumed else KNOWN
