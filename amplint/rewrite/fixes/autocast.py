@@ -6,7 +6,7 @@ import ast
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
-from amplint.rewrite.fixes import attempt
+from amplint.rewrite.fixes import attempt, suite_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 
@@ -42,6 +42,29 @@ def _computes(statements: list[ast.stmt]) -> bool:
             ):
                 return True
     return False
+
+
+def into_region(module: Module, region: ast.AST, loss: ast.AST, operands: int) -> Fix | None:
+    """Move the statement of a loss to the end of the region that it follows; elsewhere, cast its operands."""
+    statement = module.statement(loss)
+    block = suite_of(module, region) if isinstance(region, ast.With) and region in module.parents else []
+    behind = statement in block and block.index(statement) == block.index(region) + 1  # type: ignore[arg-type]
+    if isinstance(region, ast.With) and behind and isinstance(statement, ast.Assign | ast.AnnAssign):
+        moved = attempt(
+            "move the loss into the region", SAFE, lambda: edits.move_after(module, [statement], region.body[-1])
+        )
+        if moved is not None:
+            return moved
+    if not isinstance(loss, ast.Call) or len(loss.args) < operands:
+        return None
+    cast = loss.args[:operands]
+    if any(isinstance(operand, ast.Starred) for operand in cast):
+        return None
+    return attempt(
+        "compute it in float32",
+        SAFE,
+        lambda: [one for operand in cast for one in edits.replace(module, operand, _float(module, operand))],
+    )
 
 
 def region_into_loop(module: Module, region: ast.AST) -> Fix | None:
@@ -138,3 +161,22 @@ def with_logits(module: Module, call: ast.Call, sigmoid: ast.Call) -> Fix | None
         ]
 
     return attempt("use logits", SAFE, build)
+
+
+# -- device types -----------------------------------------------------------------------------------------------------
+
+
+def enclosed(module: Module, node: ast.expr) -> str:
+    """An expression's text, ready for an attribute behind it."""
+    source = module.source(node)
+    return source if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript) else f"({source})"
+
+
+def device_type(module: Module, argument: ast.expr, code: str) -> Fix | None:
+    return attempt(f"pass {code}", SAFE, lambda: edits.replace(module, argument, code))
+
+
+def type_of_string(module: Module, argument: ast.expr, device: ast.expr) -> Fix | None:
+    """The type of a device that may be a string or a torch.device."""
+    torch = edits.binding_of(module, "torch", at=module.statement(argument))
+    return device_type(module, argument, f"{torch}.device({module.source(device)}).type") if torch else None

@@ -1,0 +1,271 @@
+"""The device type that autocast is given: a torch.device or "cuda:0" is none, and not every run computes on CUDA."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.autocast.common import is_autocast
+from amplint.checks.autocast.placement import asks_for_device, moves_to_any_device, runs_on_cpu
+from amplint.checks.registry import Script, found, rule, text
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import autocast as fixes
+from amplint.source import events
+from amplint.source.interpret import classes, conditions, tensors
+from amplint.source.interpret.world import World
+from amplint.source.module import Module
+from amplint.source.symbols import options
+from amplint.source.values import TRUE, Autocast, Choice, Const, Device, Instance, Scaler, Sym, Value
+
+ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
+_WRONG = frozenset("gpu auto GPU CUDA CPU fp16 bf16 fp32 float16 bfloat16 float32 half mixed none None".split())
+
+
+@rule("AMP208")
+def not_a_device_type(script: Script) -> Iterator[Finding]:
+    """device_type is a torch.device, a number, a string with an index or one that names no device."""
+    for create, value, argument in _made(script):
+        if value.given is None or argument is None:
+            continue
+        module, shown = create.module, text(create.module, argument)
+        sides = _sides(value.given, create)
+        if sides and all(_is_device(script, side) for side in sides):
+            yield found(
+                "AMP208",
+                create,
+                f"{shown} is a torch.device; device_type has to be a string: ValueError",
+                severity=Severity.ERROR,
+                help=f"pass {shown}.type",
+                fix=fixes.device_type(module, argument, f"{fixes.enclosed(module, argument)}.type"),
+            )
+        elif sides and all(_is_number(side) for side in sides):
+            yield found(
+                "AMP208",
+                create,
+                f"{shown} is no device type, but the number of a device: ValueError",
+                severity=Severity.ERROR,
+                help='pass "cuda"',
+                fix=fixes.device_type(module, argument, '"cuda"'),
+            )
+        elif any(isinstance(side, Const) and side.value in _WRONG for side in sides):
+            yield found(
+                "AMP208",
+                create,
+                f"{shown} is no device type that torch knows: RuntimeError",
+                severity=Severity.ERROR,
+                help='pass "cuda", or device.type',
+                fix=_known_type(module, argument),
+            )
+        elif (index := _index(script, module, argument, sides)) is not None:
+            old = script.settings.target_torch < ACCEPTS_AN_INDEX
+            yield found(
+                "AMP208",
+                create,
+                f"{index} is no device type but a device: RuntimeError before torch 2.4; since then autocast leaves out "
+                f"the checks that it makes for {_type_of(index)}",
+                severity=Severity.ERROR if old else Severity.WARNING,
+                help="pass the type alone, without the index",
+                fix=_without_index(module, argument, sides),
+            )
+
+
+def _made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | None]]:
+    """The autocast objects that are made by name (or by a subclass's), each with the argument for device_type."""
+    for create in script.events(events.Create):
+        node = create.node
+        if not isinstance(create.value, Autocast) or not isinstance(node, ast.Call):
+            continue
+        named = next((keyword.value for keyword in node.keywords if keyword.arg == "device_type"), None)
+        if named is not None or is_autocast(create.module, node.func):
+            first = node.args[0] if node.args and not isinstance(node.args[0], ast.Starred) else None
+            old = any(name.startswith(("torch.cuda.", "torch.cpu.")) for name in create.module.dotted(node.func))
+            yield create, create.value, None if old else named or first
+
+
+def _sides(value: Value, event: events.Event) -> list[Value]:
+    """What a value can be where an event happens."""
+    return [one for side in conditions.sides(value, event.facts) for one in options(side)]
+
+
+def _is_device(script: Script, value: Value) -> bool:
+    """Whether a value is a torch.device object."""
+    match value:
+        case Device():
+            return True
+        case Sym(kind="attr", parts=(Instance() as owner, "device")):
+            machine = script.reading.machine
+            frame = owner.cls.frame
+            module = classes.is_module(machine, owner.cls, World(), frame)
+            return module and not _sets_field(owner.cls.node, "device")
+    return False
+
+
+def _sets_field(cls: ast.ClassDef, field: str) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(cls)
+    )
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, Const) and isinstance(value.value, int) and not isinstance(value.value, bool)
+
+
+def _index(script: Script, module: Module, argument: ast.expr, sides: list[Value]) -> str | None:
+    """How a device with an index reads, if that is what is passed in some run."""
+    for side in sides:
+        match side:
+            case Const(value=str() as said) if ":" in said:
+                return repr(said).replace("*", "…").replace("'", '"')
+            case Sym(kind="op", parts=("Add" | "Mod", Const(value=str() as said), *_)) if ":" in said:
+                return text(module, argument)
+            case Sym(kind="call", parts=("str", Value() as inner)):
+                if _str_has_index(script, inner):
+                    return text(module, argument)
+    if isinstance(argument, ast.Name | ast.Attribute) and _counts_devices(module, ast.unparse(argument)):
+        return text(module, argument)
+    return None
+
+
+def _str_has_index(script: Script, device: Value) -> bool:
+    """Whether str() of a device has an index: always where it is a tensor's, not where it was made without one."""
+    for side in options(device):
+        match side:
+            case Device(text=Const(value=str() as said)):
+                if ":" in said:
+                    return True
+            case Device(text=Sym(kind="attr")):
+                return True
+            case Sym() if _is_device(script, side) or (side.kind == "attr" and side.parts[1] == "device"):
+                return True
+    return False
+
+
+def _counts_devices(module: Module, name: str) -> bool:
+    """Whether the file itself reckons with an index in this string: it looks for "cuda" inside, or splits it."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Compare(left=ast.Constant(value="cuda" | ":" | "cuda:"), ops=[ast.In()], comparators=[where]):
+                if ast.unparse(where) == name:
+                    return True
+            case ast.Call(func=ast.Attribute(attr="split" | "partition", value=where), args=[ast.Constant(value=":")]):
+                if ast.unparse(where) == name:
+                    return True
+            case ast.Call(func=ast.Attribute(attr="startswith", value=where), args=[ast.Constant(value=str() as said)]):
+                if said.startswith("cuda") and ast.unparse(where) == name:
+                    return True
+    return False
+
+
+def _type_of(index: str) -> str:
+    return "the CPU" if "cpu" in index else "CUDA"
+
+
+def _known_type(module: Module, argument: ast.expr) -> Fix | None:
+    """What a word is meant for, where that is a device at all."""
+    match argument:
+        case ast.Constant(value=str() as said) if said.lower() in ("gpu", "cuda", "cpu"):
+            return fixes.device_type(module, argument, '"cpu"' if said == "CPU" else '"cuda"')
+    return None
+
+
+def _without_index(module: Module, argument: ast.expr, sides: list[Value]) -> Fix | None:
+    """Only the type: of a literal by itself, of a torch.device's str() by `.type`, of other strings by a
+    torch.device."""
+    match argument:
+        case ast.Constant(value=str() as said):
+            return fixes.device_type(module, argument, f'"{said.partition(":")[0]}"')
+        case ast.Call(func=ast.Name(id="str"), args=[inner]):
+            if all(isinstance(side, Sym) and all(map(_surely_device, side.parts[1:])) for side in sides):
+                return fixes.device_type(module, argument, f"{fixes.enclosed(module, inner)}.type")
+            return fixes.type_of_string(module, argument, inner)
+        case ast.JoinedStr(values=[ast.Constant(value=str() as said), *_]) if ":" in said:
+            return fixes.device_type(module, argument, f'"{said.partition(":")[0]}"')
+    return fixes.type_of_string(module, argument, argument)
+
+
+def _surely_device(value: object) -> bool:
+    return isinstance(value, Value) and all(isinstance(side, Device) for side in options(value))
+
+
+# -- where the code computes ------------------------------------------------------------------------------------------
+
+
+@rule("AMP208")
+def cuda_on_any_device(script: Script) -> Iterator[Finding]:
+    """CUDA's autocast is on whatever the device is, in code that runs on others too."""
+    for create, value, argument in _made(script):
+        if tensors.device_type(value.device) == "cuda" and value.enabled == TRUE:
+            if _asked_before(create) or not (runs_on_cpu(create.module) or _anywhere(create)):
+                continue
+            yield found(
+                "AMP208",
+                create,
+                "CUDA's autocast, but the device is chosen at run time: on a CPU it warns and does nothing, on other "
+                "devices it does nothing",
+                severity=Severity.NOTE,
+                help='say when it is on: enabled=device.type == "cuda"; or autocast for the device: device.type',
+            )
+        elif _by_availability(value, argument) and _anywhere(create):
+            yield found(
+                "AMP208",
+                create,
+                "this asks whether the machine has CUDA, not where the model is: on the CPU of a machine with a GPU it "
+                "autocasts the wrong device",
+                severity=Severity.NOTE,
+                help="ask the model or its input: next(model.parameters()).device.type",
+            )
+
+
+@rule("AMP208")
+def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
+    """CUDA's scaler is on whatever the device is, beside regions for the device that is chosen at run time."""
+    chosen = [
+        value for _, value, _ in _made(script) if value.device is not None and not tensors.device_type(value.device)
+    ]
+    if not chosen:
+        return
+    for create in script.events(events.Create):
+        value = create.value
+        if not isinstance(value, Scaler) or value.device not in (None, Const("cuda")):
+            continue
+        if asks_for_device(value.enabled) or _asked_before(create):
+            continue
+        yield found(
+            "AMP208",
+            create,
+            "CUDA's scaler, but the regions are for a device that is chosen at run time: on the CPU of a machine with "
+            "a GPU it scales, too (before torch 2.3: AssertionError)",
+            severity=Severity.NOTE,
+            help='say when it is on: enabled=… and device.type == "cuda"',
+        )
+
+
+def _asked_before(create: events.Create) -> bool:
+    """Whether a condition on the way here asks for a device, or for mixed precision: then whoever answers it knows."""
+    for above in create.module.ancestors(create.node):
+        if isinstance(above, ast.If | ast.IfExp | ast.While | ast.Match | ast.Try):
+            return True
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            break
+    return any(answer and asks_for_device(question) for question, answer in create.facts.items())
+
+
+def _anywhere(create: events.Create) -> bool:
+    """Whether the function that makes it sends tensors to whatever device others are on."""
+    module = create.module
+    around = create.module.function(create.node)
+    if around is None and isinstance(above := module.parents.get(create.node), ast.FunctionDef):
+        around = above  # a decorator
+    return around is not None and moves_to_any_device(around)
+
+
+def _by_availability(value: Autocast, argument: ast.expr | None) -> bool:
+    """Whether the device, or whether it is on, is decided by torch.cuda.is_available() alone."""
+    for one in (value.given, value.enabled):
+        match one:
+            case Sym(kind="constant", parts=("torch.cuda.is_available", *_)):
+                return True
+            case Choice(formula=formula) if "torch.cuda.is_available" in repr(formula):
+                return isinstance(argument, ast.IfExp | ast.Name)
+    return False
