@@ -374,14 +374,34 @@ def test_scripts_are_converted_in_every_style(style: str) -> None:
         assert "GradScaler" in text, name
 
 
+DTYPES = ("float16", "bfloat16", "auto")
+SHAPES = [style for style in OTHERS if style not in LAST]
+EACH = 4  # styles a script is tried in, of these
+
+
+def _trials(number: int) -> list[tuple[str, tuple[str, ...]]]:
+    """How the script of a number is tried: as it is with each dtype, and in some styles, each with another end of line
+    and dtype. The neighbours of a script are tried in the styles that it is not."""
+    made: list[tuple[str, tuple[str, ...]]] = [(dtype, ("plain",)) for dtype in DTYPES]
+    for index in range(number * EACH, (number + 1) * EACH):
+        turn = index // len(SHAPES)
+        made.append((DTYPES[(index + turn) % 3], (SHAPES[index % len(SHAPES)], LAST[(index + turn) % len(LAST)])))
+    return made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "auto"])
-def test_all_scripts_are_converted_in_every_style(name: str, dtype: str) -> None:
-    for style in STYLES:
-        module = styled(SCRIPTS[name], style)
+def test_all_scripts_are_converted_in_many_styles(name: str) -> None:
+    for dtype, styles in _trials(list(SCRIPTS).index(name)):
+        module = styled(SCRIPTS[name], *styles)
         if module is not None:
             check_conversion(module, dtype)
+
+
+@pytest.mark.slow
+def test_every_style_is_tried_with_every_dtype() -> None:
+    tried = {(dtype, style) for number in range(len(SCRIPTS)) for dtype, styles in _trials(number) for style in styles}
+    assert tried == {(dtype, style) for dtype in DTYPES for style in STYLES}
 
 
 PROFILE = settings(
