@@ -28,6 +28,9 @@ _SMALL = (  # below 2 ** -14, float16's smallest normal number
 PATTERNS = {
     "{large}": re.compile(_LARGE),
     "{small}": re.compile(_SMALL),
+    "{square}": re.compile(
+        rb"\b(?P<name>[A-Za-z_][\w.]*) ?\* ?(?P=name)\b(?![.(\[*])|(?P<group>\([^()]*\)) \* (?P=group)"
+    ),
     "{product}": re.compile(rb"[\w)\]] @ [\w(]|\bmatmul\b|\bbmm\b|\beinsum\b|\bbaddbmm\b|\.mm\("),
 }
 
@@ -68,9 +71,9 @@ def wrapper_words(apis: Iterable[dict[str, Any]]) -> list[str]:
 def _suits(rule: Rule, notes: Collection[str], holds: Callable[[str], bool]) -> bool:
     """A rule needs one of its triggers (none: it may fire anywhere) and, unless its notes are wanted too, one word of
     each group in `with`."""
-    if rule.triggers and not any(map(holds, rule.triggers)):
-        return False
-    return rule.code in notes or all(any(map(holds, group)) for group in rule.with_words)
+    if rule.code not in notes and not all(any(map(holds, group)) for group in rule.with_words):
+        return False  # asked first: these are plain words, and the same ones for many rules
+    return not rule.triggers or any(map(holds, rule.triggers))
 
 
 def _holds(data: bytes, word: str, seen: dict[str, bool]) -> bool:

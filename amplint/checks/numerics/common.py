@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 
 from amplint.checks.registry import Script
+from amplint.findings import Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.values import Choice, Const, Lib, Question, Sym, Tensor, Value
+from amplint.source.values import ASSUMED, KNOWN, Choice, Const, Lib, Question, Scaler, Sym, Tensor, Value
 
 LARGEST = 65504.0  # torch.finfo(torch.float16).max
 VANISHES = 2.0**-25  # and below: rounds to zero in float16
@@ -54,11 +56,42 @@ def guarded(event: events.Event) -> bool:
     return any(about_dtype(atom) for atom in event.facts)
 
 
-def made_half(script: Script, tensor: Tensor) -> list[tuple[events.Event | None, str]]:
+def made_half(script: Script, tensor: Value) -> list[tuple[events.Event | None, str]]:
     """Where a tensor became half."""
+    if not isinstance(tensor, Tensor):
+        return []
     for event in script.events(events.Operation):
         if event.result.node is tensor.node and event.result.dtype == tensor.dtype:
             what = "half precision" if tensor.dtype == "low" else tensor.dtype
             where = "under autocast" if event.region is not None else ""
             return [(event, f"{event.name} gives {what} {where}".strip())]
     return []
+
+
+def float16(script: Script, value: Value) -> int | None:
+    """How surely something is a float16 tensor (KNOWN, ASSUMED, GIVEN); None where it is not. Low precision of an open
+    dtype is float16 where a scaler is in sight: bfloat16 needs none."""
+    if not isinstance(value, Tensor) or value.dtype not in ("float16", "low"):
+        return None
+    if (
+        value.dtype == "low"
+        and value.trust == KNOWN
+        and not any(isinstance(event.value, Scaler) for event in script.events(events.Create))
+    ):
+        return ASSUMED
+    return value.trust
+
+
+def uses(script: Script) -> dict[ast.AST | None, list[events.Operation]]:
+    """The operations on each tensor, by where the tensor was made."""
+    found: dict[ast.AST | None, list[events.Operation]] = {}
+    for event in script.events(events.Operation):
+        for arg in event.args:
+            for tensor in tensors.tensors_in((arg,)):
+                found.setdefault(tensor.node, []).append(event)
+    return found
+
+
+def known_as(trust: int) -> Severity:
+    """A finding rests on what is known, or on what is assumed."""
+    return Severity.WARNING if trust == KNOWN else Severity.NOTE

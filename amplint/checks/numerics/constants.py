@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.numerics.common import LARGEST, constants, guarded, is_half, made_half, number
+from amplint.checks.numerics.common import LARGEST, constants, float16, guarded, is_half, made_half, number
 from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
-from amplint.source.values import ASSUMED, KNOWN, Tensor
+from amplint.source.interpret import tensors
+from amplint.source.values import ASSUMED, KNOWN, Sym, Tensor, Value
 
 _FILLS = frozenset(
     "masked_fill fill clamp index_fill pad full full_like where index_put tensor as_tensor add sub".split()
@@ -110,3 +111,55 @@ def _additive(event: events.Operation) -> bool:
     """Whether the filled tensor itself was made to be added: a mask, not scores."""
     target = event.args[0]
     return isinstance(target, Tensor) and target.made in ("zeros", "zeros_like", "full", "ones")
+
+
+@rule("AMP402")
+def finfo_of_wrong_dtype(script: Script) -> Iterator[Finding]:
+    """A half tensor is filled with the limit of another dtype."""
+    for event in script.events(events.Operation):
+        if event.name not in _FILLS or guarded(event):
+            continue
+        target = _filled(event)
+        trust = float16(script, target) if target is not None else None
+        given = [*event.args, *(value for name, value in event.kwargs if name in ("value", "min", "max", "fill_value"))]
+        limit = next((one for value in given if value is not target and (one := _limit_of(value))), "")
+        if not limit or target is None or trust is None:
+            continue
+        raises = event.name not in _SILENT
+        yield found(
+            "AMP402",
+            event,
+            f"the limits of {limit} are not those of this float16 tensor: "
+            + ("RuntimeError, the value does not fit" if raises else "the value becomes inf"),
+            severity=(Severity.ERROR if raises else Severity.WARNING) if trust == KNOWN else Severity.NOTE,
+            evidence=made_half(script, target),
+            help="torch.finfo(x.dtype) of the tensor x that is filled",
+            fix=_own_limit(event),
+        )
+
+
+def _limit_of(value: Value) -> str:
+    """The dtype whose largest or smallest number a value is, if float16 does not hold it."""
+    match value:
+        case Sym(kind="attr", parts=(Sym(kind="finfo", parts=(Value() as dtype,)), "min" | "max")):
+            name = tensors.dtype_of(dtype)
+            return name if name in ("float32", "float64", "bfloat16") else ""
+        case Sym(kind="unary", parts=("USub", Value() as inner)):
+            return _limit_of(inner)
+    return ""
+
+
+def _own_limit(event: events.Operation) -> Fix | None:
+    """The finfo in the call → that of the filled tensor."""
+    call = event.node
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+        return None
+    tensor = call.func.value
+    limits = [
+        node
+        for node in (*call.args, *(keyword.value for keyword in call.keywords))
+        if isinstance(node, ast.Attribute) and node.attr in ("min", "max") and isinstance(node.value, ast.Call)
+    ]
+    if len(limits) != 1 or event.name not in ("masked_fill", "fill", "index_fill"):
+        return None
+    return fixes.finfo_of(event.module, tensor, limits[0])

@@ -141,3 +141,27 @@ def _divides(script: Script, result: Tensor) -> bool:
         ):
             return True
     return False
+
+
+_DEFAULTS = {"normalize": 1e-12, "cosine_similarity": 1e-8, "pairwise_distance": 1e-6}
+
+
+@rule("AMP404")
+def default_eps_in_half(script: Script) -> Iterator[Finding]:
+    """A function whose default eps is zero in float16 is given a float16 tensor."""
+    for event in script.events(events.Operation):
+        if event.name not in ("normalize", "cosine_similarity") or guarded(event) or event.result.dtype != "float16":
+            continue
+        given = dict(event.kwargs).get("eps")
+        if event.result.trust != KNOWN or (
+            given is not None and not any(number(c) <= VANISHES for c in constants(given))
+        ):
+            continue
+        eps = next((number(c) for c in constants(given)), _DEFAULTS[event.name])
+        yield found(
+            "AMP404",
+            event,
+            f"the eps of {event.name}, {eps:g}, is zero in float16: a row of zeros gives nan, forward and backward",
+            evidence=made_half(script, event.args[0]) if event.args else [],
+            help="give it float32, or an eps of 1e-4",
+        )

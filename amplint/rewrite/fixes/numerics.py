@@ -68,3 +68,117 @@ def _operand(module: Module, node: ast.expr) -> str:
     if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript | ast.Constant):
         return text
     return f"({text})"
+
+
+def square_in_float32(module: Module, product: ast.AST, safe: bool) -> Fix | None:
+    """`x * x` → `x.float().pow(2)`."""
+    match product:
+        case (
+            ast.BinOp(left=factor)
+            | ast.Call(func=ast.Attribute(attr="mul" | "pow" | "square", value=ast.Name(id="torch")), args=[factor, *_])
+        ):
+            pass
+        case ast.Call(func=ast.Attribute(attr="mul" | "pow" | "square", value=factor)):
+            pass
+        case _:
+            return None
+    if any(isinstance(inner, ast.Call | ast.NamedExpr) for inner in ast.walk(factor)):
+        return None
+    text = f"{_operand(module, factor)}.float().pow(2)"
+    applicability = SAFE if safe else UNSAFE
+    return attempt("square in float32", applicability, lambda: edits.replace(module, product, text))
+
+
+def reduce_in_float32(module: Module, call: ast.AST) -> Fix | None:
+    """`x.sum(…)` → `x.sum(…, dtype=torch.float32)`."""
+    torch = edits.binding_of(module, "torch", at=module.statement(call))
+    if (
+        not isinstance(call, ast.Call)
+        or torch is None
+        or any(keyword.arg in ("dtype", None) for keyword in call.keywords)
+    ):
+        return None
+    return attempt("sum in float32", SAFE, lambda: edits.add_argument(module, call, f"dtype={torch}.float32"))
+
+
+def add_in_float32(module: Module, addition: ast.AST) -> Fix | None:
+    """`total += x` → `total += x.float()`."""
+    if not isinstance(addition, ast.AugAssign):
+        return None
+    return attempt(
+        "add in float32",
+        SAFE,
+        lambda: edits.replace(module, addition.value, f"{_operand(module, addition.value)}.float()"),
+    )
+
+
+def log_of(module: Module, logarithm: ast.AST, what: str) -> Fix | None:
+    """`torch.log(torch.sigmoid(x))` → `torch.nn.functional.logsigmoid(x)`, and the like."""
+    inner = _argument_of(logarithm, ("log", "log1p"))
+    if what == "softmax":
+        return _log_softmax(module, logarithm, inner)
+    if what == "1 - sigmoid":
+        inner = inner.right if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Sub) else None
+    elif what == "softplus" and isinstance(inner, ast.BinOp):
+        inner = inner.left if _argument_of(inner.left, ("exp",)) is not None else inner.right
+    x = _argument_of(inner, ("exp",) if what == "softplus" else ("sigmoid",))
+    functional = _functional(module, logarithm)
+    if x is None or functional is None or not isinstance(logarithm, ast.Call):
+        return None
+    text = f"-{_operand(module, x)}" if what == "1 - sigmoid" else module.source(x)
+    name = "softplus" if what == "softplus" else "logsigmoid"
+    return attempt(f"use {name}", SAFE, lambda: edits.replace(module, logarithm, f"{functional}.{name}({text})"))
+
+
+def _log_softmax(module: Module, logarithm: ast.AST, softmax: ast.expr | None) -> Fix | None:
+    if not isinstance(logarithm, ast.Call):
+        return None
+    if (
+        not isinstance(softmax, ast.Call)
+        or not isinstance(softmax.func, ast.Attribute)
+        or softmax.func.attr != "softmax"
+    ):
+        return None
+    owner = module.source(softmax.func.value)
+    text = module.source(softmax).replace(f"{owner}.softmax(", f"{owner}.log_softmax(", 1)
+    return attempt("use log_softmax", SAFE, lambda: edits.replace(module, logarithm, text))
+
+
+def _argument_of(node: ast.AST | None, names: tuple[str, ...]) -> ast.expr | None:
+    """x in `torch.NAME(x)`, `F.NAME(x)` or `x.NAME()`."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr=name), args=[x], keywords=[]) if name in names:
+            return x
+        case ast.Call(func=ast.Attribute(attr=name, value=x), args=[], keywords=[]) if name in names:
+            return x
+    return None
+
+
+def _functional(module: Module, at: ast.AST) -> str | None:
+    """How the file reaches torch.nn.functional at a place."""
+    found = edits.binding_of(module, "torch.nn.functional", at=at)
+    if found is not None and found != "torch":
+        return found
+    torch = edits.binding_of(module, "torch", at=at)
+    return None if torch is None else f"{torch}.nn.functional"
+
+
+def argument_in_float32(module: Module, call: ast.AST, index: int | None) -> Fix | None:
+    """`Categorical(probs)` → `Categorical(probs.float())`."""
+    if not isinstance(call, ast.Call):
+        return None
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "probs"]
+    argument = call.args[index] if index is not None and index < len(call.args) else given[0] if given else None
+    if argument is None or isinstance(argument, ast.Starred):
+        return None
+    text = f"{_operand(module, argument)}.float()"
+    return attempt("give it float32", SAFE, lambda: edits.replace(module, argument, text))
+
+
+def finfo_of(module: Module, tensor: ast.expr, limit: ast.expr) -> Fix | None:
+    """`torch.finfo(torch.float32).min` → `torch.finfo(scores.dtype).min`."""
+    match limit:
+        case ast.Attribute(value=ast.Call(args=[dtype])) if isinstance(tensor, ast.Name | ast.Attribute):
+            text = f"{module.source(tensor)}.dtype"
+            return attempt(f"use {text}", SAFE, lambda: edits.replace(module, dtype, text))
+    return None

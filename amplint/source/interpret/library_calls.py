@@ -120,8 +120,6 @@ def call(
             return [(made_object, world)]
     last = name.rpartition(".")[2]
     if last[:1].isupper() and not any(True for _ in tensors.tensors_in(given.values())):
-        if given.kwargs.get("fp16") == TRUE:
-            _tell(m, name, given, NONE, node, world, frame)
         calls.unknown(m, Lib(name), given, node, world, frame)
         return [(sym("made", name, site(node, frame)), world)]
     return calls.unknown(m, Lib(name), given, node, world, frame)
@@ -218,6 +216,8 @@ def apply(
         case "scaled-loss":
             made = Scaled(role("loss") or fresh("loss"), (role("delay") or FALSE) != FALSE)
         case "scheduler" | "managed" | "callable-scaler":
+            if given.kwargs.get("fp16") == TRUE:
+                _tell(m, name, given, NONE, node, world, frame)
             made = Object(name, site(node, frame), api.returns)
             if api.returns == "callable-scaler":
                 m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))

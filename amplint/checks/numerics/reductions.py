@@ -1,0 +1,176 @@
+"""Squares and sums that half precision cannot hold, and sums that stop growing in it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.numerics.common import LARGEST, float16, guarded, known_as, made_half, uses
+from amplint.checks.registry import Script, found, rule
+from amplint.findings import Finding, Severity
+from amplint.rewrite.fixes import numerics as fixes
+from amplint.source import events
+from amplint.source.interpret import tensors
+from amplint.source.values import KNOWN, Const, Gradient, Tensor, Value
+
+_SUMS = frozenset("mean sum nansum nanmean norm linalg_vector_norm".split())
+
+
+@rule("AMP408")
+def square_then_reduce(script: Script) -> Iterator[Finding]:
+    """A float16 tensor is squared before it is averaged or summed."""
+    sums = None
+    for event in script.events(events.Operation):
+        trust = float16(script, event.result) if event.name in ("mul", "pow", "square") else None
+        if trust is None or not _is_square(event) or guarded(event):
+            continue
+        sums = uses(script) if sums is None else sums
+        total = next((use for use in sums.get(event.node, ()) if use.name in _SUMS and _first(use, event)), None)
+        if total is None:
+            continue
+        yield found(
+            "AMP408",
+            event,
+            f"squared in float16 before {total.name}: inf from |x| = 256 on ({LARGEST:.0f} is the largest number)",
+            severity=known_as(trust),
+            evidence=[*made_half(script, event.args[0]), (total, "reduced here")],
+            help="square in float32: x.float().pow(2)",
+            fix=fixes.square_in_float32(event.module, event.node, event.region is not None and trust == KNOWN),
+        )
+
+
+def _is_square(event: events.Operation) -> bool:
+    if event.name == "square":
+        return True
+    if len(event.args) < 2:
+        return False
+    left, right = event.args[0], event.args[1]
+    if event.name == "pow":
+        return isinstance(right, Const) and right.value == 2
+    if isinstance(left, Tensor) and isinstance(right, Tensor) and left.identity == right.identity:
+        return True
+    match event.node:
+        case ast.BinOp(left=one, right=other) | ast.Call(args=[one, other]):
+            return ast.dump(one) == ast.dump(other) and isinstance(left, Tensor)
+    return False
+
+
+def _first(use: events.Operation, made: events.Operation) -> bool:
+    return bool(use.args) and isinstance(use.args[0], Tensor) and use.args[0].node is made.node
+
+
+_GROWING = {  # what becomes inf, and the ops whose result is half even under autocast
+    "sum": "a sum",
+    "nansum": "a sum",
+    "trace": "a trace",
+    "cumsum": "a running sum",
+}
+
+
+@rule("AMP409")
+def half_reduction(script: Script) -> Iterator[Finding]:
+    """A sum whose result is half precision, though it may be larger than that holds."""
+    for event in script.events(events.Operation):
+        if guarded(event) or not event.args:
+            continue
+        if event.name in ("norm", "linalg_vector_norm"):
+            yield from _norm_of_gradients(script, event)
+            continue
+        what = _GROWING.get(event.name)
+        if what is None or event.result.trust != KNOWN or event.result.dtype not in tensors.HALF:
+            continue
+        trust = float16(script, event.result)
+        if event.name == "cumsum":
+            message = (
+                "a running sum in half precision stops counting by ones: float16 at 2048, bfloat16 at 256"
+                if event.result.dtype == "low"
+                else f"a running sum in {event.result.dtype} stops counting by ones at "
+                f"{2048 if event.result.dtype == 'float16' else 256}"
+            )
+        elif trust == KNOWN and not _along_a_dim(event):
+            message = f"{what} over all elements is inf in float16 where it passes {LARGEST:.0f}"
+        else:
+            continue
+        yield found(
+            "AMP409",
+            event,
+            message,
+            evidence=made_half(script, event.args[0]),
+            help="sum in float32: dtype=torch.float32"
+            if event.name in ("sum", "cumsum", "nansum")
+            else "compute it in float32: x.float()",
+            fix=fixes.reduce_in_float32(event.module, event.node)
+            if event.name in ("sum", "cumsum", "nansum")
+            else None,
+        )
+
+
+def _along_a_dim(event: events.Operation) -> bool:
+    return len(event.args) > 1 or any(name in ("dim", "axis") for name, _ in event.kwargs)
+
+
+def _norm_of_gradients(script: Script, event: events.Operation) -> Iterator[Finding]:
+    """A norm of gradients in the gradients' own dtype, in code that knows of half precision."""
+    of = event.args[0]
+    if not isinstance(of, Gradient) or event.result.dtype or not _speaks_of_half(event):
+        return
+    if any(name == "dtype" for name, _ in event.kwargs):
+        return
+    yield found(
+        "AMP409",
+        event,
+        f"the norm has the gradients' dtype: where that is float16, it is inf past {LARGEST:.0f}, and clipping by it "
+        "sets every gradient to zero",
+        severity=Severity.NOTE,
+        help="torch.norm(gradient, dtype=torch.float32)",
+    )
+
+
+def _speaks_of_half(event: events.Event) -> bool:
+    return any(word in event.module.text for word in ("float16", "fp16", ".half()", "FP16", "HalfTensor"))
+
+
+@rule("AMP410")
+def half_accumulator(script: Script) -> Iterator[Finding]:
+    """A total over the batches of a loop is kept in half precision."""
+    for event in script.events(events.Operation):
+        if event.name != "add" or not isinstance(event.node, ast.AugAssign | ast.BinOp) or not event.loops:
+            continue
+        total = event.args[0]
+        if not isinstance(total, Tensor) or total.node is not event.node or total.dtype not in tensors.HALF:
+            continue  # not what this very statement made in the round before
+        added = event.args[1] if len(event.args) > 1 else None
+        if total.trust != KNOWN or not _half_number(added) or not _over_batches(script, event):
+            continue
+        kept = "half precision" if total.dtype == "low" else total.dtype
+        limit = {"float16": "2048", "bfloat16": "256"}.get(total.dtype, "2048 (256 in bfloat16)")
+        yield found(
+            "AMP410",
+            event,
+            f"the total is kept in {kept}: from {limit} on, adding 1 changes nothing",
+            evidence=made_half(script, added) if added is not None else [],
+            help="add in float32: total += x.float()",
+            fix=fixes.add_in_float32(event.module, event.node),
+        )
+
+
+def _half_number(value: Value | None) -> bool:
+    """Whether something is half, and one number for a batch: a loss, a mean, a sum."""
+    if not isinstance(value, Tensor) or value.dtype not in tensors.HALF or value.trust != KNOWN:
+        return False
+    made: Value = value
+    while isinstance(made, Tensor) and made.made in ("mul", "div", "to", "half", "bfloat16", "add"):
+        made = made.parents[0] if made.parents else made
+        if made is value:
+            break
+    return isinstance(made, Tensor) and (made.made in tensors.LOSSES or made.made in ("mean", "sum", "nansum"))
+
+
+def _over_batches(script: Script, event: events.Operation) -> bool:
+    """Whether the innermost loop runs the model on batches, and nothing takes the total's gradient."""
+    loop = event.loops[-1].node
+    calls = any(forward.loops and forward.loops[-1].node is loop for forward in script.events(events.Forward))
+    return calls and not any(
+        isinstance(backward.loss, Tensor) and backward.loss.node is event.node
+        for backward in script.events(events.Backward)
+    )
