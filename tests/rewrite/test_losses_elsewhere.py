@@ -1,0 +1,220 @@
+"""Losses of other files that half precision cannot compute, or computes too coarsely."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.rewrite.fixing import HEAD, STEP, amplint, put
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+LOSSES = """\
+import torch
+import torch.nn.functional as F
+class Spectral(torch.nn.Module):
+    def forward(self, f):
+        return torch.linalg.svdvals(f)[0]
+class Domain(torch.nn.Module):
+    def __init__(self, judge=torch.nn.Linear(4, 1), sigmoid=True):
+        super().__init__()
+        self.judge, self.sigmoid = judge, sigmoid
+    def forward(self, f, weight=None):
+        seen = self.judge(f)
+        if not self.sigmoid:
+            return seen.mean()
+        return F.binary_cross_entropy(torch.sigmoid(seen), torch.ones_like(seen), weight)
+class Certain(torch.nn.Module):
+    def forward(self, f):
+        return F.binary_cross_entropy(f, torch.ones_like(f))
+class Triplet(torch.nn.Module):
+    def forward(self, f):
+        return f.pow(2).sum(1).expand(f.size(0), f.size(0)).clone().addmm_(f, f.t(), beta=1, alpha=-2).mean()
+class Pair(torch.nn.Module):
+    def forward(self, fs):
+        return torch.linalg.svdvals(fs[0])[0] + fs[1].mean()
+class Any(torch.nn.Module):
+    def forward(self, *fs):
+        return torch.linalg.svdvals(*fs)[0]
+class Unused(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bce = torch.nn.BCELoss()
+    def forward(self, f):
+        return f.square().mean()
+class Wide(torch.nn.Module):
+    def forward(self, f):
+        return torch.linalg.svdvals(f.float())[0]
+class Rotated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linalg.qr(torch.randn(4, 4))[0])
+    def forward(self, f):
+        return F.linear(f, self.weight).square().mean()
+class Odd(torch.nn.Module):
+    def forward(self, x):
+        return torch.linalg.qr(x)[0]
+class Gate(torch.nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(x)
+class Distance:
+    def measure(self, f):
+        return torch.fft.fft(f)
+"""
+SVD = "which has no half-precision kernel; make its operand .float() first: in float32 that changes nothing"
+OWN = "    seen = model(x.to(device))\n    loss = seen.square().mean() + 0.1 * criterion(seen)"
+FLOAT = "    loss = seen.square().mean() + 0.1 * criterion(seen.float())\n    scaler.scale(loss)"
+ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
+    "its output gets a name": ("Spectral()", "    loss = criterion(model(x))", "loss = criterion(output.float())"),
+    "a loss with weights": (
+        "Domain()",
+        "    f = model(x)\n    loss = criterion(f)",
+        "    loss = criterion(f.float())\n",
+    ),
+    "a loss with a flag": (
+        "Domain(sigmoid=False)",
+        "    f = model(x)\n    loss = criterion(f)",
+        "criterion(f.float())\n",
+    ),
+    "a part of the loss": ("Triplet()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
+    "by another name": (
+        "Spectral()\nlosses = [criterion]\nbest = criterion",
+        "    seen = model(x)\n    loss = seen.mean() + best(seen)",
+        "    loss = seen.float().mean() + best(seen.float())\n",
+    ),
+    "by its module": (
+        "losses.Spectral()",
+        "    seen = model(x)\n    loss = criterion(seen)",
+        "    loss = criterion(seen.float())\n",
+    ),
+    "whichever of a module": ('losses.__dict__["Spectral"]()', OWN, "calls svdvals(), " + SVD),
+    "several at once": (
+        "[Spectral(), Triplet()]",
+        "    f = model(x)\n    f = f / 2\n    loss = sum(one(f) for one in criterion)",
+        "    f = f.float() / 2\n    loss = sum(one(f) for one in criterion)\n",
+    ),
+    "a tuple, perhaps": ("Pair()", OWN, "calls svdvals(), " + SVD),
+    "any arguments": ("Any()", OWN, "calls svdvals(), " + SVD),
+    "a model, in the end": ("Odd()", "    loss = criterion(x).mean()\n    loss = loss + model(x).mean()", SVD),
+    "a sigmoid in half": (
+        "Certain()",
+        "    gate = Gate()\n    f = model(x)\n    f = gate(f)\n    loss = criterion(f)",
+        "use binary_cross_entropy_with_logits on logits first",
+    ),
+    "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str, dtype: str) -> None:
+    made, loss, expected = ELSEWHERE[name]
+    put(LOSSES, "losses.py")
+    names = ", ".join(sorted({*re.findall(r"[A-Z]\w+", made + loss), "Distance"} - {"False"}))
+    step = STEP.replace(STEP.splitlines()[2], loss)
+    put(f"import losses\nfrom losses import {names}\n{HEAD}criterion = {made}\nmeter = Distance()\n{step}")
+    result = amplint("train.py", "--dtype", dtype)
+    if result.exit_code:
+        assert result.stdout.rstrip().endswith(expected)
+    else:
+        text = Path("train.py").read_text(encoding="utf-8")
+        assert expected.replace("scaler.scale(loss)", "loss" if dtype == "bfloat16" else "scaler.scale(loss)") in text
+        assert "autocast" in text
+
+
+PRECISE = """\
+import torch
+def choose(*functions):
+    return lambda chosen: functions[0]
+def turn_torch(x):
+    return torch.linalg.svdvals(x)[0]
+@choose(turn_torch, max)
+def turn(x):
+    return x
+class Focal(torch.nn.Module):
+    def __init__(self, margin=1e-4):
+        super().__init__()
+        self.margin = margin
+    def forward(self, x):
+        p = torch.clamp(torch.sigmoid(x), self.margin, 1 - self.margin)
+        rest = 1 - p
+        return -(p * torch.log(rest)).mean()
+class Wide(torch.nn.Module):
+    def forward(self, x):
+        p = torch.sigmoid(x.float()).clamp(1e-4, 1 - 1e-4)
+        return -torch.log(1 - p).mean()
+class Coarse(torch.nn.Module):
+    def forward(self, x):
+        p = torch.sigmoid(x).clamp(0.01, 0.99)
+        return -torch.log(1 - p).mean()
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(4, 4), Focal()
+    def forward(self, x):
+        return self.loss(self.layer(x))
+class Book(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(4, 4))
+    def forward(self, x):
+        total = x.t() @ x.argmax(1, keepdim=True)
+        self.sums.data.mul_(0.99).add_(total, alpha=0.01)
+        return x - self.sums.mean(0)
+"""
+BOUNDED = (
+    "loss.py:14 keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p); "
+    "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits"
+)
+IMPRECISE = {  # what is made, the loss: what is written, or said
+    "a bound that is 1": ("criterion = Focal()", "criterion(model(x))", "criterion(output.float())"),
+    "a bound in float32": ("criterion = Wide()", "criterion(model(x))", "    loss = criterion(model(x))"),
+    "a bound that is none": ("criterion = Coarse()", "criterion(model(x))", "    loss = criterion(model(x))"),
+    "a bound in a model": ("", "model(x)", BOUNDED),
+    "an average in a buffer": (
+        "book = Book()",
+        "book(model(x)).mean()",
+        "loss.py:37 averages products over the batch in a buffer, where what half precision loses stays; "
+        "compute them on .float() under torch.autocast(device_type, enabled=False)",
+    ),
+    "a list that is filled": (
+        "several = torch.nn.ModuleList([])\nseveral.append(Focal())",
+        "several[0](model(x))",
+        BOUNDED,
+    ),
+    "a decorator's function": ("", "turn(model(x))", "turn(output.float())"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", IMPRECISE)
+def test_what_half_precision_computes_too_coarsely(name: str, dtype: str) -> None:
+    made, loss, expected = IMPRECISE[name]
+    put(PRECISE, "loss.py")
+    head = HEAD.replace("torch.nn.Linear(4, 4)", "Net()") if loss == "model(x)" else HEAD
+    put(f"from loss import *\n{head}{made}\n" + STEP.replace(STEP.splitlines()[2], f"    loss = {loss}"))
+    result = amplint("train.py", "--dtype", dtype)
+    if result.exit_code:
+        assert result.stdout.rstrip().endswith(expected)
+    else:
+        text = Path("train.py").read_text(encoding="utf-8")
+        assert expected in text
+        assert "autocast" in text
+
+
+def test_what_a_loop_in_another_file_is_given() -> None:
+    put(PRECISE, "loss.py")
+    body = "".join(f"    {line}\n" for line in STEP.splitlines()).replace(
+        "mse_loss(model(x.to(device)), y.to(device))", ""
+    )
+    loop = body.replace("torch.nn.functional.", "losses[0](model(x.cuda()))")
+    put(f"def train(loader, model, losses, optimizer):\n{loop}", "loop.py")
+    made = HEAD + "losses = torch.nn.ModuleList([])\nlosses.append(Focal())\ntrain(loader, model, losses, optimizer)\n"
+    put("from loop import train\nfrom loss import Focal\n" + made)
+    result = amplint("train.py", "loop.py")
+    assert result.exit_code == 1
+    assert result.stdout.rstrip().endswith(BOUNDED)
