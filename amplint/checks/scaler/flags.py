@@ -11,7 +11,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
-from amplint.source.interpret.tensors import device_type, dtype_of
+from amplint.source.interpret.tensors import device_type, dtype_of, tensors_in
 from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,
@@ -177,8 +177,12 @@ def scaler_asks_for_bfloat16(script: Script) -> Iterator[Finding]:
 
 def _pair(backward: events.Backward) -> tuple[Scaler | None, Region | None]:
     """The scaler and the region of a loss that is scaled."""
-    region = backward.loss.region if isinstance(backward.loss, Tensor) else None
-    return (backward.scaler, region) if isinstance(backward.scaler, Scaler) else (None, None)
+    loss = backward.loss
+    if not isinstance(loss, Tensor) or not isinstance(backward.scaler, Scaler):
+        return None, None
+    if len({tensor.region for tensor in tensors_in(loss.parents)}) > 1:
+        return None, None  # one of several, and which is not seen
+    return backward.scaler, loss.region
 
 
 def _known(scaler: Scaler) -> bool:

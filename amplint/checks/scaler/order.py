@@ -26,6 +26,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import suite_of
+from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import (
@@ -114,7 +115,14 @@ def _unscale_first(
             continue
         if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
             return None
+    for late in script.events(events.Unscale):
+        if late.optimizer == optimizer and same_function(late, step) and _lineno(late.node) > _lineno(place):
+            return unscaling.before_clip(module, late.node, place)  # a second one would raise RuntimeError
     return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
+
+
+def _lineno(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)
 
 
 def _unscale_in_method(clip: events.Clip, step: events.Step) -> Fix | None:

@@ -76,6 +76,7 @@ def _off(scaler: Scaler, world: World) -> bool:
 
 def scaled(m: Machine, value: Value, scaler: Scaler, node: ast.AST, world: World) -> Value:
     """scaler.scale(value)."""
+    value = tensors.settled(value, world)
     if _off(scaler, world):
         return value
     match value:
@@ -85,7 +86,7 @@ def scaled(m: Machine, value: Value, scaler: Scaler, node: ast.AST, world: World
             return replace(value, scaler=scaler, made="scale", node=node, parents=(value,), identity=serial())
     of, region, _ = tensors.provenance((value,))
     return Tensor("", of=of, region=region or tensors.region_of(world), scaler=scaler, made="scale", node=node,
-                  identity=serial())  # fmt: skip
+                  parents=(value,), identity=serial())  # fmt: skip
 
 
 def optimizers_in(value: Value, world: World) -> list[Optimizer]:

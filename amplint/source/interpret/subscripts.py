@@ -59,7 +59,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             stored = world.get(owner, index)
             if stored is not None:
                 return stored  # type: ignore[no-any-return]
-            dispatched = _dispatch(owner, index)
+            dispatched = _dispatch(owner, index, world)
             return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
             return operations.view(owner, node)
@@ -82,7 +82,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
     return part(owner, index)
 
 
-def _dispatch(table: Mapping, index: Value) -> Value | None:
+def _dispatch(table: Mapping, index: Value, world: World) -> Value | None:
     """`{"fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]`: one of few, by the key that it equals."""
     keys = [key for key, _ in table.items]
     values = [value for _, value in table.items]
@@ -90,8 +90,12 @@ def _dispatch(table: Mapping, index: Value) -> Value | None:
     if table.open or not plain or not 0 < len(keys) <= 4 or not all(isinstance(value, _DISPATCHED) for value in values):
         return None
     chosen = values[-1]  # a key that is not there is an error
+    known = conditions.compare("==", index, keys[-1])
     for key, value in reversed(list(zip(keys[:-1], values[:-1], strict=True))):
-        chosen = conditions.choice(conditions.compare("==", index, key), value, chosen)
+        asked = conditions.compare("==", index, key)
+        known = conditions.either(asked, known)
+        chosen = conditions.choice(asked, value, chosen)
+    world.suppose(known)
     return chosen
 
 
