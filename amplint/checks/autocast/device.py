@@ -61,8 +61,8 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP208",
                 create,
-                f"{index} is no device type but a device: RuntimeError before torch 2.4; since then autocast leaves out "
-                f"the checks that it makes for {_type_of(index)}",
+                f"{index} is no device type but a device: RuntimeError before torch 2.4; since then autocast leaves "
+                f"out the checks that it makes for {_type_of(index)}",
                 severity=Severity.ERROR if old else Severity.WARNING,
                 help="pass the type alone, without the index",
                 fix=_without_index(module, argument, sides),

@@ -180,3 +180,13 @@ def type_of_string(module: Module, argument: ast.expr, device: ast.expr) -> Fix 
     """The type of a device that may be a string or a torch.device."""
     torch = edits.binding_of(module, "torch", at=module.statement(argument))
     return device_type(module, argument, f"{torch}.device({module.source(device)}).type") if torch else None
+
+
+def flag_to_enabled(module: Module, call: ast.Call, device: str) -> Fix | None:
+    """`torch.autocast(use_amp)` → `torch.autocast("cuda", enabled=use_amp)`, and so on in torch.cuda.amp's order."""
+    names = dict(enumerate(("enabled", "dtype", "cache_enabled")[: len(call.args)]))
+    return attempt(
+        f'pass the device type "{device}"',
+        SAFE,
+        lambda: edits.change_call(module, call, keywords_for_positional=names, add_positional_first=[f'"{device}"']),
+    )
