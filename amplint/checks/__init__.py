@@ -28,13 +28,13 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     for the files at their paths.
     """
     from amplint.checks import migration  # noqa: F401  registers the checks
-    from amplint.checks.autocast import casts, device, entering, losses, regions, switches  # noqa: F401
-    from amplint.checks.autocast import outside  # noqa: F401
+    from amplint.checks.autocast import casts, device, dtypes, entering, losses, regions, switches  # noqa: F401
+    from amplint.checks.autocast import evaluation, outside  # noqa: F401
     from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import accumulation, life, names, order, resume, scaling, update  # noqa: F401
-    from amplint.checks.scaler import flags, half, pairs  # noqa: F401
-    from amplint.checks.crashes import kernels  # noqa: F401
+    from amplint.checks.scaler import flags, half, pairs, penalty, schedule  # noqa: F401
+    from amplint.checks.crashes import kernels, mixed  # noqa: F401
     from amplint.checks.state import averages, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 

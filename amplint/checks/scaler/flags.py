@@ -46,7 +46,7 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
         if scaler is None or region is None or not _known(scaler):
             continue
         scaling, casting = conditions.truth(scaler.enabled), conditions.truth(region.autocast.enabled)
-        if scaling == casting or region.assumed:
+        if scaling == casting or region.assumed or _spelled_alike(scaler, region):
             continue
         create = _made(script, scaler)
         evidence: list[tuple[events.Event | None, str]] = [
@@ -55,7 +55,13 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
             (backward, "both decide what becomes of this"),
         ]
         alone = conditions.both(casting, conditions.negate(scaling))
-        if _decided_by_flags(alone) and _can_be(alone, backward) and "float16" in _dtypes(region, backward, alone):
+        related = casting is True or _roots(scaling) == _roots(casting)
+        if (
+            related
+            and _decided_by_flags(alone)
+            and _can_be(alone, backward)
+            and "float16" in _dtypes(region, backward, alone)
+        ):
             if scaler.enabled == FALSE:
                 continue  # AMP101
             yield found(
@@ -222,6 +228,30 @@ def _words(thing: object) -> str:
         case frozenset() | tuple():
             return " ".join(map(_words, thing))
     return ""
+
+
+def _spelled_alike(scaler: Scaler, region: Region) -> bool:
+    """Whether both are told by the same words: then they mean one thing, though amplint does not see it."""
+    flags = [_flag(node) for node in (scaler.node, region.autocast.node)]
+    return None not in flags and flags[0] == flags[1]
+
+
+def _flag(call: ast.AST | None) -> str | None:
+    for keyword in call.keywords if isinstance(call, ast.Call) else ():
+        if keyword.arg == "enabled":
+            return ast.unparse(keyword.value)
+    return None
+
+
+def _roots(formula: Formula) -> set[object]:
+    """What the flags of a formula belong to: the object whose attributes they are, the function whose arguments."""
+    roots: set[object] = set()
+    for atom in _atoms(formula):
+        root = atom.parts[0] if atom.parts else None
+        while isinstance(root, Sym) and root.kind in ("attr", "item") and isinstance(root.parts[0], Value):
+            root = root.parts[0]
+        roots.add(root.parts[0] if isinstance(root, Sym) and root.kind == "argument" else root)
+    return roots
 
 
 def _atoms(formula: Formula) -> Iterator[Question]:

@@ -31,7 +31,7 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
         before = step.before
         if step.scaler is None or is_disabled(step.scaler) or before.kind != "none" or before.lost:
             continue
-        if step.closure or step.frame.entry and not _emptied(script, step):
+        if step.closure or (step.frame.entry and not _emptied(script, step)):
             continue
         skipped = [
             b
@@ -261,11 +261,12 @@ def _is_closure(module: Module, node: ast.expr) -> bool:
     if not isinstance(node, ast.Name):
         return False
     return any(
-        isinstance(one, ast.FunctionDef)
-        and one.name == node.id
-        or isinstance(one, ast.Assign)
-        and isinstance(one.value, ast.Lambda | ast.Call)
-        and "partial" in text(module, one.value)
-        and any(isinstance(target, ast.Name) and target.id == node.id for target in one.targets)
+        (isinstance(one, ast.FunctionDef) and one.name == node.id)
+        or (
+            isinstance(one, ast.Assign)
+            and isinstance(one.value, ast.Lambda | ast.Call)
+            and "partial" in text(module, one.value)
+            and any(isinstance(target, ast.Name) and target.id == node.id for target in one.targets)
+        )
         for one in ast.walk(module.tree)
     )

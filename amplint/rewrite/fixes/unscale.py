@@ -26,7 +26,7 @@ def before_step(module: Module, unscale: ast.AST, step: ast.AST) -> Fix | None:
     suite = suite_of(module, target)
     if not isinstance(statement, ast.Expr) or statement not in suite:
         return None
-    moved = [statement]
+    moved: list[ast.stmt] = [statement]
     for following in suite[suite.index(statement) + 1 :]:
         if "clip_grad" not in module.source(following) or not isinstance(following, ast.Expr | ast.Assign):
             break

@@ -178,6 +178,8 @@ def _unknown(
     if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
         scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
         return [(scaler_methods.scaled(m, given.args[0], scaler, node, world), world)]
+    if name == "get_scale" and not given.args:
+        return [(sym("scale of", owner, serial()), world)]
     if name == "enter_context" and given.args:  # an ExitStack: left together with the `with` that it is used in
         entered = contexts.enter(m, given.args[0], node, node, world, frame)
         return [(fresh("context") if isinstance(bound, Autocast) else bound, after) for bound, after in entered]
