@@ -257,3 +257,13 @@ def zero_after(module: Module, zero: ast.AST, step: ast.AST, update: ast.AST | N
     if not isinstance(statement, ast.Expr) or statement not in suite_of(module, target):
         return None
     return attempt("set gradients to zero after the step", SAFE, lambda: edits.move_after(module, [statement], target))
+
+
+def reduce_in_float32(module: Module, reduction: ast.Call) -> Fix | None:
+    """`x.mean()` → `x.float().mean()`, `torch.mean(x)` → `torch.mean(x.float())`."""
+    operand = reduction.func.value if isinstance(reduction.func, ast.Attribute) else None
+    if reduction.args and (operand is None or any(name.startswith("torch") for name in module.dotted(reduction.func))):
+        operand = reduction.args[0]
+    if operand is None or isinstance(operand, ast.Starred):
+        return None
+    return attempt("reduce in float32", SAFE, lambda: edits.wrap_call(module, operand, "{}.float()"))
