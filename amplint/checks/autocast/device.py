@@ -24,11 +24,11 @@ _WRONG = frozenset("gpu auto GPU CUDA CPU fp16 bf16 fp32 float16 bfloat16 float3
 @rule("AMP208")
 def not_a_device_type(script: Script) -> Iterator[Finding]:
     """device_type is a torch.device, a number, a string with an index or one that names no device."""
-    for create, value, argument in _made(script):
+    for create, value, argument in made(script):
         if value.given is None or argument is None:
             continue
         module, shown = create.module, text(create.module, argument)
-        sides = _sides(value.given, create)
+        sides = sides_of(value.given, create)
         if sides and all(_is_device(script, side) for side in sides):
             yield found(
                 "AMP208",
@@ -69,7 +69,7 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             )
 
 
-def _made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | None]]:
+def made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | None]]:
     """The autocast objects that are made by name (or by a subclass's), each with the argument for device_type."""
     for create in script.events(events.Create):
         node = create.node
@@ -82,7 +82,7 @@ def _made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | 
             yield create, create.value, None if old else named or first
 
 
-def _sides(value: Value, event: events.Event) -> list[Value]:
+def sides_of(value: Value, event: events.Event) -> list[Value]:
     """What a value can be where an event happens."""
     return [one for side in conditions.sides(value, event.facts) for one in options(side)]
 
@@ -194,9 +194,9 @@ def _surely_device(value: object) -> bool:
 @rule("AMP208")
 def cuda_on_any_device(script: Script) -> Iterator[Finding]:
     """CUDA's autocast is on whatever the device is, in code that runs on others too."""
-    for create, value, argument in _made(script):
+    for create, value, argument in made(script):
         if tensors.device_type(value.device) == "cuda" and value.enabled == TRUE:
-            if _asked_before(create) or not (runs_on_cpu(create.module) or _anywhere(create)):
+            if asked_before(create) or not (runs_on_cpu(create.module) or _anywhere(create)):
                 continue
             yield found(
                 "AMP208",
@@ -221,7 +221,7 @@ def cuda_on_any_device(script: Script) -> Iterator[Finding]:
 def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
     """CUDA's scaler is on whatever the device is, beside regions for the device that is chosen at run time."""
     chosen = [
-        value for _, value, _ in _made(script) if value.device is not None and not tensors.device_type(value.device)
+        value for _, value, _ in made(script) if value.device is not None and not tensors.device_type(value.device)
     ]
     if not chosen:
         return
@@ -229,7 +229,7 @@ def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
         value = create.value
         if not isinstance(value, Scaler) or value.device not in (None, Const("cuda")):
             continue
-        if asks_for_device(value.enabled) or _asked_before(create):
+        if asks_for_device(value.enabled) or asked_before(create):
             continue
         yield found(
             "AMP208",
@@ -241,7 +241,7 @@ def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
         )
 
 
-def _asked_before(create: events.Create) -> bool:
+def asked_before(create: events.Create) -> bool:
     """Whether a condition on the way here asks for a device, or for mixed precision: then whoever answers it knows."""
     for above in create.module.ancestors(create.node):
         if isinstance(above, ast.If | ast.IfExp | ast.While | ast.Match | ast.Try):

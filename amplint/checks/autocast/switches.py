@@ -73,6 +73,12 @@ def _by_name(module: Module, call: ast.Call) -> bool:
     return bool(names) and names <= AUTOCASTS | SCALERS
 
 
+def is_scaler(create: events.Create) -> bool:
+    """Whether a GradScaler is made by its name."""
+    node = create.node
+    return isinstance(create.value, Scaler) and isinstance(node, ast.Call) and _by_name(create.module, node)
+
+
 def enabled_of(module: Module, call: ast.Call) -> ast.expr | None:
     """What a call of autocast or GradScaler is given for `enabled`."""
     named = next((keyword.value for keyword in call.keywords if keyword.arg == "enabled"), None)

@@ -172,13 +172,18 @@ def enclosed(module: Module, node: ast.expr) -> str:
     return source if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript) else f"({source})"
 
 
+def torch_at(module: Module, node: ast.AST) -> str | None:
+    """What torch is called where a node stands."""
+    return edits.binding_of(module, "torch", at=module.statement(node))
+
+
 def device_type(module: Module, argument: ast.expr, code: str) -> Fix | None:
     return attempt(f"pass {code}", SAFE, lambda: edits.replace(module, argument, code))
 
 
 def type_of_string(module: Module, argument: ast.expr, device: ast.expr) -> Fix | None:
     """The type of a device that may be a string or a torch.device."""
-    torch = edits.binding_of(module, "torch", at=module.statement(argument))
+    torch = torch_at(module, argument)
     return device_type(module, argument, f"{torch}.device({module.source(device)}).type") if torch else None
 
 
