@@ -3,6 +3,7 @@ a small script to change."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from amplint.cli import cli
 
 HERE = Path(__file__).parent
+_PART = re.compile(r"^# == (.+)\n", re.MULTILINE)
 
 HEAD = """\
 import torch
@@ -60,6 +62,20 @@ def put(text: str, name: str = "train.py") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def project(name: str) -> tuple[dict[str, str], dict[str, str], str]:
+    """The files of a small project, each under `# == path`, what they become (`# == path after`), and what is said
+    (`# == said`)."""
+    pieces = _PART.split((HERE / "projects" / f"{name}.case").read_text(encoding="utf-8"))
+    found = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+    before = {key: text for key, text in found.items() if key != "said" and not key.endswith(" after")}
+    after = {key: found.get(f"{key} after", text) for key, text in before.items()}
+    return before, after, found["said"]
+
+
+def contents(names: list[str]) -> dict[str, str]:
+    return {name: Path(name).read_text(encoding="utf-8") for name in names}
 
 
 def check_case(one: Case) -> None:

@@ -1,68 +1,35 @@
-"""`amplint fix` over several files: what each becomes, and what is said. A case holds the files of a small project,
-each under `# == path`, what they become under `# == path after`, and the summary under `# == said`."""
+"""`amplint fix` over several files: what each becomes, and what is said."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from amplint.cli import cli
+from tests.rewrite import fixing
+from tests.rewrite.fixing import amplint, contents, names, project
 
-CASES = Path(__file__).parent / "projects"
-NAMES = sorted(path.stem for path in CASES.glob("*.case"))
-_PART = re.compile(r"^# == (.+)\n", re.MULTILINE)
-
-
-def parts(name: str) -> dict[str, str]:
-    """The parts of a case, by what their headings say."""
-    pieces = _PART.split((CASES / f"{name}.case").read_text(encoding="utf-8"))
-    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
-
-
-def amplint(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, ["fix", *arguments], catch_exceptions=False)
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def put(files: dict[str, str]) -> list[str]:
     for name, text in files.items():
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        fixing.put(text, name)
     return sorted(files)
 
 
-def project(name: str) -> tuple[dict[str, str], dict[str, str], str]:
-    """The files of a case, what they become, and what is said."""
-    found = parts(name)
-    before = {key: text for key, text in found.items() if key != "said" and not key.endswith(" after")}
-    after = {key: found.get(f"{key} after", text) for key, text in before.items()}
-    return before, after, found["said"]
-
-
-def contents(names: list[str]) -> dict[str, str]:
-    return {name: Path(name).read_text(encoding="utf-8") for name in names}
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("projects"))
 def test_project(name: str) -> None:
     before, after, said = project(name)
-    names = put(before)
+    written = put(before)
     result = amplint(".")
-    assert contents(names) == after
+    assert contents(written) == after
     assert (result.stdout, result.exit_code) == (said, 0)
     again = amplint(".")
-    assert contents(names) == after
+    assert contents(written) == after
     assert "converted" not in again.stdout
 
 
@@ -184,9 +151,9 @@ def test_without_a_gpu_it_trains_as_before(name: str, tmp_path: Path) -> None:
 
 def test_a_command_is_not_given_twice() -> None:
     """What was named stays named, and what naming did not help is said."""
-    step = parts("two_scripts")["engine.py"]
+    files = project("two_scripts")[0]
+    step, script = files["engine.py"], files["train.py"]
     other = step[step.index("def run_epoch") :].replace("run_epoch", "run_other")
-    script = parts("two_scripts")["train.py"]
     put({"engine.py": f"{step}\n\n{other}", "train.py": script, "other.py": script.replace("run_epoch", "run_other")})
     two = amplint("engine.py", "train.py").stdout
     assert "amplint fix engine.py other.py train.py changes them together" in two

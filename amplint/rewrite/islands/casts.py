@@ -18,6 +18,7 @@ _SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expa
 _ABOUT = NUMBERS | {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "grad", "type_as", "get_device"}
 _LOWERS = frozenset("mm bmm matmul linear einsum conv1d conv2d conv3d addmm baddbmm conv_transpose2d".split())
 _PARTS = frozenset(("chunk", "split", "unbind", "tensor_split"))
+_LISTS = frozenset("list tuple dict set map zip filter sorted reversed enumerate".split())
 _TALKS = frozenset(("print", "len", "isinstance", "str", "repr", "float", "int", "id", "type"))
 
 
@@ -62,9 +63,10 @@ def _kind(module: Module, name: ast.Name, runs: Collection[ast.AST], known: dict
             root = root.value
         else:
             break
+    unpacked = isinstance(module.parents[name], ast.Tuple | ast.List)
     if any(node in runs for node in ast.walk(value)):
-        return DERIVED if _is_number(value) is False else ""
-    return _made(value, known, isinstance(module.parents[name], ast.Tuple | ast.List))
+        return "" if _is_number(value) else DERIVED if _is_one(value, unpacked) else UNKNOWN
+    return _made(value, known, unpacked)
 
 
 def _made(value: ast.expr, known: dict[str, str], unpacked: bool = True) -> str:
@@ -74,10 +76,16 @@ def _made(value: ast.expr, known: dict[str, str], unpacked: bool = True) -> str:
     lowers |= any(isinstance(one, ast.Attribute) and one.attr in _LOWERS for one in ast.walk(value))
     if not (names & known.keys() or lowers) or _is_number(value):
         return ""
-    if isinstance(value, ast.BinOp | ast.UnaryOp | ast.Call | ast.Subscript | ast.Name | ast.Attribute):
-        made = getattr(getattr(value, "func", None), "attr", "")
-        return UNKNOWN if made in ("max", "min", "topk", "sort") or (made in _PARTS and not unpacked) else DERIVED
-    return UNKNOWN
+    several = getattr(getattr(value, "func", None), "attr", "") in ("max", "min", "topk", "sort")
+    return DERIVED if _is_one(value, unpacked) and not several else UNKNOWN
+
+
+def _is_one(value: ast.expr, unpacked: bool) -> bool:
+    """Whether an expression has the shape of a tensor, not of a list of several."""
+    if not isinstance(value, ast.BinOp | ast.UnaryOp | ast.Call | ast.Subscript | ast.Name | ast.Attribute):
+        return False
+    function = getattr(value, "func", None)
+    return getattr(function, "id", "") not in _LISTS and (unpacked or getattr(function, "attr", "") not in _PARTS)
 
 
 def _is_number(value: ast.expr) -> bool:
