@@ -27,14 +27,25 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     more than once (in another round, world or call) is one finding. Suppressions are not applied here. `others` stand
     for the files at their paths.
     """
-    from amplint.checks import migration  # noqa: F401  registers the checks
-    from amplint.checks.autocast import casts, device, dtypes, entering, losses, regions, switches  # noqa: F401
-    from amplint.checks.autocast import evaluation, outside  # noqa: F401
+    from amplint.checks.autocast import casts, device, dtypes, entering, evaluation, losses, outside, regions, switches  # noqa: F401  # noqa: F401
+    from amplint.checks.crashes import kernels, mixed  # noqa: F401
+    from amplint.checks.migration import apex, renamed, versions  # noqa: F401  registers the checks
     from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
-    from amplint.checks.scaler import accumulation, life, names, order, resume, scaling, update  # noqa: F401
-    from amplint.checks.scaler import flags, half, pairs, penalty, schedule  # noqa: F401
-    from amplint.checks.crashes import kernels, mixed  # noqa: F401
+    from amplint.checks.scaler import (  # noqa: F401  # noqa: F401
+        accumulation,
+        flags,
+        half,
+        life,
+        names,
+        order,
+        pairs,
+        penalty,
+        resume,
+        scaling,
+        schedule,
+        update,
+    )
     from amplint.checks.state import averages, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 

@@ -10,6 +10,7 @@ from typing import Any
 from amplint.checks.registry import Script, found_at, rule
 from amplint.checks.scaler.scopes import binders, dynamic, is_guarded, loads, unbound
 from amplint.findings import Finding
+from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
 from amplint.source.interpret import conditions
 from amplint.source.module import Module
@@ -29,7 +30,6 @@ from amplint.source.values import (
 )
 
 _AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
-_AMP_PARTS = (*_AMP_NAMES, "scale_loss", "initialize", "half_function", "float_function", "master_params")
 _AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
 # What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
 _AMP_WORDS = re.compile(
@@ -252,7 +252,7 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
     """Names that are used as parts of AMP, in the order of the text."""
     for node in loads(module.tree):
         above = module.parents[node]
-        part = node.id == "amp" and isinstance(above, ast.Attribute) and above.attr in _AMP_PARTS
+        part = node.id == "amp" and isinstance(above, ast.Attribute) and above.attr in _AMP_NAMES
         if part or node.id in _AMP_NAMES:
             yield node, "import"
         elif isinstance(above, ast.Attribute) and above.value is node:
@@ -272,6 +272,8 @@ def not_in_the_library(script: Script) -> Iterator[Finding]:
     for node in ast.walk(module.tree) if "torch" in module.text and _USED.search(module.text) else ():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             for dotted in module.dotted(node.value):
+                if node.attr in ONLY_APEX:
+                    continue  # AMP608
                 if not _exists(dotted, node.attr) and not _rebound(module, node) and not is_guarded(module, node, ""):
                     yield found_at(
                         "AMP135",

@@ -11,6 +11,13 @@ from amplint.source.module import FunctionNode, Module
 AMP = "apex.amp"
 Import = ast.Import | ast.ImportFrom
 _CATCHES = frozenset("ImportError ModuleNotFoundError Exception BaseException".split())
+# What only apex.amp has (its state_dict is told by what is passed to it: nothing).
+ONLY_APEX = frozenset(
+    (
+        "scale_loss initialize master_params disable_casts half_function float_function promote_function "
+        "register_half_function register_float_function register_promote_function state_dict load_state_dict"
+    ).split()
+)
 _NATIVE = ("torch.cuda.amp", "torch.amp", "torch.autocast", "torch.cpu.amp")
 
 

@@ -128,3 +128,26 @@ def name_arguments(module: Module, call: ast.Call, names: dict[int, str], first:
             module, call, keywords_for_positional=names, add_positional_first=[first] if first else []
         ),
     )
+
+
+def with_device_type(module: Module, node: ast.AST, device: str) -> Fix | None:
+    """`@custom_fwd` and `@custom_fwd(cast_inputs=…)` → with `device_type`."""
+
+    def build() -> list[Edit]:
+        if isinstance(node, ast.Call):
+            return edits.change_call(module, node, add_keywords={"device_type": f'"{device}"'})
+        return edits.replace(module, _expr(node), f'{module.source(node)}(device_type="{device}")')
+
+    return attempt("pass device_type", SAFE, build)
+
+
+def state_of(module: Module, call: ast.Call, name: str, device: str) -> Fix | None:
+    """`torch.set_autocast_gpu_dtype(x)` → `torch.set_autocast_dtype("cuda", x)`."""
+
+    def build() -> list[Edit]:
+        if not isinstance(call.func, ast.Attribute):
+            raise edits.CannotEdit("imported by name")
+        function = f"{module.source(call.func.value)}.{name}"
+        return edits.change_call(module, call, func=function, add_positional_first=[f'"{device}"'])
+
+    return attempt(f"use torch.{name}", SAFE, build)

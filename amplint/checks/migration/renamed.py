@@ -7,10 +7,8 @@ from collections.abc import Iterator
 
 from amplint import knowledge
 from amplint.checks.registry import Script, found, found_at, rule, text
-from amplint.findings import Finding, Severity
-from amplint.rewrite.apex.uses import Use, falls_back, guard, raises, uses_of
+from amplint.findings import Finding
 from amplint.rewrite.fixes import migration as fixes
-from amplint.rewrite.refusals.refused import Refused
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
@@ -50,7 +48,8 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
     uses = [
         (node, old)
         for node, old in deprecated_uses(module)
-        if script.settings.target_torch >= MOVED[old][1] and not _for_old_versions(module, node, old)
+        if script.settings.target_torch >= MOVED[old][1]
+        and not _for_old_versions(module, node, MOVED[old][0], old.split(".")[1])
     ]
     fix = fixes.to_torch_amp(module, uses) if uses else None
     for node, old in uses:
@@ -87,24 +86,24 @@ def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
 _ABSENT = frozenset("ImportError ModuleNotFoundError AttributeError TypeError".split())
 
 
-def _for_old_versions(module: Module, node: ast.AST, old: str) -> bool:
+def _for_old_versions(module: Module, node: ast.AST, new: str, device: str) -> bool:
     """Whether this is what runs where torch is too old for the successor: in the handler of an attempt to use that, in
     the other arm of a branch that uses it, or under a question about torch's version."""
-    inside, device = node, old.split(".")[1]
+    inside = node
     for above in module.ancestors(node):
         match above:
             case ast.Try() if inside in above.handlers:
                 caught = {name.id for name in ast.walk(inside) if isinstance(name, ast.Name)}
-                if caught & _ABSENT or any(_names(module, part, MOVED[old][0], device) for part in above.body):
+                if caught & _ABSENT or any(_names(module, part, new, device) for part in above.body):
                     return True
             case ast.If(test=test, body=body, orelse=orelse):
                 other = orelse if inside in body else body
                 if inside is not test and (
-                    _asks_version(module, test) or any(_names(module, part, MOVED[old][0], device) for part in other)
+                    asks_version(module, test) or any(_names(module, part, new, device) for part in other)
                 ):
                     return True
             case ast.IfExp(test=test, body=yes, orelse=no) if inside is not test:
-                if _asks_version(module, test) or _names(module, no if inside is yes else yes, MOVED[old][0], device):
+                if asks_version(module, test) or _names(module, no if inside is yes else yes, new, device):
                     return True
         inside = above
     return False
@@ -128,7 +127,7 @@ def _of_another_device(module: Module, node: ast.AST, device: str) -> bool:
     return False
 
 
-def _asks_version(module: Module, test: ast.expr) -> bool:
+def asks_version(module: Module, test: ast.expr) -> bool:
     """Whether a condition compares torch's version, or asks whether torch has something."""
     asked = text(module, test, 200).lower()
     return "torch" in asked and ("version" in asked or "hasattr" in asked)
@@ -248,46 +247,68 @@ def _number(value: Value | None) -> bool:
     return isinstance(value, Const) and isinstance(value.value, int | float) and not isinstance(value.value, bool)
 
 
-# -- apex -------------------------------------------------------------------------------------------------------------
+# -- custom_fwd and custom_bwd ----------------------------------------------------------------------------------------
 
 
-def _line(use: Use) -> int:
-    return use.node.lineno
-
-
-@rule("AMP605")
-def apex_amp(script: Script) -> Iterator[Finding]:
-    """apex.amp, which current apex does not have: one finding a file, at the import."""
+@rule("AMP603")
+def custom_fwd_needs_device(script: Script) -> Iterator[Finding]:
+    """torch.amp.custom_fwd or custom_bwd without device_type."""
     module = script.module
-    if "apex" not in module.text:
-        return
-    from amplint.rewrite.apex.migrate import migrate
+    named: list[ast.Name | ast.Attribute] = [*module.nodes(ast.Name), *module.nodes(ast.Attribute)]
+    for node in named:
+        if not module.dotted(node) or not module.dotted(node) <= _CUSTOM:
+            continue
+        above = module.parents[node]
+        call = above if isinstance(above, ast.Call) and above.func is node else None
+        if call is None and node not in getattr(above, "decorator_list", ()):
+            continue  # handed on, to functools.partial for one
+        if call and any(keyword.arg in ("device_type", None) for keyword in call.keywords):
+            continue
+        name = next(iter(module.dotted(node)))
+        device = script.settings.target_device
+        yield found_at(
+            "AMP603",
+            module,
+            call or node,
+            f"{name} takes device_type, and nothing passes it: TypeError when the class is defined",
+            help=f'write @{text(module, node)}(device_type="{device}")',
+            fix=fixes.with_device_type(module, call or node, device),
+        )
 
-    uses = uses_of(module)
-    if not uses.imports:
+
+_CUSTOM = {"torch.amp.custom_fwd", "torch.amp.custom_bwd"}
+
+
+# -- functions about autocast's state ---------------------------------------------------------------------------------
+
+# Deprecated function → its successor and the device that this takes first. All of them are in torch 2.4.
+STATE = {
+    f"torch.{verb}_autocast_{old}_{what}": (f"torch.{verb}_autocast_{what}", device)
+    for old, device in (("gpu", "cuda"), ("cpu", "cpu"), ("xla", "xla"), ("ipu", "ipu"), ("hpu", "hpu"))
+    for verb, what in (("get", "dtype"), ("set", "dtype"), ("is", "enabled"), ("set", "enabled"))
+    if (old, what) != ("gpu", "enabled")  # torch.is_autocast_enabled() asks about CUDA, and is not deprecated
+}
+
+
+@rule("AMP604")
+def deprecated_autocast_state(script: Script) -> Iterator[Finding]:
+    """torch.get_autocast_gpu_dtype() and the like."""
+    module = script.module
+    if script.settings.target_torch < (2, 4):
         return
-    statement, alias = next(((s, a) for s, a in uses.imports if a.name != "apex"), uses.imports[0])
-    attempt = guard(module, statement)
-    if attempt is not None and (not uses.uses or falls_back(attempt)):
-        return
-    message = "current apex has no apex.amp: ImportError"
-    severity = knowledge.rules()["AMP605"].severity
-    fix, advice = None, ""
-    if attempt is not None and not raises(attempt):
-        message = "current apex has no apex.amp: the import fails, and the script goes on without it"
-    if uses.native and uses.uses:
-        advice = "remove the branch that uses apex: torch.amp is there beside it"
-        severity = severity if attempt is None else Severity.NOTE
-    else:
-        try:
-            fix = migrate(script.reading, script.settings)
-        except Refused as refused:
-            advice = f"not migrated: {refused.reason}; {refused.advice}"
-        else:
-            advice = fix.message
-    if any("apex.parallel" in name for names in module.imports.values() for name in names):
-        advice += "; torch.nn.parallel and nn.SyncBatchNorm do what apex.parallel does"
-    evidence = [
-        (module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in sorted(uses.uses, key=_line)
-    ]
-    yield found_at("AMP605", module, alias, message, severity=severity, evidence=evidence, help=advice, fix=fix)
+    for call in module.nodes(ast.Call):
+        names = module.dotted(call.func)
+        if len(names) != 1 or (old := next(iter(names))) not in STATE:
+            continue
+        new, device = STATE[old]
+        if _for_old_versions(module, call, new, device) or isinstance(call.func, ast.Name):
+            continue
+        given = ", ".join([f'"{device}"', *(text(module, one) for one in call.args)])
+        yield found_at(
+            "AMP604",
+            module,
+            call,
+            f"{old} is deprecated since torch 2.4: a DeprecationWarning at every call",
+            help=f"write {new}({given})",
+            fix=fixes.state_of(module, call, new.rpartition(".")[2], device),
+        )

@@ -1,0 +1,98 @@
+"""Family 6, apex.amp: files that use it, and what a half-done migration leaves behind."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint import knowledge
+from amplint.checks.registry import Script, found_at, rule
+from amplint.checks.scaler.scopes import dynamic, is_guarded, unbound
+from amplint.findings import Finding, Severity
+from amplint.rewrite.apex.uses import ONLY_APEX, Use, falls_back, guard, raises, uses_of
+from amplint.rewrite.refusals.refused import Refused
+from amplint.source.module import Module
+
+
+@rule("AMP608")
+def apex_leftover(script: Script) -> Iterator[Finding]:
+    """apex.amp's functions are called, and nothing imports apex any more."""
+    module = script.module
+    if "amp." not in module.text or dynamic(module.tree):
+        return
+    for node in module.nodes(ast.Attribute):
+        if node.attr not in ONLY_APEX or not isinstance(node.ctx, ast.Load) or not _is_amp(module, node.value):
+            continue
+        yield found_at("AMP608", module, node, _message(module, node), help=_instead(node.attr))
+
+
+def _is_amp(module: Module, node: ast.expr) -> bool:
+    """Whether this is the name `amp`, unbound, or torch's own amp, which has none of these functions."""
+    if isinstance(node, ast.Name) and node.id == "amp" and unbound(module, node):
+        return not is_guarded(module, node, node.id)
+    return module.dotted(node) in ({"torch.amp"}, {"torch.cuda.amp"}) and not is_guarded(module, node, "")
+
+
+def _message(module: Module, node: ast.Attribute) -> str:
+    of = next(iter(module.dotted(node.value)), "")
+    if of:
+        return f"{of} has no {node.attr}: it is apex.amp's, and raises AttributeError here"
+    return f"amp is not bound here: amp.{node.attr} was apex.amp's, and raises NameError"
+
+
+def _instead(name: str) -> str:
+    """What torch.amp has instead of a function of apex.amp."""
+    match name:
+        case "scale_loss":
+            return "write scaler.scale(loss).backward(), with a torch.amp.GradScaler"
+        case "initialize":
+            return "drop it: torch.autocast around the forward, and a torch.amp.GradScaler, do its work"
+        case "master_params":
+            return "clip model.parameters(), after scaler.unscale_(optimizer)"
+        case "state_dict" | "load_state_dict":
+            return f"call {name} of the GradScaler"
+        case "disable_casts":
+            return 'write torch.autocast("cuda", enabled=False)'
+    return "write torch.amp.custom_fwd, or a torch.autocast region"
+
+
+def _line(use: Use) -> int:
+    return use.node.lineno
+
+
+@rule("AMP605")
+def apex_amp(script: Script) -> Iterator[Finding]:
+    """apex.amp, which current apex does not have: one finding a file, at the import."""
+    module = script.module
+    if "apex" not in module.text:
+        return
+    from amplint.rewrite.apex.migrate import migrate
+
+    uses = uses_of(module)
+    if not uses.imports:
+        return
+    statement, alias = next(((s, a) for s, a in uses.imports if a.name != "apex"), uses.imports[0])
+    attempt = guard(module, statement)
+    if attempt is not None and (not uses.uses or falls_back(attempt)):
+        return
+    message = "current apex has no apex.amp: ImportError"
+    severity = knowledge.rules()["AMP605"].severity
+    fix, advice = None, ""
+    if attempt is not None and not raises(attempt):
+        message = "current apex has no apex.amp: the import fails, and the script goes on without it"
+    if uses.native and uses.uses:
+        advice = "remove the branch that uses apex: torch.amp is there beside it"
+        severity = severity if attempt is None else Severity.NOTE
+    else:
+        try:
+            fix = migrate(script.reading, script.settings)
+        except Refused as refused:
+            advice = f"not migrated: {refused.reason}; {refused.advice}"
+        else:
+            advice = fix.message
+    if any("apex.parallel" in name for names in module.imports.values() for name in names):
+        advice += "; torch.nn.parallel and nn.SyncBatchNorm do what apex.parallel does"
+    evidence = [
+        (module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in sorted(uses.uses, key=_line)
+    ]
+    yield found_at("AMP605", module, alias, message, severity=severity, evidence=evidence, help=advice, fix=fix)
