@@ -87,10 +87,12 @@ class Loop:
 
 @dataclass(eq=False, slots=True)
 class Forward(Event):
-    """A model is called. `stale` is what changed its weights since the outermost autocast region was entered."""
+    """A model is called. `stale` is what changed its weights since the outermost autocast region was entered,
+    `graphless` its first forward in that region, if that recorded no gradients and this one does."""
 
     model: Value
     stale: Event | None = None
+    graphless: Event | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -235,6 +237,7 @@ class Operation(Event):
     kwargs: tuple[tuple[str, Value], ...]
     result: Tensor
     arg_nodes: tuple[ast.AST, ...] = ()
+    layer: str = ""  # the dtype of the weights of the layer that runs it, if that is known
 
 
 @dataclass(eq=False, slots=True)

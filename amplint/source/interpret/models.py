@@ -36,6 +36,7 @@ from amplint.source.values import (
     Parameters,
     Region,
     StateDict,
+    TRUE,
     Sym,
     Tensor,
     Value,
@@ -52,7 +53,8 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
         if op:
             # the reduction and eps arguments of the constructor matter to no dtype
             weights = tensors.weights_of(world, model) if op in tensors.WEIGHTED else ""
-            result = operations.operation(m, op, given.args, {}, node, world, frame, weights=weights)
+            layer = _weights(m, model, world)
+            result = operations.operation(m, op, given.args, {}, node, world, frame, weights=weights, layer=layer)
             return [(tag(result, model), world)]
         return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
     _tell_forward(m, model, node, world, frame)
@@ -70,6 +72,15 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
     return [(replace(output, of=output.of | {model}), world)]
 
 
+def _weights(m: Machine, model: Model, world: World) -> str:
+    """The dtype of a layer's weights: what they were cast to, or made in; float32 if neither is said. Not known of a
+    layer in a class that is judged by itself: who makes it may cast it."""
+    if world.get(("dtype of", model), "dtype") is not None:
+        return tensors.weights_of(world, model)
+    made = dict(model.kwargs).get("dtype", NONE)
+    return "" if m.alone else "float32" if made == NONE else tensors.dtype_of(made)
+
+
 def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: Frame) -> None:
     if frame.in_model:
         return
@@ -78,7 +89,13 @@ def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: 
         outer = None  # no copies are used here
     stale = world.get("stale weights", outer.node) if outer is not None else None
     changed = stale.event if stale is not None and _changed(world, model, stale.event) else None
-    m.emit(events.Forward, node, world, frame, model=model, stale=changed)
+    event = m.emit(events.Forward, node, world, frame, model=model, stale=changed)
+    if outer is not None and not outer.assumed and outer.autocast.cache != FALSE:
+        first = world.get("first forwards", (outer.node, model))
+        if first is None:
+            world.set("first forwards", (outer.node, model), TRUE if event.grad else event)
+        elif event.grad and isinstance(first, events.Forward):
+            event.graphless = first
 
 
 def _changed(world: World, model: Value, event: events.Event) -> bool:
@@ -167,7 +184,7 @@ def model_method(
         case "no_sync" | "join":
             return [(NullContext(), world)]
         case "clip_grad_norm_":
-            training.clip(m, of, "norm", node, world, frame)
+            training.clip(m, of, "norm", node, world, frame, own=True)
             return [(fresh("norm"), world)]
     if name in _MODEL_SELF:
         dtype = tensors.CASTS.get(name, "")

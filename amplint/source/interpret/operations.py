@@ -11,7 +11,7 @@ from amplint.source.interpret.frames import Arguments, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import serial, sym
-from amplint.source.values import KNOWN, NONE, Const, Items, Sym, Tensor, Value
+from amplint.source.values import ASSUMED, KNOWN, NONE, Const, Items, Sym, Tensor, Value
 
 _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
@@ -33,8 +33,10 @@ def operation(
     frame: Frame,
     in_place: bool = False,
     weights: str = "",
+    layer: str = "",
 ) -> Tensor:
-    """Run an op on tensors and tell of it. `weights`: the dtype of a layer's, where it was cast."""
+    """Run an op on tensors and tell of it. `weights`: the dtype of a layer's, where it was cast; `layer`: where it is
+    known."""
     every = (*operands, *kwargs.values())
     result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
     if op.startswith("embedding") and len(operands) == 1:
@@ -43,7 +45,7 @@ def operation(
         result = replace(result, dtype=weights)
     if in_place and isinstance(operands[0], Tensor):
         result = replace(result, dtype=operands[0].dtype, trust=operands[0].trust)
-    tell(m, op, operands, kwargs, result, node, world, frame)
+    tell(m, op, operands, kwargs, result, node, world, frame, layer)
     if op in tensors.LOSSES and not frame.in_model:
         m.emit(events.Loss, node, world, frame, name=op)
     return result
@@ -58,17 +60,15 @@ def tell(
     node: ast.AST,
     world: World,
     frame: Frame,
+    layer: str = "",
 ) -> None:
     """Record an op on tensors, once for operands that are alike."""
     every = (*operands, *kwargs.values())
     signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
     calls = tuple(id(one.call) for one in frame.stack()) if op in _EACH else ()
-    if m.once(op, node, signature, tensors.region_of(world), calls):
-        m.observe(
-            events.Operation(
-                node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result
-            )
-        )
+    if m.once(op, node, signature, tensors.region_of(world), calls, layer):
+        told = (node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result)
+        m.observe(events.Operation(*told, layer=layer))
 
 
 def tell_cast(m: Machine, tensor: Tensor, result: Value, node: ast.AST, world: World, frame: Frame) -> None:
@@ -85,21 +85,22 @@ def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor 
     last = name.rpartition(".")[2]
     asked = given.kwargs.get("dtype", NONE)
     dtype = "low" if asked == sym("dtype", "low") else tensors.dtype_of(asked)
+    trust = ASSUMED if dtype == "low" else KNOWN  # x.dtype of a tensor that is taken to be half
 
     def otherwise(default: str) -> str:
         return default if asked == NONE else dtype
 
     if last in _CREATE:
-        return Tensor(otherwise("float32"), made=last, node=node, identity=serial())
+        return Tensor(otherwise("float32"), trust, made=last, node=node, identity=serial())
     if last in ("arange", "randint", "randperm"):
         floats = any(isinstance(value, Const) and isinstance(value.value, float) for value in given.args)
         kind = otherwise("float32" if floats else "integer")
-        return Tensor(kind, made=last, node=node, parents=given.args, identity=serial())
+        return Tensor(kind, trust, made=last, node=node, parents=given.args, identity=serial())
     if last in ("tensor", "as_tensor", "from_numpy"):
         of, region, scaler = tensors.provenance(given.args)
         kind = otherwise(_constant_dtype(given.args[0] if given.args else NONE))
         return Tensor(
-            kind, KNOWN, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
+            kind, trust, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
         )
     if last in _LIKE and given.args and isinstance(given.args[0], Tensor):
         like = given.args[0]

@@ -135,7 +135,7 @@ def set_item(
             new = Many(containers.merge_elements([*owner.items, value]))
         return assignment.assign(m, target.value, new, world, frame)
     if isinstance(owner, Tensor | Parameter):
-        operations.operation(m, "index_put", (owner, value), {}, target, world, frame)
+        operations.operation(m, "index_put", (owner, value), {"index": index}, target, world, frame)
         return [world]
     world.set(("items", owner), index if isinstance(index, Const) else "*", value)
     return [world]

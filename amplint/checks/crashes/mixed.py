@@ -1,0 +1,295 @@
+"""Dtypes that do not go together (AMP501, AMP505, AMP508)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.crashes.common import HALF, enabled, evidence, guarded, named, operand_node, policy
+from amplint.checks.registry import Script, found, found_at, rule, text
+from amplint.checks.state.casts import assigned, half_cast
+from amplint.findings import Finding, Fix, Severity
+from amplint.rewrite.fixes import crashes as fixes
+from amplint.source import events
+from amplint.source.module import Module
+from amplint.source.values import ASSUMED, KNOWN, Items, Many, Object, Sym, Tensor, Value
+
+# Stores that take what is stored in the very dtype of the tensor, with the place of what is stored.
+_STORES = {
+    **dict.fromkeys(("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce"), 3),
+    **dict.fromkeys(("masked_scatter", "index_put"), 2),
+}
+_SCALARS = frozenset("sum mean max min prod norm any all item std var median dot det trace".split())  # may have no dims
+_LAYERS = frozenset(
+    (
+        "linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh "
+        "rnn_relu lstm_cell gru_cell rnn_tanh_cell prelu multi_head_attention_forward"
+    ).split()
+)
+_NORMS = frozenset("layer_norm group_norm batch_norm".split())  # half weights need a half input
+# Functions that take tensors of one dtype only.
+_STRICT = {
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "einsum", "tensordot", "lerp"), 2),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "scaled_dot_product_attention"), 3),
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "grid_sample", "grid_sampler", "bilinear"), 2),
+}
+_FLOATS = (*HALF, "float32")
+
+
+def _clash(one: Value | None, other: Value | None, least: int = KNOWN) -> bool:
+    """Whether two tensors surely differ in dtype, one of them half and the other not."""
+    return (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.dtype in _FLOATS
+        and other.dtype in _FLOATS
+        and (one.dtype in HALF) is not (other.dtype in HALF)
+        and min(one.trust, other.trust) >= least
+    )
+
+
+# -- stores ------------------------------------------------------------------------------------------------------------
+
+
+@rule("AMP501")
+def index_store_dtype(script: Script) -> Iterator[Finding]:
+    """A store by mask or index whose source has another dtype than its destination."""
+    for event in script.events(events.Operation):
+        place = _STORES.get(event.name)
+        if place is None or guarded(event) or not event.args:
+            continue
+        if isinstance(event.node, ast.Subscript):
+            place = 1
+            if not _by_index(event):
+                continue
+        elif event.name == "index_put" and len(event.args) == 2:
+            continue
+        stores = isinstance(event.node, ast.Subscript) or _in_place(event)
+        if policy(script, event) == "promote" and not stores:
+            continue
+        stored = _stored(event, place)
+        into = event.args[0]
+        if not _clash(into, stored, ASSUMED) or not isinstance(stored, Tensor) or not isinstance(into, Tensor):
+            continue
+        if stored.made in _SCALARS:
+            continue
+        how = "a store by index" if event.name == "index_put" else event.name
+        yield found(
+            "AMP501",
+            event,
+            f"{how} takes the destination's dtype only: RuntimeError, {named(into.dtype)} for the destination and "
+            f"{named(stored.dtype)} for the source",
+            severity=Severity.ERROR if min(into.trust, stored.trust) == KNOWN else Severity.NOTE,
+            evidence=evidence(script, stored, into),
+            help="cast what is stored to the destination's dtype",
+            fix=_to_destination(event, place),
+        )
+
+
+def _stored(event: events.Operation, place: int) -> Value | None:
+    named_ones = dict(event.kwargs)
+    for name in ("source", "src", "values", "tensor"):
+        if name in named_ones:
+            return named_ones[name]
+    return event.args[place] if place < len(event.args) else None
+
+
+def _in_place(event: events.Operation) -> bool:
+    function = event.node.func if isinstance(event.node, ast.Call) else None
+    return isinstance(function, ast.Attribute) and function.attr.endswith("_")
+
+
+def _by_index(event: events.Operation) -> bool:
+    """Whether a subscript surely holds a mask or a tensor of indices: with slices and numbers the store casts."""
+    index = dict(event.kwargs).get("index")
+    parts = index.items if isinstance(index, Items) else (index,)
+    if any(isinstance(part, Tensor) and part.dtype in ("integer", "bool") for part in parts):
+        return True
+    assert isinstance(event.node, ast.Subscript)
+    written = event.node.slice
+    nodes = written.elts if isinstance(written, ast.Tuple) else [written]
+    return any(_is_mask(event.module, node) for node in nodes)
+
+
+def _is_mask(module: Module, node: ast.expr, depth: int = 2) -> bool:
+    match node:
+        case ast.Compare(ops=[ast.Eq() | ast.NotEq() | ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()]):
+            return True
+        case ast.UnaryOp(op=ast.Invert()):
+            return True
+        case ast.Call(func=ast.Attribute(attr="bool" | "nonzero" | "argsort" | "topk" | "isnan" | "isfinite" | "long")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="where", value=ast.Name(id="torch")), args=[_]):
+            return True
+        case ast.Name() if depth:
+            values = list(assigned(module, node))
+            return bool(values) and all(_is_mask(module, value, depth - 1) for value in values)
+    return False
+
+
+def _to_destination(event: events.Operation, place: int) -> Fix | None:
+    module, node = event.module, event.node
+    if isinstance(node, ast.Subscript):
+        statement = module.statement(node)
+        if not isinstance(statement, ast.Assign) or statement.targets != [node]:
+            return None
+        into, stored = node.value, statement.value
+    else:
+        first, other = operand_node(event, 0), operand_node(event, place)
+        if first is None or other is None:
+            return None
+        into, stored = first, other
+    if not isinstance(into, ast.Name | ast.Attribute):
+        return None
+    return fixes.cast(module, [stored], f"to({text(module, into)}.dtype)", "store it in the destination's dtype")
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+@rule("AMP505")
+def mixed_dtype_layer(script: Script) -> Iterator[Finding]:
+    """A layer is given a tensor of another dtype than its weights, with no autocast to cast them."""
+    if _casts_out_of_sight(script):
+        return
+    for event in script.events(events.Operation):
+        if not event.layer or event.name not in _LAYERS | _NORMS or guarded(event) or enabled(event) is not None:
+            continue
+        given = event.args[0] if event.args else None
+        if not isinstance(given, Tensor) or given.trust != KNOWN:
+            continue
+        wide, low = event.layer == "float32", event.layer in HALF
+        if not ((wide and given.dtype in HALF and event.name in _LAYERS) or (low and given.dtype == "float32")):
+            continue
+        left = given.region is not None and wide
+        yield found(
+            "AMP505",
+            event,
+            f"a layer with {event.layer} weights is given {named(given.dtype)}, outside autocast: RuntimeError, the "
+            "dtypes must be the same",
+            evidence=evidence(script, given),
+            help="run the layer in the region, too, or cast the tensor to float32 where it leaves the region"
+            if left
+            else "run it under autocast with float32 weights and inputs, or cast the input to the weights' dtype",
+        )
+
+
+def _casts_out_of_sight(script: Script) -> bool:
+    """Whether models may be cast in a way that is not followed: by an engine, or module by module."""
+    if any(word in script.module.text for word in ("set_default_dtype", "set_default_tensor_type", "FullyShardedData")):
+        return True
+    if any(isinstance(event.model, Sym) for event in script.events(events.Cast)):
+        return True
+    return any(
+        isinstance(value, Object) and value.kind == "managed"
+        for worlds in script.reading.machine.rounds.values()
+        for world in worlds
+        for space in world.spaces.values()
+        for value in space.values()
+    )
+
+
+@rule("AMP505")
+def every_tensor_cast(script: Script) -> Iterator[Finding]:
+    """A function casts whatever is a tensor to half: indices and masks, too."""
+    module = script.module
+    for call in ast.walk(module.tree):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        subject = call.func.value
+        if not isinstance(subject, ast.Name) or not half_cast(module, call):
+            continue
+        if _whatever_comes(module, call, subject):
+            yield found_at(
+                "AMP505",
+                module,
+                call,
+                "every tensor is cast to half, indices and masks, too: an embedding of half indices, a half mask or "
+                "half labels raise, and integers above 2048 are rounded",
+                severity=Severity.WARNING,
+                help="cast floating-point tensors only: x.is_floating_point()",
+            )
+
+
+def _whatever_comes(module: Module, call: ast.Call, subject: ast.Name) -> bool:
+    """Whether all that decides about a cast is that its subject is a tensor, and the subject is any of many: an
+    argument of a function for one thing, or of a comprehension over arguments."""
+    above = list(module.ancestors(call))
+    for place, node in enumerate(above):
+        inner = above[place - 1] if place else call
+        match node:
+            case ast.IfExp(test=test, body=body) if body is inner:
+                return _asks_only_for_a_tensor(test, subject.id)
+            case ast.If(test=test, body=body) if inner in body:
+                return _asks_only_for_a_tensor(test, subject.id) and _is_argument(module, call, subject)
+            case ast.stmt() if not isinstance(node, ast.Return | ast.Assign | ast.Expr):
+                return False
+    return False
+
+
+def _is_argument(module: Module, call: ast.Call, subject: ast.Name) -> bool:
+    """Whether a function returns the cast of its only argument, itself or in containers."""
+    function = module.function(call)
+    statement = module.statement(call)
+    if not isinstance(function, ast.FunctionDef) or not isinstance(statement, ast.Return):
+        return False
+    return bool(function.args.args) and subject.id == function.args.args[0].arg
+
+
+def _asks_only_for_a_tensor(test: ast.expr, name: str) -> bool:
+    """`isinstance(t, torch.Tensor)` or `torch.is_tensor(t)`, perhaps with other questions than one of its dtype."""
+    if any(isinstance(node, ast.Attribute) and node.attr in _DTYPE_WORDS for node in ast.walk(test)):
+        return False
+    for node in ast.walk(test):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=same), kind]) if same == name:
+                if isinstance(kind, ast.Attribute) and kind.attr == "Tensor":
+                    return True
+                if isinstance(kind, ast.Name) and kind.id == "Tensor":
+                    return True
+            case ast.Call(func=ast.Attribute(attr="is_tensor"), args=[ast.Name(id=same)]) if same == name:
+                return True
+    return False
+
+
+_DTYPE_WORDS = frozenset("dtype is_floating_point is_complex FloatTensor type".split())
+
+
+# -- functions ---------------------------------------------------------------------------------------------------------
+
+
+@rule("AMP508")
+def mixed_dtype_op(script: Script) -> Iterator[Finding]:
+    """A function of several tensors is given half and float32, with no autocast to cast them."""
+    for event in script.events(events.Operation):
+        count = _STRICT.get(event.name)
+        if count is None or event.layer or guarded(event):
+            continue
+        if not _in_place(event) and policy(script, event) in ("lower", "promote", "fp32"):
+            continue
+        if enabled(event) is not None and not (_in_place(event) or event.name == "lerp"):
+            continue
+        operands = list(_operands(event))[:count]
+        pair = next(
+            ((one, two) for one in operands for two in operands if _clash(one, two) and one.dtype in HALF), None
+        )
+        if pair is None:
+            continue
+        yield found(
+            "AMP508",
+            event,
+            f"{event.name} of {named(pair[0].dtype)} and {pair[1].dtype}: RuntimeError, the dtypes must be the same",
+            evidence=evidence(script, *pair),
+            help="cast one to the dtype of the other, or run it under autocast (in-place forms are never cast)",
+        )
+
+
+def _operands(event: events.Operation) -> Iterator[Tensor]:
+    for value in event.args:
+        match value:
+            case Tensor():
+                yield value
+            case Items(items=items):
+                yield from (item for item in items if isinstance(item, Tensor))
+            case Many(item=Tensor() as item):
+                yield item
