@@ -191,7 +191,7 @@ def _measures(clip: events.Clip) -> bool:
 def scaled_gradient_read(script: Script) -> Iterator[Finding]:
     """Gradients are read or changed by a rule that depends on their size, while they are still scaled."""
     for read in script.events(events.ReadGradient):
-        for _, before in read.touched:
+        for optimizer, before in read.touched:
             if before.kind == "scaled" and not before.stepped and isinstance(before.scaler, Scaler):
                 scaler = scaler_name(script, before)
                 yield found(
@@ -203,7 +203,24 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
                         (read, "read scaled"),
                     ],
                     help=f"call {scaler}.unscale_(optimizer) first, once per step",
+                    fix=_unscale_before_read(script, read, optimizer),
                 )
+
+
+def _unscale_before_read(script: Script, read: events.ReadGradient, optimizer: Optimizer) -> Fix | None:
+    """unscale_ before the first of the reads, in the block of the step."""
+    steps = {step.node: step for step in steps_of(script, optimizer, scaled=True)}
+    step = next(iter(steps.values()), None)
+    if step is None or len(steps) > 1 or step.module is not read.module or not same_function(read, step):
+        return None
+    if any(other.optimizer == optimizer and same_function(other, step) for other in script.events(events.Unscale)):
+        return None
+    uses: list[events.ReadGradient | events.Clip] = [*script.events(events.ReadGradient), *script.events(events.Clip)]
+    for other in uses:
+        touches = any(one == optimizer for one, _ in other.touched)
+        if touches and same_function(other, step) and _lineno(other.node) < _lineno(read.node):
+            return None
+    return unscaling.before_read(step.module, read.node, receiver(step), first_argument(step), step.node)
 
 
 @rule("AMP108")

@@ -23,7 +23,7 @@ _KNOWS = re.compile(r"get_scale|_scale\b|found_inf|skip|step_was|optimizer_step_
 @rule("AMP117")
 def scheduler_after_skipped_step(script: Script) -> Iterator[Finding]:
     """A schedule steps with every batch, also where the scaler has skipped the optimizer's step."""
-    told: set[ast.AST] = set()
+    told: set[ast.AST] = set()  # one for each function
     steps: list[events.Step | events.Update] = [*script.events(events.Step), *script.events(events.Update)]
     for step in steps:
         if not isinstance(step.scaler, Scaler) or is_disabled(step.scaler):
@@ -33,13 +33,13 @@ def scheduler_after_skipped_step(script: Script) -> Iterator[Finding]:
         module = step.module
         code = module.function(step.node) or module.tree
         for call in ast.walk(code):
-            if call in told or not isinstance(call, ast.Call) or not _schedules(module, call):
+            if code in told or not isinstance(call, ast.Call) or not _schedules(module, call):
                 continue
             if module.function(call) is not module.function(step.node) or not _every_step(module, call, step.node):
                 continue
             if _KNOWS.search(module.rows(code) if code is not module.tree else module.text):
                 continue
-            told.add(call)
+            told.add(code)
             yield found_at(
                 "AMP117",
                 module,

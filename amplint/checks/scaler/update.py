@@ -23,6 +23,7 @@ from amplint.checks.scaler.protocol import (
 )
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
+from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
 
 
@@ -213,4 +214,5 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
             f"a path skips the step after this and never calls {name}.update(): the next unscale_ raises RuntimeError",
             evidence=[(unscale, "unscaled"), (step, "skipped on one path") if step is not None else (None, "")],
             help=f"call {name}.update() on that path, too",
+            fix=unscaling.update_on_the_other_path(unscale.module, unscale.node, here[0].node, name) if here else None,
         )

@@ -38,6 +38,11 @@ def container_method(
         case Mapping(), "update" if args and isinstance(args[0], Mapping) and isinstance(node, ast.Call):
             merged = Mapping((*owner.items, *args[0].items), owner.open or args[0].open, owner.node)
             return _rebound(m, merged, node, world, frame)
+        case Mapping(), "update" if given.kwargs and not args and isinstance(node, ast.Call):
+            named = tuple((Const(key), value) for key, value in given.kwargs.items())
+            return _rebound(
+                m, Mapping((*owner.items, *named), owner.open or given.open, owner.node), node, world, frame
+            )
         case Items(), "append" if args and isinstance(node, ast.Call):
             in_loop = bool(world.loops)
             grown: Value = Items((*owner.items, args[0]), owner.kind)

@@ -20,6 +20,7 @@ from amplint.source.values import (
     Gradient,
     Items,
     Many,
+    Mapping,
     Parameter,
     Parameters,
     Sym,
@@ -67,6 +68,8 @@ LONGEST = 4096  # items, characters or bits of what an operation gives: sizes ma
 
 def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AST, world: World, frame: Frame) -> Value:
     """`left op right`."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping) and isinstance(op, ast.BitOr):
+        return Mapping((*left.items, *right.items), left.open or right.open, right.node or left.node)
     if isinstance(left, Const) and isinstance(right, Const):
         return fold(op, left.value, right.value)
     if isinstance(left, Items) and isinstance(right, Items) and isinstance(op, ast.Add):
