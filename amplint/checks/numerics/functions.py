@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 from amplint.checks.numerics.common import float16, guarded, known_as, made_half
@@ -89,14 +90,17 @@ def _quotient(script: Script, event: events.Operation) -> Told | None:
     trust = float16(script, above)
     argument = above.parents[0] if above.parents else None
     summed = below.parents[0] if below.parents else None
-    if trust is None or not isinstance(summed, Tensor) or summed.made != "exp" or _shifted(argument):
+    if trust is None or not isinstance(summed, Tensor) or summed.made != "exp" or _shifted(argument, above):
         return None
     message = "exp is inf in float16 from x = 11.1 on, and inf / inf is nan: a softmax without its shift"
     return message, "use softmax", trust, above, None
 
 
-def _shifted(argument: Value | None) -> bool:
-    """Whether what exp is taken of is at most 0, as x - x.max() is."""
+def _shifted(argument: Value | None, exponential: Tensor) -> bool:
+    """Whether what exp is taken of may be at most 0, as x - x.max() and -x.abs() are."""
+    call = exponential.node
+    if call is not None and any(isinstance(node, ast.USub | ast.Sub) for node in ast.walk(call)):
+        return True
     return isinstance(argument, Tensor) and argument.made in ("sub", "neg", "log_softmax", "clamp")
 
 

@@ -12,7 +12,7 @@ from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh
-from amplint.source.values import NONE, Bound, Const, Function, Imported, Optimizer, Partial, Value
+from amplint.source.values import NONE, Bound, Const, Function, Imported, Optimizer, Parameters, Partial, Value
 
 Bindings = dict[str, Value]
 
@@ -28,7 +28,9 @@ def _clip(
                 world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
         if not protocol.owners(world, of)[0]:
             return [(fresh("norm"), world)]
-    training.clip(m, of, str(how.value) if isinstance(how, Const) else "norm", node, world, frame)
+    clipped = api.argument("parameters", bound)
+    kind = str(how.value) if isinstance(how, Const) else "norm"
+    training.clip(m, of, kind, node, world, frame, own=isinstance(clipped, Parameters))
     return [(fresh("norm"), world)]
 
 

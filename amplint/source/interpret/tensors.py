@@ -232,6 +232,8 @@ def is_number(value: Value) -> bool:
             return all(isinstance(operand, Value) and is_number(operand) for operand in operands)
         case Sym(kind="item", parts=(Sym(kind="attr", parts=(_, "shape")), *_)):
             return True
+        case Sym(kind="attr", parts=(Sym(kind="finfo"), _)):
+            return True
         case Choice():
             return is_number(value.yes) and is_number(value.no)
     return False
