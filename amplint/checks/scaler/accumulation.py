@@ -59,6 +59,62 @@ def _goes_with(unscale: events.Unscale, step: events.Step) -> bool:
     )
 
 
+@rule("AMP108")
+def accelerate_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
+    """accelerator.clip_grad_norm_, which unscales, in every micro-batch of accelerator.accumulate."""
+    module = script.module
+    if not any("accelerate" in module_name for names in module.imports.values() for module_name in names):
+        return
+    for call in ast.walk(module.tree):
+        match call:
+            case ast.Call(
+                func=ast.Attribute(value=owner, attr="clip_grad_norm_" | "clip_grad_value_" | "unscale_gradients")
+            ):
+                accelerator = text(module, owner)
+            case _:
+                continue
+        region = _accumulates(module, call, accelerator)
+        if region is not None and _may_accumulate(module):
+            yield found_at(
+                "AMP108",
+                module,
+                call,
+                f"{accelerator}.accumulate() runs this in every micro-batch: float16 gradients are unscaled before the "
+                "others are added to them, and the second time it raises RuntimeError",
+                severity=Severity.WARNING,
+                evidence=[(module, region, "micro-batches"), (module, call, "unscales and clips in each")],
+                help=f"call it only if {accelerator}.sync_gradients",
+            )
+
+
+def _accumulates(module: Module, call: ast.AST, accelerator: str) -> ast.expr | None:
+    """The accelerator.accumulate() that a call stands in, unless an `if` asks which micro-batch it is."""
+    for above in module.ancestors(call):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return None
+        if isinstance(above, ast.If) and ("sync" in text(module, above.test, 200) or _has_modulo(above.test)):
+            return None
+        for item in above.items if isinstance(above, ast.With) else ():
+            if text(module, item.context_expr, 200).startswith(f"{accelerator}.accumulate("):
+                return item.context_expr
+    return None
+
+
+def _may_accumulate(module: Module) -> bool:
+    """Whether the Accelerator is told how many micro-batches a step has: without that, each is a step. One that is made
+    elsewhere may be."""
+    made = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call) and _is_accelerator(module, n)]
+    given = [keyword for call in made for keyword in call.keywords]
+    steps = [keyword.value for keyword in given if keyword.arg and "gradient_accumulation" in keyword.arg]
+    if not made or any(keyword.arg is None for keyword in given):
+        return True
+    return any(not (isinstance(value, ast.Constant) and value.value == 1) for value in steps)
+
+
+def _is_accelerator(module: Module, call: ast.Call) -> bool:
+    return any(name.rpartition(".")[2] == "Accelerator" for name in module.dotted(call.func))
+
+
 @rule("AMP136")
 def wrong_accumulation(script: Script) -> Iterator[Finding]:
     """Gradients of micro-batches are thrown away before the step that should add them up."""

@@ -18,6 +18,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,
     Checkpoint,
@@ -41,8 +42,8 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
             if not create.loops and not _one_epoch(create, backward):
                 continue
             inner = len(backward.loops) > len(create.loops)
-            older = [o for o, _ in backward.touched if not _made_in(script, o, create)]
-            if not older:
+            older = any(not _made_in(script, o, create) for o, _ in backward.touched)
+            if not older and not _handed_to_each_epoch(create):
                 continue
             if not inner:
                 message = "a new GradScaler in every iteration starts at 65536 again: it never learns the scale"
@@ -79,7 +80,8 @@ def scaler_created_for_each_epoch(script: Script) -> Iterator[Finding]:
         create = next((c for c in script.events(events.Create) if c.value == handed.scaler), None)
         if create is None or not create.loops or handed.scaler.enabled == FALSE or handed.frame is not create.frame:
             continue
-        older = [o for o in handed.values if isinstance(o, Optimizer) and not _made_in(script, o, create)]
+        older = any(isinstance(o, Optimizer) and not _made_in(script, o, create) for o in handed.values)
+        older = older or _older_by_name(handed.module, handed.node, create.loops[-1].node)
         if older and [loop.node for loop in handed.loops] == [loop.node for loop in create.loops]:
             yield found(
                 "AMP115",
@@ -101,6 +103,29 @@ def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> boo
     if isinstance(optimizer.site, Sym):
         return not _given(optimizer.site)  # where an unknown call made it cannot be told
     return not create.loops
+
+
+def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
+    """Whether a call in a loop is handed something called an optimizer that the loop does not make: whoever made it,
+    it is older."""
+    if not isinstance(call, ast.Call):
+        return False
+    stored = {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return any(
+        isinstance(value, ast.Name | ast.Attribute)
+        and "optim" in module.source(value).lower()
+        and module.source(value).partition(".")[0] not in stored
+        for value in (*call.args, *(keyword.value for keyword in call.keywords))
+    )
+
+
+def _handed_to_each_epoch(create: events.Create) -> bool:
+    """Whether the function that makes the scaler is called in a loop, with an optimizer that is older."""
+    if not create.loops:
+        return False
+    loop = create.loops[-1]
+    call = next((frame.call for frame in create.frame.stack() if frame.caller is loop.frame), None)
+    return call is not None and _older_by_name(loop.frame.module, call, loop.node)
 
 
 def _given(origin: Sym) -> bool:

@@ -33,6 +33,7 @@ from amplint.source.values import (
     Region,
     Scaler,
     Tensor,
+    Value,
 )
 
 
@@ -258,3 +259,35 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
                     help=f"scale every loss of the step: {receiver(step)}.scale(loss).backward()",
                     fix=_scale_loss(script, backward, step),
                 )
+
+
+@rule("AMP104")
+def scaled_and_unscaled_in_one_sum(script: Script) -> Iterator[Finding]:
+    """A scaled loss and one that is not are added, and the sum is sent backward."""
+    summed = {id(b.loss.node): b for b in script.events(events.Backward) if isinstance(b.loss, Tensor) and b.scaler}
+    for event in script.events(events.Operation):
+        if event.name != "add" or len(event.args) != 2 or not isinstance(event.node, ast.BinOp | ast.AugAssign):
+            continue
+        scaled = [isinstance(one, Tensor) and isinstance(one.scaler, Scaler) for one in event.args]
+        other = event.args[scaled.index(False)] if scaled.count(False) == 1 else None
+        backward = next((b for b in summed.values() if _from(b.loss, event.node)), None)
+        if not isinstance(other, Tensor) or not (other.of or other.region) or backward is None:
+            continue
+        sides = (event.node.left, event.node.right) if isinstance(event.node, ast.BinOp) else (None, event.node.value)
+        side = sides[scaled.index(False)]
+        yield found(
+            "AMP104",
+            event,
+            "this loss is not scaled, but it is added to one that is: the step divides both by the scale, and next to "
+            "nothing is left of it",
+            node=side,
+            evidence=[(event, "scaled and not, in one sum"), (backward, "sent backward together")],
+            help="add the losses first, then scale the sum",
+        )
+
+
+def _from(loss: Value, node: ast.AST, depth: int = 6) -> bool:
+    """Whether a loss is what a node computes, or is made of it in a few operations."""
+    return isinstance(loss, Tensor) and (
+        loss.node is node or (depth > 0 and any(_from(parent, node, depth - 1) for parent in loss.parents))
+    )
