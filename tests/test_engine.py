@@ -284,7 +284,7 @@ def test_ten_rounds_are_enough_for_ten_conflicts(monkeypatch):
         return Checked((make_finding(module.path, row, fix=fix),) * (row <= ROUNDS))
 
     monkeypatch.setattr(checks, "check_module", growing)
-    path = put("a.py", "y\n" * 12 + "# _call(\n")
+    path = put("a.py", "y\n" * 12 + "_call()\n")
     assert not check(path, fix=SAFE, write=True).failed
     assert Path(path).read_text().count("x") == ROUNDS
 

@@ -106,7 +106,7 @@ class Relevance:
         self._facts = facts
         self._module = module
         self._numerics = at is None or "{numerics}" in at
-        self._names, self._pattern = _split(at or frozenset())
+        self._names, self._texts = _split(at or frozenset())
 
     def matters(self, code: ast.AST, alone: bool = False) -> bool:
         """Whether to run a function (or the methods of a class) that a call reaches; `alone`: for its numerics only."""
@@ -121,7 +121,10 @@ class Relevance:
             return True
         if self._names & facts.words[code]:
             return True
-        return self._pattern is not None and any(map(self._pattern.search, _own_rows(self._module, code, ())))
+        if not self._texts:
+            return False
+        text = "".join(_own_rows(self._module, code, ())).encode(errors="replace")
+        return any(triage.holds(text, word) for word in self._texts)
 
     def steps(self, code: ast.AST) -> bool:
         """Whether it can be part of a training step."""
@@ -149,12 +152,10 @@ def _numerics() -> frozenset[str]:
 
 
 @lru_cache(maxsize=256)
-def _split(at: frozenset[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
-    """Whole names, which are looked up among a function's words, and a pattern of the rest."""
+def _split(at: frozenset[str]) -> tuple[frozenset[str], list[str]]:
+    """Whole names, which are looked up among a function's words, and the rest, which is looked for in its text."""
     names = frozenset(word for word in at if word.isidentifier())
-    known = [triage.PATTERNS[word].pattern.decode() for word in sorted(at) if word in triage.PATTERNS]
-    texts = [re.escape(word) for word in sorted(at - names) if word not in triage.PATTERNS and word != "{numerics}"]
-    return names, re.compile("|".join((*known, *texts))) if known or texts else None
+    return names, sorted(at - names - {"{numerics}"}, key=triage.PATTERNS.__contains__)
 
 
 def _own_rows(module: Module, code: Code, nested: Sequence[Code]) -> list[str]:
