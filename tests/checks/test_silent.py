@@ -1,7 +1,7 @@
 """Good code, as people write it: no rule may raise an error or a warning on any script in silent/.
 
 They are what must stay silent by design (inference, frozen halves, complete branches, …), and what was a false alarm
-once: none may be taken out.
+once: none may be taken out. On a script in quiet/ the rule that it is named after may not even raise a note.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from amplint.knowledge import rules
 from amplint.source.module import Module
 
 SILENT = sorted(Path(__file__).with_name("silent").glob("*.case"))
+QUIET = sorted(Path(__file__).with_name("quiet").glob("*.case"))
 
 
 @pytest.mark.parametrize("path", SILENT, ids=lambda path: path.stem)
@@ -25,3 +26,10 @@ def test_good_code_is_silent(path: Path) -> None:
     found = checks.check_module(module, Settings(codes=frozenset(rules()))).findings
     loud = [f for f in found if f.severity is not Severity.NOTE and f.code != "AMP001"]
     assert [(f.range.start.row, f.code, f.message) for f in loud] == []
+
+
+@pytest.mark.parametrize("path", QUIET, ids=lambda path: path.stem)
+def test_nothing_is_worth_a_note(path: Path) -> None:
+    module = Module.read("train.py", path.read_bytes())
+    found = checks.check_module(module, Settings(codes=frozenset((path.name.partition("-")[0],)))).findings
+    assert [(f.range.start.row, f.code, f.message) for f in found] == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 
 from amplint.checks.registry import Script
 from amplint.source import events
@@ -16,6 +18,9 @@ AUTOCASTS = frozenset(
         "torch.cuda.amp.autocast torch.cuda.amp.autocast_mode.autocast torch.cpu.amp.autocast"
     ).split()
 )
+
+# What an unknown thing is called that is called as a model.
+MODEL_NAMES = re.compile(r"model|net|forward|encoder|decoder|backbone|generator|discriminator|critic|transformer|vae")
 
 
 def real_region(event: events.Event) -> Region | None:
@@ -42,6 +47,34 @@ def is_autocast(module: Module, node: ast.AST) -> bool:
     """Whether a name or attribute stands for an autocast class."""
     names = module.dotted(node)
     return bool(names) and names <= AUTOCASTS
+
+
+def regions_in(module: Module) -> Iterator[ast.With]:
+    """The `with` statements that enter autocast, by their words; not those that turn it off."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.With) and any(enters_autocast(module, item.context_expr) for item in node.items):
+            yield node
+
+
+def enters_autocast(module: Module, node: ast.expr) -> bool:
+    """Whether an expression of a `with` makes an autocast (`torch.autocast(…)`, `self.autocast()`) that may be on."""
+    if isinstance(node, ast.IfExp):
+        return enters_autocast(module, node.body) or enters_autocast(module, node.orelse)
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if "autocast" not in name and not is_autocast(module, node.func):
+        return False
+    for value in (*node.args, *(keyword.value for keyword in node.keywords)):
+        off = isinstance(value, ast.Constant) and value.value is False
+        if off or (isinstance(value, ast.Attribute) and value.attr in ("float32", "float")):
+            return False
+    return True
+
+
+def within(module: Module, node: ast.AST | None, outer: ast.AST) -> bool:
+    """Whether a node stands inside another one of this file."""
+    return node is not None and any(above is outer for above in module.ancestors(node))
 
 
 def uses_autocast(script: Script, module: Module) -> bool:

@@ -92,6 +92,27 @@ def _calls(statement: ast.stmt, method: str) -> bool:
     return any(isinstance(node, ast.Attribute) and node.attr == method for node in ast.walk(statement))
 
 
+def clear_cache(module: Module, region: ast.AST, forward: ast.AST) -> Fix | None:
+    """Drop autocast's copies of the weights behind the `with torch.no_grad():` that made them."""
+    torch = torch_at(module, forward)
+    block: ast.stmt | None = None
+    for above in module.ancestors(forward):
+        if above is region:
+            break
+        if isinstance(above, ast.With) and ("no_grad" in ast.unparse(above.items[0]) or "inference" in module.text):
+            block = above
+    else:
+        return None
+    if torch is None or block is None:
+        return None
+    behind = block
+    return attempt(
+        "drop the copies that were cast without gradients",
+        SAFE,
+        lambda: edits.insert_after(module, behind, [f"{torch}.clear_autocast_cache()"]),
+    )
+
+
 def split_contexts(module: Module, item: ast.BoolOp) -> Fix | None:
     """`with a and b:` → `with a, b:`."""
     made = []
