@@ -152,6 +152,7 @@ class Step(Event):
     state: str = ""
     closure: bool = False
     halves: tuple[Value, ...] = ()  # models of the optimizer whose parameters were cast to float16
+    bfloats: tuple[Value, ...] = ()  # … to bfloat16
     clips: tuple[Event, ...] = ()  # clips of gradients that the function was entered with, since nothing unscaled them
 
 

@@ -9,7 +9,10 @@ from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
+from amplint.source.interpret.tensors import provenance
 from amplint.source.values import Region
+
+FIXED_IN = (2, 11)  # the torch version whose autocast casts anew for a forward with gradients
 
 
 @rule("AMP201")
@@ -32,6 +35,32 @@ def weights_change_in_region(script: Script) -> Iterator[Finding]:
             ],
             help="enter autocast in every iteration, around the forward and the loss only",
             fix=fixes.region_into_loop(changed.module, outer.node),
+        )
+
+
+@rule("AMP203")
+def first_forward_without_graph(script: Script) -> Iterator[Finding]:
+    """A region's first forward of a model records no gradients: the cast weights that it leaves have none."""
+    if script.settings.target_torch >= FIXED_IN:
+        return
+    trained = {node for backward in script.events(events.Backward) for node in provenance((backward.loss,))[0]}
+    for forward in script.events(events.Forward):
+        first = forward.graphless
+        if first is None or forward.model not in trained:
+            continue
+        outer = next(context for context in forward.contexts if isinstance(context, Region))
+        yield found(
+            "AMP203",
+            forward,
+            "this region has cast the model's weights without gradients, and uses those copies here: the weights of "
+            "its linear and convolution layers get no gradient (torch 2.10 and older)",
+            evidence=[
+                (entered(script, outer), "the region is entered"),
+                (first, "the first forward casts the weights, without gradients"),
+                (forward, "this forward uses the same copies"),
+            ],
+            help="drop the copies in between: torch.clear_autocast_cache()",
+            fix=fixes.clear_cache(first.module, outer.node, first.node),
         )
 
 

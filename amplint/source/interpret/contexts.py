@@ -73,6 +73,8 @@ def leave(world: World, outside: tuple[Value, ...]) -> None:
     for context in world.contexts[len(outside) :]:
         if isinstance(context, Region):
             world.drop("stale weights", context.node)
+            for of in [key for key in world.space("first forwards") if key[0] is context.node]:
+                world.drop("first forwards", of)
     world.contexts = outside
 
 

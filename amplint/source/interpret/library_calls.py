@@ -95,6 +95,10 @@ def call(
         return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
     if _is_layer(name):
         return [(Model(name, site(node, frame), given.args, tuple(given.kwargs.items())), world)]
+    if name == "torch.clear_autocast_cache":
+        world.forget("stale weights")
+        world.forget("first forwards")
+        return [(NONE, world)]
     if name in _NEVER_HERE:
         return [(FALSE, world)]
     if name == "torch.finfo" and given.args:

@@ -15,7 +15,12 @@ from amplint.source.interpret.world import World
 from amplint.source.symbols import options
 from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Owners, Region, Scaler, Sym, Value
 
-UNKNOWN: dict[str, Any] = {"gradients": Gradients("unknown"), "updates": "unknown", "stale weights": None}
+UNKNOWN: dict[str, Any] = {
+    "gradients": Gradients("unknown"),
+    "updates": "unknown",
+    "stale weights": None,
+    "first forwards": None,
+}
 _ACCUMULATES = ("plain", "scaled", "managed")
 
 

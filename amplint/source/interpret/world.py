@@ -26,7 +26,7 @@ from amplint.source.values import (
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
 # Spaces in which two worlds must agree to be joined: the protocol states (protocol.py).
-PROTOCOL = ("gradients", "updates", "stale weights")
+PROTOCOL = ("gradients", "updates", "stale weights", "first forwards")
 PERHAPS = "perhaps bound"  # the space of names and fields that only some of the joined worlds bind (perhaps_bound)
 MOST_WORLDS = 32
 
