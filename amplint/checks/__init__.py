@@ -28,16 +28,20 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     for the files at their paths.
     """
     from amplint.checks.autocast import casts, device, dtypes, entering, evaluation, losses, outside, regions, switches  # noqa: F401  # noqa: F401
+    from amplint.checks.autocast import forwards, functions  # noqa: F401
     from amplint.checks.crashes import kernels, mixed  # noqa: F401
     from amplint.checks.migration import apex, renamed, versions  # noqa: F401  registers the checks
     from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
     from amplint.checks.scaler import (  # noqa: F401  # noqa: F401
         accumulation,
+        by_hand,
         flags,
         half,
         life,
+        misuse,
         names,
+        nonfinite,
         order,
         pairs,
         penalty,
@@ -46,7 +50,7 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
         schedule,
         update,
     )
-    from amplint.checks.state import averages, trained  # noqa: F401
+    from amplint.checks.state import averages, buffers, defaults, live, loaded, moments, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 
     wrappers = triage.wrapper_words(settings.apis)

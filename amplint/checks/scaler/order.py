@@ -15,6 +15,7 @@ from amplint.checks.registry import (
     rule,
     same_function,
 )
+from amplint.checks.scaler.nonfinite import asks_for_nonfinite
 from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
@@ -265,6 +266,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
         if step.scaler is None or before.kind != "none" or not before.lost or not before.by:
             continue
         zero = before.by[0]
+        if _if_not_finite(zero):
+            continue  # AMP125
         backwards = backwards_of(step, before)[-1:]
         yield found(
             "AMP120",
@@ -278,6 +281,12 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             help="call it after the step, or before the forward",
             fix=_zero_after(script, zero, step),
         )
+
+
+def _if_not_finite(zero: events.Event) -> bool:
+    """Whether only what is not finite is set to zero."""
+    above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If))
+    return any(asks_for_nonfinite(one.test) for one in above)
 
 
 def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | None:

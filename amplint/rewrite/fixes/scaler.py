@@ -7,6 +7,7 @@ import ast
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before, conditions_above, suite_of
+from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
@@ -267,3 +268,73 @@ def reduce_in_float32(module: Module, reduction: ast.Call) -> Fix | None:
     if operand is None or isinstance(operand, ast.Starred):
         return None
     return attempt("reduce in float32", SAFE, lambda: edits.wrap_call(module, operand, "{}.float()"))
+
+
+def scaler_instead(module: Module, create: ast.AST, backward: ast.Call, division: ast.AST, step: ast.AST) -> Fix | None:
+    """A GradScaler in the place of `(loss * k).backward()` and the loop that divides the gradients by k."""
+    made, divides = module.statement(create), _loop_of(module, module.statement(division))
+    torch = edits.binding_of(module, "torch", at=made)
+    match backward.func, step:
+        case ast.Attribute(value=ast.BinOp(left=left, right=right) as product), ast.Call(
+            func=ast.Attribute(value=owner), args=[], keywords=[]
+        ):
+            loss = right if isinstance(left, ast.Constant) or "scale" in module.source(left).lower() else left
+        case _:
+            return None
+    if (
+        torch is None
+        or divides is None
+        or not isinstance(made, ast.Assign)
+        or not isinstance(made.targets[0], ast.Name)
+    ):
+        return None
+    name, optimizer = free_name(module), module.source(owner)
+
+    def build() -> list[Edit]:
+        changes = edits.insert_after(module, made, [f'{name} = {torch}.amp.GradScaler("cuda")'])
+        changes += edits.replace(module, product, f"{name}.scale({module.source(loss)})")
+        changes += edits.delete(module, divides)
+        changes += edits.replace(module, step, f"{name}.step({optimizer})")
+        return changes + edits.insert_after(module, module.statement(step), [f"{name}.update()"])
+
+    return attempt("scale the loss with a GradScaler", UNSAFE, build)
+
+
+def _loop_of(module: Module, statement: ast.stmt) -> ast.stmt | None:
+    """The loop over parameters that does nothing but this."""
+    above = module.parents[statement]
+    if isinstance(above, ast.If) and above.body == [statement] and not above.orelse:
+        statement, above = above, module.parents[above]
+    if isinstance(above, ast.For) and above.body == [statement] and not above.orelse:
+        return above
+    return None
+
+
+def backward_of_scaled(module: Module, call: ast.Call, inner: ast.Call) -> Fix | None:
+    """`scaler.scale(loss.backward())` → `scaler.scale(loss).backward()`."""
+    if not isinstance(inner.func, ast.Attribute) or inner.args or inner.keywords:
+        return None
+    loss = inner.func.value
+
+    def build() -> list[Edit]:
+        text = f"{module.source(call.func)}({module.source(loss)}).backward()"
+        return edits.replace(module, call, text)
+
+    return attempt("call backward() on the scaled loss", SAFE, build)
+
+
+def only_call(module: Module, statement: ast.Assign) -> Fix | None:
+    """`x = call` → `call`."""
+    first, last = (module.offset(module.range(node).start) for node in (statement, statement.value))
+    return attempt("do not assign None", SAFE, lambda: [edit(module, first, last, "")])
+
+
+def look_at(module: Module, node: ast.expr, instead: ast.expr) -> Fix | None:
+    """Read the loss where the scaled one is read."""
+    text = module.source(instead)
+    name = text if isinstance(instead, ast.Name | ast.Attribute | ast.Call | ast.Subscript) else f"({text})"
+    return attempt(f"read {name}", SAFE, lambda: edits.replace(module, node, name))
+
+
+def as_float(module: Module, number: ast.Constant) -> Fix | None:
+    return attempt("a float", SAFE, lambda: edits.replace(module, number, f"{module.source(number)}.0"))

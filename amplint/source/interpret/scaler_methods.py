@@ -13,6 +13,7 @@ from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, serial, sym
 from amplint.source.values import (
     NONE,
+    TRUE,
     Const,
     Instance,
     Items,
@@ -139,6 +140,12 @@ def optimizer_method(
         case "zero_grad":
             event = m.emit(events.ZeroGradient, node, world, frame, touched=())
             event.touched = protocol.zero(world, event, [optimizer])
+            return [(NONE, world)]
+        case "first_step" | "second_step":  # of SAM and its kind: it changes weights in a way of its own
+            protocol.hand_over(world, optimizer)
+            if TRUE in (*given.args, given.kwargs.get("zero_grad")):
+                event = m.emit(events.ZeroGradient, node, world, frame, touched=())
+                event.touched = protocol.zero(world, event, [optimizer])
             return [(NONE, world)]
         case "state_dict":
             return [(StateDict(optimizer), world)]

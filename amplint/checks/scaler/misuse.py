@@ -1,0 +1,323 @@
+"""Family 1, a scaler that is used in ways it is not made for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.registry import Script, found_at, rule, text
+from amplint.checks.scaler.nonfinite import last_name
+from amplint.checks.scaler.protocol import is_disabled
+from amplint.findings import Finding, Severity
+from amplint.rewrite.fixes import scaler as fixes
+from amplint.source import events
+from amplint.source.interpret.roles import path_of
+from amplint.source.module import FunctionNode, Module
+from amplint.source.values import Scaler
+
+_LOOKS = frozenset(("item", "detach", "cpu", "tolist", "numpy"))
+_LISTS = frozenset(("append", "print", "float", "add_scalar", "log", "update_loss"))
+
+
+def scalers_of(script: Script) -> set[str]:
+    """What the script calls its scalers: what it makes with a constructor, and what it uses as one."""
+    module, machine = script.module, script.reading.machine
+    names = {
+        path
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Assign) and last_name(node.value).endswith("GradScaler")
+        for target in node.targets
+        if (path := path_of(target)) is not None
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
+            names |= {path for path, role in machine.roles(module, node).items() if role.startswith("scaler")}
+    return names
+
+
+def _calls(module: Module, scalers: set[str], method: str) -> Iterator[ast.Call]:
+    """The calls of a scaler's method."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=receiver, attr=name)) if (
+                name == method and path_of(receiver) in scalers
+            ):
+                yield node
+
+
+@rule("AMP130")
+def scale_misused(script: Script) -> Iterator[Finding]:
+    """What scale() is given or what becomes of its result, and what update() is given."""
+    module = script.module
+    if "scale(" not in module.text and ".update(" not in module.text:
+        return
+    scalers = scalers_of(script)
+    for call in _calls(module, scalers, "scale"):
+        if not call.args:
+            continue
+        argument, above = call.args[0], module.parents[call]
+        name = text(module, call.func)
+        if isinstance(argument, ast.Call) and last_name(argument) == "backward":
+            yield found_at(
+                "AMP130",
+                module,
+                call,
+                f"{name} is given what backward() returns, None: this raises ValueError, after unscaled gradients were "
+                "computed",
+                help="scale the loss, and call backward() on the result",
+                fix=fixes.backward_of_scaled(module, call, argument),
+            )
+        elif isinstance(argument, ast.Constant) and isinstance(argument.value, int | float):
+            yield found_at(
+                "AMP130",
+                module,
+                call,
+                f"{name} is given a number: this raises ValueError",
+                help="scale() takes tensors; get_scale() gives the scale as a number",
+            )
+        elif isinstance(above, ast.Attribute) and above.value is call:
+            yield from _result(module, call, argument, above)
+        elif isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
+            yield from _looked_at(module, call, argument, above, above.targets[0].id)
+    for call in _calls(module, scalers, "update"):
+        if len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and type(call.args[0].value) is int:
+            yield found_at(
+                "AMP130",
+                module,
+                call,
+                "update() takes a float or a tensor: an int raises AttributeError",
+                help=f"write {call.args[0].value}.0",
+                fix=fixes.as_float(module, call.args[0]),
+            )
+
+
+def _result(module: Module, call: ast.Call, argument: ast.expr, method: ast.Attribute) -> Iterator[Finding]:
+    """What is done with a scaled loss at once."""
+    statement = module.statement(call)
+    outer = module.parents[method]
+    if method.attr == "backward" and isinstance(outer, ast.Call) and isinstance(statement, ast.Assign):
+        if statement.value is not outer or not isinstance(statement.targets[0], ast.Name):
+            return
+        name = statement.targets[0].id
+        read = _reads_after(module, statement, name)
+        if read is None:
+            return
+        yield found_at(
+            "AMP130",
+            module,
+            statement,
+            f"backward() returns None, and {name} is used as a tensor afterwards",
+            evidence=[(module, statement, f"{name} becomes None"), (module, read, "and is used here")],
+            help="call backward() without assigning its result",
+            fix=fixes.only_call(module, statement),
+        )
+    elif method.attr in _LOOKS and isinstance(outer, ast.Call) and not _unscales(module, outer):
+        yield _scaled_log(module, call, argument, call, fixes.look_at(module, call, argument))
+
+
+def _looked_at(module: Module, call: ast.Call, argument: ast.expr, assign: ast.Assign, name: str) -> Iterator[Finding]:
+    """A scaled loss under a name, which is read as a number."""
+    for read in _reads(module, assign, name):
+        above = module.parents[read]
+        outer = module.parents[above]
+        number = isinstance(above, ast.Attribute) and above.attr in _LOOKS and isinstance(outer, ast.Call)
+        listed = isinstance(above, ast.Call) and read in above.args and last_name(above) in _LISTS
+        if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, name, above)):
+            original = argument if isinstance(argument, ast.Name) and argument.id != name else None
+            fix = fixes.look_at(module, read, original) if original is not None else None
+            yield _scaled_log(module, read, argument, assign, fix)
+
+
+def _is_kept(module: Module, name: str, call: ast.AST) -> bool:
+    """Whether a list of scaled losses is there to be differentiated."""
+    return last_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
+        "backward" in (text(module, module.function(call) or module.tree, 100_000)).partition(module.source(call))[2]
+    )  # fmt: skip
+
+
+def _scaled_log(module: Module, node: ast.expr, argument: ast.expr, made: ast.AST, fix: object) -> Finding:
+    return found_at(
+        "AMP130",
+        module,
+        node,
+        "this number is multiplied by the loss scale (65536 at first): a loss of 2.5 reads 163840",
+        severity=Severity.WARNING,
+        evidence=[(module, made, "scaled here"), (module, node, "read as a number here")],
+        help=f"read {text(module, argument)} instead",
+        fix=fix,  # type: ignore[arg-type]
+    )
+
+
+def _unscales(module: Module, node: ast.AST) -> bool:
+    """Whether what is read is divided by the scale."""
+    return any(
+        isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div | ast.Mult) and "scale" in module.source(above)
+        for above in (node, *module.ancestors(node))
+        if isinstance(above, ast.expr)
+    )
+
+
+def _reads(module: Module, assign: ast.stmt, name: str) -> list[ast.Name]:
+    """Where a name is read with the value that a statement gave it: behind it, before it is assigned again."""
+    scope: ast.AST = module.function(assign) or module.tree
+    names = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == name]
+    place = (assign.end_lineno or assign.lineno, assign.end_col_offset or 0)
+    stores = [(n.lineno, n.col_offset) for n in names if isinstance(n.ctx, ast.Store)]
+    next_store = min((one for one in stores if one > place), default=(1 << 30, 0))
+    return sorted(
+        (n for n in names if isinstance(n.ctx, ast.Load) and place <= (n.lineno, n.col_offset) < next_store
+         and not _other_arm(module, assign, n)),
+        key=lambda n: (n.lineno, n.col_offset),
+    )  # fmt: skip
+
+
+def _other_arm(module: Module, one: ast.AST, other: ast.AST) -> bool:
+    """Whether the first node stands under a condition that the second does not stand under: it may not have run."""
+    around = set(module.ancestors(other))
+    for above in module.ancestors(one):
+        if isinstance(above, FunctionNode):
+            return False
+        if isinstance(above, ast.If | ast.Try) and above not in around:
+            return True
+        if isinstance(above, ast.If) and above in around:
+            arms = [next((a for a in (above.body, above.orelse) for s in a if s is n or n in ast.walk(s)), None)
+                    for n in (one, other)]  # fmt: skip
+            if arms[0] is not arms[1]:
+                return True
+    return False
+
+
+def _reads_after(module: Module, assign: ast.stmt, name: str) -> ast.Name | None:
+    """The first use of a name as a tensor, or as a number, after a statement."""
+    for read in _reads(module, assign, name):
+        above = module.parents[read]
+        if isinstance(above, ast.Attribute | ast.BinOp | ast.AugAssign | ast.FormattedValue | ast.Call):
+            return read
+    return None
+
+
+# -- steps that the scaler does not see -------------------------------------------------------------------------------
+
+
+@rule("AMP129")
+def optimizer_in_backward(script: Script) -> Iterator[Finding]:
+    """An optimizer steps from a hook during a scaled backward."""
+    module = script.module
+    if "register_post_accumulate_grad_hook" not in module.text:
+        return
+    scaled = [b for b in script.events(events.Backward) if isinstance(b.scaler, Scaler) and not is_disabled(b.scaler)]
+    if not scaled:
+        return
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.Call) or last_name(node) != "register_post_accumulate_grad_hook" or not node.args:
+            continue
+        step = _step_in(module, node.args[0])
+        if step is not None:
+            yield found_at(
+                "AMP129",
+                module,
+                node,
+                "the optimizer steps from a hook, during backward: on gradients that are still multiplied by the loss "
+                "scale (65536 at first), and the scaler never looks at them",
+                evidence=[
+                    (scaled[0].module, scaled[0].node, "the loss is scaled here"),
+                    (module, step, "and this steps on its gradients"),
+                ],
+                help="use bfloat16, which needs no scaler, or step after backward",
+            )
+
+
+def _step_in(module: Module, hook: ast.expr) -> ast.Call | None:
+    """The plain step of an optimizer in a hook."""
+    body: ast.AST | None = hook
+    if not isinstance(hook, ast.Lambda):
+        name = last_name(hook)
+        if isinstance(hook, ast.Call):  # partial(hook, …), or a factory of hooks
+            name = last_name(hook.args[0]) if last_name(hook) == "partial" and hook.args else name
+        defined = (n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef) and n.name == name)
+        body = next(defined, None)
+    if body is None or any(_unscaling(node) for node in ast.walk(body)):
+        return None
+    for node in ast.walk(body):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]):
+                return node
+    return None
+
+
+def _unscaling(node: ast.AST) -> bool:
+    """Whether a hook divides by the scale itself."""
+    match node:
+        case ast.Call():
+            return last_name(node) in ("div_", "unscale_", "get_scale")
+        case ast.AugAssign(op=ast.Div()):
+            return True
+    return False
+
+
+@rule("AMP131")
+def two_pass_optimizer(script: Script) -> Iterator[Finding]:
+    """SAM and its kind step twice an iteration: each pass must be unscaled, with an update between them."""
+    module = script.module
+    if "second_step" not in module.text:
+        return
+    names = scalers_of(script)
+    for function in [n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.Module)]:
+        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and _home(module, n) is function]
+        told = sorted(((n.lineno, n.col_offset), n, _does(n, names)) for n in calls if _does(n, names))
+        doing = [what for _, _, what in told]
+        if "first" not in doing or "second" not in doing or "scaled" not in doing or _branches(module, told):
+            continue
+        second = doing.index("second")
+        first = doing.index("first")
+        last = max((i for i in range(second) if doing[i] == "scaled"), default=-1)
+        if last < first:
+            continue  # the second backward is not seen
+        unscaled = "unscale" in doing[last:second]
+        both = unscaled and "unscale" in doing[:first] and "update" not in doing[first:last]
+        if not unscaled or both:
+            message = (
+                "the second pass unscales again before update(): this raises RuntimeError, unscale_() has already been "
+                "called"
+                if both
+                else "this steps on gradients that are still multiplied by the loss scale (65536 at first)"
+            )
+            yield found_at(
+                "AMP131",
+                module,
+                told[second][1],
+                message,
+                evidence=[
+                    (module, told[last][1], "the second loss is scaled"),
+                    (module, told[second][1], "and used here"),
+                ],
+                help="in each pass: unscale_, the optimizer's own step, update()",
+            )
+
+
+def _home(module: Module, node: ast.AST) -> ast.AST:
+    return module.function(node) or module.tree
+
+
+def _does(call: ast.Call, scalers: set[str]) -> str:
+    """What a call does to a two-pass step."""
+    receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
+    match last_name(call):
+        case "first_step":
+            return "first"
+        case "second_step":
+            return "second"
+        case "unscale_":
+            return "unscale"
+        case "update" if path_of(receiver) in scalers if receiver is not None else False:
+            return "update"
+        case "backward" if isinstance(receiver, ast.Call) and last_name(receiver) == "scale":
+            return "scaled"
+    return ""
+
+
+def _branches(module: Module, told: list[tuple[tuple[int, int], ast.Call, str]]) -> bool:
+    """Whether the step with a scaler stands in another arm than this one."""
+    seconds = [call for _, call, what in told if what == "second"]
+    scaled = [call for _, call, what in told if what == "scaled"]
+    return any(_other_arm(module, one, other) for one in scaled for other in seconds)
