@@ -47,6 +47,7 @@ def open_cache(settings: Settings) -> Cache:
         sys.version,
         _stamp(),
         settings.target_torch,
+        bool(settings.torch_from),
         settings.target_device,
         settings.target_dtype,
         settings.apis,

@@ -25,7 +25,7 @@ class Settings:
     notes: frozenset[str] = frozenset()  # codes whose findings of severity note are wanted, too
     unfixable: frozenset[str] = frozenset()  # codes whose fixes are shown, and not applied
     target_torch: tuple[int, int] = (2, 4)
-    torch_from: str = ""  # the file of the project that asks for that version, if that is where it comes from
+    torch_from: str = ""  # who says so: "target-torch", or the file of the project that asks for that version
     target_device: str = "cuda"
     target_dtype: str = "float16"
     apis: tuple[dict[str, Any], ...] = ()  # the user's own [[tool.amplint.api]] entries
@@ -131,9 +131,7 @@ def load(
         found = find(paths)
     cli = [Source(f"--{key}", here, {key: value}) for key, value in flags.items()]
     settings = build([*([found] if found else []), *inline, *cli], found.folder if found else here, paths)
-    if isolated or any("target-torch" in source.table for source in (*([found] if found else []), *inline, *cli)):
-        return settings
-    floor = torch_floor(_upwards(paths))
+    floor = None if isolated or settings.torch_from else torch_floor(_upwards(paths))
     return replace(settings, target_torch=floor.version, torch_from=floor.file) if floor else settings
 
 
@@ -231,6 +229,7 @@ def build(sources: list[Source], root: str, paths: Sequence[str] = ()) -> Settin
         notes=named,
         unfixable=unfixable(*(last[key][1] if key in last else None for key in ("fixable", "unfixable"))),
         target_torch=(int(torch[0]), int(torch[1])),
+        torch_from="target-torch" if "target-torch" in last else "",
         target_device=word("target-device", "cuda"),
         target_dtype=word("target-dtype", "float16"),
         apis=tuple(entry for source in reversed(sources) for entry in source.table.get("api", ())),

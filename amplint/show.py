@@ -22,7 +22,7 @@ def shown_settings(settings: Settings) -> Iterator[str]:
     rules = knowledge.rules()
     yield f"# project folder {path_text(settings.root)}"
     yield _list("select", [f"{code}  # {rules[code].name}" for code in sorted(settings.codes)])
-    asked = f"  # {path_text(settings.torch_from)}" if settings.torch_from else ""
+    asked = f"  # {path_text(settings.torch_from)}" if settings.torch_from not in ("", "target-torch") else ""
     yield f'target-torch = "{settings.target_torch[0]}.{settings.target_torch[1]}"{asked}'
     yield f'target-device = "{settings.target_device}"'
     yield f'target-dtype = "{settings.target_dtype}"'

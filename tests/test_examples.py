@@ -41,7 +41,7 @@ def read(text: str) -> Module:
 
 def find(module: Module, code: str) -> tuple[Finding, ...]:
     """What the rule finds, in the order of the text."""
-    settings = Settings(codes=frozenset((code,)), notes=frozenset((code,)))
+    settings = Settings(codes=frozenset((code,)), notes=frozenset((code,)), torch_from="target-torch")
     result: Any = checks.check_module(module, settings)
     found = (finding for finding in getattr(result, "findings", result) if finding.code == code)
     return tuple(sorted(found, key=lambda finding: finding.range))

@@ -34,6 +34,8 @@ _READS = (_OLD, "torch.get_float32_matmul_precision")
 def newer_than_floor(script: Script) -> Iterator[Finding]:
     """A name that the oldest torch to run on does not have."""
     module, oldest = script.module, script.settings.target_torch
+    if not script.settings.torch_from:
+        return  # nobody said what the oldest is
     for node in module.nodes(ast.ImportFrom):
         for alias in node.names if not node.level else ():
             name = f"{node.module}.{alias.name}"
@@ -48,12 +50,12 @@ def newer_than_floor(script: Script) -> Iterator[Finding]:
 def _newer(script: Script, node: ast.AST, name: str, error: str) -> Finding:
     settings = script.settings
     since, oldest = (".".join(map(str, version)) for version in (SINCE[name], settings.target_torch))
-    asked = "this project runs on" if settings.torch_from else "target-torch is"
+    asked = "target-torch is" if settings.torch_from == "target-torch" else "this project asks for"
     return found_at(
         "AMP606",
         script.module,
         node,
-        f"{name} is new in torch {since}, and {asked} {oldest}: {error} there",
+        f"{name} is new in torch {since}, and {asked} {oldest} or later: {error} on {oldest}",
         help=f"ask for torch>={since}, or use what {oldest} has (torch.cuda.amp)",
     )
 
