@@ -33,7 +33,7 @@ _AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
 _AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
 # What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
 _AMP_WORDS = re.compile(
-    r"amp(?![lu])|half|fp_?16|float_?16|bf16|precision|mixed|scaler|scaling|apex|native", re.IGNORECASE
+    r"amp(?![lu])|half|fp_?16|float_?16|bf16|precision|mixed|scaler|scaled|scaling|apex|native", re.IGNORECASE
 )
 _DEVICE_WORDS = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu", re.IGNORECASE)
 _PATHS = re.compile(r"\S*/\S*")  # of files, in what a symbol is named by
@@ -58,7 +58,7 @@ def bound_on_some_paths(script: Script) -> Iterator[Finding]:
         key = (event.name, event.frame.code)
         if not what or key in told or is_guarded(event.module, event.node, event.name):
             continue
-        if not _certain(event) or _excused(script, event):
+        if not _certain(event) or _excused(script, event) or _for_amp(event):
             continue
         places = _bindings(event)
         if not places:
@@ -147,6 +147,11 @@ def _excused(script: Script, event: events.Unbound) -> bool:
         if any(word.search(_said(script, question)) for question in (asked, *atoms) for word in words):
             return True
     return False
+
+
+def _for_amp(event: events.Unbound) -> bool:
+    """Whether it is used in a function whose name says that it is for AMP, and that nothing in sight calls."""
+    return any(frame.entry and _AMP_WORDS.search(frame.name) for frame in event.frame.stack())
 
 
 def _said(script: Script, question: Question) -> str:
@@ -369,15 +374,16 @@ def _belongs(cls: ast.ClassDef, name: str) -> bool:
 
 
 def _near(one: str, other: str) -> bool:
-    """Whether two names differ by a slip: one letter more, less or other, or two swapped."""
-    if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < 4:
+    """Whether two names differ by a slip inside a word: not by an ending that tells several things apart, as
+    `scaler_d` and `scaler_g` or `scaler` and `scalers`."""
+    if len(one) != len(other) or min(len(one), len(other)) < 5:
         return False
-    if len(one) == len(other):
-        differing = [i for i in range(len(one)) if one[i] != other[i]]
-        swapped = len(differing) == 2 and differing[1] == differing[0] + 1 and sorted(one) == sorted(other)
-        return len(differing) == 1 or swapped
-    short, long = sorted((one, other), key=len)
-    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
+    differing = [i for i in range(len(one)) if one[i] != other[i]]
+    if not differing or differing[-1] == len(one) - 1 or not (one[:2] == other[:2] and one[-1] == other[-1]):
+        return False
+    swapped = len(differing) == 2 and differing[1] == differing[0] + 1 and sorted(one) == sorted(other)
+    around = (one + other)[differing[0] - 1 : differing[-1] + 2]
+    return (len(differing) == 1 or swapped) and "_" not in around and not any(one[i].isdigit() for i in differing)
 
 
 def _strings(module: Module) -> set[object]:
