@@ -10,7 +10,7 @@ from amplint.checks.registry import Script
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import Region
+from amplint.source.values import Instance, Region
 
 AUTOCASTS = frozenset(
     (
@@ -75,6 +75,14 @@ def enters_autocast(module: Module, node: ast.expr) -> bool:
 def within(module: Module, node: ast.AST | None, outer: ast.AST) -> bool:
     """Whether a node stands inside another one of this file."""
     return node is not None and any(above is outer for above in module.ancestors(node))
+
+
+def brings_autocast(script: Script, forward: events.Forward) -> bool:
+    """Whether the model enters autocast by itself: its class, or something in it."""
+    match forward.model:
+        case Instance(cls=cls) if "autocast" in cls.frame.module.rows(cls.node):
+            return True
+    return any(frame.call is forward.node for enter in script.events(events.Enter) for frame in enter.frame.stack())
 
 
 def uses_autocast(script: Script, module: Module) -> bool:

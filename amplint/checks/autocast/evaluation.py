@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import MODEL_NAMES, real_region, regions_in
+from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in
 from amplint.checks.registry import Script, found, found_at, may_both_run, rule, text
 from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
-from amplint.source.values import Instance
 
 # They run every forward of the models they prepare under autocast, wherever it stands.
 _MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")
@@ -28,7 +27,7 @@ def eval_outside_autocast(script: Script) -> Iterator[Finding]:
         if forward.grad or forward.region is not None or not forward.loops or forward.frame.code in covered:
             continue
         step = next((one for one in trained if _same_model(forward, one) and not _same_loop(forward, one)), None)
-        if step is None or _brings_autocast(step) or not may_both_run(forward, step):
+        if step is None or brings_autocast(script, step) or not may_both_run(forward, step):
             continue
         if any("autocast" in code for code in _around(forward, step)):
             continue
@@ -90,14 +89,6 @@ def _class_of(event: events.Event) -> ast.AST | None:
 def _same_loop(one: events.Event, other: events.Event) -> bool:
     """Whether both belong to one iteration: the targets of a teacher, a warm-up."""
     return bool(one.loops and other.loops) and one.loops[-1].node is other.loops[-1].node
-
-
-def _brings_autocast(forward: events.Forward) -> bool:
-    """Whether the model's class enters autocast by itself."""
-    match forward.model:
-        case Instance(cls=cls):
-            return "autocast" in cls.frame.module.rows(cls.node)
-    return False
 
 
 # -- functions that the reading does not connect: their callers are elsewhere, or subclasses define the forward --------

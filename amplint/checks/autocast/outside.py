@@ -83,6 +83,8 @@ def _came_out_half(value: Value, event: events.Event, outputs: dict[ast.AST, Reg
         return None
     if value.made in _CASTS or not may_be_enabled(value.region, event):
         return None
+    if _without_gradients(event.module, value.node) or _without_gradients(event.module, value.region.node):
+        return None
     if value.dtype in tensors.HALF:
         return value.region
     if value.dtype != "":
@@ -94,6 +96,18 @@ def _came_out_half(value: Value, event: events.Event, outputs: dict[ast.AST, Reg
     if value.made in _KEEPS and value.parents:
         return _came_out_half(value.parents[0], event, outputs)
     return None
+
+
+def _without_gradients(module: Module, node: ast.AST | None) -> bool:
+    """Whether a node stands where no gradients are recorded: nothing learns from what it computes."""
+    around = [node, *module.ancestors(node)] if node is not None else []
+    words = [module.source(item.context_expr) for one in around if isinstance(one, ast.With) for item in one.items] + [
+        module.source(decorator)
+        for one in around
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+        for decorator in one.decorator_list
+    ]
+    return any("no_grad" in word or "inference_mode" in word for word in words)
 
 
 def _calls_model(node: ast.AST | None) -> bool:

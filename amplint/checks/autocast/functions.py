@@ -1,0 +1,211 @@
+"""AMP213 and AMP214: autograd functions of one's own, whose backward runs without the autocast of their forward."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from amplint.checks.registry import Script, found_at, rule
+from amplint.findings import Finding, Severity
+from amplint.source.module import Module
+
+_PRODUCTS = frozenset("matmul mm bmm addmm baddbmm einsum linear conv1d conv2d conv3d mv tensordot".split())
+_FUNCTIONS = frozenset(("torch.autograd.Function", "torch.autograd.function.Function"))
+_DECORATORS = ("custom_fwd", "custom_bwd")
+_CASTS = frozenset("to float half bfloat16 double type type_as".split())
+# What compiled kernels are imported as: they take the dtypes that they were built for, and check nothing else.
+_KERNELS = re.compile(r"^_C$|_C$|^_?ext\b|_ext$|^ext_|_backend$|^_backend|cuda|_cpp$|_kernels?$", re.IGNORECASE)
+_LOW = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd|fp16|float16|half\(", re.IGNORECASE)
+
+
+def functions_in(module: Module) -> Iterator[ast.ClassDef]:
+    """The classes of a file that are autograd functions."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ClassDef) and any(module.dotted(base) & _FUNCTIONS for base in node.bases):
+            yield node
+
+
+@rule("AMP213")
+def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
+    """An autograd function multiplies, or calls a kernel, in whatever dtypes autocast hands it."""
+    module = script.module
+    for cls in functions_in(module):
+        methods = {one.name: one for one in cls.body if isinstance(one, ast.FunctionDef)}
+        forward, backward = methods.get("forward"), methods.get("backward")
+        if forward is None or backward is None or "setup_context" in methods or "autocast" in module.rows(cls):
+            continue
+        if any(_decorated(module, method) for method in (forward, backward)):
+            continue
+        product = _mixed_product(forward, backward)
+        if product is not None:
+            yield found_at(
+                "AMP213",
+                module,
+                forward,
+                f"under autocast the forward of {cls.name} multiplies in half precision and saves what it was given: "
+                "its backward then multiplies a half gradient with a float32 tensor, which raises",
+                severity=Severity.WARNING if _LOW.search(module.text) else Severity.NOTE,
+                evidence=[(module, product, "the product of the gradient with a saved tensor")],
+                help="decorate forward with torch.amp.custom_fwd and backward with torch.amp.custom_bwd",
+            )
+            continue
+        kernel = _kernel(module, forward)
+        if kernel is not None:
+            yield found_at(
+                "AMP213",
+                module,
+                kernel,
+                f"under autocast this kernel of {cls.name} is handed half and float32 tensors together: autocast does "
+                "not know it",
+                severity=Severity.NOTE,
+                evidence=[(module, forward, "the forward has no custom_fwd")],
+                help="decorate forward with torch.amp.custom_fwd(cast_inputs=…) and backward with custom_bwd",
+            )
+
+
+def _decorated(module: Module, method: ast.FunctionDef) -> bool:
+    return any(
+        word in module.source(decorator) for decorator in method.decorator_list for word in (*_DECORATORS, "amp")
+    )
+
+
+def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.AST | None:
+    """A product, in the backward, of the gradient with a tensor that the forward was given and saved, where the forward
+    returns a product itself; nothing casts either."""
+    if not any(_product(node) for node in ast.walk(forward)) or _casts(forward) or _casts(backward):
+        return None
+    given = {parameter.arg for parameter in forward.args.args[1:]}
+    saved = _saved(forward)
+    names = _unpacked(backward)
+    kept = {name for name, position in names.items() if position < len(saved) and saved[position] in given}
+    gradients = {parameter.arg for parameter in backward.args.args[1:]}
+    if backward.args.vararg is not None:
+        gradients.add(backward.args.vararg.arg)
+    gradients |= _derived(backward, gradients)
+    for node in ast.walk(backward):
+        if _product(node):
+            operands = {
+                name.id for operand in _operands(node) for name in ast.walk(operand) if isinstance(name, ast.Name)
+            }
+            if operands & kept and operands & gradients:
+                return node
+    return None
+
+
+def _product(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.MatMult)
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _PRODUCTS
+
+
+def _operands(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if isinstance(node, ast.Call):
+        return [*node.args, node.func.value] if isinstance(node.func, ast.Attribute) else node.args
+    return []
+
+
+def _casts(function: ast.FunctionDef) -> bool:
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
+        for node in ast.walk(function)
+    )
+
+
+def _saved(forward: ast.FunctionDef) -> list[str]:
+    """The names in `ctx.save_for_backward(…)`."""
+    for node in ast.walk(forward):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="save_for_backward"), args=args):
+                return [arg.id if isinstance(arg, ast.Name) else "" for arg in args]
+    return []
+
+
+def _unpacked(backward: ast.FunctionDef) -> dict[str, int]:
+    """The names that `ctx.saved_tensors` is unpacked to, with their positions."""
+    for node in ast.walk(backward):
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Attribute(attr="saved_tensors")):
+                return {name.id: at for at, name in enumerate(names) if isinstance(name, ast.Name)}
+    return {}
+
+
+def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
+    """What the gradient is called after views of it: `g = grad_output.contiguous()`."""
+    return {
+        target.id
+        for node in ast.walk(backward)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+        and any(isinstance(name, ast.Name) and name.id in names for name in ast.walk(node.value))
+        and not any(isinstance(name, ast.Attribute) and name.attr == "saved_tensors" for name in ast.walk(node.value))
+    }
+
+
+def _kernel(module: Module, forward: ast.FunctionDef) -> ast.Call | None:
+    """A call of a compiled extension that is handed tensors as the forward was given them."""
+    if _casts(forward):
+        return None
+    given = {parameter.arg for parameter in forward.args.args[1:]}
+    for node in ast.walk(forward):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name)), args=args) if _KERNELS.search(name):
+                handed = {inner.id for arg in args for inner in ast.walk(arg) if isinstance(inner, ast.Name)}
+                if name not in given and name != "torch" and len(handed & given) > 1:
+                    return node
+    return None
+
+
+@rule("AMP214")
+def checkpoint_ignores_autocast(script: Script) -> Iterator[Finding]:
+    """A backward that runs the forward again, without the autocast that the forward ran under."""
+    module = script.module
+    for cls in functions_in(module):
+        backward = next((one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "backward"), None)
+        if backward is None or "autocast" in module.rows(cls) or _decorated(module, backward):
+            continue
+        again = _runs_again(module, backward)
+        if again is not None:
+            yield found_at(
+                "AMP214",
+                module,
+                again,
+                f"the backward of {cls.name} runs the forward again, outside autocast: in float32 where the forward "
+                "ran in half precision",
+                severity=Severity.WARNING if _LOW.search(module.text) else Severity.NOTE,
+                help="use torch.utils.checkpoint.checkpoint(…, use_reentrant=False), or keep the state of autocast and "
+                "enter it here",
+            )
+
+
+def _runs_again(module: Module, backward: ast.FunctionDef) -> ast.Call | None:
+    """The call, under enable_grad, of a function that the forward kept on ctx."""
+    if not backward.args.args:
+        return None
+    ctx = backward.args.args[0].arg
+    kept = {
+        target.id
+        for node in ast.walk(backward)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and _is(node.value.value, ctx)
+        for target in node.targets
+        if isinstance(target, ast.Name) and node.value.attr != "saved_tensors"
+    }
+    for region in ast.walk(backward):
+        if not isinstance(region, ast.With) or not any(
+            "enable_grad" in module.source(item.context_expr) for item in region.items
+        ):
+            continue
+        for node in ast.walk(region):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name == ctx:
+                    return node
+                case ast.Call(func=ast.Name(id=name)) if name in kept:
+                    return node
+    return None
+
+
+def _is(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
