@@ -28,8 +28,9 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     for the files at their paths.
     """
     from amplint.checks.autocast import casts, device, dtypes, entering, evaluation, losses, outside, regions, switches  # noqa: F401  # noqa: F401
-    from amplint.checks.autocast import forwards, functions  # noqa: F401
+    from amplint.checks.autocast import forwards, functions, lifetime  # noqa: F401
     from amplint.checks.crashes import kernels, mixed  # noqa: F401
+    from amplint.checks.frameworks import owners, wrappers  # noqa: F401
     from amplint.checks.migration import apex, renamed, versions  # noqa: F401  registers the checks
     from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
     from amplint.checks.registry import CHECKS, Script
@@ -54,14 +55,15 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     from amplint.source.interpret.entries import read
 
     wrappers = triage.wrapper_words(settings.apis)
-    live = triage.live_codes([module], settings.codes, settings.notes, wrappers)
-    at = frozenset(word for code in live for word in knowledge.rules()[code].at)
+    plan = triage.plan_of(settings.codes, settings.notes)
+    wanted = triage.live_codes([module], plan, wrappers)
+    at = frozenset(word for code in wanted for word in knowledge.rules()[code].at)
     reading = read(module, settings.roots, settings.apis, others, at)
-    live |= triage.live_codes(reading.machine.loaded, settings.codes, settings.notes, wrappers)
+    wanted |= triage.live_codes(reading.machine.loaded, plan, wrappers)
     script = Script(reading, settings)
     findings: dict[object, Finding] = {}
     for code, check in CHECKS:
-        if code in live:
+        if code in wanted:
             for finding in check(script):
                 key = (finding.code, finding.path, finding.range)
                 known = findings.get(key)

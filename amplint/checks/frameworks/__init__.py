@@ -1,0 +1,1 @@
+"""Family 7, frameworks: what wraps a model, and who else runs the training step."""

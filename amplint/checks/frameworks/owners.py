@@ -1,0 +1,212 @@
+"""Family 7, who else runs the step: Accelerate, Lightning, transformers' Trainer, DeepSpeed, XLA."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.checks.frameworks.calls import argument, calls_of, is_true, methods, subclasses, targets
+from amplint.checks.registry import Script, found, found_at, receiver, rule
+from amplint.checks.scaler.protocol import is_disabled
+from amplint.findings import Finding, Severity
+from amplint.rewrite.fixes import frameworks as fixes
+from amplint.source import events
+from amplint.source.module import Module
+from amplint.source.values import Scaler
+
+_ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
+_CLIPS = {
+    f"torch.nn.utils.{prefix}{name}"
+    for prefix in ("", "clip_grad.")
+    for name in ("clip_grad_norm_", "clip_grad_value_")
+}
+_LIGHTNING = tuple(
+    f"{package}.LightningModule"
+    for package in (
+        "lightning",
+        "lightning.pytorch",
+        "pytorch_lightning",
+        "pytorch_lightning.core",
+        "lightning.pytorch.core",
+    )
+)
+_TRAINER = ("transformers.Trainer", "transformers.trainer.Trainer", "transformers.Seq2SeqTrainer", "trl.SFTTrainer")
+_ARGUMENTS = (
+    "transformers.TrainingArguments",
+    "transformers.Seq2SeqTrainingArguments",
+    "trl.SFTConfig",
+    "trl.DPOConfig",
+)
+_XLA_STEP = ("torch_xla.core.xla_model.optimizer_step", "xm.optimizer_step")
+
+
+@rule("AMP703")
+def clip_past_accelerate(script: Script) -> Iterator[Finding]:
+    """torch clips gradients that Accelerate has scaled."""
+    module = script.module
+    made = list(calls_of(module, *_ACCELERATOR))
+    if len(made) != 1:
+        return
+    precision = argument(made[0], "mixed_precision")
+    named = precision.value if isinstance(precision, ast.Constant) else None
+    if isinstance(precision, ast.Constant) and named != "fp16":
+        return
+    for clip in script.events(events.Clip):
+        call = clip.node
+        if not isinstance(call, ast.Call) or clip.module is not module or not module.dotted(call.func) & _CLIPS:
+            continue
+        backwards = [one for _, before in clip.touched if before.kind == "managed" for one in before.origins]
+        ours = next((one for one in backwards if receiver(one) in targets(module, made[0])), None)
+        if ours is None:
+            continue
+        accelerator, name = receiver(ours), next(iter(module.dotted(call.func))).rpartition(".")[2]
+        yield found(
+            "AMP703",
+            clip,
+            f"in fp16 these gradients are still multiplied by {accelerator}'s loss scale: the limit acts as if it were "
+            "that much smaller",
+            severity=Severity.ERROR if named == "fp16" else Severity.WARNING,
+            evidence=[(ours, "scales the loss in fp16"), (clip, "clipped while scaled")],
+            help=f"call {accelerator}.{name}: it unscales first",
+            fix=fixes.clip_by_accelerator(module, call, accelerator, name),
+        )
+
+
+@rule("AMP703")
+def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
+    """A GradScaler of one's own scales a loss that Accelerate scales again."""
+    module = script.module
+    for backward in script.events(events.Backward):
+        if isinstance(backward.scaler, Scaler) and backward.managed and not is_disabled(backward.scaler):
+            made = next(iter(calls_of(module, *_ACCELERATOR)), None)
+            if made is not None and receiver(backward) in targets(module, made):
+                yield found(
+                    "AMP703",
+                    backward,
+                    "in fp16 the loss is scaled twice: by this scaler, and by the Accelerator, which unscales its own",
+                    help='drop the GradScaler: Accelerator(mixed_precision="fp16") has one',
+                )
+
+
+@rule("AMP704")
+def lightning_conflict(script: Script) -> Iterator[Finding]:
+    """Gradients are clipped where Lightning has not unscaled them, or run backward past its scaler."""
+    module = script.module
+    for cls in subclasses(module, *_LIGHTNING):
+        for hook in methods(cls, "on_after_backward"):
+            for call in _calls(hook):
+                if module.dotted(call.func) & _CLIPS:
+                    yield found_at(
+                        "AMP704",
+                        module,
+                        call,
+                        'with precision="16-mixed" gradients are still scaled in on_after_backward: the limit acts as '
+                        "if it were smaller by the loss scale",
+                        help="clip in on_before_optimizer_step, or pass gradient_clip_val to the Trainer",
+                    )
+        if "automatic_optimization = False" not in module.source(cls):
+            continue
+        for step in methods(cls, "training_step"):
+            for call in _calls(step):
+                if (
+                    isinstance(call.func, ast.Attribute)
+                    and call.func.attr == "backward"
+                    and not _is_self(call.func.value)
+                ):
+                    yield found_at(
+                        "AMP704",
+                        module,
+                        call,
+                        'with precision="16-mixed" this loss is not scaled, and optimizer.step() divides its gradients '
+                        "by the scale",
+                        help=f"call self.manual_backward({module.source(call.func.value)})",
+                    )
+
+
+@rule("AMP705")
+def trainer_conflict(script: Script) -> Iterator[Finding]:
+    """Two precisions at once, or a backward past the Trainer's own."""
+    module = script.module
+    for call in calls_of(module, *_ARGUMENTS):
+        both = argument(call, "fp16"), argument(call, "bf16")
+        if is_true(both[0]) and is_true(both[1]):
+            yield found_at(
+                "AMP705",
+                module,
+                call,
+                "fp16 and bf16 are both True: ValueError",
+                help="keep one of them",
+            )
+    for cls in subclasses(module, *_TRAINER):
+        for step in methods(cls, "training_step"):
+            for call in _calls(step):
+                function = call.func
+                if not isinstance(function, ast.Attribute) or function.attr != "backward":
+                    continue
+                if isinstance(function.value, ast.Name) and not call.args and "accelerator" not in module.source(call):
+                    yield found_at(
+                        "AMP705",
+                        module,
+                        call,
+                        "with fp16=True this loss is not scaled, while the Trainer's optimizer steps through a scaler",
+                        help=f"call self.accelerator.backward({module.source(function.value)})",
+                    )
+
+
+@rule("AMP706")
+def deepspeed_conflict(script: Script) -> Iterator[Finding]:
+    """A backward pass, or a scaler, beside DeepSpeed's engine."""
+    module = script.module
+    engines = {target for call in calls_of(module, "deepspeed.initialize") for target in targets(module, call)}
+    if not engines:
+        return
+    for function in module.nodes(ast.FunctionDef):
+        named = [call for call in _calls(function) if isinstance(call.func, ast.Attribute)]
+        on_engine = [call for call in named if module.source(call.func.value) in engines]  # type: ignore[attr-defined]
+        does = {call.func.attr: module.source(call.func.value) for call in on_engine}  # type: ignore[attr-defined]
+        if "step" not in does or "backward" in does:  # with both, a branch decides
+            continue
+        for call in named:
+            match call:
+                case ast.Call(func=ast.Attribute(value=ast.Name(), attr="backward"), args=[]):
+                    yield _past_the_engine(module, call, does["step"])
+
+
+def _past_the_engine(module: Module, call: ast.Call, engine: str) -> Finding:
+    assert isinstance(call.func, ast.Attribute)
+    loss = module.source(call.func.value)
+    return found_at(
+        "AMP706",
+        module,
+        call,
+        f"the engine owns the loss scale and the gradients: {loss}.backward() goes past it",
+        help=f"call {engine}.backward({loss})",
+    )
+
+
+@rule("AMP707")
+def xla_step(script: Script) -> Iterator[Finding]:
+    """xm.optimizer_step() on gradients that a scaler has scaled."""
+    module = script.module
+    steps = list(calls_of(module, *_XLA_STEP))
+    scaled = next((one for one in script.events(events.Backward) if isinstance(one.scaler, Scaler)), None)
+    if scaled is None or scaled.scaler is None or not steps or is_disabled(scaled.scaler):
+        return
+    for call in steps:
+        if module.function(call) is module.function(scaled.node) and scaled.module is module:
+            yield found_at(
+                "AMP707",
+                module,
+                call,
+                "xm.optimizer_step takes the step past the scaler: the gradients are still multiplied by the scale",
+                evidence=[(module, scaled.node, "scaled here"), (module, call, "stepped here")],
+                help="TPUs train in bfloat16 and need no scaler: drop it; on XLA's GPUs, scaler.step(optimizer)",
+            )
+
+
+def _calls(function: ast.FunctionDef) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(function) if isinstance(node, ast.Call))
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
