@@ -90,7 +90,7 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
 @rule("AMP124")
 def registered_where_it_is_off(script: Script) -> Iterator[Finding]:
     """A scaler becomes part of the checkpoint under one flag, and is on under another."""
-    for save in registrations_under_a_flag(script):
+    for save in _registrations_under_a_flag(script):
         yield found(
             "AMP124",
             save,
@@ -101,7 +101,7 @@ def registered_where_it_is_off(script: Script) -> Iterator[Finding]:
         )
 
 
-def registrations_under_a_flag(script: Script) -> Iterator[events.Save]:
+def _registrations_under_a_flag(script: Script) -> Iterator[events.Save]:
     """Where a scaler is registered under a flag of precision, but may be off."""
     for save in script.events(events.Save):
         if not save.registers or not any(isinstance(one, Scaler) and _may_be_off(one, save) for one in save.parts):

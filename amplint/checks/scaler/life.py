@@ -13,7 +13,6 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
-from amplint.checks.scaler.flags import registrations_under_a_flag
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -250,9 +249,8 @@ def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help='load it only if it is there: if checkpoint.get("scaler"): …',
             )
-    by_flag = list(registrations_under_a_flag(script))  # AMP124
     for save in script.events(events.Save):
-        if not save.registers or save in by_flag:
+        if not save.registers:
             continue
         for part in save.parts:
             if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:

@@ -16,6 +16,10 @@ Facts = dict[Any, Any]
 MOST_ATOMS = 16  # of a formula
 MOST_BRANCHES = 8  # of a choice
 _FULL = {Lib("torch.float32"), Lib("torch.float"), Lib("torch.float64"), Lib("torch.double")}
+_DTYPES = {
+    **{f"torch.{name}": name for name in ("float16", "bfloat16", "float32", "float64")},
+    **{"torch.half": "float16", "torch.float": "float32", "torch.double": "float64"},
+}
 _NEGATED = {"!=": "==", "not in": "in", "is not": "is", ">=": "<", "<=": ">"}
 
 
@@ -140,6 +144,8 @@ def _equal(left: Value, right: Value) -> Formula:
         return False  # an object is neither None nor a constant
     if left == right:
         return True
+    if isinstance(left, Lib) and isinstance(right, Lib) and left.name in _DTYPES and right.name in _DTYPES:
+        return _DTYPES[left.name] == _DTYPES[right.name]
     if sym("dtype", "low") in (left, right) and {left, right} & _FULL:
         return False  # half precision, not known which
     return ask("cmp", "==", frozenset((key(left), key(right))))
