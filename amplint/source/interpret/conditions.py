@@ -18,7 +18,9 @@ MOST_BRANCHES = 8  # of a choice
 _FULL = {Lib("torch.float32"), Lib("torch.float"), Lib("torch.float64"), Lib("torch.double")}
 _DTYPES = {
     **{f"torch.{name}": name for name in ("float16", "bfloat16", "float32", "float64")},
-    **{"torch.half": "float16", "torch.float": "float32", "torch.double": "float64"},
+    "torch.half": "float16",
+    "torch.float": "float32",
+    "torch.double": "float64",
 }
 _NEGATED = {"!=": "==", "not in": "in", "is not": "is", ">=": "<", "<=": ">"}
 
