@@ -6,7 +6,7 @@ import os
 import traceback
 from dataclasses import dataclass, replace
 
-from amplint import cache, checks, files, knowledge, unused
+from amplint import cache, checks, files, unused
 from amplint.config import Settings
 from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
@@ -15,7 +15,7 @@ from amplint.repair import Unsettled, repair
 from amplint.rewrite.syntax.apply import fixable
 from amplint.source import suppress
 from amplint.source.module import Module, Unreadable, bytes_of, text_of
-from amplint.source.triage import may_hold, wrapper_words
+from amplint.source.triage import may_hold, plan_of, wrapper_words
 
 START = Location(1, 1)
 SECONDS = 30  # of processor time for one file
@@ -84,8 +84,8 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
             result = cache.lookup(job.cache, path, data, settings) if job.cache else None
             module = None
             if result is None:
-                rules = [rule for code, rule in knowledge.rules().items() if code in settings.codes]
-                candidate = may_hold(data, rules, settings.notes, wrapper_words(settings.apis))
+                plan = plan_of(settings.codes, settings.notes)
+                candidate = may_hold(data, plan, wrapper_words(settings.apis))
                 if not candidate and not named:
                     return outcome
                 module = Module.read(path, data)

@@ -11,7 +11,7 @@ import pytest
 
 from amplint.findings import Severity
 from amplint.knowledge import Rule, read_page, rules, rules_folder
-from amplint.source.triage import may_hold
+from amplint.source.triage import make_plan, may_hold
 
 PAGES = sorted(rules_folder().glob("AMP*.md"))
 HEADINGS = (
@@ -147,7 +147,7 @@ def test_triggers(path: Path) -> None:
         assert not [word for word in group for other in group if word != other and other in word]
     for kind, code in rule.examples():
         if kind == "bad":
-            assert may_hold(code.encode(), (rule,))
+            assert may_hold(code.encode(), make_plan((rule,)))
 
 
 @pages

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import walk_packages
 
 from amplint import knowledge
 from amplint.config import Settings
@@ -27,31 +30,8 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     more than once (in another round, world or call) is one finding. Suppressions are not applied here. `others` stand
     for the files at their paths.
     """
-    from amplint.checks.autocast import casts, device, dtypes, entering, evaluation, losses, outside, regions, switches  # noqa: F401  # noqa: F401
-    from amplint.checks.autocast import forwards, functions, lifetime  # noqa: F401
-    from amplint.checks.crashes import kernels, mixed  # noqa: F401
-    from amplint.checks.frameworks import owners, wrappers  # noqa: F401
-    from amplint.checks.migration import apex, renamed, versions  # noqa: F401  registers the checks
-    from amplint.checks.numerics import constants, eps, functions, gradients, integers, products, reductions  # noqa: F401
+    _register()
     from amplint.checks.registry import CHECKS, Script
-    from amplint.checks.scaler import (  # noqa: F401  # noqa: F401
-        accumulation,
-        by_hand,
-        flags,
-        half,
-        life,
-        misuse,
-        names,
-        nonfinite,
-        order,
-        pairs,
-        penalty,
-        resume,
-        scaling,
-        schedule,
-        update,
-    )
-    from amplint.checks.state import averages, buffers, defaults, live, loaded, moments, trained  # noqa: F401
     from amplint.source.interpret.entries import read
 
     wrappers = triage.wrapper_words(settings.apis)
@@ -71,6 +51,13 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
                     findings[key] = finding
     ordered = sorted(findings.values(), key=lambda finding: (finding.path, finding.range, finding.code))
     return Checked(tuple(ordered), tuple(reading.dependencies))
+
+
+@cache
+def _register() -> None:
+    """Import every module of checks/, which registers its checks."""
+    for found in walk_packages(__path__, f"{__name__}."):
+        import_module(found.name)
 
 
 def _rank(finding: Finding) -> tuple[int, bool]:

@@ -8,8 +8,8 @@ counts: what comments and docstrings say makes no file a candidate.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amplint import knowledge
@@ -18,26 +18,46 @@ if TYPE_CHECKING:
     from amplint.knowledge import Rule
     from amplint.source.module import Module
 
-_LARGE = (  # about 65504 and more, in digits or with an exponent; powers and shifts of numbers may be anything
-    rb"(?<![\w.])(?<!: int = )(?<!: int \| None = )(?:(?:[7-9]\d|6[5-9])_?\d{3}|[1-9](?:_?\d){5,})(?!\w)"
-    rb"|(?<!\w)(?:[6-9]|\d\d+)(?:\.\d*)?[eE]\+?0?4(?!\w)|(?<!\w)\d+\.?\d*[eE]\+?(?:0?[5-9]|[1-9]\d)(?!\w)"
-    rb"|(?<![\w.])\d+\.?\d*\s*(?:\*\*|<<)\s*\(?\d"
-)
+_DIGITS = re.compile(rb"\d[\d_]{4,}")
+_EXPONENT = re.compile(rb"\d\.?[eE]\+?\d+")
+_POWER = re.compile(rb"(?<![\w.])\d+\.?\d*\s*(?:\*\*|<<)\s*\(?\d")
 _SMALL = (  # below 2 ** -14, float16's smallest normal number
     rb"\d\.?[eE]-(?:0?[5-9]|[1-9]\d)|0?\.0000|\*\*\s*-|finfo|epsilon"
 )
 _SQUARE = rb"(?<![\w.])(?P<name>[A-Za-z_][\w.]*+) ?\* ?(?P=name)\b(?![.(\[*])|(?P<group>\([^()]*+\)) \* (?P=group)"
-_CAST = re.compile(rb"\.half\b|float16|fp16|FP16|HalfTensor|[\"']half[\"']|import[^\n]*\bhalf\b")
+_CAST_WORDS = (b"float16", b"fp16", b"FP16", b"HalfTensor")
+_CAST = re.compile(rb"\.half\b|[\"']half[\"']|import[^\n]*\bhalf\b")
 _AUTOCAST = re.compile(rb"autocast\w*(?:( as\b)|\s*\([^()]*(?:\([^()]*\)[^()]*)*)?")
 _OFF = re.compile(rb"enabled\s*=\s*False")
 _IMPORT = re.compile(rb"\s*(?:from|import)\b|\s*\w*$")
 
 
+def _large(data: bytes) -> bool:
+    """Whether there is a number beyond float16's range (or nearly); powers and shifts of numbers may be anything."""
+    for match in _DIGITS.finditer(data):
+        before = data[max(0, match.start() - 16) : match.start()]
+        free = not before[-1:].isalnum() and not before.endswith((b"_", b".", b": int = ", b"int | None = "))
+        if free and float(match[0].rstrip(b"_")) > 65_000:
+            return True
+    for match in _EXPONENT.finditer(data):
+        start = match.start()
+        while data[start - 1 : start] in _OF_A_NUMBER:
+            start -= 1
+        try:
+            if float(data[start : match.end()]) > 65_000:
+                return True
+        except ValueError:  # a name or a text that ends so
+            pass
+    return (b"**" in data or b"<<" in data) and _POWER.search(data) is not None
+
+
 def _half(data: bytes) -> bool:
     """Whether something makes tensors half: a cast, a dtype, or an autocast region that is not switched off where it
     stands. A mere import does not."""
-    if _CAST.search(data):
+    if any(word in data for word in _CAST_WORDS) or (b"half" in data and _CAST.search(data)):
         return True
+    if b"autocast" not in data:
+        return False
     for match in _AUTOCAST.finditer(data):
         before = data[data.rfind(b"\n", 0, match.start()) + 1 : match.start()]
         if match[1] or not (_OFF.search(match[0]) or (_IMPORT.match(before) and b"(" not in match[0])):
@@ -45,18 +65,22 @@ def _half(data: bytes) -> bool:
     return False
 
 
+_SCALES = (b"caler", b"scale_loss", b"loss_scale", b"unscale", b"get_scale", b".scale(", b"apex")
+_PRODUCTS = (b" @ ", b"matmul", b"bmm", b"einsum", b"addmm", b".mm(", b".mv(", b".dot(")
+_OF_A_NUMBER = frozenset(bytes((one,)) for one in b"0123456789._abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_SLOW = 4  # times a plain word, which takes 0.7 ns a byte
 # Words in braces stand for one of these: is there such a thing in the code?
 PATTERNS: dict[str, Callable[[bytes], object]] = {
-    "{large}": re.compile(_LARGE).search,
+    "{large}": _large,
     "{small}": re.compile(_SMALL).search,
     "{square}": re.compile(_SQUARE).search,
     "{put}": re.compile(
         rb"^[ \t]*[\w.]+\[[^\n]*\] *= *-?(?:float\(|[\w.+]+[ \t]*$)", re.MULTILINE
     ).search,  # x[i] = -1e9
-    "{product}": re.compile(rb"[\w)\]] @ [\w(]|\bmatmul\b|\bbmm\b|\beinsum\b|\bbaddbmm\b|\.mm\(").search,
+    "{product}": lambda data: any(word in data for word in _PRODUCTS),
     "{half}": _half,
     # What makes or uses a gradient scaler, apex's and those written by hand among them.
-    "{scaler}": re.compile(rb"caler|\.scale\(|loss_?scale|scale_?loss|unscale|get_scale|apex").search,
+    "{scaler}": lambda data: any(word in data for word in _SCALES),
 }
 # Comments and strings between three quotes (nearly all of them docstrings); other strings are kept.
 _NO_CODE = re.compile(
@@ -71,35 +95,69 @@ def code_only(data: bytes) -> bytes:
     return _NO_CODE.sub(rb"\1", data)
 
 
-def may_hold(data: bytes, rules: Iterable[Rule], notes: Collection[str] = (), extra: Collection[str] = ()) -> bool:
-    """Whether the code of the file holds the words of one of the rules, or one of the `extra` words.
-
-    Without rules no file can hold a finding. Plain searches: over 53 MB of sources, 30 words take 0.40 s, one regex of
-    them 0.55 s."""
-    return _may(data, rules, notes, extra) and _may(code_only(data), rules, notes, extra)
+Group = Sequence[str]
+# For each group of words that denies rules: these rules, each with the other groups that it needs.
+Plan = dict[Group, list[tuple[str, list[Group]]]]
 
 
-def _may(data: bytes, rules: Iterable[Rule], notes: Collection[str], extra: Collection[str]) -> bool:
-    seen: dict[str, bool] = {}
+def may_hold(data: bytes, plan: Plan, extra: Iterable[str] = ()) -> bool:
+    """Whether the code of the file holds the words of one of the planned rules, or one of the `extra` words.
 
-    def has(word: str) -> bool:
-        return _remembered(data, word, seen)
+    Without rules no file can hold a finding. Plain searches: 30 words take less time than one regex of them."""
+    has = _asked(code_only(data), {})
+    return any(True for _ in _live(plan, has)) or any(map(has, extra))
 
-    return any(_suits(rule, notes, has) for rule in rules) or any(map(has, extra))
 
-
-def live_codes(
-    modules: Iterable[Module], codes: Collection[str], notes: Collection[str], extra: Iterable[str] = ()
-) -> set[str]:
-    """Those of the codes whose rules' words these files hold together: all, if one holds one of the `extra` words."""
-    files = [(_code_of(one), one.memo.setdefault("words", {})) for one in modules]
+def live_codes(modules: Iterable[Module], plan: Plan, extra: Iterable[str] = ()) -> set[str]:
+    """The codes of the planned rules whose words these files hold together: all, if one holds one of the `extra`
+    words."""
+    files = [_asked(_code_of(one), one.memo.setdefault("words", {})) for one in modules]
 
     def has(word: str) -> bool:
-        return any(_remembered(data, word, seen) for data, seen in files)
+        return any(one(word) for one in files)
 
-    rules = [rule for code, rule in knowledge.rules().items() if code in codes]
-    wrapped = any(map(has, extra))
-    return {rule.code for rule in rules if wrapped or _suits(rule, notes, has)}
+    if any(map(has, extra)):
+        return {code for rules in plan.values() for code, _ in rules}
+    return set(_live(plan, has))
+
+
+def make_plan(rules: Iterable[Rule], notes: Collection[str] = ()) -> Plan:
+    """Which words to look for, those first that deny many rules and cost little. A rule needs one of its triggers
+    (none: it may fire anywhere) and, unless its notes are wanted too, one word of each group in `with`."""
+    needed: list[tuple[str, list[Group]]] = [
+        (rule.code, [group for group in (rule.triggers, *(() if rule.code in notes else rule.with_words)) if group])
+        for rule in rules
+    ]
+    shared = Counter(group for _, groups in needed for group in groups)
+    plan: Plan = {}
+    for code, groups in needed:
+        first, *rest = sorted(groups, key=lambda group: _price(group) / shared[group]) or [()]
+        plan.setdefault(first, []).append((code, [*rest]))
+    return plan
+
+
+def plan_of(codes: frozenset[str], notes: frozenset[str]) -> Plan:
+    """The plan for the rules of these codes."""
+    rules = knowledge.rules()
+    key = (codes, notes, id(rules))
+    if key not in _plans:
+        _plans[key] = make_plan([rule for code, rule in rules.items() if code in codes], notes)
+    return _plans[key]
+
+
+_plans: dict[tuple[frozenset[str], frozenset[str], int], Plan] = {}
+
+
+def _price(group: Group) -> int:
+    return sum(_SLOW if word in PATTERNS else 1 for word in group)
+
+
+def _live(plan: Plan, has: Callable[[str], bool]) -> Iterator[str]:
+    for first, rules in plan.items():
+        if not first or any(map(has, first)):
+            for code, rest in rules:
+                if all(any(map(has, group)) for group in rest):
+                    yield code
 
 
 def _code_of(module: Module) -> bytes:
@@ -115,26 +173,16 @@ def wrapper_words(apis: Iterable[dict[str, Any]]) -> list[str]:
     return [parts[-1] if parts else "" for parts in split]
 
 
-def _suits(rule: Rule, notes: Collection[str], has: Callable[[str], bool]) -> bool:
-    """A rule needs one of its triggers (none: it may fire anywhere) and, unless its notes are wanted too, one word of
-    each group in `with`."""
-    groups = _cheap_first(rule.triggers, () if rule.code in notes else rule.with_words)
-    return all(any(map(has, group)) for group in groups)
+def _asked(data: bytes, seen: dict[str, bool]) -> Callable[[str], bool]:
+    """Whether a word is in a text, each looked for once; `seen` remembers."""
 
+    def has(word: str) -> bool:
+        found = seen.get(word)
+        if found is None:
+            found = seen[word] = holds(data, word)
+        return found
 
-@lru_cache(maxsize=1024)
-def _cheap_first(triggers: tuple[str, ...], groups: tuple[tuple[str, ...], ...]) -> list[list[str]]:
-    """All groups that count; plain words before patterns."""
-    ordered = [sorted(group, key=PATTERNS.__contains__) for group in (triggers, *groups) if group]
-    return sorted(ordered, key=lambda group: group[0] in PATTERNS)
-
-
-def _remembered(data: bytes, word: str, seen: dict[str, bool]) -> bool:
-    """Whether a word is in a file; `seen` remembers."""
-    found = seen.get(word)
-    if found is None:
-        found = seen[word] = holds(data, word)
-    return found
+    return has
 
 
 def holds(data: bytes, word: str) -> bool:

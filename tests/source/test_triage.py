@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fakes import RULES
 
-from amplint.source.triage import may_hold
+from amplint.source.triage import make_plan, may_hold
 
 CLIP = replace(RULES["AMP105"], triggers=("clip_grad", "unscale"))
 AMP = replace(RULES["AMP601"], triggers=("amp.",))
@@ -25,16 +25,16 @@ ALWAYS = replace(RULES["AMP110"], triggers=())
     ],
 )
 def test_a_file_without_a_word_of_any_rule_can_hold_nothing(data, rules, expected):
-    assert may_hold(data, rules) is expected
+    assert may_hold(data, make_plan(rules)) is expected
 
 
 def test_extra_words_count_as_triggers():
-    assert may_hold(b"MyScaler()", [CLIP], (), ("MyScaler",))
-    assert not may_hold(b"MyScaler()", [CLIP])
+    assert may_hold(b"MyScaler()", make_plan([CLIP]), ("MyScaler",))
+    assert not may_hold(b"MyScaler()", make_plan([CLIP]))
 
 
 def test_words_that_belong_together_are_needed_together_unless_notes_are_wanted():
     rule = replace(CLIP, with_words=(("scale", "amp"), ("step",)))
-    assert may_hold(b"clip_grad amp step", [rule])
-    assert not may_hold(b"clip_grad amp", [rule])
-    assert may_hold(b"clip_grad", [rule], notes={"AMP105"})
+    assert may_hold(b"clip_grad amp step", make_plan([rule]))
+    assert not may_hold(b"clip_grad amp", make_plan([rule]))
+    assert may_hold(b"clip_grad", make_plan([rule], notes={"AMP105"}))
