@@ -67,6 +67,34 @@ def into_region(module: Module, region: ast.AST, loss: ast.AST, operands: int) -
     )
 
 
+def without_cast(module: Module, cast: ast.Call, forward: ast.AST) -> Fix | None:
+    """Take the cast of an input away, where only the forward can see it: in its arguments, or by way of a name that
+    nothing else reads."""
+    if not isinstance(cast.func, ast.Attribute) or len(cast.args) + len(cast.keywords) > (cast.func.attr == "to"):
+        return None
+    statement = module.statement(cast)
+    if forward not in module.ancestors(cast):
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                function = module.function(cast) or module.tree
+                reads = [
+                    node
+                    for node in ast.walk(function)
+                    if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+                ]
+                inside = {node for node in ast.walk(forward)} | {node for node in ast.walk(statement)}
+                if any(node not in inside and node.lineno > statement.lineno for node in reads):
+                    return None
+            case _:
+                return None
+    value = cast.func.value
+    if isinstance(statement, ast.Assign) and statement.value is cast:
+        target = statement.targets[0]
+        if isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id:
+            return attempt("leave the input as it is", SAFE, lambda: edits.delete(module, statement))
+    return attempt("leave the input as it is", SAFE, lambda: edits.replace(module, cast, module.source(value)))
+
+
 def region_into_loop(module: Module, region: ast.AST) -> Fix | None:
     """`with autocast: for …` → `for …: … with autocast:` around the forward and the loss only."""
     if not isinstance(region, ast.With) or len(region.items) != 1 or len(region.body) != 1:
@@ -215,4 +243,43 @@ def flag_to_enabled(module: Module, call: ast.Call, device: str) -> Fix | None:
         f'pass the device type "{device}"',
         SAFE,
         lambda: edits.change_call(module, call, keywords_for_positional=names, add_positional_first=[f'"{device}"']),
+    )
+
+
+# -- how long a region lasts ------------------------------------------------------------------------------------------
+
+
+def construct_again(module: Module, entered: ast.expr, made: ast.AST) -> Fix | None:
+    """`with ctx:` → `with torch.autocast(…):`, as the object was made."""
+    if not isinstance(made, ast.Call) or made not in module.parents:
+        return None
+    names = [node.id for node in ast.walk(made) if isinstance(node, ast.Name)]
+    if module.function(made) is not module.function(entered) and not all(name in module.imports for name in names):
+        return None
+    code = " ".join(module.source(made).split())
+    return attempt("make another autocast object", SAFE, lambda: edits.replace(module, entered, code))
+
+
+def region_of_body(module: Module, function: ast.FunctionDef | ast.AsyncFunctionDef, decorator: ast.expr) -> Fix | None:
+    """`@autocast(…)` goes, and the body below the docstring runs under `with autocast(…):`."""
+    body = function.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    row = module.line(decorator.lineno)
+    if not body or row.strip() != "@" + module.source(decorator) or decorator.end_lineno != decorator.lineno:
+        return None
+    header = f"with {module.source(decorator)}:"
+
+    def build() -> list[Edit]:
+        first, last = module.starts[decorator.lineno - 1], module.starts[decorator.lineno]
+        return [edit(module, first, last, ""), *edits.indent_under(module, body, header)]
+
+    return attempt("enter autocast in the body", SAFE, build)
+
+
+def without_cache(module: Module, region: ast.Call) -> Fix | None:
+    return attempt(
+        "do not cache cast weights",
+        SAFE,
+        lambda: edits.change_call(module, region, add_keywords={"cache_enabled": "False"}),
     )
