@@ -10,7 +10,7 @@ from amplint import cache, checks, files, unused
 from amplint.config import Settings
 from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
-from amplint.limit import TooLong, deep_recursion, time_limit
+from amplint.limit import TooLong, deep_recursion, rare_collection, time_limit
 from amplint.repair import Unsettled, repair
 from amplint.rewrite.syntax.apply import fixable
 from amplint.source import suppress
@@ -51,7 +51,8 @@ def run(found: list[File], job: Job) -> list[Outcome]:
     """Check, and fix, every file. The order is that of `found`, whatever the processes do."""
     from amplint.parallel import check_all
 
-    return _settle(check_all(found, job), job.settings)
+    with rare_collection():
+        return _settle(check_all(found, job), job.settings)
 
 
 def check_file(file: File, job: Job) -> Outcome:
@@ -87,6 +88,8 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
                 plan = plan_of(settings.codes, settings.notes)
                 candidate = may_hold(data, plan, wrapper_words(settings.apis))
                 if not candidate and not named:
+                    if job.cache:
+                        cache.store(job.cache, path, data, settings, cache.Result())
                     return outcome
                 module = Module.read(path, data)
                 result = _check(module, settings) if candidate else cache.Result()

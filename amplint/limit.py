@@ -1,8 +1,9 @@
-"""A limit of processor time, so that no file can hang a run."""
+"""Limits: of processor time, so that no file can hang a run; and of what Python spends on its own housekeeping."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
@@ -37,6 +38,20 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def rare_collection() -> Iterator[None]:
+    """Let Python look rarely for cycles of garbage in the block: syntax trees are large and have none, and to look
+    through the same ones again and again takes as long as to parse them."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(200_000, 10, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -175,20 +175,24 @@ class Module:
     # -- structure ------------------------------------------------------------------------------------------------
 
     @cached_property
+    def all_nodes(self) -> list[ast.AST]:
+        """All nodes in the order of ast.walk, but for contexts and operators: the file is walked once, whoever asks."""
+        return walk(self.tree)
+
+    @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
         """Each node's parent."""
-        return {child: node for node in walk(self.tree) for child in children(node)}
+        return {child: node for node in self.all_nodes for child in children(node)}
 
     @cached_property
     def _kinds(self) -> dict[type, list[Any]]:
         kinds: dict[type, list[Any]] = {}
-        for node in walk(self.tree):
+        for node in self.all_nodes:
             kinds.setdefault(type(node), []).append(node)
         return kinds
 
     def nodes(self, *kinds: type[N]) -> list[N]:
-        """All nodes of these kinds in the file, kind by kind, those of a kind in the order of ast.walk. The file is
-        walked once, whoever asks."""
+        """All nodes of these kinds in the file, kind by kind, those of a kind in the order of ast.walk."""
         return [node for kind in kinds for node in self._kinds.get(kind, ())]
 
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:

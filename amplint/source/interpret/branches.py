@@ -10,6 +10,7 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.symbols import ask, fresh, sym
 from amplint.source.values import Const, Formula, Value
+from amplint.source.walk import walk
 
 
 def decide(m: Machine, test: ast.expr, world: World, frame: Frame) -> list[tuple[bool, World]]:
@@ -56,7 +57,7 @@ def run_match(m: Machine, node: ast.Match, world: World, frame: Frame, flow: Flo
             arms = dict(current.decide(formula))
             taken, current = arms.get(True), arms.get(False)
             if taken is not None:
-                for name in ast.walk(case.pattern):
+                for name in walk(case.pattern):
                     bound = getattr(name, "name", None)
                     if isinstance(bound, str):
                         taken.set(frame.scope, bound, fresh("matched"))

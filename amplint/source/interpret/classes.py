@@ -25,6 +25,7 @@ from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
 from amplint.source.interpret.machine import Machine, site
 from amplint.source.interpret.world import World, join_all
 from amplint.source.values import Class, Const, Function, Instance, Lib, Optimizer, Scaler, Value
+from amplint.source.walk import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def _assigned_fields(node: ast.ClassDef) -> dict[str, list[tuple[ast.expr, ast.A
     for function in node.body:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and function.args.args:
             own = function.args.args[0].arg
-            for inner in ast.walk(function):
+            for inner in walk(function):
                 if isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Call):
                     for target in inner.targets:
                         match target:

@@ -20,6 +20,7 @@ from amplint.source.interpret.world import World, join_all
 from amplint.source.module import FunctionNode, Module
 from amplint.source.symbols import sym
 from amplint.source.values import Autocast, Class, Function, Instance, Region, Value
+from amplint.source.walk import walk
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -118,7 +119,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         ready = joined[0] if joined else start.copy()
     loops.forget_counted(instance, ready)
     own = {
-        inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
+        inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
     }
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
         if method in m.entered or method.name == "__init__" or not relevance.begins(method):
@@ -147,7 +148,7 @@ def _computes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a method of a module is part of its forward: not the ones that train, save or configure it."""
     return not method.name.startswith("__") and not any(
         isinstance(inner, ast.Attribute) and inner.attr in ("backward", "zero_grad", "state_dict")
-        for inner in ast.walk(method)
+        for inner in walk(method)
     )
 
 
@@ -194,17 +195,17 @@ def _is_step(code: FunctionNode) -> bool:
     """Whether a function is (part of) a training step, which its caller repeats: it runs backward and steps or
     unscales, outside any loop of its own."""
     found = set()
-    for inner in ast.walk(code):
+    for inner in walk(code):
         if isinstance(inner, ast.Attribute) and inner.attr in ("backward", "step", "unscale_", "update"):
             found.add(inner.attr)
     return (
-        "backward" in found and len(found) > 1 and not any(isinstance(n, ast.For | ast.While) for n in ast.walk(code))
+        "backward" in found and len(found) > 1 and not any(isinstance(n, ast.For | ast.While) for n in walk(code))
     )
 
 
 def _enter_closures(m: Machine, function: Function, worlds: list[World]) -> None:
     """Functions that this one defined and nothing called."""
-    for inner in ast.walk(function.node):
+    for inner in walk(function.node):
         if inner is function.node or not isinstance(inner, ast.FunctionDef) or inner in m.entered or not worlds:
             continue
         world = worlds[0].copy()

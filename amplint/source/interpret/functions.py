@@ -34,6 +34,7 @@ from amplint.source.values import (
     Sym,
     Value,
 )
+from amplint.source.walk import children
 
 
 def define_function(
@@ -87,7 +88,7 @@ def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
         generator |= isinstance(inner, ast.Yield | ast.YieldFrom)
         if isinstance(inner, ast.Global | ast.Nonlocal):
             outer |= set(inner.names)
-        pending += ast.iter_child_nodes(inner)
+        pending += children(inner)
     return generator, nested, frozenset(outer)
 
 

@@ -13,6 +13,7 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.symbols import fresh
 from amplint.source.values import Class, Const, Instance, Optimizer, Scaler, Value
+from amplint.source.walk import walk
 
 MOST_ROUNDS = 3
 DEEP = 5  # loops around a loop, from which on it gets one round
@@ -123,7 +124,7 @@ def _uncounted(m: Machine, node: ast.For | ast.AsyncFor | ast.While, world: Worl
 def _counters(node: ast.AST) -> tuple[ast.Name | ast.Attribute, ...]:
     """The names and fields that a loop adds to: `n += 1`, `self.n = self.n + 1`."""
     found: dict[str, ast.Name | ast.Attribute] = {}
-    for inner in ast.walk(node):
+    for inner in walk(node):
         match inner:
             case ast.AugAssign(target=ast.Name() | ast.Attribute() as target):
                 found.setdefault(ast.dump(target), target)

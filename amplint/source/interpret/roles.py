@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 Uses = dict[str, set[str]]  # path → how it is used
 _TELLING = re.compile(r"unscale_|zero_grad|\.step\(|get_scale|param_groups|parameters\(|\.train\(|\.eval\(|modules\(")
@@ -50,7 +51,7 @@ class Roles:
 def _infer(code: ast.AST) -> dict[str, str]:
     uses: Uses = defaultdict(set)
     backward = False
-    for node in ast.walk(code):
+    for node in walk(code):
         match node:
             case ast.Call(func=ast.Attribute() as function):
                 _note_call(node, function, uses)
