@@ -93,6 +93,7 @@ class Forward(Event):
     model: Value
     stale: Event | None = None
     graphless: Event | None = None
+    given: tuple[Value, ...] = ()  # the arguments
 
 
 @dataclass(eq=False, slots=True)

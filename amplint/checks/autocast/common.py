@@ -51,7 +51,7 @@ def is_autocast(module: Module, node: ast.AST) -> bool:
 
 def regions_in(module: Module) -> Iterator[ast.With]:
     """The `with` statements that enter autocast, by their words; not those that turn it off."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if isinstance(node, ast.With) and any(enters_autocast(module, item.context_expr) for item in node.items):
             yield node
 

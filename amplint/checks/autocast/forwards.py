@@ -114,7 +114,7 @@ def _has_backward(module: Module, function: ast.AST | None) -> bool:
 def autocast_of_ones_own(script: Script) -> Iterator[Finding]:
     """A context manager that is named for autocast yields without it where low precision is asked for."""
     module = script.module
-    for function in ast.walk(module.tree):
+    for function in module.all_nodes:
         if not isinstance(function, ast.FunctionDef) or "autocast" not in function.name:
             continue
         if not any(module.source(decorator).endswith("contextmanager") for decorator in function.decorator_list):

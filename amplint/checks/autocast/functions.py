@@ -21,7 +21,7 @@ _LOW = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd|fp16|float16|half\(",
 
 def functions_in(module: Module) -> Iterator[ast.ClassDef]:
     """The classes of a file that are autograd functions."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if isinstance(node, ast.ClassDef) and any(module.dotted(base) & _FUNCTIONS for base in node.bases):
             yield node
 
@@ -56,8 +56,8 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
                 "AMP213",
                 module,
                 kernel,
-                f"under autocast this kernel of {cls.name} is handed half and float32 tensors together: autocast does "
-                "not know it",
+                f"under autocast this kernel of {cls.name} may be handed half and float32 tensors together: autocast "
+                "does not know it, and casts nothing",
                 severity=Severity.NOTE,
                 evidence=[(module, forward, "the forward has no custom_fwd")],
                 help="decorate forward with torch.amp.custom_fwd(cast_inputs=…) and backward with custom_bwd",

@@ -82,7 +82,7 @@ def without_cast(module: Module, cast: ast.Call, forward: ast.AST) -> Fix | None
                     for node in ast.walk(function)
                     if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
                 ]
-                inside = {node for node in ast.walk(forward)} | {node for node in ast.walk(statement)}
+                inside = {*ast.walk(forward), *ast.walk(statement)}
                 if any(node not in inside and node.lineno > statement.lineno for node in reads):
                     return None
             case _:
@@ -91,6 +91,8 @@ def without_cast(module: Module, cast: ast.Call, forward: ast.AST) -> Fix | None
     if isinstance(statement, ast.Assign) and statement.value is cast:
         target = statement.targets[0]
         if isinstance(target, ast.Name) and isinstance(value, ast.Name) and target.id == value.id:
+            if len(suite_of(module, statement)) == 1:
+                return None
             return attempt("leave the input as it is", SAFE, lambda: edits.delete(module, statement))
     return attempt("leave the input as it is", SAFE, lambda: edits.replace(module, cast, module.source(value)))
 
@@ -157,7 +159,8 @@ def split_contexts(module: Module, item: ast.BoolOp) -> Fix | None:
 def add_parentheses(module: Module, node: ast.expr, device: str) -> Fix | None:
     """`@autocast` → `@autocast("cuda")`, or `()` where the old API fixes the device."""
     names = module.dotted(node)
-    arguments = "" if any(name.startswith(("torch.cuda.", "torch.cpu.")) for name in names) else f'"{device}"'
+    fixed = ("torch.cuda.", "torch.cpu.", "contextlib.")  # they know their device
+    arguments = "" if any(name.startswith(fixed) for name in names) else f'"{device}"'
     return attempt("call it", SAFE, lambda: edits.replace(module, node, f"{module.source(node)}({arguments})"))
 
 

@@ -24,6 +24,7 @@ from amplint.source.symbols import fresh, serial, sym
 from amplint.source.values import (
     FALSE,
     NONE,
+    TRUE,
     Choice,
     Instance,
     Items,
@@ -36,7 +37,6 @@ from amplint.source.values import (
     Parameters,
     Region,
     StateDict,
-    TRUE,
     Sym,
     Tensor,
     Value,
@@ -49,7 +49,7 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
         op = tensors.op_of(model.name)
         if op in tensors.LOSSES:
             return [(operations.operation(m, op, given.args, given.kwargs, node, world, frame), world)]
-        _tell_forward(m, model, node, world, frame)
+        _tell_forward(m, model, given, node, world, frame)
         if op:
             # the reduction and eps arguments of the constructor matter to no dtype
             weights = tensors.weights_of(world, model) if op in tensors.WEIGHTED else ""
@@ -57,7 +57,7 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
             result = operations.operation(m, op, given.args, {}, node, world, frame, weights=weights, layer=layer)
             return [(tag(result, model), world)]
         return [(tag(value, model), after) for value, after in _through_parts(m, model, given, node, world, frame)]
-    _tell_forward(m, model, node, world, frame)
+    _tell_forward(m, model, given, node, world, frame)
     if isinstance(model, Instance) and not m.alone:
         function = classes.method(m, model.cls, "forward", world, frame)
         if function is not None:
@@ -81,7 +81,7 @@ def _weights(m: Machine, model: Model, world: World) -> str:
     return "" if m.alone else "float32" if made == NONE else tensors.dtype_of(made)
 
 
-def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: Frame) -> None:
+def _tell_forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: World, frame: Frame) -> None:
     if frame.in_model:
         return
     outer = next((context for context in world.contexts if isinstance(context, Region)), None)
@@ -89,7 +89,7 @@ def _tell_forward(m: Machine, model: Value, node: ast.AST, world: World, frame: 
         outer = None  # no copies are used here
     stale = world.get("stale weights", outer.node) if outer is not None else None
     changed = stale.event if stale is not None and _changed(world, model, stale.event) else None
-    event = m.emit(events.Forward, node, world, frame, model=model, stale=changed)
+    event = m.emit(events.Forward, node, world, frame, model=model, given=given.values(), stale=changed)
     if outer is not None and not outer.assumed and outer.autocast.cache != FALSE:
         first = world.get("first forwards", (outer.node, model))
         if first is None:
