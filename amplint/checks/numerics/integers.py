@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from amplint.checks.numerics.common import guarded, known_as, made_half
@@ -12,6 +13,7 @@ from amplint.source.interpret import tensors
 from amplint.source.values import KNOWN, Const, Tensor
 
 _EXACT = {"float16": 2048, "bfloat16": 256, "low": 2048}  # the largest integer up to which all are exact
+_OUTER = re.compile(r" *(\w) *, *(?!\1)\w *-> *")  # einsum("i,j->ij"): angles, the positions times frequencies
 _PRODUCTS = frozenset("matmul bmm mm einsum".split())
 
 
@@ -24,7 +26,8 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             continue
         if event.name in _PRODUCTS:
             operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.dtype not in tensors.HALF]
-            counted = next((one for arg in operands if (one := tensors.counted(arg)) is not None), None)
+            outer = isinstance(event.args[0], Const) and _OUTER.match(str(event.args[0].value)) is not None
+            counted = next((one for arg in operands if (one := tensors.counted(arg, scaled=outer)) is not None), None)
             if counted is None or any(arg.made == "float" for arg in operands):  # AMP211 says that
                 continue
             severity = known_as(event.result.trust)

@@ -111,8 +111,7 @@ def _along_a_dim(event: events.Operation) -> bool:
 
 def _norm_of_gradients(script: Script, event: events.Operation) -> Iterator[Finding]:
     """A norm of gradients in the gradients' own dtype, in code that knows of half precision."""
-    of = event.args[0]
-    if not isinstance(of, Gradient) or event.result.dtype or not _speaks_of_half(event):
+    if not _is_gradient(event.args[0]) or event.result.dtype or not _speaks_of_half(event):
         return
     if any(name == "dtype" for name, _ in event.kwargs):
         return
@@ -124,6 +123,13 @@ def _norm_of_gradients(script: Script, event: events.Operation) -> Iterator[Find
         severity=Severity.NOTE,
         help="torch.norm(gradient, dtype=torch.float32)",
     )
+
+
+def _is_gradient(value: Value) -> bool:
+    """Whether something is a gradient, of parameters that may be unknown: what `p.grad.detach()` made."""
+    if isinstance(value, Tensor) and value.made == "" and isinstance(value.node, ast.Call):
+        return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in ast.walk(value.node.func))
+    return isinstance(value, Gradient)
 
 
 def _speaks_of_half(event: events.Event) -> bool:

@@ -305,14 +305,16 @@ def _typed(value: Value, world: World) -> Value:
 _COUNTS_STAY = frozenset("to float type half bfloat16 double add sub long int arange".split())  # still whole numbers
 
 
-def counted(value: Value, depth: int = 4) -> Tensor | None:
-    """The torch.arange that a tensor's numbers are, shifted or cast at most."""
-    if not isinstance(value, Tensor) or value.made not in _COUNTS_STAY:
+def counted(value: Value, depth: int = 4, scaled: bool = False) -> Tensor | None:
+    """The torch.arange that a tensor's numbers are, shifted or cast at most, or `scaled` by a number."""
+    if not isinstance(value, Tensor) or not (value.made in _COUNTS_STAY or (scaled and value.made in ("mul", "div"))):
         return None
     if value.made == "arange":
         return value
-    parents = (part for part in value.parents if isinstance(part, Tensor))
-    return next((one for part in parents if depth and (one := counted(part, depth - 1)) is not None), None)
+    parents = [part for part in value.parents if isinstance(part, Tensor)]
+    if value.made in ("mul", "div") and len(parents) > 1:
+        return None
+    return next((one for part in parents if depth and (one := counted(part, depth - 1, scaled)) is not None), None)
 
 
 def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, dtype: Value | None = None) -> Tensor:
