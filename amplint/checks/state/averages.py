@@ -47,7 +47,7 @@ def low_precision_ema(script: Script) -> Iterator[Finding]:
 
 def _averages(module: Module) -> Iterator[Average]:
     """Updates `a ← d·a + (1 - d)·b`, in one statement or two, in place or not."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(attr="lerp_", value=target), args=[_, weight, *_]):
                 if _is_small(weight):
@@ -227,7 +227,7 @@ def _given(module: Module, function: ast.AST, parameter: str) -> Iterator[ast.ex
         return
     method = parameters[0] in ("self", "cls")
     place = parameters.index(parameter) - method
-    for call in ast.walk(module.tree):
+    for call in module.all_nodes:
         match call:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name == function.name:
                 named = [keyword.value for keyword in call.keywords if keyword.arg == parameter]

@@ -29,16 +29,22 @@ def half_cast(module: Module, node: ast.AST) -> str:
     return ""
 
 
-def half_dtype(module: Module, node: ast.expr, depth: int = 3) -> str:
+def may_be_float16(module: Module, node: ast.expr) -> bool:
+    """Whether an expression is float16, in one of the values of its variable at least."""
+    return half_dtype(module, node, among=("float16",)) != ""
+
+
+def half_dtype(module: Module, node: ast.expr, depth: int = 3, among: tuple[str, ...] = HALVES) -> str:
     """The half dtype that an expression is, or may be where a variable has several values; "" if none."""
     match node:
         case ast.Attribute(value=ast.Name(id=name)) if "torch" in module.imports.get(name, ()):
             dtype = DTYPES.get(node.attr, "")
-            return dtype if dtype in HALVES else ""
+            return dtype if dtype in among else ""
         case ast.IfExp() if depth:
-            return half_dtype(module, node.body, depth - 1) or half_dtype(module, node.orelse, depth - 1)
+            arms = (half_dtype(module, arm, depth - 1, among) for arm in (node.body, node.orelse))
+            return next((dtype for dtype in arms if dtype), "")
         case ast.Name() if depth:
-            values = (half_dtype(module, value, depth - 1) for value in assigned(module, node))
+            values = (half_dtype(module, value, depth - 1, among) for value in assigned(module, node))
             return next((dtype for dtype in values if dtype), "")
     return ""
 

@@ -19,25 +19,25 @@ _BATCHNORM = re.compile(
 )
 
 
-def _cast_of(script: Script, model: Value, before: events.Event) -> events.Cast | None:
-    """The last cast of a model to float16 before an event."""
+def cast_of(script: Script, model: Value, before: events.Event, dtype: str = "float16") -> events.Cast | None:
+    """The cast of a model to a dtype before an event, if it is the last one."""
     last = None
     for event in script.reading.events:
         if event is before:
             break
         if isinstance(event, events.Cast) and event.model == model and may_both_run(event, before):
-            last = event if event.dtype == "float16" else None
+            last = event if event.dtype == dtype else None
     return last
 
 
-def _trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step, events.Cast]]:
+def trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step, events.Cast]]:
     for step in script.events(events.Step):
         if (step.scaler is not None) is not scaled or step.before.kind in ("managed", "unknown"):
             continue
-        if _keeps_masters(step.optimizer):
+        if keeps_masters(step.optimizer):
             continue
         for model in step.halves:
-            cast = _cast_of(script, model, step)
+            cast = cast_of(script, model, step)
             if cast is not None:
                 yield step, cast
 
@@ -45,7 +45,7 @@ def _trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step
 _MASTERS = re.compile(r"fused|fp16|half|master|mixed|amp(?![a-z])|zero|8bit", re.IGNORECASE)
 
 
-def _keeps_masters(optimizer: Optimizer) -> bool:
+def keeps_masters(optimizer: Optimizer) -> bool:
     """Whether an optimizer that is none of torch's may hold float32 copies of what it trains, going by its name."""
     name = optimizer.name
     if isinstance(optimizer.site, Sym) and optimizer.site.kind == "made":
@@ -56,7 +56,7 @@ def _keeps_masters(optimizer: Optimizer) -> bool:
 @rule("AMP301")
 def half_model_trained(script: Script) -> Iterator[Finding]:
     """Parameters are float16 while an optimizer trains them."""
-    for step, cast in _trained_in_half(script, scaled=False):
+    for step, cast in trained_in_half(script, scaled=False):
         yield found(
             "AMP301",
             cast,
@@ -72,7 +72,7 @@ def half_model_trained(script: Script) -> Iterator[Finding]:
 @rule("AMP303")
 def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
     """A GradScaler is used on float16 parameters."""
-    for step, cast in _trained_in_half(script, scaled=True):
+    for step, cast in trained_in_half(script, scaled=True):
         yield found(
             "AMP303",
             cast,
@@ -90,7 +90,7 @@ def half_batchnorm(script: Script) -> Iterator[Finding]:
     """A model with batch normalisation is cast to float16 and trained."""
     seen = set()
     for scaled in (False, True):
-        for step, cast in _trained_in_half(script, scaled):
+        for step, cast in trained_in_half(script, scaled):
             if cast in seen or not _has_batchnorm(script, cast.model) or _repaired(script, cast):
                 continue
             seen.add(cast)

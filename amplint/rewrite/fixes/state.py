@@ -14,7 +14,7 @@ SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 def drop_half(module: Module, cast: ast.AST) -> Fix | None:
     """`model.half()` → `model`: the weights stay in float32. Not where inputs are cast, too: they would not fit."""
-    if any(node is not cast and _casts(node) for node in ast.walk(module.tree)):
+    if any(node is not cast and _casts(node) for node in module.all_nodes):
         return None
     match cast:
         case ast.Call(func=ast.Attribute(attr="half", value=model), args=[], keywords=[]):
@@ -78,3 +78,20 @@ def parameters_to_float(module: Module, cast: ast.AST) -> Fix | None:
     ]
     statement = module.statement(cast)
     return attempt("train float32 parameters", SAFE, lambda: edits.insert_after(module, statement, lines))
+
+
+def copy_first(module: Module, cast: ast.Call, model: ast.expr) -> Fix | None:
+    """`model.half()` → `copy.deepcopy(model).half()`, where the file has copy already."""
+    copy = edits.binding_of(module, "copy.deepcopy", at=module.statement(cast))
+    if copy is None and (package := edits.binding_of(module, "copy", at=module.statement(cast))):
+        copy = f"{package}.deepcopy"
+    if copy is None:
+        return None
+    return attempt("cast a copy", UNSAFE, lambda: edits.replace(module, model, f"{copy}({module.source(model)})"))
+
+
+def drop_dtype(module: Module, call: ast.Call) -> Fix | None:
+    """`pipeline.to(device, dtype=…)` → `pipeline.to(device)`."""
+    if not call.args:
+        return None
+    return attempt("move it, and keep its dtypes", UNSAFE, lambda: edits.change_call(module, call, remove=["dtype"]))

@@ -40,12 +40,13 @@ def step(
         optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
     )  # fmt: skip
     event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
-    event.halves = _halves(world, optimizer, event.before)
+    event.halves = _cast_to("float16", world, optimizer, event.before)
+    event.bfloats = _cast_to("bfloat16", world, optimizer, event.before)
     mark_stale(world, event)
 
 
-def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
-    """The models that this optimizer surely trains and that are float16 here."""
+def _cast_to(dtype: str, world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
+    """The models that this optimizer surely trains and that have, or may have, this dtype here."""
     if world.get(("dtype of", optimizer), "masters") is not None:
         return ()
     trained = set(optimizer.of)
@@ -55,9 +56,9 @@ def _halves(world: World, optimizer: Optimizer, before: events.Gradients) -> tup
                 trained |= tensors.provenance((origin.loss,))[0]
     found = []
     for model in trained:
-        dtype = world.get(("dtype of", model), "dtype")
+        known = world.get(("dtype of", model), "dtype")
         frozen = world.get(("dtype of", model), "frozen") is not None
-        if not frozen and Const("float16") in conditions.sides(dtype or NONE, world.facts):
+        if not frozen and Const(dtype) in conditions.sides(known or NONE, world.facts):
             found.append(model)
     return tuple(found)
 
