@@ -5,19 +5,20 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from amplint import files
 from amplint.rewrite.apex.uses import Uses, uses_of
+from amplint.rewrite.around import files_around
 from amplint.rewrite.models.used import paths_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
-from amplint.source.interpret.project import Project, project_root, trains
+from amplint.source.interpret.project import Project, trains
 from amplint.source.module import Module, Unreadable
 
 MOST = 120  # files that a script imports
-MOST_LOOKED_AT = 3000  # files of a project that may be the script of a helper, or its other callers
 _NEEDS_SCALER = ("scale_loss", "state_dict", "load_state_dict", "master_params")
 
 
@@ -154,27 +155,10 @@ def _script_of(helper: Module, roots: tuple[str, ...], given: dict[Path, Module]
 
 
 def project_files(module: Module) -> Iterator[tuple[Path, bytes]]:
-    """The Python files around a file: those of its folder and of the three folders above, inside its project."""
-    here = Path(module.path).resolve().parent
-    cwd = Path.cwd()
-    top = project_root(here) or (cwd if here.is_relative_to(cwd) else here)
-    near = [one for one in (here, *here.parents[:3]) if one == top or top in one.parents]
-    seen = 0
-    for folder, inner, names in os.walk(near[-1] if near else here):
-        inner[:] = sorted(one for one in inner if not one.startswith(".") and one not in ("node_modules", "venv"))
-        if not project_root(here) and not here.is_relative_to(cwd):
-            inner.clear()  # a lone file: only what lies beside it
-        for name in sorted(names):
-            if name.endswith(".py"):
-                seen += 1
-                if seen > MOST_LOOKED_AT:
-                    return
-                path = Path(folder, name)
-                try:
-                    if path.is_file():  # and no pipe
-                        yield path.resolve(), path.read_bytes()
-                except OSError:
-                    continue
+    """The Python files around a file, and what is in them."""
+    for path in files_around(module, near=True):
+        with suppress(OSError):
+            yield path.resolve(), path.read_bytes()
 
 
 def _shown(path: str) -> str:

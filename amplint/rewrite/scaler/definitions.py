@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from amplint import files
-from amplint.source.interpret.project import Project, now_together, project_root
+from amplint.rewrite.around import files_around
+from amplint.source.interpret.project import Project, now_together
 from amplint.source.module import FunctionNode, Module, Unreadable
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = tuple[Module, ast.AST]
 MOST_HOPS = 8
 MOST_PROJECTS = 200
-MOST_FILES = 4000  # of a project, that are searched for calls
-_SKIPPED = frozenset(("node_modules", "site-packages", "__pycache__", "build", "dist"))
 
 
 _projects: dict[Module, tuple[object, Project]] = {}
@@ -229,20 +228,7 @@ def _may_use(path: str, data: bytes, function: ast.FunctionDef, home: Module) ->
 
 
 def _project_files(home: Module) -> Iterator[str]:
-    """The Python files of the project around a file; of the working folder where nothing marks a project."""
-    folder = Path(home.path).resolve().parent
+    """The Python files of the project around a file, by the paths that a person would type."""
     here = Path.cwd()
-    top = project_root(folder) or (here if folder.is_relative_to(here) else folder)
-    count = 0
-    for place, folders, names in os.walk(top):
-        folders[:] = sorted(one for one in folders if one not in _SKIPPED and not one.startswith("."))
-        if "pyvenv.cfg" in names:
-            folders.clear()
-            continue
-        for name in sorted(names):
-            if name.endswith(".py"):
-                count += 1
-                if count > MOST_FILES:
-                    return
-                path = Path(place, name)
-                yield str(path.relative_to(here) if path.is_relative_to(here) else path)
+    for path in files_around(home):
+        yield str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 from amplint.source import events
@@ -43,20 +43,6 @@ def shown(step: events.Step) -> events.Step:
         node, frame = frame.call, frame.caller
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute())):
-            return Wrapped(
-                node,
-                frame,
-                step.contexts,
-                step.loops,
-                step.facts,
-                step.optimizer,
-                step.scaler,
-                step.before,
-                step.state,
-                step.closure,
-                step.halves,
-                step.clips,
-                step,
-                tuple(frames),
-            )
+            told = {one.name: getattr(step, one.name) for one in fields(step)}
+            return Wrapped(**{**told, "node": node, "frame": frame}, inner=step, frames=tuple(frames))
     return step
