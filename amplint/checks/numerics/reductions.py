@@ -11,8 +11,9 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.values import KNOWN, Const, Gradient, Tensor, Value
+from amplint.source.values import FALSE, KNOWN, Const, Gradient, Tensor, Value
 
+_PRODUCTS = frozenset("matmul bmm mm einsum".split())
 _SUMS = frozenset("mean sum nansum nanmean norm linalg_vector_norm".split())
 
 
@@ -22,7 +23,7 @@ def square_then_reduce(script: Script) -> Iterator[Finding]:
     sums = None
     for event in script.events(events.Operation):
         trust = float16(script, event.result) if event.name in ("mul", "pow", "square") else None
-        if trust is None or not _is_square(event) or guarded(event):
+        if trust is None or not _is_square(event) or guarded(event) or (trust != KNOWN and _in_island(event)):
             continue
         sums = uses(script) if sums is None else sums
         total = next((use for use in sums.get(event.node, ()) if use.name in _SUMS and _first(use, event)), None)
@@ -37,6 +38,11 @@ def square_then_reduce(script: Script) -> Iterator[Finding]:
             help="square in float32: x.float().pow(2)",
             fix=fixes.square_in_float32(event.module, event.node, event.region is not None and trust == KNOWN),
         )
+
+
+def _in_island(event: events.Operation) -> bool:
+    """Whether autocast was switched off on purpose here: what is given is hardly half then."""
+    return event.region is not None and event.region.autocast.enabled == FALSE
 
 
 def _is_square(event: events.Operation) -> bool:
@@ -57,6 +63,51 @@ def _is_square(event: events.Operation) -> bool:
 
 def _first(use: events.Operation, made: events.Operation) -> bool:
     return bool(use.args) and isinstance(use.args[0], Tensor) and use.args[0].node is made.node
+
+
+@rule("AMP408")
+def expanded_distance(script: Script) -> Iterator[Finding]:
+    """A squared distance is the difference of large numbers, one of which is a half-precision product."""
+    for event in script.events(events.Operation):
+        if event.name not in ("add", "sub") or len(event.args) < 2 or guarded(event):
+            continue
+        products = [part for arg in event.args[:2] if (part := _doubled(arg)) is not None]
+        if not products or not any(_sum_of_squares(arg) for arg in event.args[:2]):
+            continue
+        product = products[0]
+        yield found(
+            "AMP408",
+            event,
+            "a squared distance as |a|² - 2ab + |b|², with the product in half precision: the distance of near vectors "
+            "is lost in its rounding",
+            severity=known_as(product.trust),
+            evidence=made_half(script, product),
+            help="compute it in float32: with torch.autocast(device_type, enabled=False), or torch.cdist",
+        )
+
+
+def _doubled(value: Value) -> Tensor | None:
+    """The half-precision matrix product in 2 * (a @ b), or (2 * a) @ b."""
+    if not isinstance(value, Tensor):
+        return None
+    inner = [part for part in value.parents if isinstance(part, Tensor)]
+    if value.made == "mul" and _times_two(value):
+        return next((part for part in inner if part.made in _PRODUCTS and part.dtype in tensors.HALF), None)
+    doubled = value.made in _PRODUCTS and value.dtype in tensors.HALF
+    return value if doubled and any(part.made == "mul" and _times_two(part) for part in inner) else None
+
+
+def _times_two(product: Tensor) -> bool:
+    return any(isinstance(part, Const) and part.value in (2, -2) for part in product.parents)
+
+
+def _sum_of_squares(value: Value, depth: int = 3) -> bool:
+    """Whether something is a sum of squares, perhaps with another one added."""
+    if not isinstance(value, Tensor) or depth == 0:
+        return False
+    if value.made == "sum":
+        return any(isinstance(part, Tensor) and part.made in ("pow", "square", "mul") for part in value.parents)
+    return value.made in ("add", "sub") and any(_sum_of_squares(part, depth - 1) for part in value.parents)
 
 
 _GROWING = {  # what becomes inf, and the ops whose result is half even under autocast
