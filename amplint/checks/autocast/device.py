@@ -143,7 +143,7 @@ def _str_has_index(script: Script, device: Value) -> bool:
 
 def _counts_devices(module: Module, name: str) -> bool:
     """Whether the file itself reckons with an index in this string: it looks for "cuda" inside, or splits it."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Compare(left=ast.Constant(value="cuda" | ":" | "cuda:"), ops=[ast.In()], comparators=[where]):
                 if ast.unparse(where) == name:

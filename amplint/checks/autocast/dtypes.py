@@ -123,7 +123,7 @@ def _float32_by_default(module: Module, argument: ast.expr, known: dict[str, Opt
             pass
         case _:
             return False
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(keys=keys, values=values)) if name == table:
                 default = _default(module, key, known)
@@ -138,7 +138,7 @@ def _default(module: Module, key: ast.expr, known: dict[str, Option]) -> object:
     option = option_of(known, key)
     if option is not None:
         return option.default
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Assign(
                 targets=[target], value=ast.Call(func=ast.Attribute(attr="get"), args=[_, ast.Constant(value=said)])

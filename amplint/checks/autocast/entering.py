@@ -29,7 +29,7 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
             )
     place = _Place(script)
     module = script.module
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.With() | ast.AsyncWith():
                 for item in node.items:

@@ -31,12 +31,12 @@ class Option:
 def options_of(module: Module) -> dict[str, Option]:
     """The options by the name of their field; not those that are defined twice, or set in the file."""
     found: dict[str, Option | None] = {}
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str()), *_]):
                 name, option = _read(node)
                 found[name] = None if name in found else option
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in found:
             found[node.attr] = None
     return {name: option for name, option in found.items() if option is not None}

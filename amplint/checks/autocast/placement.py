@@ -13,7 +13,7 @@ _DEPTH = 8
 
 def runs_on_cpu(module: Module) -> bool:
     """Whether the file says that it may run on a CPU: it chooses between "cuda" and "cpu", or asks for a CPU."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.IfExp(body=body, orelse=orelse):
                 if {_names_device(body), _names_device(orelse)} == {"cuda", "cpu"}:

@@ -151,7 +151,7 @@ def flag_compared_with_what_it_never_is(script: Script) -> Iterator[Finding]:
     if not _switchable(module):
         return
     known = options_of(module)
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         said = None
         match node:
             case ast.Compare(left=left, ops=[operator], comparators=[right]):
@@ -236,7 +236,7 @@ def option_of_type_bool(script: Script) -> Iterator[Finding]:
 
 def _switches(module: Module) -> Iterator[ast.expr]:
     """The conditions that switch mixed precision: the flags of autocast and GradScaler, and what is asked before."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call() if _by_name(module, node):
                 enabled = enabled_of(module, node)

@@ -193,7 +193,7 @@ def _casts_out_of_sight(script: Script) -> bool:
 def every_tensor_cast(script: Script) -> Iterator[Finding]:
     """A function casts whatever is a tensor to half: indices and masks, too."""
     module = script.module
-    for call in ast.walk(module.tree):
+    for call in module.all_nodes:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
             continue
         subject = call.func.value

@@ -70,7 +70,7 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
 def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
     """Every place that names a deprecated API: imports of it, and uses through any import. Names that a fallback
     imports from two places are left alone: they serve old versions, too."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.ImportFrom(level=0):
                 for alias in node.names:
@@ -198,7 +198,7 @@ def _is_flag(module: Module, argument: ast.expr) -> bool:
             )
     if "dtype" in name:
         return False
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.arguments():
                 given = [*node.posonlyargs, *node.args]

@@ -65,7 +65,7 @@ def accelerate_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
     module = script.module
     if not any("accelerate" in module_name for names in module.imports.values() for module_name in names):
         return
-    for call in ast.walk(module.tree):
+    for call in module.all_nodes:
         match call:
             case ast.Call(
                 func=ast.Attribute(value=owner, attr="clip_grad_norm_" | "clip_grad_value_" | "unscale_gradients")
@@ -103,7 +103,7 @@ def _accumulates(module: Module, call: ast.AST, accelerator: str) -> ast.expr | 
 def _may_accumulate(module: Module) -> bool:
     """Whether the Accelerator is told how many micro-batches a step has: without that, each is a step. One that is made
     elsewhere may be."""
-    made = [n for n in ast.walk(module.tree) if isinstance(n, ast.Call) and _is_accelerator(module, n)]
+    made = [n for n in module.all_nodes if isinstance(n, ast.Call) and _is_accelerator(module, n)]
     given = [keyword for call in made for keyword in call.keywords]
     steps = [keyword.value for keyword in given if keyword.arg and "gradient_accumulation" in keyword.arg]
     if not made or any(keyword.arg is None for keyword in given):
@@ -213,7 +213,7 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
     """A hand-written loss scaler divides its factor by the scale in every backward: after k micro-batches the gradients
     carry the scale once, and are divided by it k times."""
     module = script.module
-    for function in ast.walk(module.tree):
+    for function in module.all_nodes:
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         inside = list(ast.walk(function))

@@ -25,10 +25,10 @@ def hand_rolled_loss_scaling(script: Script) -> Iterator[Finding]:
     module = script.module
     if not _HALF.search(module.text) or ".grad" not in module.text:
         return
-    divisions = [(node, by) for node in ast.walk(module.tree) if (by := _divides(node)) is not None]
+    divisions = [(node, by) for node in module.all_nodes if (by := _divides(node)) is not None]
     if not divisions:
         return
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(value=loss, attr="backward")):
                 factor = _factor(module, loss, node)

@@ -76,7 +76,7 @@ def loss_of_a_half_model(script: Script) -> Iterator[Finding]:
     module = script.module
     if ".half()" not in module.text:
         return
-    for function in ast.walk(module.tree):
+    for function in module.all_nodes:
         if not isinstance(function, ast.FunctionDef):
             continue
         halves = {name for name, value in _assigned(function) if _casts_to_half(value)}
@@ -144,7 +144,7 @@ def one_loss_of_several(script: Script) -> Iterator[Finding]:
     if ".float()" not in module.text or "backward" not in module.text:
         return
     groups: dict[tuple[object, str], list[ast.Call]] = {}
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if isinstance(node, ast.Call) and len(node.args) >= 2 and _library_loss(module, node):
             groups.setdefault((module.function(node), text(module, node.func)), []).append(node)
     for (function, _), calls in groups.items():

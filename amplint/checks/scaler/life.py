@@ -202,7 +202,7 @@ def _saves_scaler(script: Script) -> bool:
     for event in script.events(events.Event):
         if isinstance(event, events.Step | events.Unscale) and event.scaler is not None:
             names.add(receiver(event).rpartition(".")[2])
-    for node in ast.walk(script.module.tree):
+    for node in script.module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
                 last = text(script.module, owner).rpartition(".")[2]

@@ -24,12 +24,12 @@ def scalers_of(script: Script) -> set[str]:
     module, machine = script.module, script.reading.machine
     names = {
         path
-        for node in ast.walk(module.tree)
+        for node in module.all_nodes
         if isinstance(node, ast.Assign) and last_name(node.value).endswith("GradScaler")
         for target in node.targets
         if (path := path_of(target)) is not None
     }
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
             names |= {path for path, role in machine.roles(module, node).items() if role.startswith("scaler")}
     return names
@@ -37,7 +37,7 @@ def scalers_of(script: Script) -> set[str]:
 
 def _calls(module: Module, scalers: set[str], method: str) -> Iterator[ast.Call]:
     """The calls of a scaler's method."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(value=receiver, attr=name)) if (
                 name == method and path_of(receiver) in scalers
@@ -208,7 +208,7 @@ def optimizer_in_backward(script: Script) -> Iterator[Finding]:
     scaled = [b for b in script.events(events.Backward) if isinstance(b.scaler, Scaler) and not is_disabled(b.scaler)]
     if not scaled:
         return
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if not isinstance(node, ast.Call) or last_name(node) != "register_post_accumulate_grad_hook" or not node.args:
             continue
         step = _step_in(module, node.args[0])
@@ -234,7 +234,7 @@ def _step_in(module: Module, hook: ast.expr) -> ast.Call | None:
         name = last_name(hook)
         if isinstance(hook, ast.Call):  # partial(hook, …), or a factory of hooks
             name = last_name(hook.args[0]) if last_name(hook) == "partial" and hook.args else name
-        defined = (n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef) and n.name == name)
+        defined = (n for n in module.all_nodes if isinstance(n, ast.FunctionDef) and n.name == name)
         body = next(defined, None)
     if body is None or any(_unscaling(node) for node in ast.walk(body)):
         return None
@@ -262,7 +262,7 @@ def two_pass_optimizer(script: Script) -> Iterator[Finding]:
     if "second_step" not in module.text:
         return
     names = scalers_of(script)
-    for function in [n for n in ast.walk(module.tree) if isinstance(n, ast.FunctionDef | ast.Module)]:
+    for function in [n for n in module.all_nodes if isinstance(n, ast.FunctionDef | ast.Module)]:
         calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and _home(module, n) is function]
         told = sorted(((n.lineno, n.col_offset), n, _does(n, names)) for n in calls if _does(n, names))
         doing = [what for _, _, what in told]

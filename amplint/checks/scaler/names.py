@@ -168,7 +168,7 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
         if dynamic(code) or isinstance(code, ast.Lambda):
             return []
         places = list(binders(code, event.name))
-        elsewhere = (n for n in ast.walk(module.tree) if isinstance(n, ast.Global | ast.Nonlocal))
+        elsewhere = (n for n in module.all_nodes if isinstance(n, ast.Global | ast.Nonlocal))
         if any(event.name in n.names for n in elsewhere):
             return []
     else:
@@ -178,7 +178,7 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
         module, code = cls.frame.module, cls.node
         places = [
             node
-            for node in ast.walk(module.tree)
+            for node in module.all_nodes
             if isinstance(node, ast.Attribute) and node.attr == event.name and isinstance(node.ctx, ast.Store)
         ]
         functions = {module.function(place) for place in places}
@@ -274,7 +274,7 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
 def not_in_the_library(script: Script) -> Iterator[Finding]:
     """A name that no version of torch.amp, torch.cuda.amp or torch.cpu.amp has."""
     module = script.module
-    for node in ast.walk(module.tree) if "torch" in module.text and _USED.search(module.text) else ():
+    for node in module.all_nodes if "torch" in module.text and _USED.search(module.text) else ():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             for dotted in module.dotted(node.value):
                 if node.attr in ONLY_APEX:
@@ -323,7 +323,7 @@ def _rebound(module: Module, node: ast.Attribute) -> bool:
         (isinstance(one, ast.Name) and one.id == root.id and not isinstance(one.ctx, ast.Load))
         or (isinstance(one, ast.arg) and one.arg == root.id)
         or (isinstance(one, ast.Attribute) and one.attr == node.attr and isinstance(one.ctx, ast.Store))
-        for one in ast.walk(module.tree)
+        for one in module.all_nodes
     )
 
 
@@ -331,7 +331,7 @@ def _rebound(module: Module, node: ast.Attribute) -> bool:
 def misspelt_field(script: Script) -> Iterator[Finding]:
     """A scaler is stored in a field that nothing reads, beside one of nearly the same name that is read."""
     module = script.module
-    for cls in ast.walk(module.tree) if "GradScaler" in module.text else ():
+    for cls in module.all_nodes if "GradScaler" in module.text else ():
         if not isinstance(cls, ast.ClassDef):
             continue
         stored: dict[str, list[ast.Attribute]] = {}
@@ -362,7 +362,7 @@ def _last(node: ast.AST) -> str:
 
 
 def _read(module: Module) -> set[str]:
-    return {n.attr for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and not isinstance(n.ctx, ast.Store)}
+    return {n.attr for n in module.all_nodes if isinstance(n, ast.Attribute) and not isinstance(n.ctx, ast.Store)}
 
 
 def _belongs(cls: ast.ClassDef, name: str) -> bool:
@@ -387,4 +387,4 @@ def _near(one: str, other: str) -> bool:
 
 
 def _strings(module: Module) -> set[object]:
-    return {node.value for node in ast.walk(module.tree) if isinstance(node, ast.Constant)}
+    return {node.value for node in module.all_nodes if isinstance(node, ast.Constant)}

@@ -56,7 +56,7 @@ def nonfinite_gradients_masked(script: Script) -> Iterator[Finding]:
     steps = [step for step in scaled_steps(script) if step.module is module]
     if not steps or not any(word in module.text for word in (*_CLEANS, *_ASKS)):
         return
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if not _masks(module, node):
             continue
         for step in steps:
@@ -233,7 +233,7 @@ def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr
 def _anomaly(script: Script, steps: list[events.Step]) -> Iterator[Finding]:
     """A note: anomaly mode raises where an overflow made a nan."""
     module = script.module
-    for node in ast.walk(module.tree) if "detect_anomaly" in module.text else ():
+    for node in module.all_nodes if "detect_anomaly" in module.text else ():
         if not isinstance(node, ast.Call) or last_name(node) not in ("set_detect_anomaly", "detect_anomaly"):
             continue
         given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg in ("mode", None))]

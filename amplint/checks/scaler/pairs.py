@@ -268,5 +268,5 @@ def _is_closure(module: Module, node: ast.expr) -> bool:
             and "partial" in text(module, one.value)
             and any(isinstance(target, ast.Name) and target.id == node.id for target in one.targets)
         )
-        for one in ast.walk(module.tree)
+        for one in module.all_nodes
     )

@@ -134,7 +134,7 @@ def absolute_gradient_hook(script: Script) -> Iterator[Finding]:
     scaled = [b for b in script.events(events.Backward) if isinstance(b.scaler, Scaler) and b.scaler.enabled != FALSE]
     if not scaled:
         return
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(func=ast.Attribute(attr=name), args=[hook, *_]) if name in _HOOKS:
                 limit = _limit(module, hook)
@@ -172,5 +172,5 @@ def _limit(module: Module, hook: ast.expr) -> ast.AST | None:
 def _function(module: Module, hook: ast.expr) -> ast.FunctionDef | None:
     """The function of this file that a hook names."""
     name = hook.id if isinstance(hook, ast.Name) else hook.attr if isinstance(hook, ast.Attribute) else ""
-    named = [one for one in ast.walk(module.tree) if isinstance(one, ast.FunctionDef) and one.name == name]
+    named = [one for one in module.all_nodes if isinstance(one, ast.FunctionDef) and one.name == name]
     return named[0] if len(named) == 1 else None

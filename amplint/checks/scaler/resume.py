@@ -43,13 +43,13 @@ def _scales(script: Script) -> bool:
         return True
     return any(
         isinstance(node, ast.Call) and "apex.amp.initialize" in script.module.dotted(node.func)
-        for node in ast.walk(script.module.tree)
+        for node in script.module.all_nodes
     )
 
 
 def _saves(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
     """(whose weights, where to, the call) of each torch.save(x.state_dict(), path)."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(args=[ast.Call(func=ast.Attribute(attr="state_dict", value=owner)), path]):
                 if "torch.save" in module.dotted(node.func):
@@ -58,7 +58,7 @@ def _saves(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
 
 def _loads(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
     """(whose weights, where from, the call) of each x.load_state_dict(torch.load(path))."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Call(
                 func=ast.Attribute(attr="load_state_dict", value=owner),
@@ -77,7 +77,7 @@ def scaler_only_saved(script: Script) -> Iterator[Finding]:
     """A helper of another package is handed the scaler to save it; the one that loads is handed nothing to restore."""
     module = script.module
     saves, loads = [], []
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         if not isinstance(node, ast.Call):
             continue
         name = _last(node.func)

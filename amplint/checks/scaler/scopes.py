@@ -84,7 +84,7 @@ def unbound(module: Module, name: ast.Name) -> bool:
             if any(True for _ in binders(scope, name.id)):
                 return False
             first = first and not isinstance(scope, FunctionNode)
-    return not any(isinstance(n, ast.Global | ast.Nonlocal) and name.id in n.names for n in ast.walk(module.tree))
+    return not any(isinstance(n, ast.Global | ast.Nonlocal) and name.id in n.names for n in module.all_nodes)
 
 
 def loads(tree: ast.AST) -> Iterator[ast.Name]:

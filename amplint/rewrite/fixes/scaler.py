@@ -221,14 +221,14 @@ def add_scaler(
 
 def _idle(module: Module, backward: ast.AST) -> str:
     """A scaler that is made, and that nothing uses yet; "" where there is none at hand."""
-    for node in ast.walk(module.tree):
+    for node in module.all_nodes:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=function)):
                 if not any(one.endswith(".GradScaler") for one in module.dotted(function)):
                     continue
                 if not any(
                     isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Load)
-                    for one in ast.walk(module.tree)
+                    for one in module.all_nodes
                 ) and bound_before(module, name, backward):
                     return name
     return ""
@@ -236,8 +236,8 @@ def _idle(module: Module, backward: ast.AST) -> str:
 
 def free_name(module: Module) -> str:
     """`scaler`, or `grad_scaler` where that is taken (a StandardScaler, say)."""
-    taken = {node.id for node in ast.walk(module.tree) if isinstance(node, ast.Name)}
-    taken |= {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)}
+    taken = {node.id for node in module.all_nodes if isinstance(node, ast.Name)}
+    taken |= {node.attr for node in module.all_nodes if isinstance(node, ast.Attribute)}
     return "grad_scaler" if "scaler" in taken else "scaler"
 
 
