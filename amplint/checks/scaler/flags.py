@@ -139,8 +139,11 @@ def scaler_with_bfloat16(script: Script) -> Iterator[Finding]:
         dtypes = _dtypes(region, backward, both)
         create = _made(script, scaler)
         place = create or backward
+        entered = _entered(script, region)
         if "bfloat16" not in dtypes or place.node in seen:
             continue
+        if place.module is not backward.module or entered is None or entered.module is not backward.module:
+            continue  # a framework's parts, which others put together
         seen.add(place.node)
         always = dtypes == {"bfloat16"} and not isinstance(region.autocast.dtype, Choice)
         yield found(
@@ -151,7 +154,7 @@ def scaler_with_bfloat16(script: Script) -> Iterator[Finding]:
             else "the scaler is on in bfloat16 runs, too, which need none: it waits for the GPU in every step",
             severity=None if always else Severity.NOTE,
             evidence=[
-                (_entered(script, region), "the loss is computed in bfloat16" + (" or float16" if not always else "")),
+                (entered, "the loss is computed in bfloat16" + (" or float16" if not always else "")),
                 (backward, "and scaled"),
             ],
             help="leave it out" if always else "enabled=dtype == torch.float16",

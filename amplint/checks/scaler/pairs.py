@@ -41,6 +41,8 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
         here = [b for b in skipped if same_function(b, step)]
         if not here or len(here) < len(skipped) or not all(_under_own_branch(b, step) for b in here):
             continue
+        if _hands_scaler_on(step):
+            continue  # whoever gets it may run the backward
         yield found(
             "AMP121",
             step,
@@ -49,6 +51,16 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
             evidence=[(here[0], "its gradients are computed only here"), (step, "but it is stepped in any case")],
             help="step it under the same condition as its backward",
         )
+
+
+def _hands_scaler_on(step: events.Step) -> bool:
+    """Whether the function of the step gives the scaler to another one."""
+    scaler = receiver(step)
+    return any(
+        isinstance(node, ast.Call)
+        and any(ast.unparse(v) == scaler for v in (*node.args, *(keyword.value for keyword in node.keywords)))
+        for node in ast.walk(step.frame.code)
+    )
 
 
 def _emptied(script: Script, step: events.Step) -> bool:
