@@ -43,9 +43,11 @@ def loss_outside_region(script: Script) -> Iterator[Finding]:
         if not operands or regions[0] is None:
             continue
         if event.name in _OF_INDICES:
+            if event.name.startswith("nll") and _dtype(operands[0]) == "":
+                continue  # of a model that ends in log_softmax, in float32 as autocast has it
             if len(operands) > 1 and isinstance(operands[1], Tensor) and operands[1].dtype in ("float32", "float64"):
                 continue  # class probabilities
-        elif len(operands) < 2 or regions[1] is None:
+        elif len(operands) < 2 or regions[1] is None or _of_one_output(*operands):
             continue  # a target in float32 makes it a loss in float32
         half = "half precision" if _dtype(operands[0]) in ("", "low") else _dtype(operands[0])
         yield found(
@@ -71,6 +73,11 @@ def _operands(event: events.Operation) -> list[Value]:
     if len(event.args) == 1 and "target" in named:
         inputs = (event.args[0], named["target"])
     return list(inputs)
+
+
+def _of_one_output(one: Value, other: Value) -> bool:
+    """Whether both are parts of what one model returned: one of them may be what it was given."""
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.dtype == "" and one.node is other.node
 
 
 def _dtype(value: Value) -> str:
@@ -100,7 +107,7 @@ def _came_out_half(value: Value, event: events.Event, outputs: dict[ast.AST, Reg
 
 def _without_gradients(module: Module, node: ast.AST | None) -> bool:
     """Whether a node stands where no gradients are recorded: nothing learns from what it computes."""
-    around = [node, *module.ancestors(node)] if node is not None else []
+    around = [node, *module.ancestors(node)] if node in module.parents and node is not None else []
     words = [module.source(item.context_expr) for one in around if isinstance(one, ast.With) for item in one.items] + [
         module.source(decorator)
         for one in around
@@ -201,3 +208,59 @@ def _said(module: Module, region: ast.With, loss: ast.stmt) -> bool:
     """Whether a comment between the region and the loss says that it is meant."""
     lines = (module.line(row) for row in range(region.end_lineno or region.lineno, loss.lineno))
     return any(_ON_PURPOSE.search(line.partition("#")[2]) for line in lines)
+
+
+# -- losses that are unlike the ones beside them -----------------------------------------------------------------------
+
+
+@rule("AMP212")
+def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
+    """A note: of two losses of one kind in one block, one casts its inputs to float32, and the other does not."""
+    module = script.module
+    calls = [
+        node
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and len(node.args) > 1 and _library_loss(module, node)
+    ]
+    careful = [call for call in calls if all(_made_float(arg) for arg in call.args[:2])]
+    for call in calls:
+        names = [arg.id for arg in call.args[:2] if isinstance(arg, ast.Name)]
+        if len(names) < 2 or any(_assigned_float(module, call, name) for name in names):
+            continue
+        block = suite_of(module, module.statement(call))
+        for other in careful:
+            alike = text(module, other.func) == text(module, call.func) and module.statement(other) in block
+            if alike and text(module, other.args[0]).startswith(names[0]):
+                yield found_at(
+                    "AMP212",
+                    module,
+                    call,
+                    "the loss beside this one casts its inputs to float32, this one does not: if they are in half "
+                    "precision, so is the loss",
+                    severity=Severity.NOTE,
+                    evidence=[(module, other, "the loss that does")],
+                    help=f"compute it on {names[0]}.float() and {names[1]}.float()",
+                )
+                break
+
+
+def _library_loss(module: Module, call: ast.Call) -> bool:
+    return any(tensors.op_of(name) in tensors.LOSSES for name in module.dotted(call.func))
+
+
+def _made_float(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name(), attr="float"), args=[]):
+            return True
+    return False
+
+
+def _assigned_float(module: Module, call: ast.Call, name: str) -> bool:
+    """Whether the function makes a name float32 somewhere: `x = x.float()`."""
+    function = module.function(call) or module.tree
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+        and ("float()" in module.source(node.value) or "float32" in module.source(node.value))
+        for node in ast.walk(function)
+    )
