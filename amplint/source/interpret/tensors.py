@@ -28,6 +28,7 @@ from amplint.source.values import (
     Owners,
     Parameter,
     Parameters,
+    Question,
     Region,
     Sym,
     Tensor,
@@ -253,8 +254,9 @@ def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
                 continue  # Python scalars do not promote
             case Choice() if isinstance(operand.yes, Const) or isinstance(operand.no, Const):
                 other = operand.no if isinstance(operand.yes, Const) else operand.yes
-                if isinstance(other, Const | Sym):
-                    continue  # a number by default: what else is given will be one, too
+                default = isinstance(operand.formula, Question) and operand.formula.kind == "given"
+                if isinstance(other, Const) or default or is_number(other):
+                    continue  # a parameter with a number by default: what else it is given will be one, too
                 found, how = promote((other,))
             case Choice():
                 found, how = promote((operand.yes,))
