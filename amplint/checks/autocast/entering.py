@@ -44,6 +44,16 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                             "write @torch.autocast(device_type=…)",
                             fixes.add_parentheses(module, decorator, script.settings.target_device),
                         )
+            case ast.IfExp(body=body, orelse=orelse):
+                for arm, other in ((body, orelse), (orelse, body)):
+                    if _is_class(module, arm) and isinstance(other, ast.Call) and is_autocast(module, other.func):
+                        yield place.found(
+                            arm,
+                            f"{text(module, arm)} without parentheses is a class, the other arm an object: `with` on "
+                            "the class raises TypeError",
+                            f"write {text(module, arm)}()",
+                            fixes.add_parentheses(module, arm, script.settings.target_device),
+                        )
             case ast.Call() if _lacks_device(module, node):
                 yield place.found(
                     node,
@@ -51,6 +61,10 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                     'pass the device type: torch.autocast("cuda")',
                     fixes.add_device(module, node, script.settings.target_device),
                 )
+
+
+def _is_class(module: Module, node: ast.expr) -> bool:
+    return is_autocast(module, node) or "contextlib.nullcontext" in module.dotted(node)
 
 
 def _makes_autocast(discard: events.Discard) -> bool:
