@@ -39,18 +39,24 @@ def verify(
     group: Group, pairs: Sequence[tuple[Module, Module]], settings: Settings, allowed: frozenset[str]
 ) -> list[str]:
     """Raise Refused unless the files check cleanly: nothing is found in them that was not there before, but for the
-    codes in `allowed`; returns those of them that are found. What half precision does to numbers (AMP4), it did with
-    apex as well."""
+    codes in `allowed`; returns those of them that are found. What half precision does to numbers (AMP4, AMP127), it did
+    with apex as well, and what is logged of a scaled loss (AMP130) was scaled."""
     wanted = replace(settings, codes=default_codes() - {"AMP605"}, notes=frozenset())
     found = _found(group, [after for _, after in pairs], wanted)
     if not found:
         return []
     known = Counter(one.code for one in _found(group, [before for before, _ in pairs], wanted))
     new = Counter(one.code for one in found) - known
-    wrong = next((f for f in found if f.code in new.keys() - allowed and not f.code.startswith("AMP4")), None)
+    wrong = next((f for f in found if f.code in new.keys() - allowed and not _was_so(f)), None)
     if wrong is not None:
         raise Refused(f"in torch.amp, {wrong.message} ({wrong.code})", wrong.help or BY_HAND)
     return sorted(new.keys() & allowed)
+
+
+def _was_so(finding: Finding) -> bool:
+    """Whether it was as wrong with apex, where nothing told of it."""
+    logged = finding.code == "AMP130" and finding.severity is Severity.WARNING
+    return logged or finding.code.startswith(("AMP4", "AMP127"))
 
 
 def _found(group: Group, modules: Sequence[Module], settings: Settings) -> list[Finding]:
