@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.checks.frameworks.calls import argument, calls_of, targets
@@ -25,6 +26,7 @@ _PLAIN_SCALERS = (
 )
 _HOOKS = "torch.distributed.algorithms.ddp_comm_hooks.default_hooks"
 _FP16_HOOKS = (f"{_HOOKS}.fp16_compress_hook", f"{_HOOKS}.fp16_compress_wrapper")
+_GPU = re.compile(r"is_\w*available|capability|device_count|\.type\b|\bhip\b")
 _HOROVOD = ("horovod.torch.DistributedOptimizer", "horovod.torch.optimizer.DistributedOptimizer")
 
 
@@ -202,6 +204,6 @@ def _about_the_gpu(module: Module, test: ast.AST, call: ast.Call) -> bool:
     return any(
         isinstance(node, ast.Call | ast.Compare)
         and node is not call
-        and any(word in module.source(node) for word in ("is_available", "capability", "device_count", ".type", "hip"))
+        and _GPU.search(module.source(node)) is not None
         for node in ast.walk(test)
     )
