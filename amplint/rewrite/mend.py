@@ -38,6 +38,7 @@ _DONE = {
     "AMP116": "the scaler's state is saved",
     "AMP133": "the scaler's state is restored",
 }
+_SCALERS = (2, 3)  # the first torch with a GradScaler for other devices than CUDA
 
 
 def in_words(fixed: tuple[Finding, ...]) -> str:
@@ -61,7 +62,12 @@ def asked(settings: Settings, path: str, options: dict[str, Any], dtype: str) ->
         codes -= _deprecated()
     if dtype == "bfloat16":
         codes -= RANGE
-    return replace(settings, codes=codes, notes=frozenset()), along
+    settings = replace(settings, codes=codes, notes=frozenset())
+    by_project = settings.torch_from not in ("", "target-torch")
+    if by_project and dtype != "bfloat16" and settings.target_device != "cuda":
+        oldest = max(settings.target_torch, _SCALERS)  # whoever trains there with float16 has it
+        settings = replace(settings, target_torch=oldest)
+    return settings, along
 
 
 def _deprecated() -> frozenset[str]:

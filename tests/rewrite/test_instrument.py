@@ -105,6 +105,14 @@ def test_what_already_amp_could_still_do_with_is_said() -> None:
     )
 
 
+def test_a_project_s_own_oldest_torch_is_no_hindrance() -> None:
+    put("torch>=1.11\n", "requirements.txt")
+    path = put(HEAD + STEP)
+    assert "+scaler = torch.cuda.amp.GradScaler(" in amplint("train.py", "--diff").stdout
+    assert amplint("train.py", "--device", "cpu").exit_code == 0  # where no old torch has a scaler
+    assert "\nscaler = torch.amp.GradScaler(" in path.read_text(encoding="utf-8")
+
+
 def test_older_versions_of_torch_get_the_names_that_they_have() -> None:
     path = put(HEAD + STEP)
     amplint("train.py", "--target-torch", "2.1")
