@@ -66,7 +66,7 @@ ALLOWED = {
     "checks": {"source", "rewrite", "config"},
     "report": {"source", "rewrite", "config"},
     "repair": {"source", "rewrite"},
-    "config": {"globs", "selection"},
+    "config": {"floor", "globs", "selection"},
     "findings": set(),
     "knowledge": set(),
 }
