@@ -151,11 +151,15 @@ _TRACES = {
 }
 
 
+# Signs that weights are half already, or need no gradient: those are not cached.
+_UNCACHED = (".half()", ".bfloat16()", "ipex", "torch_dtype", "requires_grad_(False)", "requires_grad = False")
+
+
 @rule("AMP218")
 def traced_in_region(script: Script) -> Iterator[Finding]:
     """A model is traced in a region that keeps cast copies of its weights."""
     module = script.module
-    if "autocast" not in module.text:
+    if "autocast" not in module.text or any(word in module.text for word in _UNCACHED):
         return
     for node in module.all_nodes:
         if not isinstance(node, ast.Call):

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import AUTOCASTS, is_autocast
-from amplint.checks.autocast.options import OFF, Option, is_about_amp, option_of, options_of
+from amplint.checks.autocast.options import OFF, Option, is_about_amp, names_amp, option_of, options_of
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -220,8 +220,8 @@ def option_of_type_bool(script: Script) -> Iterator[Finding]:
     for option in known.values():
         if option.kind != "bool":
             continue
-        uses = (node for node in _switches(module) if any(option_of(known, one) is option for one in _inside(node)))
-        use = next(uses, None)
+        asked = _switches(module, names_amp(option.flag))
+        use = next((node for node in asked if any(option_of(known, one) is option for one in _inside(node))), None)
         if use is not None:
             yield found_at(
                 "AMP222",
@@ -234,18 +234,19 @@ def option_of_type_bool(script: Script) -> Iterator[Finding]:
             )
 
 
-def _switches(module: Module) -> Iterator[ast.expr]:
-    """The conditions that switch mixed precision: the flags of autocast and GradScaler, and what is asked before."""
+def _switches(module: Module, branches: bool) -> Iterator[ast.expr]:
+    """The conditions that switch mixed precision: the flags of autocast and GradScaler, and, with `branches`, what is
+    asked before these are made, whatever else hangs on that."""
     for node in module.all_nodes:
         match node:
             case ast.Call() if _by_name(module, node):
                 enabled = enabled_of(module, node)
                 if enabled is not None:
                     yield enabled
-            case ast.If(test=test, body=body):
+            case ast.If(test=test, body=body) if branches:
                 if any(isinstance(one, ast.Call) and _by_name(module, one) for part in body for one in ast.walk(part)):
                     yield test
-            case ast.IfExp(test=test, body=inner):
+            case ast.IfExp(test=test, body=inner) if branches:
                 if any(isinstance(one, ast.Call) and is_autocast(module, one.func) for one in ast.walk(inner)):
                     yield test
 
