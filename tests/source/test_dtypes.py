@@ -41,6 +41,9 @@ UNDER_AUTOCAST = [
     ("torch.rand_like(h).log()", "float32"),
     ("F.normalize(h)", "float32"),
     ("h + other", ""),
+    ("h.max(1)[0] * 2", "float16"),
+    ("h.topk(3)[1] * 2", "integer"),
+    ("h.max(1)[0][1] * 2", "float16"),
 ]
 WITHOUT_AUTOCAST = [
     ("h.sum(axis)", "float16"),

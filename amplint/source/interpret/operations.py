@@ -126,6 +126,18 @@ def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False) -> Tensor:
     return replace(tensor, identity=serial(), parents=(tensor,) if tensor.made == "" else tensor.parents)
 
 
+_PAIRS = frozenset("max min topk sort kthvalue median nanmedian mode cummax cummin".split())
+
+
+def pair(tensor: Tensor, index: object) -> Tensor | None:
+    """A part of what gives values and indices: `values, indices = x.max(dim)`; None for any other tensor."""
+    whole = tensor.made in _PAIRS and not any(isinstance(part, Tensor) for part in tensor.parents[1:])
+    if not whole or type(index) is not int or index not in (0, 1):
+        return None
+    values = replace(tensor, made="values", parents=(tensor,), identity=serial())
+    return replace(values, dtype="integer", trust=KNOWN, made="indices") if index == 1 else values
+
+
 def view_any(value: Value, node: ast.AST) -> Value:
     match value:
         case Tensor():

@@ -62,7 +62,9 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             dispatched = _dispatch(owner, index, world)
             return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
-            return operations.view(owner, node)
+            return operations.pair(owner, index.value if isinstance(index, Const) else None) or (
+                operations.view(owner, node)
+            )
         case Choice():
             yes = item(m, owner.yes, index, node, world, frame)
             no = item(m, owner.no, index, node, world, frame)
@@ -102,7 +104,7 @@ def _dispatch(table: Mapping, index: Value, world: World) -> Value | None:
 def part(owner: Value, index: object) -> Value:
     """An element of something unknown; of a tensor, a tensor of the same origin."""
     if isinstance(owner, Tensor):
-        return operations.view(owner, owner.node, deeper=True)
+        return operations.pair(owner, index) or operations.view(owner, owner.node, deeper=True)
     if isinstance(owner, Many):
         return owner.item
     return sym("item", owner, index if isinstance(index, Value) else Const(index))
