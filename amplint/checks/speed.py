@@ -11,6 +11,7 @@ from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.values import Const, Device, Tensor
+from amplint.source.walk import walk
 
 _SMALL = 256  # a narrower matrix costs next to nothing, padded or not
 _SYNCS = ("item", "tolist", "numpy", "cpu", "get_scale")
@@ -46,7 +47,7 @@ def sync_in_step(script: Script) -> Iterator[Finding]:
         if step.scaler is None or loop is None or not isinstance(loop.node, ast.For | ast.While):
             continue
         module = loop.frame.module
-        for call in (node for part in loop.node.body for node in ast.walk(part) if isinstance(node, ast.Call)):
+        for call in (node for part in loop.node.body for node in walk(part) if isinstance(node, ast.Call)):
             if call in told or not _waits(call) or _now_and_then(module, call, loop.node):
                 continue
             told.add(call)

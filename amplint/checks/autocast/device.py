@@ -16,6 +16,7 @@ from amplint.source.interpret.world import World
 from amplint.source.module import Module
 from amplint.source.symbols import options
 from amplint.source.values import TRUE, Autocast, Choice, Const, Device, Instance, Scaler, Sym, Value
+from amplint.source.walk import walk
 
 ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
 _WRONG = frozenset("gpu auto GPU CUDA CPU fp16 bf16 fp32 float16 bfloat16 float32 half mixed none None".split())
@@ -103,7 +104,7 @@ def _is_device(script: Script, value: Value) -> bool:
 def _sets_field(cls: ast.ClassDef, field: str) -> bool:
     return any(
         isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Store)
-        for node in ast.walk(cls)
+        for node in walk(cls)
     )
 
 

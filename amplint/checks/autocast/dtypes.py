@@ -16,6 +16,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
 from amplint.source.values import TRUE, Const, Lib, Region
+from amplint.source.walk import walk
 
 _NEVER = frozenset("float64 double int8 uint8 int16 short int32 int int64 long bool complex64 complex128".split())
 _NAMES = {
@@ -193,7 +194,7 @@ def _scaler_s_option(script: Script) -> Option | None:
         return None
     match enabled_of(module, create.node):
         case ast.Compare(left=left, ops=[ast.Eq() | ast.In() | ast.NotEq()], comparators=[right]) if is_about_amp(left):
-            names = {one.value for one in ast.walk(right) if isinstance(one, ast.Constant)}
+            names = {one.value for one in walk(right) if isinstance(one, ast.Constant)}
             option = option_of(options_of(module), left)
             if option is not None and option.kind == "text" and names & _NAMES.keys():
                 return option
@@ -202,7 +203,7 @@ def _scaler_s_option(script: Script) -> Option | None:
 
 def _reads(node: ast.AST, option: Option) -> bool:
     name = option.flag.lstrip("-").replace("-", "_")
-    return any(isinstance(one, ast.Attribute) and one.attr == name for one in ast.walk(node))
+    return any(isinstance(one, ast.Attribute) and one.attr == name for one in walk(node))
 
 
 def _unscaled_step(script: Script, create: events.Create) -> bool:

@@ -10,6 +10,7 @@ from amplint.checks.registry import Script, found, found_at, may_both_run, rule,
 from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
+from amplint.source.walk import walk
 
 # They run every forward of the models they prepare under autocast, wherever it stands.
 _MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")
@@ -139,7 +140,7 @@ def eval_function_outside_autocast(script: Script) -> Iterator[Finding]:
 
 
 def _runs_backward(function: ast.AST) -> bool:
-    return any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in ast.walk(function))
+    return any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in walk(function))
 
 
 def _forwards(module: Module, function: ast.FunctionDef, inside: ast.AST) -> Iterator[tuple[_Home, ast.Call]]:
@@ -147,8 +148,8 @@ def _forwards(module: Module, function: ast.FunctionDef, inside: ast.AST) -> Ite
     home = module.parents[function]
     if not isinstance(home, ast.Module | ast.ClassDef):
         return
-    parameters = {parameter.arg for parameter in ast.walk(function.args) if isinstance(parameter, ast.arg)}
-    calls = [node for node in ast.walk(inside) if isinstance(node, ast.Call) and node.args]
+    parameters = {parameter.arg for parameter in walk(function.args) if isinstance(parameter, ast.arg)}
+    calls = [node for node in walk(inside) if isinstance(node, ast.Call) and node.args]
     for call in sorted(calls, key=lambda one: (one.lineno, one.col_offset)):
         match call.func:
             case ast.Name(id=name) if name in parameters and MODEL_NAMES.search(name) and isinstance(home, ast.Module):
@@ -173,5 +174,5 @@ def _evaluates(module: Module, function: ast.FunctionDef) -> bool:
 def _names(region: ast.With, name: str) -> bool:
     return any(
         (isinstance(node, ast.Attribute) and node.attr == name) or (isinstance(node, ast.Name) and node.id == name)
-        for node in ast.walk(region)
+        for node in walk(region)
     )

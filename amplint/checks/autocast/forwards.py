@@ -13,6 +13,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
 from amplint.source.values import Instance, Model, Tensor
+from amplint.source.walk import walk
 
 _HALF = re.compile(r"float16|bfloat16|fp16|bf16|\bhalf\b")
 _MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")
@@ -61,12 +62,12 @@ def region_without_forward(script: Script) -> Iterator[Finding]:
         return
     for region in regions_in(module):
         function = module.function(region)
-        calls = [node for statement in region.body for node in ast.walk(statement) if isinstance(node, ast.Call)]
+        calls = [node for statement in region.body for node in walk(statement) if isinstance(node, ast.Call)]
         if not calls or any(_last_name(call) not in _NO_MODEL for call in calls):
             continue
-        if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) for node in ast.walk(region)):
+        if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) for node in walk(region)):
             continue
-        bound = {node.id for node in ast.walk(region) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound = {node.id for node in walk(region) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         behind = _called_behind(module, region, bound)
         if behind is None or not _has_backward(module, function):
             continue
@@ -93,7 +94,7 @@ def _called_behind(module: Module, region: ast.With, bound: set[str]) -> ast.Cal
     for statement in block[block.index(region) + 1 :]:
         if any(within(module, statement, other) for other in regions_in(module)) or isinstance(statement, ast.With):
             return None
-        for node in ast.walk(statement):
+        for node in walk(statement):
             if not isinstance(node, ast.Call) or not MODEL_NAMES.search(_last_name(node)):
                 continue
             if bound & {arg.id for arg in node.args if isinstance(arg, ast.Name)}:
@@ -103,7 +104,7 @@ def _called_behind(module: Module, region: ast.With, bound: set[str]) -> ast.Cal
 
 def _has_backward(module: Module, function: ast.AST | None) -> bool:
     return any(
-        isinstance(node, ast.Attribute) and node.attr == "backward" for node in ast.walk(function or module.tree)
+        isinstance(node, ast.Attribute) and node.attr == "backward" for node in walk(function or module.tree)
     )
 
 
@@ -119,7 +120,7 @@ def autocast_of_ones_own(script: Script) -> Iterator[Finding]:
             continue
         if not any(module.source(decorator).endswith("contextmanager") for decorator in function.decorator_list):
             continue
-        for branch in ast.walk(function):
+        for branch in walk(function):
             if not isinstance(branch, ast.If) or not _asks_for_half(branch.test) or len(branch.body) != 1:
                 continue
             match branch.body[0]:
@@ -168,7 +169,7 @@ def forward_unlike_in_other_methods(script: Script) -> Iterator[Finding]:
         for method in (one for one in cls.body if isinstance(one, ast.FunctionDef)):
             own = [region for region in regions if within(module, region, method)]
             decorated = any("autocast" in module.source(decorator) for decorator in method.decorator_list)
-            for node in ast.walk(method) if own and not decorated else ():
+            for node in walk(method) if own and not decorated else ():
                 match node:
                     case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) if MODEL_NAMES.search(name):
                         if any(within(module, node, region) for region in own):

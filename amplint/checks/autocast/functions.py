@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from amplint.checks.registry import Script, found_at, rule
 from amplint.findings import Finding, Severity
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _PRODUCTS = frozenset("matmul mm bmm addmm baddbmm einsum linear conv1d conv2d conv3d mv tensordot".split())
 _FUNCTIONS = frozenset(("torch.autograd.Function", "torch.autograd.function.Function"))
@@ -73,7 +74,7 @@ def _decorated(module: Module, method: ast.FunctionDef) -> bool:
 def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.AST | None:
     """A product, in the backward, of the gradient with a tensor that the forward was given and saved, where the forward
     returns a product itself; nothing casts either."""
-    if not any(_product(node) for node in ast.walk(forward)) or _casts(forward) or _casts(backward):
+    if not any(_product(node) for node in walk(forward)) or _casts(forward) or _casts(backward):
         return None
     given = {parameter.arg for parameter in forward.args.args[1:]}
     saved = _saved(forward)
@@ -83,10 +84,10 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.A
     if backward.args.vararg is not None:
         gradients.add(backward.args.vararg.arg)
     gradients |= _derived(backward, gradients)
-    for node in ast.walk(backward):
+    for node in walk(backward):
         if _product(node):
             operands = {
-                name.id for operand in _operands(node) for name in ast.walk(operand) if isinstance(name, ast.Name)
+                name.id for operand in _operands(node) for name in walk(operand) if isinstance(name, ast.Name)
             }
             if operands & kept and operands & gradients:
                 return node
@@ -110,13 +111,13 @@ def _operands(node: ast.AST) -> list[ast.expr]:
 def _casts(function: ast.FunctionDef) -> bool:
     return any(
         isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
-        for node in ast.walk(function)
+        for node in walk(function)
     )
 
 
 def _saved(forward: ast.FunctionDef) -> list[str]:
     """The names in `ctx.save_for_backward(…)`."""
-    for node in ast.walk(forward):
+    for node in walk(forward):
         match node:
             case ast.Call(func=ast.Attribute(attr="save_for_backward"), args=args):
                 return [arg.id if isinstance(arg, ast.Name) else "" for arg in args]
@@ -125,7 +126,7 @@ def _saved(forward: ast.FunctionDef) -> list[str]:
 
 def _unpacked(backward: ast.FunctionDef) -> dict[str, int]:
     """The names that `ctx.saved_tensors` is unpacked to, with their positions."""
-    for node in ast.walk(backward):
+    for node in walk(backward):
         match node:
             case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Attribute(attr="saved_tensors")):
                 return {name.id: at for at, name in enumerate(names) if isinstance(name, ast.Name)}
@@ -136,12 +137,12 @@ def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
     """What the gradient is called after views of it: `g = grad_output.contiguous()`."""
     return {
         target.id
-        for node in ast.walk(backward)
+        for node in walk(backward)
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
-        and any(isinstance(name, ast.Name) and name.id in names for name in ast.walk(node.value))
-        and not any(isinstance(name, ast.Attribute) and name.attr == "saved_tensors" for name in ast.walk(node.value))
+        and any(isinstance(name, ast.Name) and name.id in names for name in walk(node.value))
+        and not any(isinstance(name, ast.Attribute) and name.attr == "saved_tensors" for name in walk(node.value))
     }
 
 
@@ -150,10 +151,10 @@ def _kernel(module: Module, forward: ast.FunctionDef) -> ast.Call | None:
     if _casts(forward):
         return None
     given = {parameter.arg for parameter in forward.args.args[1:]}
-    for node in ast.walk(forward):
+    for node in walk(forward):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name)), args=args) if _KERNELS.search(name):
-                handed = {inner.id for arg in args for inner in ast.walk(arg) if isinstance(inner, ast.Name)}
+                handed = {inner.id for arg in args for inner in walk(arg) if isinstance(inner, ast.Name)}
                 if name not in given and name != "torch" and len(handed & given) > 1:
                     return node
     return None
@@ -188,17 +189,17 @@ def _runs_again(module: Module, backward: ast.FunctionDef) -> ast.Call | None:
     ctx = backward.args.args[0].arg
     kept = {
         target.id
-        for node in ast.walk(backward)
+        for node in walk(backward)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and _is(node.value.value, ctx)
         for target in node.targets
         if isinstance(target, ast.Name) and node.value.attr != "saved_tensors"
     }
-    for region in ast.walk(backward):
+    for region in walk(backward):
         if not isinstance(region, ast.With) or not any(
             "enable_grad" in module.source(item.context_expr) for item in region.items
         ):
             continue
-        for node in ast.walk(region):
+        for node in walk(region):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name == ctx:
                     return node

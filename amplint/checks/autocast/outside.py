@@ -15,6 +15,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
 from amplint.source.values import Region, Tensor, Value
+from amplint.source.walk import walk
 
 # Losses of class indices: no other operand raises half outputs to float32.
 _OF_INDICES = frozenset("cross_entropy_loss cross_entropy nll_loss nll_loss_nd multi_margin_loss".split())
@@ -170,13 +171,13 @@ def _bound(body: list[ast.stmt]) -> set[str]:
         for statement in body
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
         for target in statement.targets
-        for name in ast.walk(target)
+        for name in walk(target)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
 
 
 def _calls(statement: ast.stmt) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return (node for node in walk(statement) if isinstance(node, ast.Call))
 
 
 def _is_loss(call: ast.Call) -> bool:
@@ -198,9 +199,9 @@ def _runs_backward(statements: list[ast.stmt], loss: str) -> bool:
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "backward"
-        and any(isinstance(name, ast.Name) and name.id == loss for name in ast.walk(node))
+        and any(isinstance(name, ast.Name) and name.id == loss for name in walk(node))
         for statement in statements
-        for node in ast.walk(statement)
+        for node in walk(statement)
     )
 
 
@@ -219,7 +220,7 @@ def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
     module = script.module
     calls = [
         node
-        for node in ast.walk(module.tree)
+        for node in walk(module.tree)
         if isinstance(node, ast.Call) and len(node.args) > 1 and _library_loss(module, node)
     ]
     careful = [call for call in calls if all(_made_float(arg) for arg in call.args[:2])]
@@ -262,5 +263,5 @@ def _assigned_float(module: Module, call: ast.Call, name: str) -> bool:
         isinstance(node, ast.Assign)
         and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
         and ("float()" in module.source(node.value) or "float32" in module.source(node.value))
-        for node in ast.walk(function)
+        for node in walk(function)
     )

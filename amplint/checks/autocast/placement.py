@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 
 from amplint.source.module import Module
 from amplint.source.values import Choice, Const, Device, Lib, Question, Sym, Test, Value
+from amplint.source.walk import walk
 
 _DEPTH = 8
 
@@ -43,7 +44,7 @@ def _is_device(node: ast.expr) -> bool:
 
 def moves_to_any_device(code: ast.AST) -> bool:
     """Whether code sends tensors to the device of others: `x.to(p.device)`, `device=x.device`."""
-    for node in ast.walk(code):
+    for node in walk(code):
         match node:
             case (
                 ast.Call(func=ast.Attribute(attr="to"), args=[ast.Attribute(attr="device"), *_])

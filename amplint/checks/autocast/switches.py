@@ -15,6 +15,7 @@ from amplint.source.interpret import conditions
 from amplint.source.module import Module
 from amplint.source.symbols import options as sides_of
 from amplint.source.values import Autocast, Const, Device, Items, Scaler, Test, Value
+from amplint.source.walk import walk
 
 SCALERS = frozenset(
     (
@@ -244,12 +245,12 @@ def _switches(module: Module, branches: bool) -> Iterator[ast.expr]:
                 if enabled is not None:
                     yield enabled
             case ast.If(test=test, body=body) if branches:
-                if any(isinstance(one, ast.Call) and _by_name(module, one) for part in body for one in ast.walk(part)):
+                if any(isinstance(one, ast.Call) and _by_name(module, one) for part in body for one in walk(part)):
                     yield test
             case ast.IfExp(test=test, body=inner) if branches:
-                if any(isinstance(one, ast.Call) and is_autocast(module, one.func) for one in ast.walk(inner)):
+                if any(isinstance(one, ast.Call) and is_autocast(module, one.func) for one in walk(inner)):
                     yield test
 
 
 def _inside(node: ast.expr) -> Iterator[ast.expr]:
-    return (one for one in ast.walk(node) if isinstance(one, ast.expr))
+    return (one for one in walk(node) if isinstance(one, ast.expr))

@@ -9,6 +9,7 @@ from amplint.checks.autocast.common import MODEL_NAMES, regions_in
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 # Calls that run their first argument in another thread.
 _SUBMITS = frozenset(("submit", "to_thread"))
@@ -22,7 +23,7 @@ def autocast_in_other_thread(script: Script) -> Iterator[Finding]:
         return
     functions = {node.name: node for node in module.all_nodes if isinstance(node, ast.FunctionDef)}
     for region in regions_in(module):
-        for node in (inner for statement in region.body for inner in ast.walk(statement)):
+        for node in (inner for statement in region.body for inner in walk(statement)):
             target = _target(module, node) if isinstance(node, ast.Call) else None
             name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
             function = functions.get(name)
@@ -53,7 +54,7 @@ def _target(module: Module, call: ast.Call) -> ast.expr | None:
 
 def _calls_model(function: ast.FunctionDef) -> ast.Call | None:
     """The call of something named like a model, on something."""
-    for node in ast.walk(function):
+    for node in walk(function):
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

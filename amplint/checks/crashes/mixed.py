@@ -13,6 +13,7 @@ from amplint.rewrite.fixes import crashes as fixes
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import ASSUMED, KNOWN, Items, Many, Object, Sym, Tensor, Value
+from amplint.source.walk import walk
 
 # Stores that take what is stored in the very dtype of the tensor, with the place of what is stored.
 _STORES = {
@@ -238,9 +239,9 @@ def _is_argument(module: Module, call: ast.Call, subject: ast.Name) -> bool:
 
 def _asks_only_for_a_tensor(test: ast.expr, name: str) -> bool:
     """`isinstance(t, torch.Tensor)` or `torch.is_tensor(t)`, perhaps with other questions than one of its dtype."""
-    if any(isinstance(node, ast.Attribute) and node.attr in _DTYPE_WORDS for node in ast.walk(test)):
+    if any(isinstance(node, ast.Attribute) and node.attr in _DTYPE_WORDS for node in walk(test)):
         return False
-    for node in ast.walk(test):
+    for node in walk(test):
         match node:
             case ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=same), kind]) if same == name:
                 if isinstance(kind, ast.Attribute) and kind.attr == "Tensor":

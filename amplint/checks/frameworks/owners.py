@@ -13,6 +13,7 @@ from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Scaler
+from amplint.source.walk import walk
 
 _ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
 _CLIPS = {
@@ -205,7 +206,7 @@ def xla_step(script: Script) -> Iterator[Finding]:
 
 
 def _calls(function: ast.FunctionDef) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    return (node for node in walk(function) if isinstance(node, ast.Call))
 
 
 def _is_self(node: ast.expr) -> bool:

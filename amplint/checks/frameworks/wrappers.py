@@ -14,6 +14,7 @@ from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.values import Scaler
+from amplint.source.walk import walk
 
 _DATA_PARALLEL = ("torch.nn.DataParallel", "torch.nn.parallel.DataParallel")
 _FSDP = (
@@ -140,7 +141,7 @@ def compiled_step(script: Script) -> Iterator[Finding]:
 
 def _steps(module: Module, function: ast.FunctionDef) -> bool:
     """Whether a function runs a backward pass and steps through a scaler."""
-    methods = {node.func.attr for node in ast.walk(function) if _is_method(node)}  # type: ignore[attr-defined]
+    methods = {node.func.attr for node in walk(function) if _is_method(node)}  # type: ignore[attr-defined]
     return "backward" in methods and {"scale", "step"} <= methods
 
 
@@ -190,7 +191,7 @@ def _asks_first(module: Module, call: ast.Call) -> bool:
             case ast.If(test=test) | ast.IfExp(test=test) | ast.Assert(test=test) | ast.While(test=test):
                 asked = [test]
             case ast.FunctionDef() | ast.Module():
-                asked = [one.test for one in ast.walk(above) if isinstance(one, ast.If) and one.lineno < call.lineno]
+                asked = [one.test for one in walk(above) if isinstance(one, ast.If) and one.lineno < call.lineno]
             case _:
                 continue
         if any(_about_the_gpu(module, one, call) for one in asked):
@@ -205,5 +206,5 @@ def _about_the_gpu(module: Module, test: ast.AST, call: ast.Call) -> bool:
         isinstance(node, ast.Call | ast.Compare)
         and node is not call
         and _GPU.search(module.source(node)) is not None
-        for node in ast.walk(test)
+        for node in walk(test)
     )

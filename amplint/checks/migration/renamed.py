@@ -13,6 +13,7 @@ from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.values import Autocast, Const, Lib, Scaler, Sym, Test, Value
+from amplint.source.walk import walk
 
 # Deprecated name → (its successor, the torch version that has it).
 MOVED = {
@@ -93,7 +94,7 @@ def _for_old_versions(module: Module, node: ast.AST, new: str, device: str) -> b
     for above in module.ancestors(node):
         match above:
             case ast.Try() if inside in above.handlers:
-                caught = {name.id for name in ast.walk(inside) if isinstance(name, ast.Name)}
+                caught = {name.id for name in walk(inside) if isinstance(name, ast.Name)}
                 if caught & _ABSENT or any(_names(module, part, new, device) for part in above.body):
                     return True
             case ast.If(test=test, body=body, orelse=orelse):
@@ -114,7 +115,7 @@ def _names(module: Module, tree: ast.AST, name: str, device: str) -> bool:
     wanted = {name, name.replace("torch.amp.autocast", "torch.autocast")}
     return any(
         bool(wanted & module.dotted(node)) and not _of_another_device(module, node, device)
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
     )
 

@@ -20,6 +20,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.values import GIVEN, KNOWN, Choice, Const, Sym, Tensor, Value
+from amplint.source.walk import walk
 
 _FINFO = {"eps": 2.0**-10, "tiny": 2.0**-14, "smallest_normal": 2.0**-14, "resolution": 1e-3}
 
@@ -105,9 +106,9 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
 def _definition(event: events.Event) -> ast.AST | None:
     """The torch.finfo expression that a name in an operation was last assigned before it, in the same function."""
     module = event.module
-    names = {node.id for node in ast.walk(event.node) if isinstance(node, ast.Name)}
+    names = {node.id for node in walk(event.node) if isinstance(node, ast.Name)}
     found = None
-    for node in ast.walk(module.function(event.node) or module.tree):
+    for node in walk(module.function(event.node) or module.tree):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
                 if node.lineno < event.node.lineno and "finfo" in text(module, value):  # type: ignore[attr-defined]

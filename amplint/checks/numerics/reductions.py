@@ -12,6 +12,7 @@ from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.values import FALSE, KNOWN, Const, Gradient, Tensor, Value
+from amplint.source.walk import walk
 
 _PRODUCTS = frozenset("matmul bmm mm einsum".split())
 _SUMS = frozenset("mean sum nansum nanmean norm linalg_vector_norm".split())
@@ -179,7 +180,7 @@ def _norm_of_gradients(script: Script, event: events.Operation) -> Iterator[Find
 def _is_gradient(value: Value) -> bool:
     """Whether something is a gradient, of parameters that may be unknown: what `p.grad.detach()` made."""
     if isinstance(value, Tensor) and value.made == "" and isinstance(value.node, ast.Call):
-        return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in ast.walk(value.node.func))
+        return any(isinstance(node, ast.Attribute) and node.attr == "grad" for node in walk(value.node.func))
     return isinstance(value, Gradient)
 
 

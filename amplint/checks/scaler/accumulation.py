@@ -26,6 +26,7 @@ from amplint.source.module import Module
 from amplint.source.values import (
     Scaled,
 )
+from amplint.source.walk import walk
 
 
 @rule("AMP134")
@@ -216,7 +217,7 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
     for function in module.all_nodes:
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        inside = list(ast.walk(function))
+        inside = list(walk(function))
         scalings = {text(module, side): node for node in inside for side in _factors(node)}
         backwards = [n for n in inside if isinstance(n, ast.Call) and _calls_backward(n)]
         for node in inside:
@@ -256,7 +257,7 @@ def _calls_backward(call: ast.Call) -> bool:
 def _set_in(function: ast.FunctionDef | ast.AsyncFunctionDef, target: str, module: Module) -> bool:
     return any(
         isinstance(node, ast.Assign) and any(text(module, one) == target for one in node.targets)
-        for node in ast.walk(function)
+        for node in walk(function)
     )
 
 
@@ -269,7 +270,7 @@ def every_n_batches(event: events.Event) -> bool:
         if above is function:
             return False
         if isinstance(above, ast.If) and (
-            _has_modulo(above.test) or any(isinstance(n, ast.Name) and n.id in counts for n in ast.walk(above.test))
+            _has_modulo(above.test) or any(isinstance(n, ast.Name) and n.id in counts for n in walk(above.test))
         ):
             return True
     return False
@@ -280,7 +281,7 @@ def _counts_of(code: ast.AST) -> frozenset[str]:
     """The names that hold which of several batches it is."""
     return frozenset(
         target.id
-        for assign in ast.walk(code)
+        for assign in walk(code)
         if isinstance(assign, ast.Assign) and _has_modulo(assign.value)
         for target in assign.targets
         if isinstance(target, ast.Name)
@@ -290,5 +291,5 @@ def _counts_of(code: ast.AST) -> frozenset[str]:
 def _has_modulo(node: ast.AST) -> bool:
     return any(
         isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Mod) and not isinstance(inner.left, ast.Constant)
-        for inner in ast.walk(node)
+        for inner in walk(node)
     )

@@ -12,6 +12,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _HALF = re.compile(r"\.half\(\)|float16|fp16|autocast|HalfTensor")
 _SCALE = re.compile(r"scale", re.IGNORECASE)
@@ -83,7 +84,7 @@ def _factor(module: Module, loss: ast.expr, backward: ast.AST) -> ast.expr | Non
         case ast.Name(id=name):
             scope: ast.AST = module.function(backward) or module.tree
             before: list[tuple[int, ast.expr]] = []
-            for node in ast.walk(scope):
+            for node in walk(scope):
                 match node:
                     case ast.Assign(targets=[ast.Name(id=one)], value=value) if one == name:
                         before.append((node.lineno, value))
@@ -119,7 +120,7 @@ def _reaches(module: Module, scope: ast.AST, division: ast.AST) -> bool:
     name = getattr(home, "name", None)
     return any(
         isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == name
-        for node in ast.walk(scope)
+        for node in walk(scope)
     )
 
 

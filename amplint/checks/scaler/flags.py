@@ -29,6 +29,7 @@ from amplint.source.values import (
     Tensor,
     Value,
 )
+from amplint.source.walk import walk
 
 # Where autocast switches itself off although it is told to be on: what asks for a device decides nothing here.
 _DEVICE = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu|npu|available", re.IGNORECASE)
@@ -211,7 +212,7 @@ def _entered(script: Script, region: Region) -> events.Enter | None:
 def _when(event: events.Event | None, enabled: Value) -> str:
     if enabled == TRUE:
         return "always"
-    for node in ast.walk(event.node) if event is not None else ():
+    for node in walk(event.node) if event is not None else ():
         if isinstance(node, ast.keyword) and node.arg == "enabled":
             return f"if {text(event.module, node.value)}"  # type: ignore[union-attr]
     return "under its own flag"

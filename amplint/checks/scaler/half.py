@@ -14,6 +14,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import FunctionNode, Module
 from amplint.source.values import KNOWN, Const, Tensor
+from amplint.source.walk import walk
 
 _REDUCTIONS = frozenset(("mean", "nanmean", "amax", "amin", "var", "std"))  # in half where their operand is
 _SAME = frozenset(("scale", "neg", "float", "to", "view", "squeeze", "reshape"))
@@ -88,7 +89,7 @@ def loss_of_a_half_model(script: Script) -> Iterator[Finding]:
             if isinstance(call, ast.Call) and not _LOSS.search(_name(call)) and _given(call, halves)
         }
         floats = {name for name, value in _assigned(function) if _is_cast(value)}
-        for call in ast.walk(function) if outputs else ():
+        for call in walk(function) if outputs else ():
             if isinstance(call, ast.Call) and _LOSS.search(_name(call)) and _given(call, outputs - floats - halves):
                 if any(isinstance(one, ast.With) and "autocast" in module.source(one.items[0].context_expr)
                        for one in module.ancestors(call)):  # fmt: skip
@@ -108,7 +109,7 @@ def _assigned(function: ast.FunctionDef) -> list[tuple[str, ast.expr]]:
     """The names that a function assigns, and what to."""
     return [
         (name.id, node.value)
-        for node in ast.walk(function)
+        for node in walk(function)
         if isinstance(node, ast.Assign)
         for target in node.targets
         for name in ([target] if not isinstance(target, ast.Tuple) else target.elts)
@@ -124,7 +125,7 @@ def _casts_to_half(value: ast.expr) -> bool:
         and call.func.attr == "half"
         and not call.args
         for side in sides
-        for call in ast.walk(side)
+        for call in walk(side)
     )
 
 
@@ -191,11 +192,11 @@ def _stem(node: ast.AST) -> str:
 
 def _made_float(module: Module, call: ast.Call) -> bool:
     """Whether an operand is assigned with a cast in the function."""
-    names = {node.id for arg in call.args[:2] for node in ast.walk(arg) if isinstance(node, ast.Name)}
+    names = {node.id for arg in call.args[:2] for node in walk(arg) if isinstance(node, ast.Name)}
     scope: ast.AST = module.function(call) or module.tree
     return any(
         isinstance(node, ast.Assign)
         and ".float()" in module.source(node)
-        and any(isinstance(one, ast.Name) and one.id in names for target in node.targets for one in ast.walk(target))
-        for node in ast.walk(scope)
+        and any(isinstance(one, ast.Name) and one.id in names for target in node.targets for one in walk(target))
+        for node in walk(scope)
     )

@@ -26,6 +26,7 @@ from amplint.source.values import (
     Scaler,
     Sym,
 )
+from amplint.source.walk import walk
 
 
 @rule("AMP115")
@@ -109,7 +110,7 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
     it is older."""
     if not isinstance(call, ast.Call):
         return False
-    stored = {node.id for node in ast.walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    stored = {node.id for node in walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return any(
         isinstance(value, ast.Name | ast.Attribute)
         and "optim" in module.source(value).lower()

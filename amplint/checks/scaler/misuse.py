@@ -14,6 +14,7 @@ from amplint.source import events
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import FunctionNode, Module
 from amplint.source.values import Scaler
+from amplint.source.walk import walk
 
 _LOOKS = frozenset(("item", "detach", "cpu", "tolist", "numpy"))
 _LISTS = frozenset(("append", "print", "float", "add_scalar", "log", "update_loss"))
@@ -160,7 +161,7 @@ def _unscales(module: Module, node: ast.AST) -> bool:
 def _reads(module: Module, assign: ast.stmt, name: str) -> list[ast.Name]:
     """Where a name is read with the value that a statement gave it: behind it, before it is assigned again."""
     scope: ast.AST = module.function(assign) or module.tree
-    names = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == name]
+    names = [n for n in walk(scope) if isinstance(n, ast.Name) and n.id == name]
     place = (assign.end_lineno or assign.lineno, assign.end_col_offset or 0)
     stores = [(n.lineno, n.col_offset) for n in names if isinstance(n.ctx, ast.Store)]
     next_store = min((one for one in stores if one > place), default=(1 << 30, 0))
@@ -180,7 +181,7 @@ def _other_arm(module: Module, one: ast.AST, other: ast.AST) -> bool:
         if isinstance(above, ast.If | ast.Try) and above not in around:
             return True
         if isinstance(above, ast.If) and above in around:
-            arms = [next((a for a in (above.body, above.orelse) for s in a if s is n or n in ast.walk(s)), None)
+            arms = [next((a for a in (above.body, above.orelse) for s in a if s is n or n in walk(s)), None)
                     for n in (one, other)]  # fmt: skip
             if arms[0] is not arms[1]:
                 return True
@@ -236,9 +237,9 @@ def _step_in(module: Module, hook: ast.expr) -> ast.Call | None:
             name = last_name(hook.args[0]) if last_name(hook) == "partial" and hook.args else name
         defined = (n for n in module.all_nodes if isinstance(n, ast.FunctionDef) and n.name == name)
         body = next(defined, None)
-    if body is None or any(_unscaling(node) for node in ast.walk(body)):
+    if body is None or any(_unscaling(node) for node in walk(body)):
         return None
-    for node in ast.walk(body):
+    for node in walk(body):
         match node:
             case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]):
                 return node
@@ -263,7 +264,7 @@ def two_pass_optimizer(script: Script) -> Iterator[Finding]:
         return
     names = scalers_of(script)
     for function in [n for n in module.all_nodes if isinstance(n, ast.FunctionDef | ast.Module)]:
-        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and _home(module, n) is function]
+        calls = [n for n in walk(function) if isinstance(n, ast.Call) and _home(module, n) is function]
         told = sorted(((n.lineno, n.col_offset), n, _does(n, names)) for n in calls if _does(n, names))
         doing = [what for _, _, what in told]
         if "first" not in doing or "second" not in doing or "scaled" not in doing or _branches(module, told):

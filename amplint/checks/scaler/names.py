@@ -28,6 +28,7 @@ from amplint.source.values import (
     Sym,
     Value,
 )
+from amplint.source.walk import walk
 
 _AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
 _AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
@@ -224,7 +225,7 @@ def _words(script: Script, event: events.Unbound) -> str:
         if isinstance(above, ast.If):
             test = " ".join(module.source(above.test).split())
             return f"under `{test if len(test) <= 50 else test[:49] + '…'}`" + (
-                "" if any(n is places[0][1] for one in above.body for n in ast.walk(one)) else " being false"
+                "" if any(n is places[0][1] for one in above.body for n in walk(one)) else " being false"
             )
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             break
@@ -335,7 +336,7 @@ def misspelt_field(script: Script) -> Iterator[Finding]:
         if not isinstance(cls, ast.ClassDef):
             continue
         stored: dict[str, list[ast.Attribute]] = {}
-        for node in ast.walk(cls):
+        for node in walk(cls):
             match node:
                 case ast.Assign(
                     targets=[ast.Attribute(value=ast.Name(id="self")) as target], value=ast.Call(func=function)
@@ -369,7 +370,7 @@ def _belongs(cls: ast.ClassDef, name: str) -> bool:
     """Whether the class itself reads a field of this name as a scaler, or stores one there."""
     return any(
         isinstance(n, ast.Attribute) and n.attr == name and isinstance(n.value, ast.Name) and n.value.id == "self"
-        for n in ast.walk(cls)
+        for n in walk(cls)
     )
 
 

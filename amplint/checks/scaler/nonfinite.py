@@ -11,6 +11,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
 from amplint.source.values import Scaler
+from amplint.source.walk import walk
 
 _ASKS = frozenset(("isnan", "isinf", "isfinite"))
 _CLEANS = frozenset(("nan_to_num", "nan_to_num_"))
@@ -35,8 +36,8 @@ def asks_for_nonfinite(node: ast.AST, of_gradient: bool = True) -> bool:
     return any(
         isinstance(call, ast.Call)
         and last_name(call) in _ASKS
-        and (not of_gradient or any(is_gradient(one) for one in ast.walk(call)))
-        for call in ast.walk(node)
+        and (not of_gradient or any(is_gradient(one) for one in walk(call)))
+        for call in walk(node)
     )
 
 
@@ -107,7 +108,7 @@ def _in_hook(module: Module, call: ast.Call) -> bool:
     above = module.parents[function]
     hook = isinstance(above, ast.Call) and last_name(above) in ("register_hook", "register_post_accumulate_grad_hook")
     names = {argument.arg for argument in function.args.args}
-    return hook and any(isinstance(one, ast.Name) and one.id in names for arg in call.args for one in ast.walk(arg))
+    return hook and any(isinstance(one, ast.Name) and one.id in names for arg in call.args for one in walk(arg))
 
 
 def _in_function_of(module: Module, node: ast.AST, step: events.Step) -> ast.AST | None:
@@ -119,10 +120,10 @@ def _in_function_of(module: Module, node: ast.AST, step: events.Step) -> ast.AST
     if home is stepping:
         return node
     if isinstance(home, ast.FunctionDef) and not any(
-        isinstance(one, ast.Return) and one.value for one in ast.walk(home)
+        isinstance(one, ast.Return) and one.value for one in walk(home)
     ):
         scope: ast.AST = stepping or module.tree
-        return next((c for c in ast.walk(scope) if isinstance(c, ast.Call) and last_name(c) == home.name), None)
+        return next((c for c in walk(scope) if isinstance(c, ast.Call) and last_name(c) == home.name), None)
     return None
 
 
@@ -191,7 +192,7 @@ def _is_true(call: ast.Call, name: str) -> bool:
 
 def _aborts(module: Module, scope: ast.AST) -> Iterator[tuple[ast.expr, ast.stmt]]:
     """Conditions under which nothing but an end of the run stands, and the statements that do it."""
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.Assert():
                 yield node.test, node
@@ -220,13 +221,13 @@ def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr
         return False
     norms = {
         target.id
-        for node in ast.walk(function or module.tree)
+        for node in walk(function or module.tree)
         if isinstance(node, ast.Assign)
         and last_name(node.value) in ("clip_grad_norm_", "clip_grad_norm", "get_grad_norm")
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    asked = [one for call in calls for one in ast.walk(call)]
+    asked = [one for call in calls for one in walk(call)]
     return any(is_gradient(one) or (isinstance(one, ast.Name) and one.id in norms) for one in asked)
 
 

@@ -22,6 +22,7 @@ from amplint.rewrite.fixes import unscale as fixes
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Instance, Optimizer, Scaler
+from amplint.source.walk import walk
 
 
 @rule("AMP121")
@@ -59,7 +60,7 @@ def _hands_scaler_on(step: events.Step) -> bool:
     return any(
         isinstance(node, ast.Call)
         and any(ast.unparse(v) == scaler for v in (*node.args, *(keyword.value for keyword in node.keywords)))
-        for node in ast.walk(step.frame.code)
+        for node in walk(step.frame.code)
     )
 
 
@@ -128,7 +129,7 @@ def _each_of_many(step: events.Step) -> bool:
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             return False
         if isinstance(above, ast.For):
-            names = {node.id for node in ast.walk(above.target) if isinstance(node, ast.Name)}
+            names = {node.id for node in walk(above.target) if isinstance(node, ast.Name)}
             source = text(module, above.iter, 200)
             return argument in names and "optim" in source and "valid" not in source
     return False

@@ -11,6 +11,7 @@ from amplint.source import events
 from amplint.source.interpret.tensors import HALF, tensors_in
 from amplint.source.module import Module
 from amplint.source.values import FALSE, KNOWN, Choice, Scaler, Sym, Tensor, Value
+from amplint.source.walk import walk
 
 # What depends on the size of a gradient in another way than in proportion.
 _NONLINEAR = frozenset(("norm", "pow", "square", "vector_norm", "linalg_vector_norm", "sqrt", "exp", "log", "clamp"))
@@ -160,11 +161,11 @@ def _limit(module: Module, hook: ast.expr) -> ast.AST | None:
     if not isinstance(code, ast.Lambda | ast.FunctionDef) or "scale" in module.source(code):
         return None
     given = {argument.arg for argument in code.args.args if argument.arg != "self"}
-    for node in ast.walk(code):
+    for node in walk(code):
         match node:
             case ast.Call(func=ast.Attribute(value=owner, attr=name), args=args) if name in _LIMITS:
                 touched = [owner, *args[:1]]
-                if any(isinstance(one, ast.Name) and one.id in given for t in touched for one in ast.walk(t)):
+                if any(isinstance(one, ast.Name) and one.id in given for t in touched for one in walk(t)):
                     return node
     return None
 

@@ -20,6 +20,7 @@ from amplint.source.values import (
     Scaler,
     Value,
 )
+from amplint.source.walk import walk
 
 
 def backwards_of(event: events.Event, gradients: events.Gradients) -> list[events.Backward]:
@@ -47,14 +48,14 @@ def _counts(module: Module, branch: ast.AST) -> bool:
         node.id
         for loop in module.ancestors(branch)
         if isinstance(loop, ast.For)
-        for node in ast.walk(loop.target)
+        for node in walk(loop.target)
         if isinstance(node, ast.Name)
     }
     return any(
         isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Mod)
-        and any(isinstance(one, ast.Name) and one.id in counters for one in ast.walk(node.left))
-        for node in ast.walk(branch.test)
+        and any(isinstance(one, ast.Name) and one.id in counters for one in walk(node.left))
+        for node in walk(branch.test)
     )
 
 
@@ -91,7 +92,7 @@ def named(step: events.Step) -> str:
 
 def scaler_name(script: Script, gradients: events.Gradients) -> str:
     for origin in gradients.origins:
-        scaled = next((n for n in ast.walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
+        scaled = next((n for n in walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
         if scaled is not None:
             return text(origin.module, scaled.value)
     return "scaler"

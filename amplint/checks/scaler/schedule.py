@@ -12,6 +12,7 @@ from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Object, Scaler
+from amplint.source.walk import walk
 
 _SCHEDULE = re.compile(r"sched|warm_?up|annealing", re.IGNORECASE)
 _STEP = re.compile(r"(?:^|_)step(?:_|$)|^step_update$")
@@ -32,7 +33,7 @@ def scheduler_after_skipped_step(script: Script) -> Iterator[Finding]:
             continue
         module = step.module
         code = module.function(step.node) or module.tree
-        for call in ast.walk(code):
+        for call in walk(code):
             if code in told or not isinstance(call, ast.Call) or not _schedules(module, call):
                 continue
             if module.function(call) is not module.function(step.node) or not _every_step(module, call, step.node):

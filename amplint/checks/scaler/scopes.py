@@ -7,6 +7,7 @@ import builtins
 from collections.abc import Iterator
 
 from amplint.source.module import FunctionNode, Module
+from amplint.source.walk import walk
 
 _BUILTINS = frozenset((*dir(builtins), "__file__", "__name__", "__class__"))
 _DYNAMIC = frozenset(("exec", "execfile", "get_ipython"))
@@ -36,7 +37,7 @@ def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
 def binders(scope: ast.AST, name: str) -> Iterator[ast.AST]:
     """What binds a name in a scope."""
     if isinstance(scope, FunctionNode):
-        yield from (a for a in ast.walk(scope.args) if isinstance(a, ast.arg) and a.arg == name)
+        yield from (a for a in walk(scope.args) if isinstance(a, ast.arg) and a.arg == name)
     for node in own_nodes(scope):
         match node:
             case ast.Name(id=one, ctx=ast.Store()) if one == name:
@@ -57,7 +58,7 @@ def binders(scope: ast.AST, name: str) -> Iterator[ast.AST]:
 
 def dynamic(scope: ast.AST) -> bool:
     """Whether names may come to be in ways that the text does not show."""
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.Name(id=name) if name in _DYNAMIC:
                 return True
@@ -77,7 +78,7 @@ def unbound(module: Module, name: ast.Name) -> bool:
     first = True
     for scope in module.ancestors(name):
         if isinstance(scope, _COMPREHENSIONS):
-            stored = (n for generator in scope.generators for n in ast.walk(generator.target))
+            stored = (n for generator in scope.generators for n in walk(generator.target))
             if any(isinstance(n, ast.Name) and n.id == name.id for n in stored):
                 return False
         elif isinstance(scope, FunctionNode | ast.Module) or (isinstance(scope, ast.ClassDef) and first):

@@ -25,6 +25,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
+from amplint.source.walk import walk
 
 
 @rule("AMP110")
@@ -162,7 +163,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
         loop = update.loops[-1].node if update.loops else None
         if not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
             continue
-        turns = {name.id for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
+        turns = {name.id for name in walk(loop.target) if isinstance(name, ast.Name)}
         for step in script.events(events.Step):
             if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
                 continue

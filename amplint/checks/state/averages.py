@@ -10,6 +10,7 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.checks.state.casts import Scope, assigned, cast_in, half_cast, scope_of
 from amplint.findings import Finding
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _LEAST = 0.95  # the decay from which on updates are small
 _THROUGH = frozenset(  # calls that give the things inside of what they are called on or with
@@ -77,7 +78,7 @@ def _of_weights(module: Module, update: ast.AST, target: ast.expr) -> bool:
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
             return False
         if isinstance(above, ast.For):
-            iterables = [above.iter, *(node for node in ast.walk(above.iter) if isinstance(node, ast.Name))]
+            iterables = [above.iter, *(node for node in walk(above.iter) if isinstance(node, ast.Name))]
             iterables += [value for name in iterables if isinstance(name, ast.Name) for value in assigned(module, name)]
             if any(_WEIGHTS.search(text(module, iterable, 500)) for iterable in iterables):
                 return True
@@ -86,7 +87,7 @@ def _of_weights(module: Module, update: ast.AST, target: ast.expr) -> bool:
 
 def _complement(value: ast.AST) -> ast.expr | None:
     """The d of a `1 - d` in an expression."""
-    for node in ast.walk(value):
+    for node in walk(value):
         match node:
             case ast.BinOp(op=ast.Sub(), left=ast.Constant(value=1 | 1.0), right=decay):
                 return decay
@@ -103,7 +104,7 @@ def _weighs(value: ast.expr) -> bool:
             other, own = sums.left, sums.right
             if _complement(own) is None:
                 other, own = own, other
-            again = {ast.dump(_plain(node)) for node in ast.walk(other)}
+            again = {ast.dump(_plain(node)) for node in walk(other)}
             return ast.dump(_plain(decay)) in again and not _decays_fast(decay)
     return False
 
@@ -175,7 +176,7 @@ def _kept_in(module: Module, target: ast.expr, depth: int = 6) -> Iterator[ast.e
     if not isinstance(base, ast.Name):
         return
     function = module.function(base)
-    for node in ast.walk(function if function is not None else module.tree):
+    for node in walk(function if function is not None else module.tree):
         match node:
             case ast.For(target=names, iter=iterable) | ast.comprehension(target=names, iter=iterable):
                 for source in _source(names, iterable, base.id):
@@ -247,10 +248,10 @@ def _casts_of(module: Module, path: ast.expr, scope: Scope) -> Iterator[tuple[as
         and node.func.attr == "float"
         and _same(node.func.value, path)
         and isinstance(module.parents[node], ast.Expr)
-        for node in ast.walk(scope)
+        for node in walk(scope)
     ):
         return
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.Assign(targets=[target], value=value) if _same(_stripped_index(target), path):
                 values = [value, *(assigned(module, value) if isinstance(value, ast.Name) else ())]
@@ -271,7 +272,7 @@ def _stripped_index(target: ast.expr) -> ast.expr:
 
 def _copied(value: ast.expr) -> ast.Name | None:
     """The variable that a value is a copy of."""
-    for node in ast.walk(value):
+    for node in walk(value):
         match node:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Name() as model, *_]):
                 if "copy" in name.lower() or name in ("AveragedModel", "EMA", "ModelEMA", "ModelEma", "ModelEmaV2"):
@@ -285,7 +286,7 @@ def _in_place(module: Module, model: ast.Name, before: ast.expr) -> Iterator[ast
         cast = cast_in(module, value)
         if cast is not None and cast.lineno < before.lineno:
             yield cast
-    for node in ast.walk(scope_of(module, model)):
+    for node in walk(scope_of(module, model)):
         match node:
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as call) if name == model.id:
                 if half_cast(module, call) and call.lineno < before.lineno:

@@ -10,6 +10,7 @@ from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Instance, Items, Many, Mapping, Model, Value
+from amplint.source.walk import walk
 
 _UPDATES = frozenset("mul_ add_ copy_ lerp_ index_add_ scatter_add_ sub_ div_".split())
 
@@ -25,7 +26,7 @@ def buffers_not_protected(script: Script) -> Iterator[Finding]:
         forward = next((one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "forward"), None)
         if forward is None or not buffers or "isfinite" in text(module, forward, 10_000):
             continue
-        for node in ast.walk(forward):
+        for node in walk(forward):
             match node:
                 case ast.Call(func=ast.Attribute(attr=name, value=target), args=[value, *_]) if name in _UPDATES:
                     pass
@@ -46,7 +47,7 @@ def buffers_not_protected(script: Script) -> Iterator[Finding]:
 
 def _buffers(cls: ast.ClassDef) -> Iterator[tuple[str, ast.Call]]:
     """The buffers that a class registers, by name."""
-    for node in ast.walk(cls):
+    for node in walk(cls):
         match node:
             case ast.Call(func=ast.Attribute(attr="register_buffer"), args=[ast.Constant(value=str() as name), *_]):
                 yield name, node
@@ -123,7 +124,7 @@ def _table(cls: ast.ClassDef) -> tuple[str, ast.Call] | None:
         pending, seen = [call.args[1]], set[str]()
         found: set[str] = set()
         while pending:
-            for node in ast.walk(pending.pop()):
+            for node in walk(pending.pop()):
                 match node:
                     case ast.Call(func=ast.Attribute(attr="arange" | "linspace")):
                         found.add("range")
@@ -135,7 +136,7 @@ def _table(cls: ast.ClassDef) -> tuple[str, ast.Call] | None:
                         seen.add(used)
                         pending += [
                             one.value
-                            for one in ast.walk(cls)
+                            for one in walk(cls)
                             if isinstance(one, ast.Assign)
                             and any(isinstance(target, ast.Name) and target.id == used for target in one.targets)
                         ]
@@ -153,6 +154,6 @@ def _made_again(script: Script, cast: events.Cast) -> bool:
     """Whether buffers or parts of the model are cast back after it."""
     return any(
         isinstance(node, ast.Attribute) and node.attr in ("named_buffers", "buffers")
-        for node in ast.walk(cast.module.tree)
+        for node in walk(cast.module.tree)
         if getattr(node, "lineno", 0) > cast.node.lineno  # type: ignore[attr-defined]
     )

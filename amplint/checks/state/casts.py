@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from amplint.source.interpret.tensors import DTYPES
 from amplint.source.module import FunctionNode, Module
+from amplint.source.walk import walk
 
 HALVES = ("float16", "bfloat16")
 Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -53,7 +54,8 @@ def assigned(module: Module, name: ast.Name) -> Iterator[ast.expr]:
     """What a name is assigned in its function, or in the module if it is not assigned there."""
     for scope in (module.function(name), module.tree):
         found = False
-        for node in ast.walk(scope) if scope is not None else ():
+        inside: Iterable[ast.AST] = module.nodes(ast.Assign) if scope is module.tree else walk(scope) if scope else ()
+        for node in inside:
             if isinstance(node, ast.Assign) and any(
                 isinstance(target, ast.Name) and target.id == name.id for target in node.targets
             ):
@@ -111,10 +113,10 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
         return owner
     function = module.function(path)
     if function is not None and isinstance(root, ast.Name):
-        arguments = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)}
+        arguments = {one.arg for one in walk(function.args) if isinstance(one, ast.arg)}
         stored = any(
             isinstance(one, ast.Name) and one.id == root.id and isinstance(one.ctx, ast.Store)
-            for one in ast.walk(function)
+            for one in walk(function)
         )
         if root.id in arguments or stored:
             return function

@@ -11,6 +11,7 @@ from amplint.checks.state.casts import assigned, half_cast, may_be_float16
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import state as fixes
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _PARTS = frozenset("unet transformer text_encoder text_encoder_2 prior controlnet model decoder adapter".split())
 _OPTIMIZER = re.compile(r"Adam|SGD|RMSprop|Adagrad|Lion|LAMB|optimizer_(class|cls)")
@@ -108,7 +109,7 @@ def round_trip(script: Script) -> Iterator[Finding]:
         if not isinstance(function, ast.FunctionDef):
             continue
         given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
-        casts = [call for call in ast.walk(function) if isinstance(call, ast.Call) and half_cast(module, call)]
+        casts = [call for call in walk(function) if isinstance(call, ast.Call) and half_cast(module, call)]
         for cast in casts:
             receiver = cast.func.value if isinstance(cast.func, ast.Attribute) else None
             if not isinstance(receiver, ast.Name) or receiver.id not in given or not _alone(module, cast):
@@ -137,7 +138,7 @@ def _alone(module: Module, cast: ast.Call) -> bool:
 
 def _cast_back(module: Module, function: Definition, name: str, cast: ast.Call) -> ast.Call | None:
     """`name.float()` further down, as a statement of its own."""
-    for call in ast.walk(function):
+    for call in walk(function):
         match call:
             case ast.Call(func=ast.Attribute(attr="float", value=ast.Name(id=same)), args=[]) if same == name:
                 if isinstance(module.parents[call], ast.Expr) and call.lineno > cast.end_lineno:  # type: ignore[operator]
@@ -147,7 +148,7 @@ def _cast_back(module: Module, function: Definition, name: str, cast: ast.Call) 
 
 def _made_here(function: Definition, name: str, cast: ast.Call) -> bool:
     """Whether what a parameter holds was replaced before, on the way to the cast: a model that was loaded here."""
-    for node in ast.walk(function):
+    for node in walk(function):
         match node:
             case ast.Assign(targets=[ast.Name(id=same)]) if same == name and node.lineno < cast.lineno:
                 block = [statement for statement in function.body if node is statement]
@@ -164,7 +165,7 @@ def live_parts_cast(script: Script) -> Iterator[Finding]:
         if not isinstance(function, ast.FunctionDef):
             continue
         parameters = [one.arg for one in function.args.args]
-        for call in ast.walk(function):
+        for call in walk(function):
             match call:
                 case ast.Call(func=ast.Attribute(attr="to", value=ast.Name(id=name))) if name in parameters:
                     pass

@@ -9,6 +9,7 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.checks.state.casts import assigned, may_be_float16
 from amplint.findings import Finding
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _QUANTISES = {"load_in_8bit", "load_in_4bit", "quantization_config"}
 # Who keeps float32 copies, or trains adapters in float32: nothing to say where these are.
@@ -66,7 +67,7 @@ def _in_float16(module: Module, call: ast.Call) -> bool:
 def _changed(module: Module, load: ast.stmt, name: str) -> bool:
     """Whether the model is made float32 or frozen again, in whole or in part."""
     scope = module.function(load) or module.tree
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.Call(func=ast.Attribute(attr="float" | "requires_grad_", value=ast.Name(id=same))) if same == name:
                 return True
@@ -83,10 +84,10 @@ def _trainer_of(module: Module, load: ast.stmt, name: str) -> ast.Call | None:
     scope = module.function(load) or module.tree
     trains = any(
         isinstance(node, ast.Attribute) and node.attr == "train" and isinstance(module.parents.get(node), ast.Call)
-        for node in ast.walk(scope)
+        for node in walk(scope)
     )
     backward = any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in module.all_nodes)
-    for call in ast.walk(scope):
+    for call in walk(scope):
         match call:
             case ast.Call(func=ast.Name(id=callee) | ast.Attribute(attr=callee), args=args, keywords=keywords):
                 given = [*args, *(keyword.value for keyword in keywords if keyword.arg == "model")]
@@ -107,7 +108,7 @@ def _told_to_train(module: Module, scope: ast.AST, made: ast.Call) -> bool:
     if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
         return False
     name = statement.targets[0].id
-    for node in ast.walk(scope):
+    for node in walk(scope):
         match node:
             case ast.Call(func=ast.Attribute(attr="train", value=ast.Name(id=same))) if same == name:
                 return True
@@ -148,7 +149,7 @@ def adapters_in_half(script: Script) -> Iterator[Finding]:
                 continue
         function = module.function(call)
         if function is None or not any(
-            isinstance(node, ast.Attribute) and node.attr == "backward" for node in ast.walk(function)
+            isinstance(node, ast.Attribute) and node.attr == "backward" for node in walk(function)
         ):
             continue
         cast = _cast_before(module, function, name, call)
@@ -170,7 +171,7 @@ def adapters_in_half(script: Script) -> Iterator[Finding]:
 
 def _cast_before(module: Module, function: ast.AST, name: str, before: ast.Call) -> ast.Call | None:
     """The cast of a model to a dtype that is, or may be, float16."""
-    for call in ast.walk(function):
+    for call in walk(function):
         match call:
             case ast.Call(func=ast.Attribute(attr="to", value=ast.Name(id=same)), args=args, keywords=keywords):
                 given = [*args, *(keyword.value for keyword in keywords if keyword.arg == "dtype")]
@@ -185,9 +186,9 @@ def _cast_before(module: Module, function: ast.AST, name: str, before: ast.Call)
 
 def _upcasts(module: Module, function: ast.AST, name: str, after: ast.Call) -> bool:
     """Whether trained parameters are made float32 between a call and the training."""
-    rows = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Attribute) and node.attr == "backward"]
+    rows = [node.lineno for node in walk(function) if isinstance(node, ast.Attribute) and node.attr == "backward"]
     last = min((row for row in rows if row > after.lineno), default=after.lineno)
-    for node in ast.walk(function):
+    for node in walk(function):
         if not after.lineno <= getattr(node, "lineno", 0) <= last:
             continue
         match node:

@@ -11,6 +11,7 @@ from amplint.checks.state.trained import cast_of, keeps_masters, trained_in_half
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.values import Optimizer
+from amplint.source.walk import walk
 
 _VANISHES = 2.0**-25
 _EPS = {**dict.fromkeys("Adam AdamW NAdam RAdam RMSprop Adamax".split(), 1e-8), "Adagrad": 1e-10}  # torch's defaults
@@ -97,7 +98,7 @@ def adapters_in_bfloat16(script: Script) -> Iterator[Finding]:
         if not text(module, kind).rpartition(".")[2].startswith(("BaseTunerLayer", "LoraLayer")):
             continue
         for statement in branch.body:
-            for call in ast.walk(statement):
+            for call in walk(statement):
                 match call:
                     case ast.Call(func=ast.Attribute(value=ast.Name(id=same))) if same == name:
                         dtype = half_cast(module, call)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.source.module import FunctionNode, Module
+from amplint.source.walk import walk
 
 
 def attempt(message: str, applicability: Applicability, build: Callable[[], list[Edit]]) -> Fix | None:
@@ -22,7 +23,7 @@ def attempt(message: str, applicability: Applicability, build: Callable[[], list
 
 def roots(text: str) -> set[str]:
     """The names that an expression starts from: `self` and `i` in `self.scalers[i]`."""
-    return {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+    return {node.id for node in walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
 
 
 def bound_before(module: Module, text: str, place: ast.AST) -> bool:
@@ -31,11 +32,11 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     function = module.function(place)
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return True
-    arguments = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
+    arguments = {a.arg for a in walk(function.args) if isinstance(a, ast.arg)}
     for name in roots(text) - arguments:
         stores = [
             (node.lineno, node.col_offset)
-            for node in ast.walk(function)
+            for node in walk(function)
             if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
         ]
         if stores and min(stores) >= (place.lineno, place.col_offset):  # type: ignore[attr-defined]

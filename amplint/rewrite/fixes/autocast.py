@@ -9,6 +9,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, suite_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
@@ -30,7 +31,7 @@ def _computes(statements: list[ast.stmt]) -> bool:
     """Whether statements call a model or compute a loss again, which would then run in float32: assignments from calls
     other than of a gradient's norm."""
     for statement in statements:
-        for node in ast.walk(statement):
+        for node in walk(statement):
             if isinstance(node, ast.Attribute) and node.attr in ("matmul", "softmax", "cross_entropy", "mse_loss"):
                 return True
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
@@ -79,10 +80,10 @@ def without_cast(module: Module, cast: ast.Call, forward: ast.AST) -> Fix | None
                 function = module.function(cast) or module.tree
                 reads = [
                     node
-                    for node in ast.walk(function)
+                    for node in walk(function)
                     if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
                 ]
-                inside = {*ast.walk(forward), *ast.walk(statement)}
+                inside = {*walk(forward), *walk(statement)}
                 if any(node not in inside and node.lineno > statement.lineno for node in reads):
                     return None
             case _:
@@ -119,7 +120,7 @@ def region_into_loop(module: Module, region: ast.AST) -> Fix | None:
 
 
 def _calls(statement: ast.stmt, method: str) -> bool:
-    return any(isinstance(node, ast.Attribute) and node.attr == method for node in ast.walk(statement))
+    return any(isinstance(node, ast.Attribute) and node.attr == method for node in walk(statement))
 
 
 def clear_cache(module: Module, region: ast.AST, forward: ast.AST) -> Fix | None:
@@ -256,7 +257,7 @@ def construct_again(module: Module, entered: ast.expr, made: ast.AST) -> Fix | N
     """`with ctx:` → `with torch.autocast(…):`, as the object was made."""
     if not isinstance(made, ast.Call) or made not in module.parents:
         return None
-    names = [node.id for node in ast.walk(made) if isinstance(node, ast.Name)]
+    names = [node.id for node in walk(made) if isinstance(node, ast.Name)]
     if module.function(made) is not module.function(entered) and not all(name in module.imports for name in names):
         return None
     code = " ".join(module.source(made).split())

@@ -8,6 +8,7 @@ from amplint.findings import Applicability, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
@@ -64,14 +65,14 @@ def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
     if root == "self" and _class(module, create) is _class(module, expression) is not None:
         stores = [
             node.lineno
-            for node in ast.walk(function or module.tree)
+            for node in walk(function or module.tree)
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and module.source(node) == source
         ]
         return bool(stores) and max(stores) < create.lineno  # type: ignore[attr-defined]
-    local = {node.arg for node in ast.walk(other) if isinstance(node, ast.arg)} if other is not None else set()
+    local = {node.arg for node in walk(other) if isinstance(node, ast.arg)} if other is not None else set()
     local |= {
         node.id
-        for node in ast.walk(other or ast.Module([], []))
+        for node in walk(other or ast.Module([], []))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
     return function is None and root not in local and bound_before(module, source, create)

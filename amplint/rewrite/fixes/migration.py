@@ -8,6 +8,7 @@ from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 # Positional parameters of the old functions; the new ones begin with the device and have another order.
@@ -46,7 +47,7 @@ def _imports(module: Module, uses: list[tuple[ast.AST, str]]) -> dict[ast.Import
 
 def _unused(module: Module, uses: list[ast.Attribute]) -> list[Edit]:
     """Drop what `from torch.cuda import amp` imported, where nothing else uses it."""
-    roots = {node.id for use in uses for node in ast.walk(use) if isinstance(node, ast.Name)}
+    roots = {node.id for use in uses for node in walk(use) if isinstance(node, ast.Name)}
     kept = {edits.binding_of(module, "torch", at=use) for use in uses}
     return edits.remove_import_name(module, *(roots - kept), gone=uses)
 

@@ -8,6 +8,7 @@ from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
@@ -82,7 +83,7 @@ def square_in_float32(module: Module, product: ast.AST, safe: bool) -> Fix | Non
             pass
         case _:
             return None
-    if any(isinstance(inner, ast.Call | ast.NamedExpr) for inner in ast.walk(factor)):
+    if any(isinstance(inner, ast.Call | ast.NamedExpr) for inner in walk(factor)):
         return None
     text = f"{_operand(module, factor)}.float().pow(2)"
     applicability = SAFE if safe else UNSAFE

@@ -9,6 +9,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before, conditions_above, suite_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
@@ -159,8 +160,8 @@ def move_before_loops(module: Module, create: ast.AST) -> Fix | None:
         return None
     outermost = loops[-1]
     assert isinstance(outermost, ast.stmt)
-    inside = {node.id for node in ast.walk(outermost) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    used = {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
+    inside = {node.id for node in walk(outermost) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    used = {node.id for node in walk(statement.value) if isinstance(node, ast.Name)}
     if used & inside:
         return None
     return attempt("create it once, before the loop", SAFE, lambda: edits.move_before(module, [statement], outermost))

@@ -8,6 +8,7 @@ from amplint.findings import Applicability, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before, suite_of
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 SAFE = Applicability.SAFE
 
@@ -54,7 +55,7 @@ def before_read(module: Module, read: ast.AST, scaler: str, optimizer: str, step
         return None
     between = suite[suite.index(statement) : suite.index(module.statement(step))]
     leaves = ast.Continue | ast.Break | ast.Return | ast.Raise
-    if not between or any(isinstance(node, leaves) for one in between for node in ast.walk(one)):
+    if not between or any(isinstance(node, leaves) for one in between for node in walk(one)):
         return None
     call = f"{scaler}.unscale_({optimizer})"
     return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, statement, [call]))
@@ -67,7 +68,7 @@ def update_on_the_other_path(module: Module, unscale: ast.AST, step: ast.AST, sc
     suite = suite_of(module, first)
     if target in suite:
         return _before_continue(module, suite[suite.index(first) + 1 : suite.index(target)], call)
-    branch = next((one for one in suite[suite.index(first) :] if target in ast.walk(one)), None)
+    branch = next((one for one in suite[suite.index(first) :] if target in walk(one)), None)
     if not isinstance(branch, ast.If) or branch.orelse or target not in branch.body:
         return None
     updates = [one for one in branch.body if isinstance(one, ast.Expr) and module.source(one) == call]
@@ -80,7 +81,7 @@ def _before_continue(module: Module, between: list[ast.stmt], call: str) -> Fix 
     skips = [
         one
         for statement in between
-        for one in ast.walk(statement)
+        for one in walk(statement)
         if isinstance(one, ast.Continue) and call not in module.source(statement)
     ]
     if not skips:
