@@ -49,7 +49,8 @@ def limit(model):
 def test_a_clip_in_another_file_is_told_where_it_is_called(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "steps.py").write_text(LIMIT)
-    module = Module.read("train.py", TRAIN.format(name="limit", call=call).encode())
+    (tmp_path / "train.py").write_text(TRAIN.format(name="limit", call=call))
+    module = Module.read("train.py", (tmp_path / "train.py").read_bytes())
     settings = Settings(codes=frozenset({"AMP105"}), roots=(str(tmp_path),))
     [finding] = checks.check_module(module, settings).findings
     assert (finding.path, module.line(finding.range.start.row).strip()) == ("train.py", call.splitlines()[0])
