@@ -1,0 +1,42 @@
+"""Triage, relevance and the cache save work, and nothing else: with and without them the findings are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amplint import cache, engine
+from amplint.config import Settings
+from amplint.engine import Job, check_data
+from amplint.findings import Finding
+from amplint.knowledge import rules
+from amplint.source import triage
+from amplint.source.interpret.relevance import Relevance
+
+HERE = Path(__file__)
+FIXTURES = HERE.parents[2] / "fixtures"
+CASES = sorted(path for folder in ("found", "silent", "quiet") for path in HERE.with_name(folder).glob("*.case"))
+SCRIPTS = [*CASES, *sorted(FIXTURES.glob("*.py"))]
+EVERY = Settings(codes=frozenset(rules()))
+
+
+def found(data: bytes, job: Job) -> tuple[Finding, ...]:
+    return check_data("train.py", data, job, named=False).findings
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_what_is_saved_changes_no_finding(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = path.read_bytes().partition(b"# changes\n")[0]
+    saved = found(data, Job(EVERY))
+    kept = Job(EVERY, cache.Cache(str(tmp_path), "run"))
+    assert found(data, kept) == saved
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "may_hold", lambda *given: pytest.fail("not from the cache"))
+        assert found(data, kept) == saved
+    monkeypatch.setattr(engine, "may_hold", lambda *given: True)
+    monkeypatch.setattr(triage, "live_codes", lambda *given: set(rules()))
+    assert found(data, Job(EVERY)) == saved
+    monkeypatch.setattr(Relevance, "begins", lambda *given: True)
+    monkeypatch.setattr(Relevance, "matters", lambda *given: True)
+    assert found(data, Job(EVERY)) == saved
