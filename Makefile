@@ -16,8 +16,9 @@ test: lint  ## format, lint, types, and all tests but the slow ones
 slow: $(READY)  ## the slow tests: packaging, training runs
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)  ## CPU time from a cold start
+bench: $(READY)  ## CPU time from a cold start, and beside ruff, TorchFix and Fixit on the same files (FILES=folder)
 	@$(BIN)/python fixtures/bench.py
+	@$(BIN)/python fixtures/side_by_side.py --env build/bench $(FILES)
 
 compare: $(READY)  ## the other training scripts before and after the conversion, over seeds: minutes
 	@$(BIN)/python fixtures/compare.py build/compare

@@ -46,6 +46,7 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
         cache=None if options["no_cache"] or stdin or options["ignore_noqa"] else open_cache(settings),
         fix=frozenset(allowed if fixing else ()),
         write=fixing and not options["diff"] and not stdin,
+        progress=sys.stderr is not None and sys.stderr.isatty() and not options["quiet"],
         hide=not options["ignore_noqa"],
     )
     read: text.Source = source

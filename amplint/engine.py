@@ -29,6 +29,7 @@ class Job:
     cache: cache.Cache | None = None
     fix: frozenset[Applicability] = frozenset()  # the fixes to apply
     write: bool = False  # into the files; otherwise the new text is only handed back
+    progress: bool = False  # say how far a long run is
 
 
 @dataclass(frozen=True)

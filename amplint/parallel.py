@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from amplint import engine
+from amplint import checks, engine
 from amplint.files import File
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
+PATIENCE = 1.0  # seconds before a run is long
 ENOUGH = 64  # files: below that a pool costs more than it saves
 
 
@@ -22,16 +26,56 @@ def check_all(found: list[File], job: engine.Job) -> list[engine.Outcome]:
     """One outcome a file, in order."""
     workers = min(_processors(), len(found) // 16)
     if len(found) < ENOUGH or workers < 2:
-        return [engine.check_file(file, job) for file in found]
+        return _one_by_one(found, job)
+    checks.prepare()  # once, before the processes part
     size = max(1, min(32, len(found) // (workers * 4)))
     return _check_chunks([found[start : start + size] for start in range(0, len(found), size)], job, workers)
 
 
+def _one_by_one(found: list[File], job: engine.Job) -> list[engine.Outcome]:
+    outcomes: list[engine.Outcome] = []
+    with _progress(job, len(found)) as tell:
+        for file in found:
+            outcomes.append(engine.check_file(file, job))
+            tell(len(outcomes))
+    return outcomes
+
+
+@contextlib.contextmanager
+def _progress(job: engine.Job, total: int) -> Iterator[Callable[[int], None]]:
+    """Says on a terminal how far a long run is, in one line that goes when it is done."""
+    begun, said = time.monotonic(), False
+
+    def tell(done: int) -> None:
+        nonlocal said
+        if job.progress and time.monotonic() - begun > PATIENCE:
+            said = True
+            print(f"\r\x1b[K{done} of {total} files checked", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if said:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def _check_chunks(chunks: list[list[File]], job: engine.Job, workers: int) -> list[engine.Outcome]:
+    outcomes: list[engine.Outcome] = []
+    with _progress(job, sum(map(len, chunks))) as tell:
+        _work_off(chunks, job, workers, outcomes, tell)
+    return outcomes
+
+
+def _work_off(
+    chunks: list[list[File]],
+    job: engine.Job,
+    workers: int,
+    outcomes: list[engine.Outcome],
+    tell: Callable[[int], None],
+) -> None:
     import multiprocessing
     from concurrent.futures.process import BrokenProcessPool
 
-    outcomes: list[engine.Outcome] = []
     while chunks:
         done = 0
         with _pool(workers) as pool:
@@ -40,6 +84,7 @@ def _check_chunks(chunks: list[list[File]], job: engine.Job, workers: int) -> li
                 for future in futures:
                     outcomes += future.result()
                     done += 1
+                    tell(len(outcomes))
             except BrokenProcessPool:
                 pass
             except BaseException:  # Ctrl-C: wait for nobody
@@ -49,7 +94,6 @@ def _check_chunks(chunks: list[list[File]], job: engine.Job, workers: int) -> li
         chunks = chunks[done:]
         if chunks:  # one of the files in work killed its process: the first chunk goes file by file, the rest again
             outcomes += [_check_apart(file, job) for file in chunks.pop(0)]
-    return outcomes
 
 
 def check_chunk(chunk: list[File], job: engine.Job) -> list[engine.Outcome]:

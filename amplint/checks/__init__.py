@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pkgutil import walk_packages
 
@@ -30,7 +30,7 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     more than once (in another round, world or call) is one finding. Suppressions are not applied here. `others` stand
     for the files at their paths.
     """
-    _register()
+    prepare()
     from amplint.checks.registry import CHECKS, Script
     from amplint.source.interpret.entries import read
 
@@ -38,24 +38,29 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     plan = triage.plan_of(settings.codes, settings.notes)
     wanted = triage.live_codes([module], plan, wrappers)
     at = frozenset(word for code in wanted for word in knowledge.rules()[code].at)
-    reading = read(module, settings.roots, settings.apis, others, at)
-    wanted |= triage.live_codes(reading.machine.loaded, plan, wrappers)
-    script = Script(reading, settings)
+    script = Script(module, settings, partial(read, module, settings.roots, settings.apis, others, at))
     findings: dict[object, Finding] = {}
-    for code, check in CHECKS:
-        if code in wanted:
-            for finding in check(script):
+
+    def ask(codes: set[str]) -> None:
+        for code, check in CHECKS:
+            for finding in check(script) if code in codes else ():
                 key = (finding.code, finding.path, finding.range)
                 known = findings.get(key)
                 if known is None or _rank(finding) < _rank(known):
                     findings[key] = finding
+
+    ask(wanted)
+    if script.is_read or not wanted:  # rules whose words are in the files that it uses
+        ask(triage.live_codes(script.reading.machine.loaded, plan, wrappers) - wanted)
     ordered = sorted(findings.values(), key=lambda finding: (finding.path, finding.range, finding.code))
-    return Checked(tuple(ordered), tuple(reading.dependencies))
+    return Checked(tuple(ordered), tuple(script.reading.dependencies) if script.is_read else ())
 
 
 @cache
-def _register() -> None:
-    """Import every module of checks/, which registers its checks."""
+def prepare() -> None:
+    """Import every module of checks/, which registers its checks, and read what they know."""
+    for read in (knowledge.rules, knowledge.ops, knowledge.apis):
+        read()
     for found in walk_packages(__path__, f"{__name__}."):
         import_module(found.name)
 

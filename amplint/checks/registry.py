@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TypeVar
 
 from amplint import knowledge
@@ -18,13 +19,22 @@ E = TypeVar("E", bound=events.Event)
 
 
 class Script:
-    """What a check is given: the reading of a script and what the user targets."""
+    """What a check is given: the reading of a script and what the user targets. The script is read when a check asks
+    for what it does: some look at its text only."""
 
-    def __init__(self, reading: Reading, settings: Settings):
-        self.reading = reading
+    def __init__(self, module: Module, settings: Settings, read: Callable[[], Reading]):
         self.settings = settings
-        self.module: Module = reading.module
+        self.module = module
+        self._read = read
         self._events: dict[type[events.Event], list[events.Event]] = {}
+
+    @cached_property
+    def reading(self) -> Reading:
+        return self._read()
+
+    @property
+    def is_read(self) -> bool:
+        return "reading" in self.__dict__
 
     def fields_of(self, instance: Instance) -> list[Value]:
         """What the fields of an object hold, in any world that a loop or function ended with."""
