@@ -6,10 +6,12 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import is_autocast
+from amplint.checks.autocast.options import is_about_amp
 from amplint.checks.autocast.placement import asks_for_device, moves_to_any_device, runs_on_cpu
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
+from amplint.rewrite.gates.guards import SAYS_GPU
 from amplint.source import events
 from amplint.source.interpret import classes, conditions, tensors
 from amplint.source.interpret.world import World
@@ -103,8 +105,7 @@ def _is_device(script: Script, value: Value) -> bool:
 
 def _sets_field(cls: ast.ClassDef, field: str) -> bool:
     return any(
-        isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Store)
-        for node in walk(cls)
+        isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Store) for node in walk(cls)
     )
 
 
@@ -245,11 +246,18 @@ def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
 def asked_before(create: events.Create) -> bool:
     """Whether a condition on the way here asks for a device, or for mixed precision: then whoever answers it knows."""
     for above in create.module.ancestors(create.node):
-        if isinstance(above, ast.If | ast.IfExp | ast.While | ast.Match | ast.Try):
+        if isinstance(above, ast.If | ast.IfExp | ast.While) and _asks(above.test):
             return True
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             break
     return any(answer and asks_for_device(question) for question, answer in create.facts.items())
+
+
+def _asks(test: ast.expr) -> bool:
+    """Whether a condition is about a device or mixed precision, by its words."""
+    return SAYS_GPU.search(ast.unparse(test)) is not None or any(
+        is_about_amp(node) for node in ast.walk(test) if isinstance(node, ast.expr)
+    )
 
 
 def _anywhere(create: events.Create) -> bool:
