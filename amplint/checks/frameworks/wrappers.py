@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from amplint.checks.frameworks.calls import argument, calls_of, targets
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.scaler.protocol import is_disabled
-from amplint.findings import Finding
+from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
@@ -181,6 +181,38 @@ def bf16_probe(script: Script) -> Iterator[Finding]:
         )
 
 
+@rule("AMP710")
+def bf16_without_asking(script: Script) -> Iterator[Finding]:
+    """bfloat16 is a script's setting out of the box, in a script that knows float16 as well and never asks the GPU."""
+    module = script.module
+    if "is_bf16_supported" in module.text or "capability" in module.text:
+        return
+    for assign in module.tree.body:
+        match assign:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value="bfloat16" | "bf16")):
+                scaler = next((call for call in module.nodes(ast.Call) if _scales_if(module, call, name)), None)
+                if scaler is not None:
+                    yield found_at(
+                        "AMP710",
+                        module,
+                        assign,
+                        "GPUs before Ampere only emulate bfloat16, and nothing asks whether this one does",
+                        severity=Severity.NOTE,
+                        evidence=[
+                            (module, assign, "what is used unless told otherwise"),
+                            (module, scaler, "float16 would do"),
+                        ],
+                        help="choose by torch.cuda.is_bf16_supported(including_emulation=False)",
+                    )
+
+
+def _scales_if(module: Module, call: ast.Call, name: str) -> bool:
+    """Whether a scaler is made for float16 only: `GradScaler(enabled=(dtype == "float16"))`."""
+    if not any(dotted.endswith("GradScaler") for dotted in module.dotted(call.func)):
+        return False
+    return re.search(rf"\b{name}\s*==\s*[\"'](float16|fp16)", module.source(call)) is not None
+
+
 def _asks_first(module: Module, call: ast.Call) -> bool:
     """Whether the code asks about the GPU itself before: in the same condition, in one around it, or in a condition
     that leaves the function or block before it."""
@@ -203,8 +235,6 @@ def _asks_first(module: Module, call: ast.Call) -> bool:
 
 def _about_the_gpu(module: Module, test: ast.AST, call: ast.Call) -> bool:
     return any(
-        isinstance(node, ast.Call | ast.Compare)
-        and node is not call
-        and _GPU.search(module.source(node)) is not None
+        isinstance(node, ast.Call | ast.Compare) and node is not call and _GPU.search(module.source(node)) is not None
         for node in walk(test)
     )

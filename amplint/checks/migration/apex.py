@@ -96,3 +96,39 @@ def apex_amp(script: Script) -> Iterator[Finding]:
         (module, use.node, f"amp.{use.name}" if use.name else "apex.amp") for use in sorted(uses.uses, key=_line)
     ]
     yield found_at("AMP605", module, alias, message, severity=severity, evidence=evidence, help=advice, fix=fix)
+
+
+@rule("AMP605")
+def one_scale_for_several_losses(script: Script) -> Iterator[Finding]:
+    """Several optimizers are initialized together, and their losses are scaled without saying which is which."""
+    module = script.module
+    if "scale_loss" not in module.text:
+        return
+    uses = uses_of(module)
+    together = [call for call in _calls(module, uses.named("initialize")) if _several(call)]
+    for call in _calls(module, uses.named("scale_loss")) if together else ():
+        if len(call.args) < 3 and all(keyword.arg != "loss_id" for keyword in call.keywords):
+            yield found_at(
+                "AMP605",
+                module,
+                call,
+                "all losses share one scale: an overflow in one of them lowers it for the others",
+                severity=Severity.NOTE,
+                evidence=[(module, together[0], "several optimizers, one loss"), (module, call, "and no loss_id")],
+                help="pass num_losses= there and loss_id= here, or make a torch.amp.GradScaler for each",
+            )
+
+
+def _calls(module: Module, uses: list[Use]) -> Iterator[ast.Call]:
+    for use in uses:
+        call = module.parents[use.node]
+        if isinstance(call, ast.Call) and call.func is use.node:
+            yield call
+
+
+def _several(initialize: ast.Call) -> bool:
+    """Whether amp.initialize is given several optimizers, and not how many losses they have."""
+    given = {keyword.arg: keyword.value for keyword in initialize.keywords}
+    optimizers = initialize.args[1] if len(initialize.args) > 1 else given.get("optimizers")
+    several = isinstance(optimizers, ast.List | ast.Tuple) and len(optimizers.elts) > 1
+    return several and "num_losses" not in given and None not in given
