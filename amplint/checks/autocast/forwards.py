@@ -103,9 +103,7 @@ def _called_behind(module: Module, region: ast.With, bound: set[str]) -> ast.Cal
 
 
 def _has_backward(module: Module, function: ast.AST | None) -> bool:
-    return any(
-        isinstance(node, ast.Attribute) and node.attr == "backward" for node in walk(function or module.tree)
-    )
+    return any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in walk(function or module.tree))
 
 
 # -- a context that is called autocast, and is none --------------------------------------------------------------------

@@ -86,9 +86,7 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.A
     gradients |= _derived(backward, gradients)
     for node in walk(backward):
         if _product(node):
-            operands = {
-                name.id for operand in _operands(node) for name in walk(operand) if isinstance(name, ast.Name)
-            }
+            operands = {name.id for operand in _operands(node) for name in walk(operand) if isinstance(name, ast.Name)}
             if operands & kept and operands & gradients:
                 return node
     return None

@@ -119,9 +119,7 @@ def _in_function_of(module: Module, node: ast.AST, step: events.Step) -> ast.AST
         return step.node
     if home is stepping:
         return node
-    if isinstance(home, ast.FunctionDef) and not any(
-        isinstance(one, ast.Return) and one.value for one in walk(home)
-    ):
+    if isinstance(home, ast.FunctionDef) and not any(isinstance(one, ast.Return) and one.value for one in walk(home)):
         scope: ast.AST = stepping or module.tree
         return next((c for c in walk(scope) if isinstance(c, ast.Call) and last_name(c) == home.name), None)
     return None

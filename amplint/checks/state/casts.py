@@ -115,8 +115,7 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
     if function is not None and isinstance(root, ast.Name):
         arguments = {one.arg for one in walk(function.args) if isinstance(one, ast.arg)}
         stored = any(
-            isinstance(one, ast.Name) and one.id == root.id and isinstance(one.ctx, ast.Store)
-            for one in walk(function)
+            isinstance(one, ast.Name) and one.id == root.id and isinstance(one.ctx, ast.Store) for one in walk(function)
         )
         if root.id in arguments or stored:
             return function

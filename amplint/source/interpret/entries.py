@@ -118,9 +118,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
     loops.forget_counted(instance, ready)
-    own = {
-        inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)
-    }
+    own = {inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)}
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
         if method in m.entered or method.name == "__init__" or not relevance.begins(method):
             continue
@@ -198,9 +196,7 @@ def _is_step(code: FunctionNode) -> bool:
     for inner in walk(code):
         if isinstance(inner, ast.Attribute) and inner.attr in ("backward", "step", "unscale_", "update"):
             found.add(inner.attr)
-    return (
-        "backward" in found and len(found) > 1 and not any(isinstance(n, ast.For | ast.While) for n in walk(code))
-    )
+    return "backward" in found and len(found) > 1 and not any(isinstance(n, ast.For | ast.While) for n in walk(code))
 
 
 def _enter_closures(m: Machine, function: Function, worlds: list[World]) -> None:
