@@ -182,6 +182,12 @@ class Items(Value):
 
     items: tuple[Value, ...]
     kind: str = "tuple"
+    _hash: list[int] = field(default_factory=list, init=False, compare=False, repr=False)  # once known: tables are long
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            self._hash.append(hash((self.items, self.kind)))
+        return self._hash[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,12 @@ class Mapping(Value):
     items: tuple[tuple[Value, Value], ...]
     open: bool = False
     node: ast.AST | None = field(default=None, compare=False)
+    _hash: list[int] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            self._hash.append(hash((self.items, self.open)))
+        return self._hash[0]
 
     def get(self, key: Value) -> Value | None:
         return next((value for known, value in self.items if known == key), None)
