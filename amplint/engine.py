@@ -29,6 +29,7 @@ class Job:
     cache: cache.Cache | None = None
     fix: frozenset[Applicability] = frozenset()  # the fixes to apply
     write: bool = False  # into the files; otherwise the new text is only handed back
+    hide: bool = True  # what comments ask to hide
     progress: bool = False  # say how far a long run is
 
 
@@ -53,7 +54,7 @@ def run(found: list[File], job: Job) -> list[Outcome]:
     from amplint.parallel import check_all
 
     with rare_collection():
-        return _settle(check_all(found, job), job.settings)
+        return _settle(check_all(found, job), job)
 
 
 def check_file(file: File, job: Job) -> Outcome:
@@ -93,7 +94,7 @@ def check_data(path: str, data: bytes, job: Job, named: bool = True) -> Outcome:
                         cache.store(job.cache, path, data, settings, cache.Result())
                     return outcome
                 module = Module.read(path, data)
-                result = _check(module, settings) if candidate else cache.Result()
+                result = _check(module, settings, job.hide) if candidate else cache.Result()
                 if job.cache:
                     cache.store(job.cache, path, data, settings, result)
             own = tuple(finding for finding in result.findings if finding.path == path)
@@ -118,7 +119,7 @@ def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job:
         return replace(outcome, findings=(finding, *outcome.findings))
 
     def check(module: Module) -> tuple[Finding, ...]:
-        return tuple(finding for finding in _check(module, settings).findings if finding.path == path)
+        return tuple(finding for finding in _check(module, settings, job.hide).findings if finding.path == path)
 
     try:
         repaired = repair(module, outcome.findings, check, job.fix)
@@ -134,8 +135,8 @@ def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job:
     )
 
 
-def _check(module: Module, settings: Settings) -> cache.Result:
-    """What the checks find and the comments in the file do not hide."""
+def _check(module: Module, settings: Settings, hide: bool) -> cache.Result:
+    """What the checks find and, with `hide`, the comments in the file do not hide."""
     with deep_recursion():
         result = checks.check_module(module, settings)
     comments = suppress.read(module.text, bool(result.findings))
@@ -143,21 +144,26 @@ def _check(module: Module, settings: Settings) -> cache.Result:
     if unused.CODE in settings.codes:
         found += unused.unused(module, comments, result.findings, settings.codes)
     findings = [
-        finding
+        _shown_only(finding) if finding.code in settings.unfixable else finding
         for finding in found
         if finding.code in settings.codes
         and (finding.severity is not Severity.NOTE or finding.code in settings.notes)
-        and not (finding.path == module.path and comments.hide(finding))
+        and not (hide and finding.path == module.path and comments.hide(finding))
     ]
     warnings = tuple(f"{module.path}:{row}: {text}" for row, text in comments.warnings)
     return cache.Result(tuple(sorted(findings, key=_order)), warnings, result.dependencies)
+
+
+def _shown_only(finding: Finding) -> Finding:
+    """With its fix for a reader, not to be applied."""
+    return replace(finding, fix=finding.fix and replace(finding.fix, applicability=Applicability.DISPLAY))
 
 
 def _order(finding: Finding) -> tuple[str, Range, str, str]:
     return finding.path, finding.range, finding.code, finding.message
 
 
-def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:
+def _settle(outcomes: list[Outcome], job: Job) -> list[Outcome]:
     """Hand each finding that lies in another file to that file: once, if it was asked for and no comment hides it."""
     places = {os.path.abspath(outcome.path): index for index, outcome in enumerate(outcomes)}
     comments: dict[int, suppress.Suppressions] = {}
@@ -167,11 +173,11 @@ def _settle(outcomes: list[Outcome], settings: Settings) -> list[Outcome]:
             continue
         home = outcomes[index]
         known = {(other.code, other.range) for other in home.findings}
-        if (finding.code, finding.range) in known or finding.code not in settings.of_file(home.path).codes:
+        if (finding.code, finding.range) in known or finding.code not in job.settings.of_file(home.path).codes:
             continue
         if index not in comments:
             comments[index] = suppress.read(source(home.path))
-        used = [one.place for one in comments[index].directives if one.hides(finding)]
+        used = [one.place for one in comments[index].directives if job.hide and one.hides(finding)]
         if used:  # by a finding of another file's reading
             left = [one for one in home.findings if one.code != unused.CODE or one.range not in used]
             outcomes[index] = replace(home, findings=tuple(left))
