@@ -84,7 +84,7 @@ PATTERNS: dict[str, Callable[[bytes], object]] = {
 }
 # Comments and strings between three quotes (nearly all of them docstrings); other strings are kept.
 _NO_CODE = re.compile(
-    rb"""("(?!"")(?:[^"\\\n]+|\\.)*"|'(?!\'\')(?:[^'\\\n]+|\\.)*')|\#[^\n]*"""
+    rb"""("(?!"")(?:[^"\\\n]++|\\.)*+"|'(?!\'\')(?:[^'\\\n]++|\\.)*+')|\#[^\n]*"""
     rb"""|\"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*\"""|\'\'\'[^'\\]*(?:(?:\\.|'(?!\'\'))[^'\\]*)*\'\'\'""",
     re.DOTALL,
 )

@@ -38,3 +38,7 @@ def test_words_that_belong_together_are_needed_together_unless_notes_are_wanted(
     assert may_hold(b"clip_grad amp step", make_plan([rule]))
     assert not may_hold(b"clip_grad amp", make_plan([rule]))
     assert may_hold(b"clip_grad", make_plan([rule], notes={"AMP105"}))
+
+
+def test_a_quote_that_is_never_closed_takes_no_longer():
+    assert may_hold(b'x = "' + b"a.b " * 2000 + b"\nclip_grad", make_plan([CLIP]))
