@@ -64,6 +64,7 @@ class Project:
     modules: dict[Path, Module | None] = field(default_factory=dict)
     sought: set[Path] = field(default_factory=set)
     _tops: dict[str, bool] = field(default_factory=dict)
+    _found: dict[tuple[str, int, str], Module | None] = field(default_factory=dict)
 
     @classmethod
     def around(cls, main: Module, roots: tuple[str, ...] = (), others: Sequence[Module] = ()) -> Project:
@@ -81,6 +82,12 @@ class Project:
     def find(self, name: str, level: int, importer: Module) -> Module | None:
         """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the
         project."""
+        key = (name, level, importer.path if level else "")
+        if key not in self._found:  # asked for every attribute of every object whose class has an imported base
+            self._found[key] = self._find(name, level, importer)
+        return self._found[key]
+
+    def _find(self, name: str, level: int, importer: Module) -> Module | None:
         parts = name.split(".") if name else []
         if level:
             base = Path(importer.path).resolve().parent
