@@ -65,7 +65,8 @@ def _half(data: bytes) -> bool:
     return False
 
 
-_SCALES = (b"caler", b"scale_loss", b"loss_scale", b"unscale", b"get_scale", b".scale(", b"apex")
+_SCALES = (b"caler", b"scale_loss", b"loss_scale", b"get_scale", b".scale(", b"apex")
+_UNSCALE = re.compile(rb"unscale(?:_?\W|_?$|_gradients)").search  # diffusers' unscale_lora_layers() is another matter
 _PRODUCTS = (b" @ ", b"matmul", b"bmm", b"einsum", b"addmm", b".mm(", b".mv(", b".dot(")
 _OF_A_NUMBER = frozenset(bytes((one,)) for one in b"0123456789._abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _SLOW = 4  # times a plain word, which takes 0.7 ns a byte
@@ -79,8 +80,9 @@ PATTERNS: dict[str, Callable[[bytes], object]] = {
     ).search,  # x[i] = -1e9
     "{product}": lambda data: any(word in data for word in _PRODUCTS),
     "{half}": _half,
+    "{unscale}": _UNSCALE,
     # What makes or uses a gradient scaler, apex's and those written by hand among them.
-    "{scaler}": lambda data: any(word in data for word in _SCALES),
+    "{scaler}": lambda data: any(word in data for word in _SCALES) or _UNSCALE(data),
 }
 # Comments and strings between three quotes (nearly all of them docstrings); other strings are kept.
 _NO_CODE = re.compile(
