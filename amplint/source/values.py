@@ -103,6 +103,14 @@ class Imported(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred(Value):
+    """A function or class of an imported file: what it is, is found out when its name is used (imports.define)."""
+
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace(Value):
     """A module of the project itself."""
 

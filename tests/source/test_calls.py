@@ -592,6 +592,26 @@ for x, y in loader:
 """,
         "forward model · loss cross_entropy · zero gradients of optimizer · backward of loss · step optimizer",
     ),
+    "a function that keeps its result runs once": (
+        """
+from functools import lru_cache
+model = nn.Linear(8, 1)
+
+@lru_cache(maxsize=None)
+def opt():
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+def train_one(x):
+    model(x).mean().backward()
+    opt().step()
+
+for x in loader:
+    opt().zero_grad()
+    train_one(x)
+""",
+        "opt(…): [make SGD for model] · zero gradients of the SGD · "
+        "train_one(…): [forward model · backward · step the SGD]",
+    ),
     "a dataclass of what is trained": (
         """
 from dataclasses import dataclass

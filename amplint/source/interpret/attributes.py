@@ -59,8 +59,7 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
         case Imported():
             return attribute(m, imports.resolve(m, owner, world, frame), name, node, world, frame)
         case Namespace(module=module):
-            found = world.get(imports.module_scope(module), name)
-            return [(found if isinstance(found, Value) else sym("name", module.path, name), world)]
+            return [(imports.named(m, module, name, world) or sym("name", module.path, name), world)]
         case Instance() | classes.Super() | Class():
             found = classes.member(m, owner, name, node, world, frame)
             if found is not None:

@@ -92,6 +92,15 @@ def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
     return generator, nested, frozenset(outer)
 
 
+@lru_cache(maxsize=4096)
+def keeps_results(node: FunctionNode) -> bool:
+    """Whether a function runs once for the same arguments: @cache, @lru_cache(…), @cached_property."""
+    decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+    makers = [one.func if isinstance(one, ast.Call) else one for one in decorators]
+    names = [getattr(maker, "attr", getattr(maker, "id", "")) for maker in makers]
+    return any(name in ("cache", "lru_cache", "cached_property") for name in names)
+
+
 # -- calls -------------------------------------------------------------------------------------------------------------
 
 
@@ -120,15 +129,21 @@ def call_function(
     manager = any(isinstance(d, Lib) and d.name.endswith("contextmanager") for d in function.decorators)
     if generator and not manager and not entry:
         return [(Many(fresh("yielded")), world)]
+    kept = None
+    if caller is not None and keeps_results(code):
+        kept = (code, function.owner, given.args, frozenset(given.kwargs.items()), given.open)
+        known = world.get("kept results", kept)
+        if isinstance(known, Value):
+            return [(known, world)]
     m.entered.add(code)
     frame = new_frame(m, function, node, caller, entry)
     frame.in_model |= in_model
     bind(m, function, given, world, frame)
     outside = world.contexts
-    known = set(world.space("gradients"))
+    before = set(world.space("gradients"))
     starts = [world]
     for decorator in reversed(function.decorators):
-        starts = [after for before in starts for _, after in contexts.enter(m, decorator, code, code, before, frame)]
+        starts = [after for one in starts for _, after in contexts.enter(m, decorator, code, code, one, frame)]
     left = Flow()
     if isinstance(code, ast.Lambda):
         for start in starts:
@@ -147,7 +162,9 @@ def call_function(
         contexts.leave(after, outside)
     results = _join_results(left.returns, frame)
     for value, after in results:
-        _clean_up(value, after, frame, known, nested)
+        _clean_up(value, after, frame, before, nested)
+        if kept is not None:
+            after.set("kept results", kept, value)
     return results
 
 

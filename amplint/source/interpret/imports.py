@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from typing import Any
 
 from amplint.source.interpret import statements
 from amplint.source.interpret.frames import Flow, Frame
@@ -10,7 +12,8 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import Module
 from amplint.source.symbols import sym
-from amplint.source.values import Const, Imported, Items, Lib, Namespace, Value
+from amplint.source.values import Const, Deferred, Imported, Items, Lib, Namespace, Value
+from amplint.source.walk import children
 
 
 def run_import(m: Machine, node: ast.Import | ast.ImportFrom, world: World, frame: Frame) -> None:
@@ -59,7 +62,7 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
         load(m, module, world)
         if not value.name:
             return Namespace(module)
-        found = world.get(module_scope(module), value.name)
+        found = named(m, module, value.name, world)
         if found is None or found == value:  # `from . import part`, in the package itself
             inner = f"{value.module}.{value.name}".strip(".")
             submodule = m.project.find(inner, value.level, value.importer)
@@ -72,18 +75,78 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
 
 
 def load(m: Machine, module: Module, world: World) -> None:
-    """Run a file's top level once, by itself, and let this world see what it defines."""
+    """Run a file's top level once, by itself, and let this world see what it defines. Most of what a file defines is
+    never used by the one that imports it: functions and classes wait until their names are (`define`)."""
     if module not in m.loaded:
         m.loaded[module] = {}  # a circular import sees what is there so far: nothing
         alone = World()
         frame = module_frame(m, module)
-        worlds = join_all(statements.run(m, module.tree.body, [alone], frame, Flow()))
+        worlds = [alone]
+        once = _bound_once(module)
+        for node in module.tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in once:
+                for one in worlds:
+                    one.set(frame.scope, node.name, Deferred(node, frame))
+            else:
+                worlds = statements.run(m, [node], worlds, frame, Flow())
+        worlds = join_all(worlds)
         if worlds:
             m.loaded[module] = dict(worlds[0].spaces)
     if module_scope(module) not in world.spaces:
-        for owner, space in m.loaded[module].items():
-            if owner not in world.spaces:
-                world.spaces[owner] = space
+        _see(world, m.loaded[module])
+
+
+def _see(world: World, spaces: dict[Any, Any]) -> None:
+    for owner, space in spaces.items():
+        if owner not in world.spaces:
+            world.spaces[owner] = space
+
+
+def _bound_once(module: Module) -> set[str]:
+    """The functions and classes of a file's top level whose names nothing else there binds."""
+    names: Counter[str] = Counter()
+    pending: list[ast.AST] = list(module.tree.body)
+    while pending:
+        node = pending.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names[node.name] += 1
+                continue
+            case ast.Name(ctx=ast.Store() | ast.Del()):
+                names[node.id] += 1
+            case ast.alias():
+                names[node.asname or node.name] += 1
+        pending += children(node)
+    return {name for name, times in names.items() if times == 1}
+
+
+def define(m: Machine, value: Value, world: World) -> Value:
+    """What a name holds: a deferred definition is run where it stands, once for all worlds."""
+    if not isinstance(value, Deferred):
+        return value
+    frame, name = value.frame, value.node.name
+    spaces = m.loaded[frame.module] or world.spaces  # nothing, as long as the file is being run
+    found = spaces.get(frame.scope, {}).get(name)
+    if found is None or found == value:
+        alone = World()
+        alone.spaces = dict(spaces)
+        alone.drop(frame.scope, name)  # inside, the name is not yet bound
+        worlds = join_all(statements.execute(m, value.node, alone, frame, Flow()))
+        spaces = dict(worlds[0].spaces if worlds else alone.spaces)
+        found = spaces[frame.scope].get(name)
+        if found is None:
+            found = sym("name", frame.module.path, name)
+        if m.loaded[frame.module]:
+            m.loaded[frame.module] = spaces
+    world.set(frame.scope, name, found)
+    _see(world, spaces)
+    return found
+
+
+def named(m: Machine, module: Module, name: str, world: World) -> Value | None:
+    """What a name of a file's top level stands for."""
+    found = world.get(module_scope(module), name)
+    return define(m, found, world) if isinstance(found, Value) else None
 
 
 def import_star(m: Machine, value: Imported, world: World, frame: Frame) -> None:

@@ -63,7 +63,6 @@ class Machine:
     steps: int = 0
     loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
     late: set[Any] = field(default_factory=set)  # fields being looked up (classes._late_field)
-    _roles: dict[Module, Roles] = field(default_factory=dict)
     _relevance: dict[Module, Relevance] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)
     _scopes: int = 0
@@ -101,9 +100,10 @@ class Machine:
         return self._scopes
 
     def roles(self, module: Module, code: ast.AST) -> dict[str, str]:
-        if module not in self._roles:
-            self._roles[module] = Roles(module)
-        return self._roles[module].of(code)
+        found = module.memo.get("roles")
+        if not isinstance(found, Roles):
+            found = module.memo["roles"] = Roles(module)
+        return found.of(code)
 
     def relevance(self, module: Module) -> Relevance:
         if module not in self._relevance:

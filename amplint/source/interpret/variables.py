@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Hashable
 
 from amplint.source import events
-from amplint.source.interpret import conditions, protocol, tensors
+from amplint.source.interpret import conditions, imports, protocol, tensors
 from amplint.source.interpret.frames import Frame, Results, scopes
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
@@ -38,6 +38,7 @@ def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
     for where in scopes(frame):
         value = world.get(where.scope, name)
         if value is not None:
+            value = imports.define(m, value, world)
             perhaps_unbound(m, where.scope, name, value, node, world, frame, where)
             return [(typed(m, value, node, world, where if where is not frame else frame), world)]
     module_scope = next(where for where in scopes(frame) if isinstance(where.code, ast.Module))

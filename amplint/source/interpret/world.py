@@ -12,6 +12,7 @@ from amplint.source.values import (
     NONE,
     Autocast,
     Choice,
+    Deferred,
     Formula,
     Imported,
     Lib,
@@ -234,6 +235,8 @@ def _meet(formula: Formula, mine: Any, other: Any) -> Any:
         return other
     if not isinstance(mine, Value) or not isinstance(other, Value):
         return mine
+    if isinstance(mine, Deferred) or isinstance(other, Deferred):
+        return other if isinstance(mine, Deferred) else mine  # one of them has used it
     tensors = isinstance(mine, Tensor) and isinstance(other, Tensor)
     if tensors and (mine.scaler, mine.region) == (other.scaler, other.region):  # type: ignore[attr-defined]
         return _blend(mine, other)
@@ -300,5 +303,7 @@ def _blur(kept: World, lost: World) -> None:
             continue
         for name in kept.space(owner).keys() | lost.space(owner).keys():
             mine, other = kept.get(owner, name), lost.get(owner, name)
-            if mine != other and isinstance(mine, Value) and isinstance(other, Value):
+            if isinstance(mine, Deferred) or isinstance(other, Deferred):
+                kept.set(owner, name, other if isinstance(mine, Deferred) else mine)
+            elif mine != other and isinstance(mine, Value) and isinstance(other, Value):
                 kept.set(owner, name, _blend(mine, other))
