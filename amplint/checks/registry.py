@@ -27,6 +27,7 @@ class Script:
         self.module = module
         self._read = read
         self._events: dict[type[events.Event], list[events.Event]] = {}
+        self._fields: dict[Instance, list[Value]] = {}
 
     @cached_property
     def reading(self) -> Reading:
@@ -38,8 +39,12 @@ class Script:
 
     def fields_of(self, instance: Instance) -> list[Value]:
         """What the fields of an object hold, in any world that a loop or function ended with."""
-        worlds = [world for ended in self.reading.machine.rounds.values() for world in ended]
-        return [value for world in worlds for value in world.space(instance).values() if isinstance(value, Value)]
+        if instance not in self._fields:
+            worlds = [world for ended in self.reading.machine.rounds.values() for world in ended]
+            spaces = {id(space): space for space in (world.space(instance) for world in worlds)}  # worlds share most
+            held = [value for space in spaces.values() for value in space.values() if isinstance(value, Value)]
+            self._fields[instance] = list(dict.fromkeys(held))
+        return self._fields[instance]
 
     def events(self, kind: type[E]) -> Iterator[E]:
         """All events of a kind, in the order met."""

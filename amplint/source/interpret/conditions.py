@@ -178,10 +178,8 @@ def evaluate(formula: Formula, facts: Facts) -> bool | None:
     if kind == "not":
         answer = evaluate(parts[0], facts)
         return None if answer is None else not answer
-    if kind == "and":
-        return _combine(evaluate(parts[0], facts), evaluate(parts[1], facts), False)
-    if kind == "or":
-        return _combine(evaluate(parts[0], facts), evaluate(parts[1], facts), True)
+    if kind in ("and", "or"):
+        return _combined(kind, parts, facts)
     if kind in ("truth", "none", "eq"):
         return _follows(kind, parts, facts)
     return None
@@ -204,8 +202,13 @@ def _follows(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
     return False if none or (true is False and parts[1].value) else None
 
 
-def _combine(left: bool | None, right: bool | None, absorbing: bool) -> bool | None:
-    if left is absorbing or right is absorbing:
+def _combined(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
+    absorbing = kind == "or"
+    left = evaluate(parts[0], facts)
+    if left is absorbing:
+        return absorbing
+    right = evaluate(parts[1], facts)
+    if right is absorbing:
         return absorbing
     return None if left is None or right is None else not absorbing
 
@@ -263,8 +266,7 @@ def _contradicts(facts: Facts) -> bool:
     """Whether the answers to the parts of a compound question have settled it otherwise than it was answered."""
     for formula, answer in facts.items():
         if isinstance(formula, Question) and formula.kind in ("and", "or"):
-            left, right = (evaluate(part, facts) for part in formula.parts)
-            known = _combine(left, right, formula.kind == "or")
+            known = _combined(formula.kind, formula.parts, facts)
             if known is not None and known is not answer:
                 return True
     return False
