@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from amplint.knowledge import Rule
     from amplint.source.module import Module
 
+_LARGEST = 65504.0  # in float16
 _DIGITS = re.compile(rb"\d[\d_]{4,}")
 _EXPONENT = re.compile(rb"\d\.?[eE]\+?\d+")
-_POWER = re.compile(rb"(?<![\w.])\d+\.?\d*\s*(?:\*\*|<<)\s*\(?\d")
+_POWER = re.compile(rb"(?<![\w.])(\d+\.?\d*)\s*(\*\*|<<)\s*(\(?\d+)(?=(\s*[*<])?)")
+# What stands before a number that fills nothing: a comparison or division, a count or an index by type or name.
+_COUNTS = re.compile(
+    rb"(?:[<>!=]=|[<>/%])\s*\(?$|:\s*int\b[^=\n(,]*=\s*$"
+    rb"|(?i:theta|size|_id|index|length|_len|embeddings|tokens?)[\"']?(?:\s*:[^=\n(]*)?\s*[:=]\s*(?:int\()?$"
+)
 _SMALL = (  # below 2 ** -14, float16's smallest normal number
     rb"\d\.?[eE]-(?:0?[5-9]|[1-9]\d)|0?\.0000|\*\*\s*-|finfo|epsilon"
 )
@@ -33,22 +39,34 @@ _IMPORT = re.compile(rb"\s*(?:from|import)\b|\s*\w*$")
 
 
 def _large(data: bytes) -> bool:
-    """Whether there is a number beyond float16's range (or nearly); powers and shifts of numbers may be anything."""
+    """Whether there is a number beyond float16's range (or nearly) that is not surely a count."""
+
+    def fills(start: int) -> bool:
+        return _COUNTS.search(data, max(0, start - 60), start) is None
+
     for match in _DIGITS.finditer(data):
-        before = data[max(0, match.start() - 16) : match.start()]
-        free = not before[-1:].isalnum() and not before.endswith((b"_", b".", b": int = ", b"int | None = "))
-        if free and float(match[0].rstrip(b"_")) > 65_000:
+        before = data[match.start() - 1 : match.start()]
+        free = not before.isalnum() and before not in (b"_", b".", b"#")
+        if free and float(match[0].rstrip(b"_")) > _LARGEST and fills(match.start()):
             return True
     for match in _EXPONENT.finditer(data):
         start = match.start()
         while data[start - 1 : start] in _OF_A_NUMBER:
             start -= 1
         try:
-            if float(data[start : match.end()]) > 65_000:
+            if float(data[start : match.end()]) > _LARGEST and fills(start):
                 return True
         except ValueError:  # a name or a text that ends so
             pass
-    return (b"**" in data or b"<<" in data) and _POWER.search(data) is not None
+    powers = _POWER.finditer(data) if b"**" in data or b"<<" in data else ()
+    return any(_beyond(*match.groups()) and fills(match.start()) for match in powers)
+
+
+def _beyond(base: bytes, operator: bytes, exponent: bytes, more: bytes | None) -> bool:
+    """Whether a power or shift is beyond float16's range, or may be: what else is in the expression is not read."""
+    if more or exponent.startswith(b"(") or len(exponent) > 2 or len(base) > 6:
+        return True
+    return (float(base) ** int(exponent) if operator == b"**" else float(base) * 2 ** int(exponent)) > _LARGEST
 
 
 def _half(data: bytes) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fakes import RULES
 
-from amplint.source.triage import make_plan, may_hold
+from amplint.source.triage import holds, make_plan, may_hold
 
 CLIP = replace(RULES["AMP105"], triggers=("clip_grad", "unscale"))
 AMP = replace(RULES["AMP601"], triggers=("amp.",))
@@ -42,3 +42,35 @@ def test_words_that_belong_together_are_needed_together_unless_notes_are_wanted(
 
 def test_a_quote_that_is_never_closed_takes_no_longer():
     assert may_hold(b'x = "' + b"a.b " * 2000 + b"\nclip_grad", make_plan([CLIP]))
+
+
+@pytest.mark.parametrize(
+    "code", ["-1e9", "1e5", "fill=100_000", "2 ** 20", "(1 << 40)", "[65505]", "x: float = 1e10", "2 ** 8 ** 3"]
+)
+def test_a_large_number_may_fill_something(code):
+    assert holds(f"x = ({code}, y)".encode(), "{large}")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "65504",
+        "2 ** 8",
+        "1 << 4",
+        "x > 100000",
+        "x <= 1e6",
+        "x / 1024 ** 3",
+        "vocab_size=100000",
+        "x1234567",
+        "#123456",
+    ],
+)
+def test_a_count_or_a_divisor_fills_nothing(code):
+    assert not holds(f"f({code})".encode(), "{large}")
+
+
+@pytest.mark.parametrize(
+    "line", ["pad_token_id: int | None = 151643", 'd = {"rope_theta": 1e6}', "MAX_SIZE = int(1e9)"]
+)
+def test_a_number_is_a_count_by_type_or_name(line):
+    assert not holds(line.encode(), "{large}")
