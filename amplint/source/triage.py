@@ -7,6 +7,7 @@ counts: what comments and docstrings say makes no file a candidate.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ _COUNTS = re.compile(
     rb"(?:[<>!=]=|[<>/%])\s*\(?$|:\s*int\b[^=\n(,]*=\s*$"
     rb"|(?i:theta|size|_id|index|length|_len|embeddings|tokens?)[\"']?(?:\s*:[^=\n(]*)?\s*[:=]\s*(?:int\()?$"
 )
+_ALONE = re.compile(rb",\)")  # a tuple of one number: a size, a key to sort by
+_NAME_GOES_ON = re.compile(rb"[A-Za-z]")  # weights-4e98afa2.pth
 _SMALL = (  # below 2 ** -14, float16's smallest normal number
     rb"\d\.?[eE]-(?:0?[5-9]|[1-9]\d)|0?\.0000|\*\*\s*-|finfo|epsilon"
 )
@@ -41,25 +44,27 @@ _IMPORT = re.compile(rb"\s*(?:from|import)\b|\s*\w*$")
 def _large(data: bytes) -> bool:
     """Whether there is a number beyond float16's range (or nearly) that is not surely a count."""
 
-    def fills(start: int) -> bool:
-        return _COUNTS.search(data, max(0, start - 60), start) is None
+    def fills(start: int, end: int) -> bool:
+        if _ALONE.match(data, end) and data[start - 1 : start] == b"(" != data[start - 2 : start - 1]:
+            return False
+        return _NAME_GOES_ON.match(data, end) is None and _COUNTS.search(data, max(0, start - 60), start) is None
 
     for match in _DIGITS.finditer(data):
         before = data[match.start() - 1 : match.start()]
         free = not before.isalnum() and before not in (b"_", b".", b"#")
-        if free and float(match[0].rstrip(b"_")) > _LARGEST and fills(match.start()):
+        if free and float(match[0].rstrip(b"_")) > _LARGEST and fills(*match.span()):
             return True
     for match in _EXPONENT.finditer(data):
         start = match.start()
         while data[start - 1 : start] in _OF_A_NUMBER:
             start -= 1
         try:
-            if float(data[start : match.end()]) > _LARGEST and fills(start):
+            if _LARGEST < float(data[start : match.end()]) < math.inf and fills(start, match.end()):
                 return True
         except ValueError:  # a name or a text that ends so
             pass
     powers = _POWER.finditer(data) if b"**" in data or b"<<" in data else ()
-    return any(_beyond(*match.groups()) and fills(match.start()) for match in powers)
+    return any(_beyond(*match.groups()) and fills(*match.span()) for match in powers)
 
 
 def _beyond(base: bytes, operator: bytes, exponent: bytes, more: bytes | None) -> bool:

@@ -63,6 +63,9 @@ def test_a_large_number_may_fill_something(code):
         "vocab_size=100000",
         "x1234567",
         "#123456",
+        "'^norm', (99999,)",
+        "'w-530616c2.pth'",
+        "'w-670e1166.pth'",
     ],
 )
 def test_a_count_or_a_divisor_fills_nothing(code):
