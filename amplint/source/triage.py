@@ -74,10 +74,15 @@ def _beyond(base: bytes, operator: bytes, exponent: bytes, more: bytes | None) -
     return (float(base) ** int(exponent) if operator == b"**" else float(base) * 2 ** int(exponent)) > _LARGEST
 
 
+def _cast(data: bytes) -> bool:
+    """Whether a half dtype or a cast to it is named: rotate_half() is not one."""
+    return any(word in data for word in _CAST_WORDS) or (b"half" in data and _CAST.search(data) is not None)
+
+
 def _half(data: bytes) -> bool:
     """Whether something makes tensors half: a cast, a dtype, or an autocast region that is not switched off where it
     stands. A mere import does not."""
-    if any(word in data for word in _CAST_WORDS) or (b"half" in data and _CAST.search(data)):
+    if _cast(data):
         return True
     if b"autocast" not in data:
         return False
@@ -103,6 +108,7 @@ PATTERNS: dict[str, Callable[[bytes], object]] = {
     ).search,  # x[i] = -1e9
     "{product}": lambda data: any(word in data for word in _PRODUCTS),
     "{half}": _half,
+    "{cast}": _cast,
     "{unscale}": _UNSCALE,
     # What makes or uses a gradient scaler, apex's and those written by hand among them.
     "{scaler}": lambda data: any(word in data for word in _SCALES) or _UNSCALE(data),
