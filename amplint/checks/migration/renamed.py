@@ -46,13 +46,17 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
     """torch.cuda.amp.* and torch.cpu.amp.*, by whatever name the file reaches them."""
     module = script.module
     severity = knowledge.rules()["AMP601"].severity
-    uses = [
-        (node, old)
-        for node, old in deprecated_uses(module)
-        if script.settings.target_torch >= MOVED[old][1]
-        and not _for_old_versions(module, node, MOVED[old][0], old.split(".")[1])
-    ]
-    fix = fixes.to_torch_amp(module, uses) if uses else None
+    uses: list[tuple[ast.AST, str]] = []
+    guarded: set[str] = set()  # names of imports that code for old versions uses, too: they keep their meaning
+    for node, old in deprecated_uses(module):
+        if script.settings.target_torch < MOVED[old][1] or _for_old_versions(
+            module, node, MOVED[old][0], old.split(".")[1]
+        ):
+            guarded |= _bound(node)
+        else:
+            uses.append((node, old))
+    changed = [(node, old) for node, old in uses if not _bound(node) & guarded]
+    fix = fixes.to_torch_amp(module, changed) if changed else None
     for node, old in uses:
         new, since = MOVED[old]
         device = old.split(".")[1]
@@ -64,8 +68,18 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
             module.range(node),
             severity,
             help=f"use {new}{arguments}",
-            fix=fix,
+            fix=fix if (node, old) in changed else None,
         )
+
+
+def _bound(node: ast.AST) -> set[str]:
+    """The name that an import binds, or that a use reads by itself."""
+    match node:
+        case ast.alias(name=name, asname=other):
+            return {other or name}
+        case ast.Name(id=name):
+            return {name}
+    return set()
 
 
 def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:
