@@ -39,7 +39,7 @@ def wanted(found: tuple[Finding, ...], settings: Settings) -> tuple[Finding, ...
 @pytest.mark.parametrize(("data", "bad"), SCRIPTS)
 def test_triage_and_cache_change_no_finding(data, bad, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    found = engine._check(Module.read("a.py", data), EVERYTHING).findings  # no triage, no cache
+    found = engine._check(Module.read("a.py", data), EVERYTHING, hide=True).findings  # no triage, no cache
     assert found or not bad
     cached = Job(EVERYTHING, open_cache(load([], {}, isolated=True)))
     assert check_data("a.py", data, cached, named=False).findings == found  # cold

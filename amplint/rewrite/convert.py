@@ -10,7 +10,7 @@ from functools import partial
 from amplint.config import Settings
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.islands.arrays import array_casts
-from amplint.rewrite.mend import in_words, settle
+from amplint.rewrite.mend import in_words, settle, warned
 from amplint.rewrite.models.functions import decorate
 from amplint.rewrite.plan import StepPlan, merged_parts
 from amplint.rewrite.refusals.refused import Refused
@@ -100,6 +100,7 @@ def converted(
         texts[module] = mended.module.text
         if mended.fixed:
             said[0].append("mended " + in_words(mended.fixed))
+        said[0] += warned(mended.left)
     return texts, said
 
 

@@ -21,7 +21,8 @@ SAFE = frozenset((Applicability.SAFE,))
 COMPLETES = frozenset(("AMP101",))
 GOES_ALONG = frozenset(("AMP116", "AMP133"))
 RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
-
+# What any AMP makes less exact, and a person may judge: as a warning, it is said, and no reason to refuse.
+PRECISION = ("AMP4", "AMP5", "AMP127", "AMP212", "AMP221", "AMP223")
 
 # What was done, where a person would not say it by the name of what was wrong.
 _DONE = {
@@ -138,16 +139,28 @@ def _made_safe(finding: Finding) -> Finding:
 
 
 def settle(module: Module, before: Module, settings: Settings, along: frozenset[str]) -> Repair:
-    """A converted file after its own safe fixes (a mask constant that half precision cannot hold, say). `check` must
-    find nothing wrong in it that was not there before, but for numbers that are only shown."""
+    """A converted file after its own safe fixes (a mask constant that half precision cannot hold, say), and what is
+    left that was not there before: numbers that may suffer (PRECISION). Anything else that `check` finds in it is a
+    reason to refuse: it crashes, or it is the conversion that is wrong. Notes never are, nor numbers only shown."""
     mended = mend(module, settings, along)
     known = {(finding.code, finding.message) for finding in find(before, settings)}
-    for finding in mended.left:
-        if finding.severity is Severity.NOTE or only_shown(mended.module, finding):
-            continue
-        if (finding.code, finding.message) not in known:
+    new = tuple(
+        finding
+        for finding in mended.left
+        if finding.severity is not Severity.NOTE
+        and (finding.code, finding.message) not in known
+        and not only_shown(mended.module, finding)
+    )
+    for finding in new:
+        if finding.severity is Severity.ERROR or not finding.code.startswith(PRECISION):
             raise Refused(f"in half precision, {finding.message} ({finding.code})", finding.help or "mend that first")
-    return mended
+    return mended._replace(left=new)
+
+
+def warned(left: tuple[Finding, ...]) -> list[str]:
+    """Words for what may suffer in half precision, each code once, at its first line of the file as it is now."""
+    first = {one.code: one for one in sorted(left, key=lambda one: one.range, reverse=True)}
+    return [f"look at line {one.range.start.row}: {one.message} ({code})" for code, one in sorted(first.items())]
 
 
 def only_shown(module: Module, finding: Finding) -> bool:

@@ -41,7 +41,6 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                 "AMP210",
                 create,
                 f"{shown} is a string, not a torch.dtype: TypeError when autocast is entered",
-                severity=Severity.ERROR,
                 help="pass torch.float16 or torch.bfloat16",
                 fix=_dtype_of(module, argument, option),
             )
@@ -50,6 +49,7 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                 "AMP210",
                 create,
                 f"autocast does not cast to {shown}: on a CPU it warns and is off",
+                severity=Severity.WARNING,
                 help="pass torch.float16 or torch.bfloat16",
             )
         elif value.enabled == TRUE and all(tensors.dtype_of(side) == "float32" for side in sides):
@@ -58,6 +58,7 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                     "AMP210",
                     create,
                     "autocast to float32 casts nothing: the step runs in full precision (on a CPU autocast warns, too)",
+                    severity=Severity.WARNING,
                     help="pass torch.float16 or torch.bfloat16, or enabled=False",
                 )
         elif value.enabled == TRUE and _float32_by_default(module, argument, known):
@@ -167,7 +168,6 @@ def dtype_left_to_the_device(script: Script) -> Iterator[Finding]:
                     create,
                     f"{option.flag} decides over the scaler, but autocast is not told: it casts to float16 on CUDA "
                     f"whatever {option.flag} says",
-                    severity=Severity.WARNING,
                     evidence=[(_scaler(script), "the scaler asks for it")],
                     help="pass dtype=…",
                 )
@@ -176,6 +176,7 @@ def dtype_left_to_the_device(script: Script) -> Iterator[Finding]:
                 "AMP209",
                 create,
                 "no dtype: float16 on CUDA, which needs a GradScaler, and bfloat16 on a CPU, which needs none",
+                severity=Severity.NOTE,
                 help="pass dtype=torch.bfloat16, or float16 with a scaler",
             )
 

@@ -6,7 +6,6 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import enters_autocast, is_autocast
-from amplint.checks.autocast.options import names_amp
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -238,8 +237,6 @@ def _is_region(module: Module, node: ast.expr) -> bool:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             if "autocast" in name.lower():
                 return True
-            if not names_amp(name) and not name.lower().endswith(("ctx", "context")):
-                return False
             return any(
                 isinstance(one, ast.Assign)
                 and any(ast.unparse(target) == ast.unparse(node) for target in one.targets)
