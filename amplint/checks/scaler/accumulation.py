@@ -32,13 +32,18 @@ from amplint.source.walk import walk
 @rule("AMP134")
 def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
     """One optimizer is unscaled and not stepped, another is stepped and not unscaled."""
+    ways: dict[tuple[object, object], set[tuple[bool, ast.AST]]] = {}  # how a function steps an optimizer, and where
+    unscaled: dict[tuple[object, object], list[events.Unscale]] = {}  # by a scaler in a function
     for step in script.events(events.Step):
-        if step.scaler is None:
-            continue
-        unscales = [u for u in script.events(events.Unscale) if u.scaler == step.scaler and same_function(u, step)]
-        steps = [s for s in script.events(events.Step) if same_function(s, step)]
-        odd = next((u for u in unscales if not any(_goes_with(u, s) for s in steps)), None)
-        if odd is None or any(u.optimizer == step.optimizer for u in unscales):
+        ways.setdefault((step.frame.code, step.optimizer), set()).add((step.scaler is not None, step.node))
+    for unscale in script.events(events.Unscale):
+        unscaled.setdefault((unscale.frame.code, unscale.scaler), []).append(unscale)
+    found_odd = {key: next((u for u in group if not _is_stepped(u, ways)), None) for key, group in unscaled.items()}
+    optimizers = {key: {u.optimizer for u in group} for key, group in unscaled.items()}
+    for step in script.events(events.Step):
+        key = (step.frame.code, step.scaler)
+        odd = found_odd.get(key)
+        if step.scaler is None or odd is None or step.optimizer in optimizers[key]:
             continue
         if first_argument(odd) == first_argument(step):  # `for opt in optimizers:` twice
             continue
@@ -53,11 +58,10 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
         )
 
 
-def _goes_with(unscale: events.Unscale, step: events.Step) -> bool:
+def _is_stepped(unscale: events.Unscale, ways: dict[tuple[object, object], set[tuple[bool, ast.AST]]]) -> bool:
     """Whether a step uses what was unscaled: through the scaler, or past it in the same arm of a branch."""
-    return step.optimizer == unscale.optimizer and (
-        step.scaler is not None or not alternatives(unscale.module, unscale.node, step.node)
-    )
+    steps = ways.get((unscale.frame.code, unscale.optimizer), ())
+    return any(scaled or not alternatives(unscale.module, unscale.node, node) for scaled, node in steps)
 
 
 @rule("AMP108")

@@ -30,14 +30,16 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
     """A path reaches scaler.step(optimizer) but not the backward that computes this optimizer's gradients."""
     for step in script.events(events.Step):
         before = step.before
-        if step.scaler is None or is_disabled(step.scaler) or before.kind != "none" or before.lost:
+        if step.scaler is None or is_disabled(step.scaler) or before.kind != "none":
             continue
         if step.closure or (step.frame.entry and not _emptied(script, step)):
             continue
         skipped = [
             b
             for b in script.events(events.Backward)
-            if b.scaler == step.scaler and any(one == step.optimizer for one, _ in b.touched)
+            if b.scaler == step.scaler
+            and any(one == step.optimizer for one, _ in b.touched)
+            and not _undone(script, b, step)
         ]
         here = [b for b in skipped if same_function(b, step)]
         if not here or len(here) < len(skipped) or not all(_under_own_branch(b, step) for b in here):
@@ -52,6 +54,20 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
             evidence=[(here[0], "its gradients are computed only here"), (step, "but it is stepped in any case")],
             help="step it under the same condition as its backward",
         )
+
+
+def _undone(script: Script, backward: events.Backward, step: events.Step) -> bool:
+    """Whether the gradients of a backward are set to zero before the step, on every way to it: those that a generator's
+    loss leaves in the discriminator."""
+    module, around = step.module, {step.node, *step.module.ancestors(step.node)}
+    return any(
+        same_function(zero, step)
+        and same_function(backward, step)
+        and any(one == step.optimizer for one, _ in zero.touched)
+        and module.range(backward.node).start < module.range(zero.node).start < module.range(step.node).start
+        and all(above in around for above in module.ancestors(zero.node) if not isinstance(above, ast.Expr))
+        for zero in script.events(events.ZeroGradient)
+    )
 
 
 def _hands_scaler_on(step: events.Step) -> bool:
@@ -138,22 +154,21 @@ def _each_of_many(step: events.Step) -> bool:
 @rule("AMP122")
 def unscale_and_step_differ(script: Script) -> Iterator[Finding]:
     """unscale_ of an optimizer inside a wrapper, step of the wrapper, or the other way round."""
+    unscaled: dict[tuple[object, object], list[events.Unscale]] = {}  # by a scaler in a function
+    for unscale in script.events(events.Unscale):
+        unscaled.setdefault((unscale.frame.code, unscale.scaler), []).append(unscale)
     for step in script.events(events.Step):
         if step.scaler is None or is_disabled(step.scaler):
             continue
-        for unscale in script.events(events.Unscale):
-            if unscale.scaler != step.scaler or unscale.module is not step.module:
-                continue
-            if not same_function(unscale, step) or alternatives(step.module, unscale.node, step.node):
-                continue
-            if not may_both_run(unscale, step):
-                continue
+        for unscale in unscaled.get((step.frame.code, step.scaler), ()):
             one, other = first_argument(unscale), first_argument(step)
+            if one == other or alternatives(step.module, unscale.node, step.node) or not may_both_run(unscale, step):
+                continue
             spelled = one.startswith(f"{other}.") or other.startswith(f"{one}.")
             inside = _wraps(script, step.optimizer, unscale.optimizer) or _wraps(
                 script, unscale.optimizer, step.optimizer
             )
-            if one != other and (spelled or (unscale.optimizer != step.optimizer and inside)):
+            if spelled or (unscale.optimizer != step.optimizer and inside):
                 yield found(
                     "AMP122",
                     step,
