@@ -11,8 +11,9 @@ from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
+from amplint.source.interpret.tensors import region_dtype
 from amplint.source.module import Module
-from amplint.source.values import Scaler
+from amplint.source.values import TRUE, Region, Scaler, Tensor
 from amplint.source.walk import walk
 
 _ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
@@ -87,6 +88,44 @@ def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
                     "in fp16 the loss is scaled twice: by this scaler, and by the Accelerator, which unscales its own",
                     help='drop the GradScaler: Accelerator(mixed_precision="fp16") has one',
                 )
+
+
+@rule("AMP703")
+def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
+    """A region that is always float16, around the loss of a run whose precision is the Accelerator's to choose."""
+    module = script.module
+    made = list(calls_of(module, *_ACCELERATOR))
+    precisions = [argument(call, "mixed_precision") for call in made]
+    if any(isinstance(one, ast.Constant) and one.value == "fp16" for one in precisions):
+        return
+    for backward in script.events(events.Backward):
+        region = backward.loss.region if isinstance(backward.loss, Tensor) else None
+        if not backward.managed or backward.module is not module or region is None or region.assumed:
+            continue
+        owner = receiver(backward)
+        if not owner.rpartition(".")[2].startswith("accelerator") or not _always_float16(module, region):
+            continue
+        entered = next((event for event in script.events(events.Enter) if event.entered == region), None)
+        if entered is None or entered.module is not module:
+            continue
+        yield found(
+            "AMP703",
+            entered,
+            f"this region is float16 whatever {owner} runs in: in float32 runs nothing scales the loss, and bf16 runs "
+            "are float16",
+            severity=Severity.WARNING,
+            evidence=[(entered, "always float16"), (backward, f"{owner} scales where its own setting says fp16")],
+            help=f"enter {owner}.autocast(): it follows mixed_precision",
+        )
+
+
+def _always_float16(module: Module, region: Region) -> bool:
+    """Whether an autocast is told nothing by a variable: it names float16, or no dtype at all."""
+    call = region.autocast.node
+    if not isinstance(call, ast.Call) or region.autocast.enabled != TRUE or region_dtype(region) != "float16":
+        return False
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return all(isinstance(one, ast.Constant) or module.dotted(one) == {"torch.float16"} for one in given)
 
 
 @rule("AMP704")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from amplint import knowledge
-from amplint.checks.registry import Script, found_at, rule
+from amplint.checks.registry import Script, found, found_at, rule
 from amplint.checks.scaler.scopes import dynamic, is_guarded, unbound
 from amplint.findings import Finding, Severity
 from amplint.rewrite.apex.uses import ONLY_APEX, Use, falls_back, guard, raises, uses_of
 from amplint.rewrite.refusals.refused import Refused
+from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 
 @rule("AMP608")
@@ -117,6 +120,70 @@ def one_scale_for_several_losses(script: Script) -> Iterator[Finding]:
                 evidence=[(module, together[0], "several optimizers, one loss"), (module, call, "and no loss_id")],
                 help="pass num_losses= there and loss_id= here, or make a torch.amp.GradScaler for each",
             )
+
+
+_CLIPS = {
+    f"torch.nn.utils.{where}clip_grad_{how}" for where in ("", "clip_grad.") for how in ("norm", "norm_", "value_")
+}
+
+
+@rule("AMP605")
+def clip_in_scale_loss(script: Script) -> Iterator[Finding]:
+    """Gradients are clipped before `with amp.scale_loss` is left, which is what unscales them."""
+    module = script.module
+    if "scale_loss" not in module.text or "clip_grad_" not in module.text:
+        return
+    for call in _calls(module, uses_of(module).named("scale_loss")):
+        region = module.parents[module.parents[call]]
+        if not isinstance(region, ast.With):
+            continue
+        for clip in (node for statement in region.body for node in walk(statement)):
+            if isinstance(clip, ast.Call) and module.dotted(clip.func) & _CLIPS:
+                yield found_at(
+                    "AMP605",
+                    module,
+                    clip,
+                    "these gradients are still multiplied by the loss scale: apex unscales them where `with "
+                    "amp.scale_loss` ends, and the limit acts as if it were that much smaller",
+                    evidence=[(module, call, "scaled from here to the end of the block"), (module, clip, "clipped")],
+                    help="clip behind the block: amp.master_params(optimizer)",
+                )
+
+
+@rule("AMP605")
+def backward_without_scale_loss(script: Script) -> Iterator[Finding]:
+    """amp.initialize has patched model and optimizer, and no loss of the file is scaled."""
+    module = script.module
+    if "scale_loss" in module.text or "initialize" not in module.text:
+        return
+    uses = uses_of(module)
+    patched = [call for call in _calls(module, uses.named("initialize")) if _needs_scaling(call)]
+    if not patched or uses.native:
+        return
+    for backward in script.events(events.Backward):
+        if backward.scaler is None and not backward.managed and backward.module is module:
+            yield found(
+                "AMP605",
+                backward,
+                "amp.initialize made this a float16 run, and the loss is not scaled: small gradients become zero, and "
+                "with O2 the optimizer's float32 weights get none at all",
+                evidence=[(backward, "differentiated as it is")],
+                help="with amp.scale_loss(loss, optimizer) as scaled_loss: scaled_loss.backward()",
+            )
+
+
+def _needs_scaling(initialize: ast.Call) -> bool:
+    """Whether amp.initialize is given an optimizer, and an opt_level under which losses are scaled."""
+    given = {keyword.arg: keyword.value for keyword in initialize.keywords}
+    if len(initialize.args) < 2 and "optimizers" not in given:
+        return False
+    level = initialize.args[3] if len(initialize.args) > 3 else given.get("opt_level")
+    fixed = [value.value for value in (level, given.get("enabled"), given.get("loss_scale")) if _constant(value)]
+    return not any(value in ("O0", "O3", False, 1, "1", "1.0") for value in fixed)
+
+
+def _constant(node: ast.expr | None) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and node.value is not True
 
 
 def _calls(module: Module, uses: list[Use]) -> Iterator[ast.Call]:

@@ -278,14 +278,21 @@ def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
 
 
 def _guarded(load: events.Load) -> bool:
-    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence."""
-    for above in load.module.ancestors(load.node):
-        if isinstance(above, ast.Try):
+    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence; or
+    a condition asks whether there is a state before it calls a helper that loads anything."""
+    callers = [(frame.caller.module, frame.call) for frame in load.frame.stack() if frame.caller and frame.call]
+    return _guarded_at(load.module, load.node, (" in ", ".get(", "[", "keys"), handler=True) or any(
+        _guarded_at(module, call, (".get(", "["), handler=False) for module, call in callers
+    )
+
+
+def _guarded_at(module: Module, node: ast.AST, signs: tuple[str, ...], handler: bool) -> bool:
+    for above in module.ancestors(node):
+        if handler and isinstance(above, ast.Try):
             return True
-        if isinstance(above, ast.If) and "scale" in text(load.module, above.test, 200):  # the scaler, or its state
-            test = text(load.module, above.test, 200)
-            if any(word in test for word in (" in ", ".get(", "[", "keys")):
-                return True
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
             return False
+        test = text(module, above.test, 200) if isinstance(above, ast.If) else ""
+        if "scale" in test and any(sign in test for sign in signs):  # the scaler, or its state
+            return True
     return False

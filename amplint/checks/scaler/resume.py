@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule, text
@@ -45,6 +46,59 @@ def _scales(script: Script) -> bool:
         isinstance(node, ast.Call) and "apex.amp.initialize" in script.module.dotted(node.func)
         for node in script.module.all_nodes
     )
+
+
+@rule("AMP116")
+def apex_state_not_saved(script: Script) -> Iterator[Finding]:
+    """A state that holds the optimizer's holds nothing of apex.amp, which scales the losses."""
+    module = script.module
+    if "apex" not in module.text or "scale_loss" not in module.text or re.search(r"amp\w*\.state_dict", module.text):
+        return
+    made = [
+        call for call in module.nodes(ast.Call) if "apex.amp.initialize" in module.dotted(call.func) and _adapts(call)
+    ]
+    for mapping in module.nodes(ast.Dict) if made else ():
+        entry = _state_of_optimizer(mapping)
+        if entry is not None and not _mentions_amp(module, mapping):
+            yield found_at(
+                "AMP116",
+                module,
+                entry,
+                "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
+                "and skips steps",
+                evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
+                help="save amp.state_dict(), too, and load it behind amp.initialize",
+            )
+
+
+def _adapts(initialize: ast.Call) -> bool:
+    """Whether the loss scale is not fixed where amp is initialized."""
+    for keyword in initialize.keywords:
+        match keyword.arg, keyword.value:
+            case "loss_scale", ast.Constant(value=value) if value not in (None, "dynamic"):
+                return False
+            case "opt_level", ast.Constant(value="O0" | "O3"):
+                return False
+            case "enabled", ast.Constant(value=False):
+                return False
+    return True
+
+
+def _state_of_optimizer(mapping: ast.Dict) -> ast.expr | None:
+    """The entry that holds an optimizer's state, in a dict that holds a model's or a counter, too."""
+    for key, value in zip(mapping.keys, mapping.values, strict=True):
+        match key, value:
+            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr=method)) if len(mapping.keys) > 1:
+                if name.lower().startswith("optim") and re.fullmatch(r"(get_\w*)?state(_dict)?", method):
+                    return value
+    return None
+
+
+def _mentions_amp(module: Module, mapping: ast.Dict) -> bool:
+    """Whether the function adds something of amp, or of a loss scale, to the state in another way."""
+    function = module.function(mapping) or mapping
+    stored = re.findall(r"""\[\s*["'](\w+)["']\s*\]\s*=|["'](\w+)["']\s*:""", module.source(function))
+    return any(re.search(r"amp\b|amp_|scale", name.lower()) for pair in stored for name in pair)
 
 
 def _saves(module: Module) -> Iterator[tuple[str, str, ast.Call]]:

@@ -53,13 +53,29 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
             assert region is not None
             if _excused(script, backward, scaled, region):
                 continue
+            entering, choosing = _entering(script, region), list(forks(backward, scaled))
+            if choosing and entering is not None and entering.module is backward.module:
+                yield found(
+                    "AMP101",
+                    entering,
+                    "this region is always float16, and a flag decides whether the loss is scaled: where it is not, "
+                    f"gradients below {2**-25:.2g} become zero, silently",
+                    severity=severity,
+                    evidence=[
+                        (entering, "the loss is computed in float16 in either case"),
+                        (backward, "its gradients are computed unscaled here"),
+                        (step, f"and {text(step.module, step.node)} uses them"),
+                    ],
+                    help="give the region the flag: enabled=…",
+                )
+                continue
             yield found(
                 "AMP101",
                 backward,
                 f"float16 gradients without a GradScaler: those below {2**-25:.2g} become zero, silently",
                 severity=severity,
                 evidence=[
-                    (_entering(script, region), "the loss is computed in float16 under this autocast"),
+                    (entering, "the loss is computed in float16 under this autocast"),
                     (backward, "its gradients are computed unscaled"),
                     (step, f"and {text(step.module, step.node)} uses them"),
                 ],
