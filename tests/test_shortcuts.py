@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,14 @@ SCRIPTS = [
         for index, (kind, code) in enumerate(rule.examples())
     ),
 ]
-EVERYTHING = load([], {"select": ["ALL"]}, isolated=True)
+
+
+def asked(*select: str) -> Settings:
+    """The settings of a script whose oldest torch somebody named (AMP606 asks only then)."""
+    return replace(load([], {"select": [*select]} if select else {}, isolated=True), torch_from="target-torch")
+
+
+EVERYTHING = asked("ALL")
 
 
 def wanted(found: tuple[Finding, ...], settings: Settings) -> tuple[Finding, ...]:
@@ -47,6 +55,6 @@ def test_triage_and_cache_change_no_finding(data, bad, monkeypatch, tmp_path):
         patch.setattr(checks, "check_module", lambda module, settings: pytest.fail("checked again"))
         assert check_data("a.py", data, cached, named=False).findings == found  # warm
     for selection in (None, *sorted({finding.code for finding in found})):
-        settings = load([], {"select": [selection]} if selection else {}, isolated=True)
+        settings = asked(selection) if selection else asked()
         result = check_data("a.py", data, Job(settings), named=False)  # the fewer rules, the stricter the triage
         assert result.findings == wanted(found, settings), selection

@@ -59,7 +59,7 @@ def decode(data: bytes) -> tuple[str, str]:
 
 
 def text_of(path: str, data: bytes) -> tuple[str, str]:
-    """The Python source in a file's bytes and its encoding: the file's text, or a notebook's code. Raises Unreadable."""
+    """The Python source in a file's bytes and encoding: a file's text, or a notebook's code. Raises Unreadable."""
     if not path.endswith(notebook.SUFFIX):
         return decode(data)
     try:

@@ -268,6 +268,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
         zero = before.by[0]
         if _if_not_finite(zero):
             continue  # AMP125
+        if _own_backward_follows(script, zero, step):
+            continue  # it is another loss whose gradients are thrown away: AMP121
         backwards = backwards_of(step, before)[-1:]
         yield found(
             "AMP120",
@@ -287,6 +289,17 @@ def _if_not_finite(zero: events.Event) -> bool:
     """Whether only what is not finite is set to zero."""
     above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If))
     return any(asks_for_nonfinite(one.test) for one in above)
+
+
+def _own_backward_follows(script: Script, zero: events.Event, step: events.Step) -> bool:
+    """Whether another way leads through a backward for this optimizer between zero_grad and step."""
+    start, end = zero.module.range(zero.node).start, step.module.range(step.node).start
+    return any(
+        any(one == step.optimizer for one, _ in backward.touched)
+        and start < backward.module.range(backward.node).start < end
+        for backward in script.events(events.Backward)
+        if same_function(zero, step) and same_function(backward, step)
+    )
 
 
 def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | None:

@@ -39,6 +39,7 @@ _NUMERICS = frozenset(
         "matmul bmm baddbmm einsum masked_fill masked_fill_ full_like new_full binary_cross_entropy BCELoss rsqrt eps"
     ).split()
 )
+_HALF = frozenset(("half", "float16", "bfloat16"))
 Code = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 D = TypeVar("D", bound=ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 _BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
@@ -119,12 +120,19 @@ class Relevance:
         facts = self._facts
         if code in facts.steps or (self._numerics and code in facts.numeric):
             return True
-        if self._names & facts.words[code]:
+        words = facts.words[code]
+        if self._names & words or (words & _HALF and words & self._beginning):
             return True
         if not self._texts:
             return False
         text = "".join(_own_rows(self._module, code, ())).encode(errors="replace")
         return any(triage.holds(text, word) for word in self._texts)
+
+    @cached_property
+    def _beginning(self) -> set[str]:
+        """The functions that begin by a rule's word: who calls them with a half dtype decides what they find."""
+        words = self._facts.words.items()
+        return {code.name for code, held in words if held & self._names and isinstance(code, Code)}
 
     def steps(self, code: ast.AST) -> bool:
         """Whether it can be part of a training step."""
