@@ -21,7 +21,10 @@ SUFFIX = ".ipynb"
 _MARK = re.compile(r"^# %% amplint cell (\d+)\n", re.MULTILINE)
 _MASK = "  # IPython: "
 _MASKED = re.compile(rf"^([ \t]*)(?:pass|.* = None){re.escape(_MASK)}(.*)$", re.MULTILINE)
-_MAGIC = re.compile(r"^([ \t]*)(?:([\w.,\[\]'\" ]+?)\s*=\s*)?([%!?].*|[\w.%]+\?{1,2}\s*)$")
+_COMMANDS = (
+    r"(?:cat|cd|cp|conda|less|ls|man|mkdir|more|mv|pip|pwd|rm|rmdir)\s+[^=(\s].*"  # IPython runs these as they are
+)
+_MAGIC = re.compile(rf"^([ \t]*)(?:([\w.,\[\]'\" ]+?)\s*=\s*)?([%!?].*|[\w.%]+\?{{1,2}}\s*|{_COMMANDS})$")
 _BODY_IS_PYTHON = ("%%time", "%%timeit", "%%capture", "%%prun")  # cell magics that run the rest of the cell as Python
 _BLANK = re.compile(r"[ \t\n\r]*")
 _decoder = json.JSONDecoder()

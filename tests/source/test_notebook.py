@@ -58,6 +58,7 @@ def amplint(*arguments):
         "files = !ls\nx, y = %sx ls",
         "if True:\n    !ls\n    %cd ..\nelse:\n    ?x",
         "remainder = (7\n% 2)",
+        "ls -l text.txt\npip install torch\nls = 3\nx?",
         'text = """\n%matplotlib\n"""',
         "",
         "x = 1\n\n",
