@@ -145,6 +145,67 @@ def _wrapped(header: str) -> object:
     return style
 
 
+def _nested(*headers: str) -> object:
+    """The whole script below several headers, each a level deeper."""
+
+    def style(text: str) -> str:
+        for header in reversed(headers):
+            text = _wrapped(header)(text)  # type: ignore[operator]
+        return text
+
+    return style
+
+
+def _async_loops(text: str) -> str:
+    """Everything in an `async def`, with loops of the outer level that are asynchronous."""
+    rows = _free_rows(text)
+    lines = [
+        re.sub(r"^for (?=\w+(, \w+)* in \w+:)", "async for ", line) if number in rows else line
+        for number, line in enumerate(_lines(text), 1)
+    ]
+    return _wrapped("async def everything():")("\n".join(lines) + "\n")  # type: ignore[operator,no-any-return]
+
+
+def _decorated(text: str) -> str:
+    """A decorator on each function at the margin or in a class."""
+    made: list[str] = []
+    for line in _lines(text):
+        if re.match(r"(    )?def ", line):
+            made.append(line[: _margin(line)] + "@torch.enable_grad()")
+        made.append(line)
+    return "\n".join(made) + "\n" if re.search(r"^import torch$", text, re.MULTILINE) else text
+
+
+def _walrus(text: str) -> str:
+    """`if f(x):` → `if (asked := f(x)):`."""
+    rows = _free_rows(text)
+    made = [
+        re.sub(r"^(\s*if )([^:]+):$", r"\1(asked := \2):", line) if number in rows else line
+        for number, line in enumerate(_lines(text), 1)
+    ]
+    return "\n".join(made) + "\n"
+
+
+def _inner_class(text: str) -> str:
+    """In a class in a function in an if, which the function uses."""
+    inner = _nested("class Inner:", "def run(self):")(text)  # type: ignore[operator]
+    return text if inner == text else _nested("if True:", "def everything():")(inner + "Inner().run()\n")  # type: ignore[operator,no-any-return]
+
+
+def _match(text: str) -> str:
+    return _nested("match 1:", "case int() as number if number:")(text)  # type: ignore[operator,no-any-return]
+
+
+def _lambdas(text: str) -> str:
+    """`x = f(y)` → `x = (lambda: f(y))()`."""
+    rows = _free_rows(text)
+    made = []
+    for number, line in enumerate(_lines(text), 1):
+        found = re.fullmatch(r"(\s*\w*loss = )([\w.]+\(.*\))", line)
+        made.append(f"{found[1]}(lambda: {found[2]})()" if number in rows and found else line)
+    return "\n".join(made) + "\n"
+
+
 def _semicolons(text: str) -> str:
     """Neighbours on one row where both are short simple statements of one block."""
     made: list[str] = []
@@ -241,6 +302,13 @@ STYLES = {
     "in a function": _wrapped("def everything():"),
     "in an if": _wrapped("if True:"),
     "in a try": _wrapped("try:"),
+    "async": _async_loops,
+    "decorated": _decorated,
+    "match": _match,
+    "walrus": _walrus,
+    "lambdas": _lambdas,
+    "in a method of a class in an if": _nested("if True:", "class Everything:", "@staticmethod\ndef run():"),
+    "in a class in a function in an if": _inner_class,
     "semicolons": _semicolons,
     "one line": _one_line,
     "parentheses": _parentheses,

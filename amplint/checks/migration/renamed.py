@@ -158,6 +158,8 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
             continue
         if isinstance(value, Autocast):
             position = _position(node, "dtype")
+            if _boolean(value.device):
+                continue  # AMP222 mends the whole call
             if position is not None and (_boolean(value.dtype) or _is_flag(create.module, position)):
                 flag = text(create.module, position)
                 yield found(

@@ -168,6 +168,8 @@ def _f_string(m: Machine, node: ast.JoinedStr, world: World, frame: Frame) -> Re
             text += str(piece.value)
         elif isinstance(piece, ast.FormattedValue):
             results = evaluate(m, piece.value, world, frame)
+            if not results:  # a call that never returns
+                return []
             value = results[0][0]
             text += str(value.value) if isinstance(value, Const) else "*"
     return [(Const(text), world)]
