@@ -31,15 +31,20 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
 
     A fix is dropped where its result does not parse, cannot be written in the file's encoding, has the same finding at
     the same place, or more errors of some kind than there were that no fix answers. Where several together bring
-    errors, they are tried one by one.
+    errors, they are tried one by one. A dropped fix is tried again when others have changed the file.
     """
     fixed: tuple[Finding, ...] = ()
     dropped: set[Fix] = set()
     rounds = 0
     most: int | None = None
+    changed = False  # since fixes were dropped for the first time, or tried again
     while True:
         wanted = [f for f in findings if f.fix not in dropped and fixable(f, allowed)]
         chosen, ordered = compatible(module.text, [f.fix for f in wanted if f.fix][:most])
+        if not chosen and dropped and changed:
+            dropped.clear()
+            changed = False
+            continue
         if not chosen:
             return Repaired(module, findings, fixed)
         if rounds == ROUNDS * (1 if most is None else 10):
@@ -62,7 +67,7 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
             most = 1
             continue
         fixed += tuple(f for f in wanted if f.fix in chosen)
-        module, findings, rounds = after, left, rounds + 1
+        module, findings, rounds, changed = after, left, rounds + 1, bool(dropped)
 
 
 def _errors(findings: tuple[Finding, ...], allowed: Container[Applicability]) -> Counter[str]:
