@@ -32,7 +32,7 @@ def asked(*select: str) -> Settings:
     return replace(load([], {"select": [*select]} if select else {}, isolated=True), torch_from="target-torch")
 
 
-EVERYTHING = asked("ALL")
+EVERYTHING = asked("ALL", *(code for code, rule in rules().items() if rule.preview))
 
 
 def wanted(found: tuple[Finding, ...], settings: Settings) -> tuple[Finding, ...]:
