@@ -430,9 +430,20 @@ def test_an_input_that_is_closed_is_empty():
     assert (result.returncode, result.stdout, result.stderr) == (0, "All checks passed!\n", "")
 
 
+def _at_a_terminal(*arguments):
+    """A process that hears Ctrl-C, also where the tests run in the background and would hand on that it is ignored."""
+    return subprocess.Popen(
+        [sys.executable, "-c", *arguments],
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_control_c_is_no_traceback():
     put("a.py", "hang_call()\n")
-    child = subprocess.Popen([sys.executable, "-c", FAKE, "check", "a.py"], env=ENV, stderr=subprocess.PIPE, text=True)
+    child = _at_a_terminal(FAKE, "check", "a.py")
     time.sleep(0.7)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=20)
@@ -446,7 +457,7 @@ def test_workers_end_with_the_main_process(number, code):
     for index in range(70):
         put(f"f{index}.py", "hang_call()\n")
     two = "from amplint import parallel; parallel._processors = lambda: 2; "
-    child = subprocess.Popen([sys.executable, "-c", two + FAKE, "check"], env=ENV, stderr=subprocess.PIPE, text=True)
+    child = _at_a_terminal(two + FAKE, "check")
     children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
     workers = _eventually(lambda: len(children.read_text().split()) == 2 and children.read_text().split())
     time.sleep(0.2)
