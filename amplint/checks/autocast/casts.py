@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import device_of, entered, uses_autocast
@@ -22,6 +23,8 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
             continue
         operands = [value for value in event.args if isinstance(value, Tensor | Parameter)]
         cast = [value for value in operands if _cast_by_hand(value)]
+        if any(name == "out" for name, _ in event.kwargs):
+            continue  # autocast casts nothing then
         if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
             continue
         if len(cast) < 2 and not any(_was_half(value) for value in cast):
@@ -37,13 +40,22 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP211",
             event,
-            f"autocast casts these operands back to {_half(event.result)}: .float() in front of {event.name} has no "
-            f"effect",
+            f"autocast casts these operands back to {_half(event.result)}: "
+            + (
+                f".float() in front of {event.name} has no effect"
+                if any(isinstance(one, Tensor) and one.node and _together(event, one.node) for one in cast)
+                else f"{event.name} does not run in float32, although they are"
+            ),
             severity=severity,
             evidence=[(entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="compute it under torch.autocast(device_type, enabled=False)",
             fix=fixes.float32_island(event.module, event.node, device_of(script, event, region)),
         )
+
+
+def _together(event: events.Event, node: ast.AST) -> bool:
+    """Whether a cast stands in the function of the operation."""
+    return event.module.function(node) is event.module.function(event.node)
 
 
 _POSITIONS = frozenset("sin cos outer".split())

@@ -11,7 +11,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.values import FALSE, Region, Tensor
+from amplint.source.values import FALSE, Region, Sym, Tensor
 
 
 @rule("AMP216")
@@ -30,11 +30,32 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
             event,
             "binary cross entropy on probabilities is refused inside a CUDA autocast region (RuntimeError); on a "
             "CPU it runs",
-            severity=Severity.WARNING if region.assumed else None,
+            severity=Severity.WARNING if region.assumed else Severity.NOTE if _off_by_default(event, region) else None,
             evidence=[(entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="use binary_cross_entropy_with_logits on logits, or leave autocast for the loss",
             fix=_bce_fix(script, event, region),
         )
+
+
+def _off_by_default(event: events.Event, region: Region) -> bool:
+    """Whether the region's switch is an argument, or a field set to one, that is False unless somebody passes it."""
+    enabled = region.autocast.enabled
+    call = region.autocast.node
+    if not isinstance(enabled, Sym) or not isinstance(call, ast.Call):
+        return False
+    given = next((keyword.value for keyword in call.keywords if keyword.arg == "enabled"), None)
+    name = given.attr if isinstance(given, ast.Attribute) else given.id if isinstance(given, ast.Name) else ""
+    return any(
+        (argument.arg, getattr(default, "value", None)) == (name, False)
+        for function in event.module.nodes(ast.FunctionDef)
+        for argument, default in _defaults(function.args)
+    )
+
+
+def _defaults(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr]]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    yield from zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)
+    yield from ((one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value)
 
 
 def _other_arm_leaves(script: Script, event: events.Event) -> bool:

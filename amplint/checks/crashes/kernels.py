@@ -133,11 +133,14 @@ def no_half_kernel(script: Script) -> Iterator[Finding]:
     for event, places, tensor in _no_kernel(script):
         if event.name not in _OTHER:
             continue
+        few = event.name == "cdist"  # with more rows it multiplies matrices, which half can do
         yield found(
             "AMP507",
             event,
-            f"{_called(event)} has no kernel for {named(tensor.dtype)}: RuntimeError",
-            severity=severity(tensor),
+            f"{_called(event)} has no kernel for {named(tensor.dtype)}"
+            + (" where both sides have at most 25 rows" if few else "")
+            + ": RuntimeError",
+            severity=Severity.NOTE if few else severity(tensor),
             evidence=evidence(script, tensor),
             help="compute it in float32: call .float() on what goes in",
             fix=_fix(event, places),

@@ -216,6 +216,8 @@ def _whatever_comes(module: Module, call: ast.Call, subject: ast.Name) -> bool:
     """Whether all that decides about a cast is that its subject is a tensor, and the subject is any of many: an
     argument of a function for one thing, or of a comprehension over arguments."""
     above = list(module.ancestors(call))
+    if any(_goes_through_weights(module, node) for node in above):
+        return False
     for place, node in enumerate(above):
         inner = above[place - 1] if place else call
         match node:
@@ -225,6 +227,16 @@ def _whatever_comes(module: Module, call: ast.Call, subject: ast.Name) -> bool:
                 return _asks_only_for_a_tensor(test, subject.id) and _is_argument(module, call, subject)
             case ast.stmt() if not isinstance(node, ast.Return | ast.Assign | ast.Expr):
                 return False
+    return False
+
+
+def _goes_through_weights(module: Module, node: ast.AST) -> bool:
+    """Whether a loop or a comprehension goes through a state dict: what is in it are weights."""
+    match node:
+        case ast.DictComp(generators=generators) | ast.ListComp(generators=generators):
+            return any("state_dict" in text(module, one.iter) for one in generators)
+        case ast.For(iter=over):
+            return "state_dict" in text(module, over)
     return False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from amplint import knowledge
 from amplint.checks.registry import Script, found, found_at, rule, text
-from amplint.findings import Finding
+from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import migration as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
@@ -61,12 +61,18 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
         new, since = MOVED[old]
         device = old.split(".")[1]
         arguments = f'("{device}", …)' if new.endswith(("autocast", "GradScaler")) else f'(device_type="{device}")'
+        said = f"{old} is deprecated since torch {'.'.join(map(str, since))}"
+        named = _named_only(module, node)
+        if named == "isinstance":
+            said += f": what {new} makes is no instance of it"
+        elif not named:
+            said += ": a FutureWarning at every call"
         yield Finding(
             "AMP601",
-            f"{old} is deprecated since torch {'.'.join(map(str, since))}: a FutureWarning at every call",
+            said,
             module.path,
             module.range(node),
-            severity,
+            Severity.NOTE if named == "annotation" else severity,
             help=f"use {new}{arguments}",
             fix=fix if (node, old) in changed else None,
         )
@@ -80,6 +86,23 @@ def _bound(node: ast.AST) -> set[str]:
         case ast.Name(id=name):
             return {name}
     return set()
+
+
+def _named_only(module: Module, node: ast.AST) -> str:
+    """Where a class is named and not called: "annotation", "isinstance", or ""."""
+    inner = node
+    for above in module.ancestors(node):
+        match above:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass")):
+                return "isinstance"
+            case ast.arg(annotation=annotation) | ast.AnnAssign(annotation=annotation) if annotation is inner:
+                return "annotation"
+            case ast.FunctionDef(returns=returns) | ast.AsyncFunctionDef(returns=returns):
+                return "annotation" if returns is inner else ""
+            case ast.stmt() | ast.Call():
+                return ""
+        inner = above
+    return ""
 
 
 def deprecated_uses(module: Module) -> Iterator[tuple[ast.AST, str]]:

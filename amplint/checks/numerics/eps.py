@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Iterator
 
 from amplint.checks.numerics.common import (
@@ -72,6 +73,8 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             continue
         eps = min(small, key=number)
         module = event.module
+        if _TOLERANCE.search(text(module, event.node, 200)):
+            continue  # of a comparison, not a guard
         place = eps.node if eps.node in module.parents else None
         elsewhere = place is not None and module.range(place).start.row != module.range(event.node).start.row
         use = [(event, "added to a half tensor here")] if elsewhere else []
@@ -101,6 +104,9 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 evidence=[*made_half(script, target), *use],
                 help="compute it in float32, or use a larger eps for float16",
             )
+
+
+_TOLERANCE = re.compile(r"\b(a|r)?tol(erance)?\b")
 
 
 def _definition(event: events.Event) -> ast.AST | None:

@@ -97,12 +97,28 @@ def _accumulates(module: Module, call: ast.AST, accelerator: str) -> ast.expr | 
     for above in module.ancestors(call):
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             return None
-        if isinstance(above, ast.If) and ("sync" in text(module, above.test, 200) or _has_modulo(above.test)):
+        if isinstance(above, ast.If) and any(_asks_which(module, one) for one in _meanings(module, above.test)):
             return None
         for item in above.items if isinstance(above, ast.With) else ():
             if text(module, item.context_expr, 200).startswith(f"{accelerator}.accumulate("):
                 return item.context_expr
     return None
+
+
+def _asks_which(module: Module, test: ast.expr) -> bool:
+    """Whether a condition is about which micro-batch of the window it is."""
+    return "sync" in text(module, test, 200) or _has_modulo(test)
+
+
+def _meanings(module: Module, test: ast.expr) -> list[ast.expr]:
+    """A condition, and what the names in it are assigned to: `due = accelerator.sync_gradients and …; if due:`."""
+    names = {node.id for node in walk(test) if isinstance(node, ast.Name)}
+    assigned = [
+        one.value
+        for one in module.nodes(ast.Assign)
+        if any(isinstance(target, ast.Name) and target.id in names for target in one.targets)
+    ]
+    return [test, *assigned]
 
 
 def _may_accumulate(module: Module) -> bool:

@@ -34,6 +34,7 @@ from amplint.source.values import (
     Optimizer,
     Scaler,
 )
+from amplint.source.walk import walk
 
 
 @rule("AMP105")
@@ -48,6 +49,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not _measures(clip)
                 and not _mixed_in(script, clip, optimizer)
                 and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
+                and not _unscaled_by_a_method(clip)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
@@ -58,6 +60,21 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
             for seen in step.clips:
                 if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
+
+
+def _unscaled_by_a_method(clip: events.Clip) -> bool:
+    """Whether a method that says that it unscales is called before the clip (`self.unscale_gradients()`): it may do so
+    in a way that is not followed."""
+    module = clip.module
+    function = module.function(clip.node)
+    return function is not None and any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and "unscale" in call.func.attr
+        and call.func.attr != "unscale_"
+        and call.lineno <= clip.node.lineno  # type: ignore[attr-defined]
+        for call in walk(function)
+    )
 
 
 def _for_runs_without(

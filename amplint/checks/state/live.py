@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found_at, rule, text
+from amplint.checks.registry import Script, alternatives, found_at, rule, text
 from amplint.checks.state.casts import assigned, half_cast, may_be_float16
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import state as fixes
@@ -115,7 +115,9 @@ def round_trip(script: Script) -> Iterator[Finding]:
             if not isinstance(receiver, ast.Name) or receiver.id not in given or not _alone(module, cast):
                 continue
             back = _cast_back(module, function, receiver.id, cast)
-            if back is not None and not _made_here(function, receiver.id, cast):
+            if back is None or alternatives(module, cast, back):
+                continue
+            if not _made_here(function, receiver.id, cast):
                 yield found_at(
                     "AMP309",
                     module,

@@ -175,6 +175,8 @@ def apply(
                 if key[0] == made:
                     world.drop("updates", key)
             m.emit(events.Create, node, world, frame, value=made)
+        case "autocast" if "autocast_handler" in given.kwargs:
+            made = fresh("region")  # Accelerate's handler says whether it is on
         case "autocast":
             made = Autocast(
                 site(node, frame),

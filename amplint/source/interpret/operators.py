@@ -81,6 +81,9 @@ def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AS
         return Parameters(left.of | right.of)
     if isinstance(left, Tensor | Parameter) or isinstance(right, Tensor | Parameter) or _holds_tensor(left, right):
         name = _TENSOR_OPS.get(type(op), "")
+        # 1 / x is x.reciprocal() * 1, which autocast runs in float32
+        if isinstance(op, ast.Div) and isinstance(left, Const):
+            return operations.operation(m, "reciprocal", (right,), {}, node, world, frame)
         return operations.operation(m, name, (left, right), {}, node, world, frame)
     if isinstance(op, ast.MatMult):
         return operations.operation(m, "matmul", (left, right), {}, node, world, frame)
