@@ -78,10 +78,11 @@ def apex_amp(script: Script) -> Iterator[Finding]:
     attempt = guard(module, statement)
     if attempt is not None and (not uses.uses or falls_back(attempt)):
         return
-    message = "current apex has no apex.amp: ImportError"
+    whole = alias.name == "apex"  # `import apex` itself works
+    message = f"current apex has no apex.amp: {'AttributeError where it is used' if whole else 'ImportError'}"
     severity = knowledge.rules()["AMP605"].severity
     fix, advice = None, ""
-    if attempt is not None and not raises(attempt):
+    if attempt is not None and not raises(attempt) and not whole:
         message = "current apex has no apex.amp: the import fails, and the script goes on without it"
     if uses.native and uses.uses:
         advice = "remove the branch that uses apex: torch.amp is there beside it"

@@ -208,8 +208,8 @@ def unknown(
     autocast contexts says so in its name."""
     if "autocast" in _last_name(callee):
         device = given.kwargs.get("device_type") or (given.args[0] if given.args else None)
-        if "autocast_handler" in given.kwargs:  # Accelerate's: whether it is on is in there
-            return [(fresh(), world)]
+        if "autocast_handler" in given.kwargs or "avoid" in _last_name(callee):
+            return [(fresh(), world)]  # whether it is on is in Accelerate's handler; NeMo's avoids float16
         enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
         return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()
