@@ -1,0 +1,44 @@
+"""Runs a captured graph: in FP32, whatever dtypes it was captured with, or under autocast as it was captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from amplint.graph.capture.captured import Captured
+from amplint.graph.policy import HALVES
+
+Seen = Callable[[fx.Node, Any], Any]  # is shown each node's value, and gives the value to go on with
+
+
+class _Runner(fx.Interpreter):
+    def __init__(self, captured: Captured, seen: Seen | None, full: bool) -> None:
+        super().__init__(captured.graph, garbage_collect_values=True)
+        self.seen, self.full, self.precision = seen, full, captured.precision
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function":
+            return super().run_node(n)
+        enabled = not self.full and self.precision.mode == "amp" and n.meta.get("autocast", False)
+        with torch.autocast("cpu", dtype=self.precision.dtype, enabled=enabled):
+            value = super().run_node(n)
+        return self.seen(n, value) if self.seen is not None else value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.full:  # what casts to half casts to float32
+            args, kwargs = (fx.node.map_aggregate(one, _full) for one in (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+def _full(value: Any) -> Any:
+    return torch.float32 if value in HALVES and isinstance(value, torch.dtype) else value
+
+
+def run(captured: Captured, seen: Seen | None = None, *, full: bool = True) -> Any:
+    """Run the graph on its own values. `full`: in FP32; else at the captured precision, for which `cuda_policy` must be
+    open. `seen` is called with each call's node and value."""
+    values = [captured.values[node.name] for node in captured.graph.graph.nodes if node.op == "placeholder"]
+    return _Runner(captured, seen, full).run(*values)
