@@ -122,7 +122,9 @@ _NO_CODE = re.compile(
 
 
 def code_only(data: bytes) -> bytes:
-    """A source without its comments and docstrings."""
+    """A source without its comments and docstrings, in lines that end in a line feed."""
+    if b"\r" in data:
+        data = data.replace(b"\r", b"\n")  # a lone one would let a comment reach to the end of the file
     return _NO_CODE.sub(rb"\1", data)
 
 

@@ -77,3 +77,8 @@ def test_a_count_or_a_divisor_fills_nothing(code):
 )
 def test_a_number_is_a_count_by_type_or_name(line):
     assert not holds(line.encode(), "{large}")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_comment_ends_with_its_line(end: bytes) -> None:
+    assert may_hold(end.join((b"import torch  # the library", b"clip_grad()", b"")), make_plan([CLIP]))
