@@ -86,7 +86,10 @@ def _has_kernel(name: str) -> bool:
 
 
 def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
-    """What CUDA's autocast does in front of an operation (ATen/autocast_mode.h, WrapFunction_)."""
+    """What CUDA's autocast does in front of an operation (ATen/autocast_mode.h, WrapFunction_). Without a kind it has no
+    kernel, and what the operation is made of is cast: log_softmax in cross_entropy_loss."""
+    if not kind:
+        return torch.library.fallthrough_kernel
     names = [argument.name for argument in operator._schema.arguments]
 
     def run(*args: Any, **kwargs: Any) -> Any:
