@@ -1,0 +1,92 @@
+"""Half precision's window on a log2 axis, for range bars and histograms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+Report = dict[str, Any]
+
+
+class Window(NamedTuple):
+    """What a dtype can hold, as powers of two: 0 below `zero`, subnormal to `normal`, normal to `top`, then inf."""
+
+    name: str
+    zero: float
+    normal: float
+    top: float
+    largest: float
+
+
+# torch.finfo; halfway to the smallest subnormal rounds to zero
+WINDOWS = {
+    "float16": Window("float16", -25, -14, 16, 65504.0),
+    "bfloat16": Window("bfloat16", -134, -126, 128, 3.3895313892515355e38),
+}
+LOW, HIGH = -50, 21  # of the histograms: 71 bins, each a power of two
+
+
+def exponent(value: float | None) -> float:
+    """log2 of a magnitude; of 0, or of nothing, the axis's low end; of what is infinite or unbounded, its high end."""
+    if value is None or math.isinf(value) or math.isnan(value):
+        return HIGH
+    return max(LOW, min(HIGH, math.log2(abs(value)))) if value else LOW
+
+
+def bar(
+    tiny: float | None, largest: float | None, window: Window, low: int = -30, high: int = 20, step: int = 2
+) -> str:
+    """A range in text, a character for `step` powers of two: `.` subnormal, `-` normal, `|` the dtype's end; `#` where
+    values are, `0` those that become zero, `!` those that become inf."""
+    first, last = exponent(tiny or largest), exponent(largest)
+    cells = []
+    for at in range(low, high, step):
+        inside = first < at + step and last >= at and bool(largest)
+        inside |= bool(largest) and ((at == low and last < low) or (at + step >= high and first >= high))
+        if inside:
+            cells.append("0" if at < window.zero else "!" if at >= window.top else "#")
+        elif at <= window.top < at + step:
+            cells.append("|")
+        else:
+            cells.append(" " if at < window.zero or at > window.top else "." if at < window.normal else "-")
+    return "".join(cells)
+
+
+def number(value: float | None) -> str:
+    """Three digits, as people write them: 0.0012, 65504, 1.2e+09."""
+    if value is None or math.isinf(value):
+        return "unbounded"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A share as a percentage: 0 %, < 0.01 %, 4.7 %."""
+    if value <= 0:
+        return "0 %"
+    return "< 0.01 %" if value < 1e-4 else f"{100 * value:.3g} %"
+
+
+def bits(value: float | None) -> str:
+    """Headroom in bits, signed: how many times the values may double before the dtype ends."""
+    return "" if value is None or math.isinf(value) else f"{value:+.1f} bits"
+
+
+def amount(count: float, unit: str = "B") -> str:
+    """12345678 bytes → 12.3 MB."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(count) < 1000 or prefix == "G":
+            return f"{count:.3g} {prefix}{unit}".strip()
+        count /= 1000
+    return ""
+
+
+def where(place: dict[str, Any] | None) -> str:
+    """path:row:column of a place."""
+    if not place:
+        return "no line of yours"
+    column = f":{place['column']}" if place.get("column") else ""
+    return f"{place['path']}:{place['row']}{column}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
