@@ -7,9 +7,10 @@ asks for "cuda" is one for the CPU.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -21,33 +22,69 @@ from amplint import knowledge
 KINDS = ("lower", "fp32", "fp32_set_opt_dtype", "fp32_append_dtype", "promote", "banned")
 HALVES = (torch.float16, torch.bfloat16)
 _KEY = "AutocastCPU"
+# On CUDA a recurrent layer is one cuDNN call, which autocast casts to half (native/cudnn/RNN.cpp); a CPU has no such op.
+_RNN = tuple(f"aten::{name}.{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("input", "data"))
 _EXCLUDED = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+
+_open = 0  # how many are open: one in another changes nothing
 
 
 @contextmanager
 def cuda_policy() -> Iterator[None]:
-    """While it is open, autocast on the CPU follows CUDA's lists, and "cuda" in an autocast call means the CPU."""
+    """While it is open, autocast on the CPU follows CUDA's lists, and "cuda" in an autocast call means the CPU. Open it
+    before the user's code is imported: a region made outside, at import time (a decorator), is not known inside."""
+    global _open
+    if _open:
+        yield
+        return
+    default = torch.get_autocast_dtype("cpu")
     library = torch.library.Library("aten", "IMPL", _KEY)  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that kernels are overridden
-        for operator, kind in _overridden():
-            library.impl(operator, _kernel(operator, kind), allow_override=True)  # type: ignore[no-untyped-call]
-    try:
-        with mock.patch.object(torch.autocast, "__init__", _on_the_cpu(torch.autocast.__init__)):
+    with ExitStack() as stack:
+        stack.callback(library._destroy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that kernels are overridden
+            for operator, kind in _overridden():
+                library.impl(operator, _kernel(operator, kind), allow_override=True)  # type: ignore[no-untyped-call]
+        for owner, name, new in _cuda_is_cpu():
+            stack.enter_context(mock.patch.object(owner, name, new))
+        stack.callback(torch.set_autocast_dtype, "cpu", default)
+        torch.set_autocast_dtype("cpu", torch.float16)  # the default of CUDA, not the CPU's bfloat16
+        _open += 1
+        try:
             yield
-    finally:
-        library._destroy()  # type: ignore[no-untyped-call]
+        finally:
+            _open -= 1
 
 
-def _on_the_cpu(init: Callable[..., None]) -> Callable[..., None]:
+def _cuda_is_cpu() -> Iterator[tuple[Any, str, Any]]:
+    """What must be patched so that autocast's "cuda" is the CPU's: (owner, name, replacement)."""
+    init, casts = torch.autocast.__init__, torch.amp.autocast_mode._cast
+
+    @functools.wraps(init)  # dynamo reads the signature
     def __init__(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
-        named = getattr(device_type, "type", device_type)
-        dtype = kwargs.get("dtype") or (args[0] if args else None)
-        if named == "cuda" and dtype is None:  # the default of CUDA, not the CPU's bfloat16
-            kwargs["dtype"] = torch.float16
-        init(self, "cpu" if named == "cuda" else device_type, *args, **kwargs)
+        init(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
-    return __init__
+    def _cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:  # of custom_fwd
+        return casts(value, "cpu" if device_type == "cuda" else device_type, dtype)
+
+    yield torch.autocast, "__init__", __init__
+    yield torch.amp.autocast_mode, "_cast", _cast
+    for name in ("is_autocast_enabled", "set_autocast_enabled", "get_autocast_dtype", "set_autocast_dtype"):
+        yield torch, name, _asked(getattr(torch, name))
+    yield torch, "get_autocast_gpu_dtype", functools.partial(torch.get_autocast_dtype, "cpu")
+    yield torch, "set_autocast_gpu_dtype", functools.partial(torch.set_autocast_dtype, "cpu")
+
+
+def _asked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a device's autocast state. Without a device it is CUDA's: is_autocast_enabled(), and (True) to set it."""
+
+    def ask(device_type: Any = "cuda", *args: Any) -> Any:
+        if not isinstance(device_type, str):
+            return function("cpu", device_type, *args)
+        return function("cpu" if device_type == "cuda" else device_type, *args)
+
+    return ask
 
 
 @cache
@@ -59,7 +96,7 @@ def kinds() -> dict[str, str]:
         for name in lists[kind]:
             for overload in lists["overloads"].get(name, ("default",)):
                 table[f"aten::{name}" + (f".{overload}" if overload != "default" else "")] = kind
-    return table
+    return table | dict.fromkeys(_RNN, "rnn")
 
 
 @cache
@@ -67,6 +104,7 @@ def _overridden() -> tuple[tuple[Any, str], ...]:
     """All overloads whose autocast kernel must change: those on CUDA's lists, and those that only the CPU's hold."""
     lists = knowledge.ops()
     names = {name for device in ("cuda", "cpu") for kind in KINDS for name in lists[device].get(kind, ())}
+    names |= {name.split("::")[1].split(".")[0] for name in _RNN}
     found = []
     for name in sorted(names):
         packet = getattr(torch.ops.aten, name, None)
@@ -91,27 +129,32 @@ def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
     if not kind:
         return torch.library.fallthrough_kernel
     names = [argument.name for argument in operator._schema.arguments]
+    appended = getattr(torch.ops.aten.norm, f"{operator._overloadname.removesuffix('Scalar')}_dtype", None)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_EXCLUDED):
-            if kind == "banned":
-                raise RuntimeError(f"{operator.name()} is unsafe to autocast: see torch.autocast's documentation")
-            if kind == "lower":
-                return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
-            if kind == "fp32":
-                return operator(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
-            if kind == "promote":
-                widest = torch.float32 if any(_float32(value) for value in (*args, *kwargs.values())) else _lower()
-                return operator(*_cast(args, widest), **_cast(kwargs, widest))
-            if kind == "fp32_set_opt_dtype" and _first_is_half(args):
+            match kind:
+                case "banned":
+                    raise RuntimeError(f"{operator.name()} is unsafe to autocast: see torch.autocast's documentation")
+                case "lower":
+                    return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
+                case "rnn":
+                    with torch.backends.mkldnn.flags(enabled=False):  # which has no float16 for them
+                        return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
+                case "fp32":
+                    return operator(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
+                case "promote":
+                    widest = _widest((*args, *kwargs.values()))
+                    return operator(*_cast(args, widest), **_cast(kwargs, widest))
+                case "fp32_append_dtype":
+                    return appended(*args, **kwargs, dtype=torch.float32 if _eligible(args[0]) else args[0].dtype)
+            if _eligible(args[0]):  # fp32_set_opt_dtype
                 at = names.index("dtype")
                 given = args[at] if at < len(args) else kwargs.get("dtype")
                 if given is None and at < len(args):
                     args = (*args[:at], torch.float32, *args[at + 1 :])
                 elif given is None:
                     kwargs = {**kwargs, "dtype": torch.float32}
-            elif kind == "fp32_append_dtype" and _first_is_half(args):
-                return operator(*_cast(args, torch.float32), **kwargs)
             return operator(*args, **kwargs)
 
     return run
@@ -135,11 +178,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _float32(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_float32, value))
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
-
-
-def _first_is_half(args: tuple[Any, ...]) -> bool:
-    return bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype in HALVES
+def _widest(values: Iterable[Any]) -> torch.dtype:
+    """The dtype in which a promoting operation runs (prioritize in ATen/autocast_mode.h)."""
+    tensors = (one for value in values for one in (value if isinstance(value, list | tuple) else (value,)))
+    dtypes = {one.dtype for one in tensors if _eligible(one)}
+    if dtypes - {torch.float32, _lower()} and torch.float32 not in dtypes:
+        raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+    return torch.float32 if torch.float32 in dtypes else _lower()

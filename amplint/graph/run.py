@@ -23,7 +23,8 @@ class _Runner(fx.Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         enabled = not self.full and self.precision.mode == "amp" and n.meta.get("autocast", False)
-        with torch.autocast("cpu", dtype=self.precision.dtype, enabled=enabled):
+        grad = torch.is_grad_enabled() and n.meta.get("grad", True)
+        with torch.autocast("cpu", dtype=self.precision.dtype, enabled=enabled), torch.set_grad_enabled(grad):
             value = super().run_node(n)
         return self.seen(n, value) if self.seen is not None else value
 
@@ -40,5 +41,16 @@ def _full(value: Any) -> Any:
 def run(captured: Captured, seen: Seen | None = None, *, full: bool = True) -> Any:
     """Run the graph on its own values. `full`: in FP32; else at the captured precision, for which `cuda_policy` must be
     open. `seen` is called with each call's node and value."""
-    values = [captured.values[node.name] for node in captured.graph.graph.nodes if node.op == "placeholder"]
+    values = [_value(captured, node, full) for node in captured.graph.graph.nodes if node.op == "placeholder"]
     return _Runner(captured, seen, full).run(*values)
+
+
+def _value(captured: Captured, node: fx.Node, full: bool) -> Any:
+    """What a placeholder stands for, in FP32 or in the dtype it was captured in. What a model writes to is a copy."""
+    value, seen = captured.values[node.name], node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return value
+    wanted = torch.float32 if full or not isinstance(seen, torch.Tensor) else seen.dtype
+    if value.dtype in (torch.float32, *HALVES) and value.dtype != wanted:
+        return value.to(wanted)
+    return value if captured.kinds[node.name] == "parameter" else value.detach().clone()

@@ -18,10 +18,11 @@ from amplint.graph.capture.flatten import flatten
 def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], precision: Precision) -> Captured:
     """Capture by torch.export. `cuda_policy` must be open, and the model half where `precision` says so."""
     enabled = precision.mode == "amp"
-    with _places(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
+    with placed(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
         program = torch.export.export(model, args, kwargs, strict=False)
     values: dict[str, Any] = {}
     kinds: dict[str, str] = {}
+    targets: dict[str, str] = {}
     inputs = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
     for spec in program.graph_signature.input_specs:
         name, target = getattr(spec.arg, "name", ""), spec.target or ""
@@ -29,25 +30,34 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             case "PARAMETER" | "BUFFER":
                 kinds[name] = spec.kind.name.lower()
                 state = program.state_dict if spec.kind.name == "PARAMETER" or spec.persistent else program.constants
-                values[name] = state[target]
+                values[name], targets[name] = state[target], target
             case "CONSTANT_TENSOR":
                 kinds[name], values[name] = "constant", program.constants[target]
             case "USER_INPUT":
                 kinds[name], values[name] = "input", next(inputs)
+                targets[name] = name
             case _:
                 raise ValueError(f"an input of kind {spec.kind.name}")
-    graph = flatten(program.graph_module, enabled)
-    return Captured(graph, values, kinds, precision, "export")
+    notes: list[str] = []
+    graph = flatten(program.graph_module, enabled, notes)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["target"] = targets.get(node.name, "")
+            if not isinstance(values[node.name], torch.Tensor) and not node.users:  # None, or a number that is baked in
+                graph.graph.erase_node(node)
+                del values[node.name], kinds[node.name]
+    graph.recompile()
+    return Captured(graph, values, kinds, precision, "export", notes, program.call_spec.out_spec)
 
 
 @contextmanager
-def _places() -> Iterator[None]:
+def placed() -> Iterator[None]:
     """Each node is given the user's innermost line as it is made: export itself keeps frames of forward() only."""
     create = fx.Graph.create_node
 
     def create_node(self: fx.Graph, *args: Any, **kwargs: Any) -> fx.Node:
         node = create(self, *args, **kwargs)
-        if "place" not in node.meta and node.op == "call_function":
+        if "place" not in node.meta and node.op.startswith("call_"):
             node.meta["place"] = places.innermost()
         return node
 

@@ -3,58 +3,89 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from amplint.graph import places
+from amplint.graph.capture import aliases
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _SKIPPED = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 
 
-def flatten(root: fx.GraphModule, autocast: bool) -> fx.GraphModule:
+def flatten(root: fx.GraphModule, autocast: bool, notes: list[str]) -> fx.GraphModule:
     """The same computation in one graph, each node with what Captured asks for. `autocast`: whether it is on outside of
-    the model's own regions."""
+    the model's own regions. `notes` are given what stays a region of its own."""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     placeholders = [node for node in root.graph.nodes if node.op == "placeholder"]
     for node in placeholders:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
-    graph.output(_copy(root, graph, copies, autocast))
-    flat = fx.GraphModule(root, graph)
+    held = torch.nn.Module()
+    graph.output(_copy(root, graph, copies, _State(held, notes, autocast, True)))
+    flat = fx.GraphModule(held, graph)
     flat.graph.eliminate_dead_code()
+    aliases.link(flat.graph)
     flat.recompile()
     return flat
 
 
-def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], autocast: bool) -> Any:
+@dataclass(frozen=True)
+class _State:
+    """Where the copying is: what the graph's get_attr nodes get, and what is on here."""
+
+    held: torch.nn.Module
+    notes: list[str]
+    autocast: bool
+    grad: bool
+
+
+def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], state: _State) -> Any:
     """Copy the nodes of a graph; what it returns."""
     for node in module.graph.nodes:
         match node.op:
             case "output":
                 return fx.map_arg(node.args[0], lambda one: copies[one])
             case "get_attr":
-                held = _attribute(module, node.target)
-                copies[node] = held if isinstance(held, fx.GraphModule) else graph.get_attr(node.target)
+                copies[node] = _Held(_attribute(module, node.target))
             case "call_function" if node.target is _AUTOCAST or node.target is _GRAD:
                 inner, rest = _region(node)
-                inside = copies[inner] if isinstance(inner, fx.Node) else inner
-                given = fx.map_arg(rest, lambda one: copies[one])
+                inside = copies[inner].value
+                given = fx.map_arg(rest, lambda one: _spelled(copies[one], graph, state))
                 names = [one for one in inside.graph.nodes if one.op == "placeholder"]
-                enabled = bool(node.args[2]) if node.target is _AUTOCAST else autocast
-                copies[node] = _copy(inside, graph, dict(zip(names, given, strict=True)), enabled)
+                on = {"autocast": bool(node.args[2])} if node.target is _AUTOCAST else {"grad": bool(node.args[0])}
+                copies[node] = _copy(inside, graph, copies | dict(zip(names, given, strict=True)), replace(state, **on))
             case "call_function" if node.target is operator.getitem and not isinstance(copies[node.args[0]], fx.Node):
                 copies[node] = copies[node.args[0]][node.args[1]]
             case "call_function" if node.target in _SKIPPED:
                 continue
             case "call_function":
-                copies[node] = graph.node_copy(node, lambda one: copies[one])
-                copies[node].meta |= _described(node) | {"autocast": autocast}
+                copies[node] = graph.node_copy(node, lambda one: _spelled(copies[one], graph, state))
+                copies[node].meta |= _described(node) | {"autocast": state.autocast, "grad": state.grad}
+                if isinstance(node.target, torch._ops.HigherOrderOperator):
+                    state.notes.append(f"{node.target.name()} is taken as one call: what is in it is not looked at")
     return None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a get_attr node holds: the graph of a region, or a tensor."""
+
+    value: Any
+
+
+def _spelled(copy: Any, graph: fx.Graph, state: _State) -> Any:
+    """A copy as an argument. What is held becomes a get_attr node where it is used: in a call that is no region."""
+    if not isinstance(copy, _Held):
+        return copy
+    name = f"held{len(state.held._modules) + len(state.held.__dict__)}"
+    setattr(state.held, name, copy.value)
+    return graph.get_attr(name)
 
 
 def _region(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
@@ -71,11 +102,5 @@ def _attribute(module: fx.GraphModule, target: str) -> Any:
 
 
 def _described(node: fx.Node) -> dict[str, Any]:
-    stack = node.meta.get("nn_module_stack") or {}
-    module = tuple((_path(path), str(kind).rpartition(".")[2]) for path, kind in stack.values())
     place = node.meta.get("place") or places.of_stack_trace(node.meta.get("stack_trace"))
-    return {"place": place, "module": module}
-
-
-def _path(text: str) -> str:
-    return text.removeprefix("L['self']").lstrip(".")
+    return {"place": place, "module": places.modules(node.meta.get("nn_module_stack"))}

@@ -1,0 +1,68 @@
+"""The model as it was: a front end that runs it leaves no trace in its buffers, its gradients or the random numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """What the model writes to its buffers inside, and the random numbers it draws, are taken back."""
+    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in held:
+                    if buffer.dtype == before.dtype and buffer.shape == before.shape:
+                        buffer.copy_(before)
+
+
+def is_half(model: torch.nn.Module) -> bool:
+    """Whether it holds halves: its maker has chosen what is half, and what stays in FP32."""
+    return any(one.dtype in (torch.float16, torch.bfloat16) for one in model.parameters())
+
+
+@contextmanager
+def halved(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The model as `model.half()` makes it; in FP32 again afterwards, its parameters the same objects."""
+    data = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        model.half() if dtype == torch.float16 else model.to(dtype)
+        yield
+    finally:
+        for parameter, full in data:
+            parameter.data = full
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """FP32 tensors in half precision, anywhere in a tree."""
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda one: one.to(dtype) if one.dtype == torch.float32 else one, value
+    )
+
+
+def leaves(value: Any) -> list[Any]:
+    """The leaves of a tree of containers; of a dataclass that torch knows nothing of, its fields'."""
+    found = []
+    for leaf in torch.utils._pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in dataclasses.fields(leaf):
+                found += leaves(getattr(leaf, field.name))
+        else:
+            found.append(leaf)
+    return found
