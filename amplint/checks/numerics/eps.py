@@ -139,13 +139,14 @@ def _in_place(call: ast.Call) -> bool:
 
 
 def _divides(script: Script, result: Tensor) -> bool:
-    """Whether a result is divided by, or its logarithm is taken: the slope there is one over it, or more. That of a
-    square root stays far below float16's largest number."""
+    """Whether a result, or its square root, is divided by, or its logarithm is taken: the slope there is one over it, or
+    more. That of a square root alone stays far below float16's largest number."""
     for event in script.events(events.Operation):
         operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.node is result.node]
         if operands and (
             event.name in ("rsqrt", "log", "reciprocal", "pow")
             or (event.name == "div" and len(event.args) > 1 and event.args[1] in operands)
+            or (event.name == "sqrt" and event.result.node is not result.node and _divides(script, event.result))
         ):
             return True
     return False
