@@ -234,6 +234,47 @@ def events(context: click.Context, /, file: str, **options: Any) -> None:
     context.exit(run(file, _settings([file], options)))
 
 
+@cli.command(short_help="Find what leaves half precision's range inside a model.")
+@click.argument("target", metavar="SCRIPT|PKG.MOD:FACTORY")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
+@click.option("--input", multiple=True, metavar="SHAPE[:DTYPE[:LOW-HIGH]]", help="An input of a factory's model.")
+@click.option("--inputs", metavar="PKG.MOD:FUNCTION", help="What gives its inputs: args, or (args, kwargs).")
+@click.option("--eval", is_flag=True, help="A factory's model in evaluation mode [default: training mode].")
+@click.option("--meta", is_flag=True, help="Make a factory's model without weights: no data, no memory.")
+@click.option("--precision", type=click.Choice(["amp", "half"]), help="Autocast, or a model that is itself half.")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), help="The same as --target-dtype.")
+@click.option(
+    "--frontend",
+    type=click.Choice(["auto", "export", "compile", "recorder", "symbolic"]),
+    default="auto",
+    help="What captures the model [default: the first of export, compile and recorder that takes it].",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=600, metavar="SECONDS", help="[default: 600]"
+)
+@click.option(
+    "--python", metavar="EXE", help="The Python that has torch and the script's packages [default: this one]."
+)
+@click.option("--output-format", type=click.Choice(["text", "json"]), default="text", help="[default: text]")
+@click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
+@_with(_SETTINGS)
+@click.pass_context
+def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Find what leaves half precision's range inside a model, forward and backward, on one batch.
+
+    `amplint trace train.py -- ARGS` runs the script up to its first backward, in a process of its own, and takes the
+    model and the batch that it sees there. `amplint trace pkg.mod:factory --input 8,3,224,224` needs no script.
+
+    Exit code: 0 nothing marked, 1 marks, 2 could not run.
+    """
+    from amplint.tracing import trace as run
+
+    context.color = _colour(options["color"])
+    _named((target,))
+    options["target_dtype"] = options["dtype"] or options["target_dtype"]
+    context.exit(run(target, arguments, _settings([target if os.path.exists(target) else "."], options), options))
+
+
 @cli.command(short_help="Explain a rule.")
 @click.argument("code", required=False)
 @click.option("--all", "every", is_flag=True, help="Explain all rules.")

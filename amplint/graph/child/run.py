@@ -1,0 +1,36 @@
+"""The child: open CUDA's policy, go through one of the two doors, analyse, answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from amplint.graph.child.answer import finish, say
+
+
+def run(folder: str) -> None:
+    """Do what `folder`/job.json says; ends the process."""
+    with open(os.path.join(folder, "job.json"), encoding="utf-8") as stream:
+        job: dict[str, Any] = json.load(stream)
+    say(folder, "torch")
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        finish(folder, {"error": _no_torch(error)})
+    if job["door"] == "script":
+        from amplint.graph.child.script import script as door
+    else:
+        from amplint.graph.child.factory import factory as door
+    door(folder, job)
+
+
+def _no_torch(error: ImportError) -> str:
+    import sys
+
+    if error.name != "torch":
+        return f"torch cannot be imported in {sys.executable}: {error}"
+    return (
+        f"{sys.executable} has no torch, which trace needs: pip install amplint[torch], or name the interpreter that "
+        "trains with --python"
+    )

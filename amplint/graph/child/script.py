@@ -1,0 +1,130 @@
+"""The first door: the user's script runs, as `python train.py ARGS` would run it, until its first backward."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import traceback
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Any, NoReturn
+
+from amplint.graph.child import analyse, device
+from amplint.graph.child.answer import claim, finish, say
+from amplint.graph.child.observe import Watch, watching
+from amplint.graph.child.seen import Seen
+
+_TORCHRUN = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500"
+_OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+
+
+def script(folder: str, job: dict[str, Any]) -> None:
+    """Run the script under watch; ends the process."""
+    path, main = job["target"], os.getpid()
+    patches = ExitStack()
+    patches.enter_context(device.cuda_on_cpu())
+    gate = patches.enter_context(ExitStack())
+    gate.enter_context(device.open_gate())
+
+    def found(seen: Seen) -> NoReturn:
+        claim(folder)
+        say(folder, "analysis")
+        gate.close()
+        finish(folder, analyse.answer(seen, job))
+
+    watch = gate.enter_context(watching(found))
+    say(folder, "script")
+    try:
+        _execute(path, job["arguments"])
+        _wait()
+    except SystemExit as error:
+        problem = _ended(path, error.code, watch)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException as error:
+        show(error)
+        problem = f"{path} {crashed(error)}"
+    else:
+        problem = _ended(path, 0, watch)
+    if os.getpid() != main:  # a process that the script forked off: only the script itself speaks
+        os._exit(1)
+    finish(folder, {"error": problem})
+
+
+def _execute(path: str, arguments: list[str]) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not sys.flags.safe_path:
+        sys.path.insert(0, folder)
+    sys.argv[:] = [path, *arguments]
+    with io.open_code(os.path.abspath(path)) as stream:
+        code = compile(stream.read(), path, "exec", dont_inherit=True)
+    module = ModuleType("__main__")
+    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+
+
+def _wait() -> None:
+    """A script is not at its end before its threads and processes are."""
+    for process in multiprocessing.active_children():
+        if not process.daemon:
+            process.join()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+
+
+def _ended(path: str, code: Any, watch: Watch) -> str:
+    if isinstance(code, str):
+        print(code, file=sys.stderr)  # as Python does
+    how = "ended" if code in (None, 0) else f"ended with exit code {code if isinstance(code, int) else 1}"
+    if not watch.names:
+        return f"{path} {how} and never called a model: no nn.Module with trainable parameters was called"
+    names = ", ".join(sorted(watch.names)[:3])
+    return f"{path} {how} before a training step: it called {names}, but no output of that reached a backward"
+
+
+def describe(error: BaseException) -> str:
+    """An error in a line."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def crashed(error: BaseException) -> str:
+    """What happened to the user's code, in a line that goes on from its name."""
+    what = describe(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"ran out of memory before its first training step: {what}; try a smaller batch"
+    if isinstance(error, EOFError):
+        return f"reads standard input, which is empty here ({what}): give what it asks for on its command line"
+    hint = ""
+    if isinstance(error, KeyError) and error.args[0] in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
+        hint = "; what torchrun sets: RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500"
+    return f"crashed before its first training step: {what}{hint}"
+
+
+def show(error: BaseException) -> None:
+    """The user's traceback, without amplint's frames."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    told = traceback.TracebackException.from_exception(error)
+    todo: list[traceback.TracebackException | None] = [told]
+    while todo:
+        one = todo.pop()
+        if one is not None:
+            frames = [frame for frame in one.stack if not os.path.abspath(frame.filename).startswith(_OWN)]
+            one.stack = traceback.StackSummary.from_list(frames)
+            todo += [one.__cause__, one.__context__]
+    print("".join(told.format()), end="", file=sys.stderr)

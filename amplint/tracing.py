@@ -1,0 +1,204 @@
+"""`amplint trace`: what the user asked for as a job for the child, and its answer as an exit code. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amplint import files, process
+from amplint.cli import fail
+from amplint.config import Settings
+from amplint.engine import source
+from amplint.findings import Finding, Location, Range, Severity
+from amplint.source import suppress
+
+Job = dict[str, Any]
+_START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "graph", "child", "start.py")
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[\d,\s]*)(?::(?P<dtype>\w+))?(?::(?P<range>.+))?")
+_RANGE = re.compile(r"(-?[\d.]+(?:e[-+]?\d+)?)-(-?[\d.]+(?:e[-+]?\d+)?)")
+_PHASES = {
+    "": "Python did not get as far as to amplint",
+    "torch": "torch was being imported",
+    "script": "it had not come to its first training step",
+    "factory": "it had not given a model",
+    "analysis": "its model was found, and was being traced",
+}
+
+
+def trace(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> int:
+    """`amplint trace`: print what the model does in half precision; 0 no marks, 1 marks, 2 could not run."""
+    said = _answer(_job(target, arguments, settings, options), options)
+    findings, report = _kept(said, settings)
+    if options["html"]:
+        _write_page(report, findings, options["html"])
+    if options["output_format"] == "json":
+        from amplint.report.json import render
+
+        click.echo(render(findings, source, settings.root))
+    else:
+        from amplint.report.trace.terminal import summary
+
+        click.echo(summary(report), nl=False)
+    return int(bool(findings))
+
+
+# -- the job ------------------------------------------------------------------------------------------------------
+
+
+def _job(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> Job:
+    """What the child is to do; a mistake of the user's ends the run."""
+    is_script = os.path.exists(target) or target.endswith(".py") or ":" not in target
+    given = bool(options["input"] or options["inputs"])
+    if is_script:
+        if not os.path.isfile(target):
+            reason = "is a folder" if os.path.isdir(target) else "no such file"
+            fail(f"{target}: {reason}; trace takes a script, or a factory as pkg.mod:name")
+        if given or options["meta"] or options["eval"]:
+            fail(
+                "--input, --inputs, --meta and --eval go with a factory (pkg.mod:name): a script has its own model and batch"
+            )
+    else:
+        if arguments:
+            fail(
+                f"{target} is a factory: it takes no arguments ({' '.join(arguments)}); --input gives its model's inputs"
+            )
+        if not given:
+            fail(f"{target}: name the model's inputs: --input 8,3,224,224:float32, or --inputs pkg.mod:function")
+        if options["input"] and options["inputs"]:
+            fail("--input and --inputs both give the model's inputs: name one")
+        if options["inputs"] and ":" not in options["inputs"]:
+            fail(f'--inputs: "{options["inputs"]}" is not pkg.mod:function')
+    return {
+        "door": "script" if is_script else "factory",
+        "target": target,
+        "arguments": list(arguments),
+        "inputs": [_input(text) for text in options["input"]],
+        "inputs_from": options["inputs"] or "",
+        "train": not options["eval"],
+        "meta": options["meta"],
+        "precision": options["precision"] or "",
+        "dtype": options["dtype"] or "",
+        "target_dtype": settings.target_dtype,
+        "frontend": options["frontend"],
+    }
+
+
+def _input(text: str) -> dict[str, Any]:
+    """`8,3,224,224:float32`, `input_ids=2,128:int64:0-30000`: name, shape, dtype, and the range of its values."""
+    match = _INPUT.fullmatch(text)
+    shape = [part.strip() for part in match["shape"].split(",") if part.strip()] if match else []
+    if match is None or not all(map(str.isdigit, shape)) or (not shape and not match["dtype"]):
+        fail(f'--input: "{text}" is not a shape as 8,3,224,224:float32 or 2,128:int64:0-30000')
+    dtype = match["dtype"] or "float32"
+    if dtype not in _DTYPES:
+        fail(f'--input: unknown dtype "{dtype}" in "{text}"; one of {", ".join(_DTYPES)}')
+    low = high = None
+    if match["range"]:
+        ends = _RANGE.fullmatch(match["range"])
+        try:
+            low, high = (float(ends[1]), float(ends[2])) if ends else (0.0, 0.0)
+        except ValueError:
+            low = high = 0.0
+        if low >= high:
+            fail(
+                f'--input: "{match["range"]}" in "{text}" is not a range as 0-30000: the first value, and the end, excluded'
+            )
+    return {"name": match["name"] or "", "shape": list(map(int, shape)), "dtype": dtype, "low": low, "high": high}
+
+
+# -- the child ----------------------------------------------------------------------------------------------------
+
+
+def _answer(job: Job, options: dict[str, Any]) -> dict[str, Any]:
+    """What the child answers. Its own output, and the script's, go to standard error."""
+    python = options["python"] or sys.executable
+    with tempfile.TemporaryDirectory(prefix="amplint-", ignore_cleanup_errors=True) as folder:
+        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
+        answered = Path(folder, "answer.json")
+        try:
+            # the model is read on the CPU, under CUDA's policy, wherever it is trained
+            env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+            code = process.run([python, _START, folder], options["timeout"], answered.exists, env)
+        except OSError as error:
+            fail(f"{python} cannot be run: {error.strerror}")
+        if answered.exists():
+            said: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
+        else:
+            said = {"error": _silence(folder, job["target"], python, code, options["timeout"])}
+    if "error" in said:
+        fail(said["error"])
+    return said
+
+
+def _silence(folder: str, target: str, python: str, code: int | None, seconds: float) -> str:
+    """Why the child ended without an answer."""
+    phase = Path(folder, "phase")
+    where = _PHASES[phase.read_text(encoding="utf-8") if phase.exists() else ""]
+    if code is None:
+        return f"{target} was stopped after {seconds:g} s: {where}; --timeout gives it longer"
+    if code == -signal.SIGKILL:
+        return f"{target} was killed (signal 9), most likely for lack of memory: {where}"
+    if code < 0:
+        return f"{target} was killed by signal {-code} ({signal.Signals(-code).name}): {where}"
+    if not phase.exists():
+        return f"{python} is no Python that runs amplint: it ended with exit code {code}"
+    return f"{target} ended with exit code {code}: {where}"
+
+
+# -- the answer ---------------------------------------------------------------------------------------------------
+
+
+def _kept(said: dict[str, Any], settings: Settings) -> tuple[list[Finding], dict[str, Any]]:
+    """The findings that are wanted, and the report with their marks only."""
+    comments: dict[str, suppress.Suppressions] = {}
+    findings, at = [], []
+    for index, entry in enumerate(said["findings"]):
+        finding = _finding(entry)
+        if finding.path not in comments:
+            comments[finding.path] = suppress.read(source(finding.path)) if finding.path else suppress.Suppressions()
+        codes = settings.of_file(finding.path)
+        wanted = finding.code in codes.codes and (finding.severity is not Severity.NOTE or finding.code in codes.notes)
+        if wanted and not comments[finding.path].hide(finding):
+            findings.append(finding)
+            at.append(index)
+    report = said["report"]
+    places = {old: new for new, old in enumerate(at)}
+    report["marks"] = [report["marks"][index] for index in at]
+    for node in report["nodes"]:
+        node["mark"] = places.get(node["mark"])
+    return findings, report
+
+
+def _finding(entry: dict[str, Any]) -> Finding:
+    path = os.path.abspath(entry["path"])
+    start, end = (Location(*entry[key]) for key in ("start", "end"))
+    return Finding(
+        code=entry["code"],
+        message=entry["message"],
+        path=os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path,
+        range=Range(start, end),
+        severity=Severity(entry["severity"]),
+        help=entry["help"],
+        verdict=entry["verdict"],
+    )
+
+
+def _write_page(report: dict[str, Any], findings: list[Finding], file: str) -> None:
+    from amplint.report.trace.page import page
+
+    sources = {finding.path: source(finding.path) for finding in findings}
+    sources |= {os.path.abspath(path): text for path, text in sources.items()}
+    try:
+        Path(file).write_text(page(report, sources), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        fail(f"{file}: cannot write the page: {files.reason(error)}")
