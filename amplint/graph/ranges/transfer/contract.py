@@ -1,0 +1,455 @@
+"""Sums of products: linear, convolution, matmul, einsum, attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amplint.graph.ranges.domain import LARGE, Box, make, merge, normal_max, of_tensor
+from amplint.graph.ranges.transfer.table import Call, transfer
+from amplint.graph.ranges.transfer.view import moved
+
+FP32 = 2.0**-24
+
+
+def margin(length: int, half: float) -> float:
+    """The share of Σ|a·b| by which a sum of `length` products may be off: FP32's rounding of every product and sum, here
+    and there, and that of half operands and result."""
+    return (length + 16) * FP32 * 2 + 3.2 * half
+
+
+def rows(weight: Tensor, vectors: Tensor) -> Tensor:
+    """weight (O, K) times vectors (K, n) in the weight's precision, whatever the vectors' size."""
+    scale = vectors.abs().amax(0).clamp(1e-300, LARGE)
+    return (weight @ (vectors / scale).to(weight.dtype)).double() * scale
+
+
+def affine(call: Call, weight: Tensor, bias: Tensor | None, box: Box, taps: int, size: int) -> tuple[Any, ...]:
+    """Low, high, mean, variance and extremes (each of length O) of weight (O, K, taps) · x + bias, where x has cells by
+    K (size 1 or K)."""
+    weight = weight.detach()
+    weight = weight.float() if weight.dtype != torch.float64 else weight
+    length = weight.shape[1] * taps
+    flat = weight if weight.ndim == 2 else None
+    signed = weight.sum(2) if flat is None else flat
+    size_of = weight.abs().sum(2) if flat is None else flat.abs()
+    squares = (weight * weight).sum(2) if flat is None else flat * flat
+    cells = box.cells.reshape(6, -1)
+    if cells.shape[1] == 1:
+        signed, size_of, squares = (one.sum(1, keepdim=True) for one in (signed, size_of, squares))
+    centre = (cells[0].clamp(-LARGE, LARGE) + cells[1].clamp(-LARGE, LARGE)) / 2
+    radius = (cells[1].clamp(-LARGE, LARGE) - cells[0].clamp(-LARGE, LARGE)) / 2
+    first = rows(signed, torch.stack([centre, cells[2]], 1)) if flat is not None or cells.shape[1] == 1 else None
+    if first is None:
+        # x differs from tap to tap: the centre counts with the signed sum, the radius with the absolute one
+        first = rows(signed, torch.stack([centre, cells[2]], 1))
+    second = rows(size_of, torch.stack([radius, centre.abs() + radius, torch.ones_like(radius)], 1))
+    third = rows(squares, torch.stack([cells[3], cells[3] + cells[2] ** 2], 1))
+    slack = second[:, 1] * margin(length, call.half) + (2.0**-24 * (second[:, 2] + length) if call.half else 0.0)
+    reach = second[:, 0] + slack
+    low, high, mean, var = first[:, 0] - reach, first[:, 0] + reach, first[:, 1], third[:, 0]
+    if bias is not None:
+        shift = bias.detach().double()
+        slack = shift.abs() * (4 * FP32 + 2 * call.half)
+        low, high, mean = low + shift - slack, high + shift + slack, mean + shift
+    spread = normal_max(size) * var.sqrt()
+    lone = _lone(box, weight, cells)
+    spread = torch.maximum(spread, lone) if lone is not None else spread
+    return low, high, mean, var, mean - spread, mean + spread, third[:, 1]
+
+
+def _lone(box: Box, weight: Tensor, cells: Tensor) -> Tensor | None:
+    """What a single outlier of a heavy tail gives by itself."""
+    deviation = torch.maximum(cells[5] - cells[2], cells[2] - cells[4])
+    usual = cells[3].sqrt() * normal_max(box.size)
+    heavy = deviation > 2 * usual.clamp_min(1e-300)
+    if not bool(heavy.any()):
+        return None
+    most = weight.abs().amax(tuple(range(1, weight.ndim))).double()
+    return most * deviation[heavy].max()
+
+
+def blame(box: Box, weight: Tensor | None, length: int, result: float) -> tuple[str, float] | None:
+    """Which factor makes a result large: of the input's range, the weight's norm, and the length of the sum."""
+    size = float(torch.maximum(box.top.max(), -box.bottom.min()))
+    if not result > 0 or not size > 0 or not math.isfinite(result):
+        return None
+    norm = (
+        float(torch.linalg.vector_norm(weight.detach().float().flatten(1), dim=1).max()) if weight is not None else 1.0
+    )
+    parts = {"input range": size, "weight norm": norm, "reduction length": result / (size * norm) if norm else 0.0}
+    cause = max(parts, key=lambda name: parts[name])
+    return cause, float(length) if cause == "reduction length" else parts[cause]
+
+
+@transfer("linear")
+def _linear(call: Call) -> Box:
+    return linear(call, call.box("input"), call["weight"], call.get("bias"))
+
+
+@transfer("addmm")
+def _addmm(call: Call) -> Box:
+    return linear(call, call.box("mat1"), call["mat2"], call["self"], transposed=True)
+
+
+def linear(call: Call, box: Box, weight_node: Any, bias_node: Any, transposed: bool = False) -> Box:
+    held, bias = call.of(weight_node), call.of(bias_node) if bias_node is not None else None
+    weight = held.exact
+    known = bias.exact if bias is not None else None
+    if weight is None or (bias is not None and known is None) or call.arguments.get("beta", 1) != 1:
+        labels = ("...k", "...kn" if transposed else "nk")
+        result = contraction(call, box, held, labels[0], "kn" if transposed else "nk", "...n")
+        return shifted(call, result, bias)
+    weight = weight.t() if transposed else weight
+    rank = len(box.shape)
+    box = merge(box, list(range(rank - 1)))
+    size = math.prod(call.shape)
+    low, high, mean, var, bottom, top, _ = affine(call, weight, known, box, 1, size)
+    why = blame(box, weight, weight.shape[1], float(torch.maximum(top.max(), -bottom.min())))
+    return make(call.shape, low, high, mean, var, bottom, top, why=why)
+
+
+def shifted(call: Call, box: Box, bias: Box | None) -> Box:
+    if bias is None:
+        return box
+    from amplint.graph.ranges.transfer.binary import combine
+
+    return combine(replace(call, name="bias"), box, bias, 1.0)
+
+
+@transfer(
+    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d "
+    "conv_transpose2d.input mkldnn_convolution"
+)
+def _conv(call: Call) -> Box:
+    box, held = call.box("input" if "input" in call else "self"), call.box("weight")
+    bias = call.optional("bias")
+    back = bool(call.get("transposed", False)) or "transpose" in call.name
+    groups = int(call.get("groups", 1))
+    rank = len(held.shape) - 2
+    batched = len(box.shape) == rank + 2
+    at = 1 if batched else 0
+    box = merge(box, [dim for dim in range(len(box.shape)) if dim != at])
+    padded = back or _any(call.get("padding", 0))
+    if padded:
+        cells = box.cells.clone()
+        cells[0].clamp_max_(0), cells[1].clamp_min_(0)
+        box = replace(box, cells=cells)
+    weight = held.exact
+    taps = math.prod(held.shape[2:])
+    stride = _listed(call.get("stride", 1), rank)
+    used = (
+        math.prod(max(1.0, size / step) for size, step in zip(held.shape[2:], stride, strict=True)) / taps
+        if back
+        else 1.0
+    )
+    known = bias.exact if bias is not None else None
+    if weight is None or (bias is not None and known is None):
+        outputs, inputs = (
+            (held.shape[0], held.shape[1]) if not back else (held.shape[1] * groups, held.shape[0] // groups)
+        )
+        result = _unknown_weight(call, box, held, inputs * taps)
+        if bias is None:
+            return result
+        return shifted(
+            call, result, moved(bias, (*bias.shape, *[1] * rank), lambda c: c.reshape(*c.shape, *[1] * rank))
+        )
+    flat = weight.flatten(2) if rank else weight
+    if back:  # (I, O/g, taps) → (O, I/g, taps)
+        whole, out = flat.shape[0], flat.shape[1]
+        flat = (
+            flat.reshape(groups, whole // groups, out, taps)
+            .transpose(1, 2)
+            .reshape(groups * out, whole // groups, taps)
+        )
+    results: list[list[Tensor]] = []
+    size = math.prod(call.shape)
+    inputs, outputs = flat.shape[1], flat.shape[0] // groups
+    if groups == 1 or box.cells[0].numel() == 1:
+        parts: Any = list(affine(call, flat, known, box, taps, size))
+    elif inputs == 1:
+        parts = _depthwise(call, flat, known, box, taps, size, groups)
+    else:
+        for group in range(groups):
+            cells = box.cells.narrow(1 + at, group * inputs, inputs)
+            part = flat[group * outputs : (group + 1) * outputs]
+            own = known[group * outputs : (group + 1) * outputs] if known is not None else None
+            results.append(list(affine(call, part, own, replace(box, cells=cells), taps, size)))
+        parts = [torch.cat(column) for column in zip(*results, strict=True)]
+    if back:
+        parts[3] = parts[3] * used
+        mean = parts[2] if known is None else parts[2] - known.double()
+        parts[2] = mean * used + (known.double() if known is not None else 0)
+        spread = normal_max(size) * parts[3].sqrt()
+        parts[4], parts[5] = parts[2] - spread, parts[2] + spread
+    parts = [part.reshape(-1, *[1] * rank) for part in parts[:6]]
+    why = blame(box, flat, inputs * taps, float(torch.maximum(parts[5].max(), -parts[4].min())))
+    return make(call.shape, *parts, why=why)
+
+
+def _depthwise(
+    call: Call, flat: Tensor, bias: Tensor | None, box: Box, taps: int, size: int, groups: int
+) -> list[Tensor]:
+    """One input channel to each output: affine by element."""
+    weight = flat[:, 0].detach().double()
+    cells = box.cells.reshape(6, groups).repeat_interleave(weight.shape[0] // groups, 1)
+    signed, absolute, squares = weight.sum(1), weight.abs().sum(1), (weight**2).sum(1)
+    low, high = cells[0].clamp(-LARGE, LARGE), cells[1].clamp(-LARGE, LARGE)
+    plus, minus = weight.clamp_min(0).sum(1), weight.clamp_max(0).sum(1)
+    slack = absolute * torch.maximum(low.abs(), high.abs()) * margin(taps, call.half)
+    if call.half:
+        slack = slack + 2.0**-24 * (absolute + taps)
+    least, most = plus * low + minus * high - slack, plus * high + minus * low + slack
+    mean, var = signed * cells[2], squares * cells[3]
+    if bias is not None:
+        shift = bias.detach().double()
+        extra = shift.abs() * (4 * FP32 + 2 * call.half)
+        least, most, mean = least + shift - extra, most + shift + extra, mean + shift
+    spread = normal_max(size) * var.sqrt()
+    return [least, most, mean, var, mean - spread, mean + spread]
+
+
+def _unknown_weight(call: Call, box: Box, held: Box, length: int) -> Box:
+    """A convolution with a weight that is computed, or has no data."""
+    whole = merge(box, list(range(len(box.shape))))
+    weight = merge(held, list(range(len(held.shape))))
+    a, w = whole.cells.reshape(6), weight.cells.reshape(6)
+    most = float((a[:2].abs().max() * w[:2].abs().max()).clamp_max(LARGE)) * length * (1 + margin(length, call.half))
+    mean = a[2] * w[2] * length
+    var = length * (a[3] * w[3] + a[3] * w[2] ** 2 + w[3] * a[2] ** 2)
+    return make(call.shape, -most, most, mean, var, why=("reduction length", float(length)))
+
+
+def _any(value: Any) -> bool:
+    return value not in (0, "valid") if not isinstance(value, list | tuple) else any(value)
+
+
+def _listed(value: Any, rank: int) -> list[int]:
+    value = [value] if isinstance(value, int) else list(value or [1])
+    return value * rank if len(value) == 1 else value
+
+
+@transfer("matmul mm bmm mv dot inner vdot")
+def _matmul(call: Call) -> Box:
+    names = (
+        "self",
+        "mat2" if "mat2" in call else "vec" if "vec" in call else "tensor" if "tensor" in call else "other",
+    )
+    a, b = call.box(names[0]), call.box(names[1])
+    weight = b.exact
+    if weight is not None and weight.ndim == 2 and a.exact is None and len(a.shape) >= 1 and weight.is_floating_point():
+        return linear(call, a, call[names[1]], None, transposed=True)
+    one = {1: "k"}.get(len(a.shape), "...mk")
+    two = {1: "k"}.get(len(b.shape), "...kn")
+    out = "..." + ("m" if len(a.shape) > 1 else "") + ("n" if len(b.shape) > 1 else "")
+    result = contraction(call, a, b, one, two, out)
+    if b.form == ("transposed", call.source(names[0])) or a.form == ("transposed", call.source(names[1])):
+        return _gram(result, a, a.shape[-1])
+    if a.form and a.form[0] == "probabilities" and len(b.shape) > 1 and a.form[1] in (-1, len(a.shape) - 1):
+        return hull(call, result, b, float(a.form[2]))
+    return result
+
+
+def _gram(result: Box, a: Box, length: int) -> Box:
+    """x·xᵀ: its diagonal is a sum of squares."""
+    cells = result.cells.clone()
+    diagonal = float(a.square.mean()) * length
+    cells[5] = torch.minimum(torch.maximum(cells[5], torch.tensor(diagonal * 1.1, dtype=torch.float64)), cells[1])
+    return replace(result, cells=cells, why=("reduction length", float(length)))
+
+
+def hull(call: Call, result: Box, b: Box, factor: float) -> Box:
+    """Weights that sum to 1 (times the factor): no result leaves the values that are weighed."""
+    b = merge(b, [len(b.shape) - 2])
+    slack = 1 + margin(64, call.half) + 1e-3
+    low, high = b.low.clamp_max(0) * factor * slack, b.high.clamp_min(0) * factor * slack
+    bottom, top = b.bottom.clamp_max(0) * factor, b.top.clamp_min(0) * factor
+    rank = len(call.shape)
+    lead = [1] * (rank - low.ndim)
+    low, high, bottom, top = (one.reshape(*lead, *one.shape) for one in (low, high, bottom, top))
+    cells = result.cells
+    return make(
+        call.shape,
+        torch.maximum(cells[0], low),
+        torch.minimum(cells[1], high),
+        cells[2],
+        cells[3],
+        torch.maximum(cells[4], bottom),
+        torch.minimum(cells[5], top),
+    )
+
+
+@transfer("baddbmm addbmm addmv addr")
+def _baddbmm(call: Call) -> Box:
+    base = call.box("self")
+    names = ("batch1", "batch2") if "batch1" in call else ("mat", "vec")
+    a, b = call.box(names[0]), call.box(names[1])
+    result = contraction(
+        call, a, b, "...mk", "...kn" if len(b.shape) > 1 else "k", "...mn" if len(b.shape) > 1 else "...m"
+    )
+    alpha, beta = float(call.get("alpha", 1)), float(call.get("beta", 1))
+    from amplint.graph.ranges.transfer.binary import combine
+
+    first = replace(base, exact=None, cells=base.cells * beta if beta >= 0 else base.cells)
+    if beta == 0:
+        first = make(base.shape, 0, 0, 0, 0)
+    return combine(replace(call, name="bias"), first, result, alpha)
+
+
+@transfer("einsum")
+def _einsum(call: Call) -> Box:
+    equation = str(call["equation"]).replace(" ", "")
+    boxes = call.listed("tensors")
+    left, _, out = equation.partition("->")
+    inputs = left.split(",")
+    if "->" not in equation:
+        letters = sorted({one for one in left if one.isalpha()})
+        out = ("..." if "..." in left else "") + "".join(one for one in letters if left.count(one) == 1)
+    if len(boxes) == 1:
+        ones = make((), 1, 1, 1, 0, 1, 1)
+        return contraction(call, boxes[0], ones, inputs[0], "", out)
+    if len(boxes) != 2:
+        return make(call.shape, -math.inf, math.inf, unknown="einsum of three")
+    return contraction(call, boxes[0], boxes[1], inputs[0], inputs[1], out)
+
+
+def contraction(call: Call, a: Box, b: Box, one: str, two: str, out: str) -> Box:
+    """Σ a·b by labels, as einsum has them. Dimensions in which a box's cells do not differ are left out of its labels;
+    a summed one that both leave out counts as its length."""
+    first, second = _labels(one, len(a.shape)), _labels(two, len(b.shape))
+    rank = len(call.shape)
+    last = _labels(out, rank)
+    sizes = {label: size for label, size in zip(first, a.shape, strict=True)}
+    for label, size in zip(second, b.shape, strict=True):
+        sizes[label] = max(size, sizes.get(label, 1))
+    summed = [label for label in sizes if label not in last]
+    a, first_labels = _drop(a, first)
+    b, second_labels = _drop(b, second)
+    kept = [label for label in last if label in first_labels or label in second_labels]
+    times = math.prod(sizes[label] for label in summed if label not in first_labels and label not in second_labels)
+    length = math.prod(sizes[label] for label in summed)
+    names = {label: chr(97 + index) for index, label in enumerate(sizes)}
+    equation = "{},{}->{}".format(
+        *("".join(names[one] for one in part) for part in (first_labels, second_labels, kept))
+    )
+
+    def contract(x: Tensor, y: Tensor) -> Tensor:
+        value = torch.einsum(equation, x, y) * times
+        return value.reshape([sizes[label] if label in kept else 1 for label in last])
+
+    x, y = a.cells, b.cells
+    c, d = x[:2].clamp(-LARGE, LARGE), y[:2].clamp(-LARGE, LARGE)
+    middle = ((c[0] + c[1]) / 2, (d[0] + d[1]) / 2)
+    outer = ((c[1] - c[0]) / 2 + middle[0].abs(), (d[1] - d[0]) / 2 + middle[1].abs())
+    centre, most = contract(*middle), contract(*outer)
+    reach = (most - contract(middle[0].abs(), middle[1].abs())).clamp_min(0)
+    slack = most * (margin(length, call.half) + 1e-12)
+    if call.half:
+        slack = slack + 2.0**-24 * length * (outer[0].max() + outer[1].max())
+    mean = contract(x[2], y[2])
+    var = (contract(a.square, b.square) - contract(x[2] ** 2, y[2] ** 2)).clamp_min(0)
+    low, high = centre - reach - slack, centre + reach + slack
+    low, high = (
+        torch.nan_to_num(low, -math.inf, math.inf, -math.inf),
+        torch.nan_to_num(high, math.inf, math.inf, -math.inf),
+    )
+    why = blame(a, None, length, float((mean.abs() + normal_max(math.prod(call.shape)) * var.sqrt()).max()))
+    return make(call.shape, low, high, mean, var, why=why)
+
+
+def _labels(text: str, rank: int) -> list[str]:
+    """One label a dimension; those of an ellipsis are numbers from the right."""
+    if "..." not in text:
+        return list(text)
+    before, after = text.split("...")
+    free = rank - len(before) - len(after)
+    return [*before, *(str(free - index) for index in range(free)), *after]
+
+
+def _drop(box: Box, labels: list[str]) -> tuple[Box, list[str]]:
+    """Without the dimensions in which all cells are one."""
+    held = [index for index in range(len(labels)) if box.cells.shape[1 + index] > 1]
+    cells = box.cells.reshape(6, *(box.cells.shape[1 + index] for index in held))
+    return replace(box, cells=cells, log=None), [labels[index] for index in held]
+
+
+@transfer(
+    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+    "_scaled_dot_product_flash_attention _scaled_dot_product_attention_math"
+)
+def _attention(call: Call) -> Any:
+    q, k, value = call.box("query"), call.box("key"), call.box("value")
+    mask = call.get("attn_mask", call.get("attn_bias"))
+    length, width = k.shape[-2], q.shape[-1]
+    scale = float(call.get("scale", 1 / math.sqrt(width)))
+    logits = width * float(q.square.mean()) * float(k.square.mean()) * scale**2
+    shown = 1.0
+    if mask is not None:
+        held = call.of(mask)
+        shown = max(1 - held.masked, 1 / length) if held.cells[2].dtype.is_floating_point else 1.0
+        if held.exact is not None and held.exact.dtype == torch.bool:
+            shown = max(float(held.exact.double().mean()), 1 / length)
+        elif held.masked == 0 and math.isfinite(float(held.var.max())):
+            logits += float(held.var.mean())
+    elif call.get("is_causal", False):
+        shown = 0.5
+    weight = _concentration(logits, max(length * shown, 1.0))
+    drop = float(call.get("dropout_p", 0.0))
+    factor = 1 / (1 - drop) if drop < 1 else 1.0
+    v = merge(value, [len(value.shape) - 2])
+    slack = 1 + margin(length, call.half) + 1e-3
+    low, high = v.low.clamp_max(0) * factor * slack, v.high.clamp_min(0) * factor * slack
+    var = v.var * weight * factor
+    spread = normal_max(math.prod(call.shape)) * v.var.sqrt()  # the first token of a causal mask sees itself alone
+    bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
+    if mask is None and not call.get("is_causal", False):
+        spread = normal_max(math.prod(call.shape)) * var.sqrt()
+        bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
+    rank = len(call.shape)
+    parts = [one.reshape(*[1] * (rank - one.ndim), *one.shape) for one in (low, high, v.mean, var, bottom, top)]
+    result = make(call.shape, *parts)
+    if len(call.vals) == 1:
+        return result
+    rest = [make(tuple(one.shape), -math.inf, math.inf) for one in call.vals[1:] if isinstance(one, Tensor)]
+    return (result, *rest)
+
+
+def _concentration(logits: float, length: float) -> float:
+    """E Σp² of a softmax over `length` normal logits of this variance."""
+    return min(1.0, math.exp(min(logits, 50.0)) / length)
+
+
+@transfer("bilinear")
+def _bilinear(call: Call) -> Box:
+    a, b, weight = call.box("input1"), call.box("input2"), call.box("weight")
+    plain = [merge(box, list(range(len(box.shape)))) for box in (a, b, weight)]
+    most = math.prod(float(box.cells[:2].abs().max().clamp_max(1e100)) for box in plain)
+    length = a.shape[-1] * b.shape[-1]
+    var = length * math.prod(float(box.square) for box in plain)
+    reach = most * length * (1 + margin(length, call.half))
+    return shifted(
+        call, make(call.shape, -reach, reach, 0.0, var, why=("reduction length", float(length))), call.optional("bias")
+    )
+
+
+@transfer("cdist")
+def _cdist(call: Call) -> Box:
+    a, b = call.box("x1"), call.box("x2")
+    length = a.shape[-1]
+    spread = float((a.high.max() - b.low.min()).abs().maximum((b.high.max() - a.low.min()).abs()))
+    mean = math.sqrt(length * max(float(a.square.mean() + b.square.mean() - 2 * a.mean.mean() * b.mean.mean()), 0.0))
+    return make(call.shape, 0, spread * length * 1.01, mean, mean**2 / (2 * length), zero=False)
+
+
+@transfer("cosine_similarity")
+def _cosine(call: Call) -> Box:
+    a = call.box("x1")
+    return make(call.shape, -1.001, 1.001, 0.0, 1 / max(a.size / max(math.prod(call.shape), 1), 1))
+
+
+def weight_of(value: Tensor) -> Box:
+    return of_tensor(value)
