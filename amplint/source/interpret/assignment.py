@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import attributes, conditions, expressions, operators, subscripts, variables
+from amplint.source.interpret import attributes, conditions, expressions, operators, protocol, subscripts, variables
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -24,7 +24,9 @@ def assign(m: Machine, target: ast.expr, value: Value, world: World, frame: Fram
         case ast.Name():
             value = variables.typed(m, value, target, world, frame)
             m.call(value, target.id)
-            world.set(variables.scope_to_bind(target.id, frame), target.id, value)
+            scope = variables.scope_to_bind(target.id, frame)
+            protocol.replaced(world, world.get(scope, target.id), value)
+            world.set(scope, target.id, value)
             return [world]
         case ast.Attribute():
             return [

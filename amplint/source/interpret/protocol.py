@@ -34,6 +34,22 @@ def optimizers(world: World) -> list[Optimizer]:
     return list(world.space("gradients"))
 
 
+def replaced(world: World, old: Value | None, new: Value) -> None:
+    """What held an optimizer holds another one of the same parameters (ASGD after SGD): nothing uses the old one."""
+    if old is None or not any(isinstance(one, Optimizer) for one in options(new)):
+        return
+    kept = options(new)
+    for optimizer in options(old):
+        if isinstance(optimizer, Optimizer) and optimizer not in kept:
+            for another in kept:
+                if isinstance(another, Optimizer) and _share(world, optimizer, another):
+                    world.drop("gradients", optimizer)
+
+
+def _share(world: World, one: Optimizer, other: Optimizer) -> bool:
+    return any(related(world, mine, yours) for mine in one.of for yours in other.of)
+
+
 def begin(world: World) -> None:
     """Code that nothing calls begins: whatever ran before it may have left gradients behind, or none. Unknown things
     that are used as optimizers are met again where this code uses them."""
