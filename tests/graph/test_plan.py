@@ -1,0 +1,116 @@
+"""The cast plan: the graph with explicit casts gives, without autocast, what autocast gives, bit for bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from amplint.graph.capture.captured import Precision
+from amplint.graph.capture.ladder import capture
+from amplint.graph.casting import name_of
+from amplint.graph.plan import explicit, plan
+from amplint.graph.policy import cuda_policy, kinds
+from amplint.graph.run import run
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.down = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.GroupNorm(4, 16), nn.SiLU())
+        self.up = nn.ConvTranspose2d(16, 8, 4, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.up(self.down(self.stem(x)))
+        return F.softmax(self.head(F.interpolate(x, scale_factor=0.5).mean((2, 3)).square()), -1)
+
+
+class Attention(nn.Module):
+    """Residual sums of a half and a float32 tensor, a norm by hand, a region in float32, a tied weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 16)
+        self.norm = nn.LayerNorm(16)
+        self.qkv = nn.Linear(16, 48)
+        self.gain = nn.Parameter(torch.ones(16))
+        self.mlp = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Dropout(0.0), nn.Linear(64, 16))
+
+    def forward(self, ids, labels):
+        x = self.words(ids)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        weights = q @ k.transpose(-2, -1) / 4
+        weights = weights.masked_fill(torch.ones(6, 6).tril() == 0, torch.finfo(weights.dtype).min)
+        x = x + weights.softmax(-1).type_as(v) @ v
+        with torch.autocast("cuda", enabled=False):
+            x = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain
+        x = x + self.mlp(x)
+        logits = x @ self.words.weight.t()
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1), logits
+
+
+class Mixed(nn.Module):
+    """What each list casts in its own way: dtypes that are set, operands in a list, sizes that promote."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Bilinear(8, 8, 8)
+        self.p = nn.PReLU()
+
+    def forward(self, x):
+        h = self.a(x)
+        parts = [h.sum(-1), h.sum(-1, dtype=torch.float64).float(), h.norm(), h.norm(2, -1), h.cumsum(-1), h.prod(-1)]
+        parts += [torch.einsum("bi,bj->bij", h, x), torch.tensordot(h, x, ([0], [0])), torch.stack([h, x])]
+        parts += [torch.cat([h, h]), torch.addcmul(h, h, x), F.cosine_similarity(h, x), self.b(h, x), self.p(h)]
+        parts += [torch.log_softmax(h, -1), torch.logsumexp(h, -1), F.kl_div(F.log_softmax(h, -1), F.softmax(x, -1))]
+        parts += [F.smooth_l1_loss(h, x), F.mse_loss(h, x), torch.cdist(h, x), F.cross_entropy(h, torch.arange(4))]
+        parts += [torch.dot(h[0], x[0]), torch.index_put(h, (torch.arange(2),), h[:2]), F.scaled_dot_product_attention(h, x, x)]
+        parts += [h.clone().add_(x), h.pow(2), 2.0**h, h.float().half() + h, torch.linalg.multi_dot([h, x.t(), x])]
+        return [one.clone() for one in parts]
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(8, 12, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0].exp()
+
+
+IDS = torch.arange(12).reshape(2, 6)
+MODELS = {
+    "conv": (Conv, (torch.randn(4, 3, 8, 8),)),
+    "attention": (Attention, (IDS, IDS)),
+    "mixed": (Mixed, (torch.randn(4, 8),)),
+    "recurrent": (Recurrent, (torch.randn(2, 5, 8),)),
+}
+
+
+def agrees(captured):
+    """The values of both, and no cast left to autocast."""
+    with torch.random.fork_rng(), cuda_policy():
+        torch.manual_seed(0)
+        wanted = run(captured, full=False)
+    graph = explicit(captured)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given = run(replace(captured, graph=graph), full=False)
+    for one, other in zip(torch.utils._pytree.tree_leaves(wanted), torch.utils._pytree.tree_leaves(given), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+    return wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_with_casts_gives_what_autocast_gives(name, dtype):
+    torch.manual_seed(1)
+    model, inputs = MODELS[name]
+    captured = capture(model(), inputs, {}, Precision("amp", dtype))
+    assert captured.frontend == "export"
+    assert any(one.dtype == dtype for one in plan(captured).casts)
+    agrees(captured)
