@@ -295,7 +295,7 @@ def finish(box: Box) -> Range:
 
 
 def _tiny(box: Box) -> float:
-    if box.exact is not None and box.exact.numel() <= 65536:
+    if box.exact is not None and box.exact.numel() <= 65536 and box.exact.is_floating_point():
         size = box.exact.abs()
         held = int((size > 0).sum())
         return int(((size > 0) & (size <= TINY)).sum()) / held if held else 0.0

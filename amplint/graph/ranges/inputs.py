@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, fx
 
 from amplint.graph.capture.captured import Captured
 from amplint.graph.ranges.domain import Box, Declared, make, number, of_tensor
+from amplint.graph.ranges.transfer.table import name_of
 
 _WHOLE = frozenset(  # use the tensor itself: its box may stay coarse
-    "linear addmm conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d matmul mm bmm t".split()
+    "linear addmm conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d matmul t".split()
 )
 BEYOND = 2.0  # a batch proves what holds for inputs up to twice as far from its middle
 
@@ -35,9 +35,7 @@ def given(captured: Captured, node: fx.Node, declared: dict[str, Declared]) -> A
 
 def held(node: fx.Node, value: Tensor) -> Box:
     """A parameter, buffer or constant."""
-    names = {
-        getattr(user.target, "_schema", None) and user.target._schema.name.rpartition(":")[2] for user in node.users
-    }
+    names = {name_of(user.target) for user in node.users}
     if value.numel() > 4096 and value.is_floating_point() and names <= _WHOLE:
         low, high = torch.aminmax(value)
         var, mean = torch.var_mean(value.flatten(), 0, correction=0)
@@ -68,15 +66,15 @@ def _batch(value: Tensor) -> Box:
     box = of_tensor(value)
     shape = tuple(value.shape)
     if value.dtype == torch.bool:
-        mean = float(value.double().mean())
-        return make(shape, 0, 1, mean, mean * (1 - mean), 0, 1, zero=True)
+        share = float(value.double().mean())
+        return make(shape, 0, 1, share, share * (1 - share), 0, 1, zero=True)
     low, high = float(box.low.min()), float(box.high.max())
     if value.is_floating_point():
         keep = _channels(value)
-        parts = box.cells
+        parts: Any
         if keep is not None:
             dims = [dim for dim in range(value.ndim) if dim != keep]
-            var, mean = torch.var_mean(value, dims, correction=0, keepdim=True)
+            var, mean = torch.var_mean(value.double(), dims, correction=0, keepdim=True)
             parts = [low, high, mean, var, value.amin(dims, keepdim=True), value.amax(dims, keepdim=True)]
         else:
             parts = [low, high, value.mean(), value.var(correction=0), low, high]
@@ -85,8 +83,8 @@ def _batch(value: Tensor) -> Box:
             return make(shape, 0.0, max(middle + reach, high), *parts[2:], zero=box.zero, masked=box.masked)
         return make(shape, middle - reach, middle + reach, *parts[2:], zero=box.zero, masked=box.masked)
     if low >= 0 and high <= 1:  # a mask of zeros and ones
-        mean = float(value.double().mean())
-        return make(shape, 0, 1, mean, mean * (1 - mean), 0, 1, zero=True)
+        share = float(value.double().mean())
+        return make(shape, 0, 1, share, share * (1 - share), 0, 1, zero=True)
     var, mean = torch.var_mean(value.double().flatten(), 0, correction=0)
     return make(shape, min(low, 0.0) * 2**20, max(high, 1.0) * 2**20, mean, var, low, high, zero=True)
 
@@ -109,7 +107,7 @@ def _initial(node: fx.Node, value: Tensor) -> Box:
     if value.ndim < 2:
         mean = 1.0 if any(_is_scale(user, node) for user in node.users) else 0.0
         return make(shape, -math.inf, math.inf, mean, 0.0, mean, mean)
-    if any(getattr(user.target, "_schema", None) and "embedding" in user.target._schema.name for user in node.users):
+    if any("embedding" in name_of(user.target) for user in node.users):
         return make(shape, -math.inf, math.inf, 0.0, 1.0)
     fan = math.prod(shape[1:])
     return make(shape, -math.inf, math.inf, 0.0, 1 / (3 * fan))
@@ -120,14 +118,10 @@ def _is_scale(user: fx.Node, node: fx.Node) -> bool:
     schema = getattr(user.target, "_schema", None)
     if schema is None:
         return False
-    name = schema.name.rpartition(":")[2]
-    if name in ("mul", "mul_"):
+    name = name_of(user.target)
+    if name == "mul":
         return True
     names = [argument.name for argument in schema.arguments]
     return "norm" in name and any(
         one is node and names[at] == "weight" for at, one in enumerate(user.args) if at < len(names)
     )
-
-
-def without_data(box: Box) -> Box:
-    return replace(box, exact=None)

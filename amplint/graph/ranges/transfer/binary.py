@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amplint.graph.ranges.domain import LARGE, Box, cell, make
+from amplint.graph.ranges.domain import together as stacked
 from amplint.graph.ranges.transfer.table import Call, transfer
 from amplint.graph.ranges.transfer.unary import DEPTH, _reciprocal, composed, straight, unary
 
@@ -157,7 +158,7 @@ def _bounded(call: Call, a: Box, b: Box) -> float | None:
 def times(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """[a, b] · [c, d]."""
     a, b, c, d = (one.clamp(-LARGE, LARGE) for one in (a, b, c, d))
-    products = torch.stack(torch.broadcast_tensors(a * c, a * d, b * c, b * d))
+    products = stacked([a * c, a * d, b * c, b * d])
     return products.amin(0), products.amax(0)
 
 
@@ -171,7 +172,7 @@ def product(
     shape = (-1,) + (1,) * x[2].ndim
     cos, sin = _COS.reshape(shape), _SIN.reshape(shape)
     ends = [(x[2] + cos * (p - x[2])) * (y[2] + sin * (q - y[2])) for p in (x[4], x[5]) for q in (y[4], y[5])]
-    every = torch.stack(torch.broadcast_tensors(*ends))
+    every = stacked(ends)
     every = every.flatten(0, 1)
     log = _log_product(x, y, boxes)
     return make(call.shape, low, high, mean, var, every.amin(0), every.amax(0), log=log, **known)
@@ -182,8 +183,7 @@ def _log_product(x: Tensor, y: Tensor, boxes: tuple[Box, Box]) -> Tensor | None:
     for one, other, cells in ((boxes[0], boxes[1], y), (boxes[1], boxes[0], x)):
         if one.log is not None and one.log.ndim == cells.ndim and other.log is None:
             size = (cells[2] ** 2 + cells[3]).sqrt().clamp_min(1e-300).log()
-            first, second = torch.broadcast_tensors(one.log[0] + size, one.log[1])
-            return torch.stack([first, second])
+            return stacked([one.log[0] + size, one.log[1]])
     return None
 
 
@@ -251,7 +251,7 @@ def _larger(call: Call) -> Box:
 @transfer("addcmul addcdiv")
 def _addc(call: Call) -> Box:
     rank = len(call.shape)
-    base, a, b = (aligned(call.box(name), rank) for name in ("self", "tensor1", "tensor2"))
+    a, b = (aligned(call.box(name), rank) for name in ("tensor1", "tensor2"))
     if call.name == "addcdiv":
         b = inverted(call.box("tensor2"), b)
     low, high = times(a[0], a[1], b[0], b[1])
@@ -299,8 +299,8 @@ def _integer(call: Call) -> Box:
 
 
 @transfer(
-    "eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite isneginf isposinf bitwise_not"
-    " any all isin equal is_nonzero signbit"
+    "eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite isneginf isposinf "
+    "bitwise_not any all isin equal is_nonzero signbit"
 )
 def _question(call: Call) -> Box:
     if call.dtype != torch.bool:  # bitwise_not of integers
@@ -317,7 +317,7 @@ def _likely(call: Call) -> Tensor:
     if call.name == "isfinite":
         return cell(1.0, rank)
     if call.name in ("logical_not", "bitwise_not"):
-        return aligned(call.box("self"), rank)[2].rsub(1)
+        return 1 - aligned(call.box("self"), rank)[2]
     if call.name in ("logical_and", "logical_or") and "other" in call:
         a, b = aligned(call.box("self"), rank)[2], aligned(call.box("other"), rank)[2]
         return a * b if call.name == "logical_and" else a + b - a * b
@@ -325,7 +325,7 @@ def _likely(call: Call) -> Tensor:
         a, b = aligned(call.box("self"), rank), aligned(call.box("other"), rank)
         gap, deviation = (a[2] - b[2]), (a[3] + b[3]).sqrt().clamp_min(1e-12)
         below = 0.5 * torch.erfc(gap / (deviation * math.sqrt(2)))
-        return torch.nan_to_num(below if call.name in ("lt", "le") else 1 - below, 0.5)
+        return (below if call.name in ("lt", "le") else 1 - below).nan_to_num(0.5)
     if call.name in ("eq", "ne") and "other" in call and constant(call.box("other")) is not None:
         a, value = aligned(call.box("self"), rank), constant(call.box("other"))
         sure = (a[2] == value) & (a[3] == 0)

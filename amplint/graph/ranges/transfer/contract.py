@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import LARGE, Box, make, merge, normal_max, of_tensor
+from amplint.graph.ranges.domain import LARGE, Box, make, merge, normal_max
 from amplint.graph.ranges.transfer.table import Call, transfer
 from amplint.graph.ranges.transfer.view import moved
 
@@ -17,8 +17,8 @@ FP32 = 2.0**-24
 
 
 def margin(length: int, half: float) -> float:
-    """The share of Σ|a·b| by which a sum of `length` products may be off: FP32's rounding of every product and sum, here
-    and there, and that of half operands and result."""
+    """The share of Σ|a·b| by which a sum of `length` products may be off: FP32's rounding of every product and sum,
+    that of this analysis, and that of half operands and result."""
     return (length + 16) * FP32 * 2 + 3.2 * half
 
 
@@ -229,8 +229,8 @@ def _any(value: Any) -> bool:
 
 
 def _listed(value: Any, rank: int) -> list[int]:
-    value = [value] if isinstance(value, int) else list(value or [1])
-    return value * rank if len(value) == 1 else value
+    sizes: list[int] = [value] if isinstance(value, int) else list(value or [1])
+    return sizes * rank if len(sizes) == 1 else sizes
 
 
 @transfer("matmul mm bmm mv dot inner vdot")
@@ -323,7 +323,7 @@ def contraction(call: Call, a: Box, b: Box, one: str, two: str, out: str) -> Box
     first, second = _labels(one, len(a.shape)), _labels(two, len(b.shape))
     rank = len(call.shape)
     last = _labels(out, rank)
-    sizes = {label: size for label, size in zip(first, a.shape, strict=True)}
+    sizes = dict(zip(first, a.shape, strict=True))
     for label, size in zip(second, b.shape, strict=True):
         sizes[label] = max(size, sizes.get(label, 1))
     summed = [label for label in sizes if label not in last]
@@ -449,7 +449,3 @@ def _cdist(call: Call) -> Box:
 def _cosine(call: Call) -> Box:
     a = call.box("x1")
     return make(call.shape, -1.001, 1.001, 0.0, 1 / max(a.size / max(math.prod(call.shape), 1), 1))
-
-
-def weight_of(value: Tensor) -> Box:
-    return of_tensor(value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import MASK, Box, cell, make, merge, normal_max, total
+from amplint.graph.ranges.domain import MASK, Box, cell, make, merge, normal_max, together, total
 from amplint.graph.ranges.transfer.binary import aligned
 from amplint.graph.ranges.transfer.table import Call, transfer
 from amplint.graph.ranges.transfer.view import moved
@@ -157,10 +157,10 @@ def _batch_norm(call: Call) -> Any:
         return _more(call, normalised(call, merge(box, rest), rest, eps, weight, bias, size))
     box = merge(box, rest)
     after = [1] * (len(box.shape) - 2)
-    held = call.real("running_mean"), call.real("running_var")
-    if held[0] is None or held[1] is None:
+    first, second = call.real("running_mean"), call.real("running_var")
+    if first is None or second is None:
         return _more(call, normalised(call, box, rest, eps, weight, bias, size))
-    centre, var = (one.detach().double().reshape(1, -1, *after) for one in held)
+    centre, var = (one.detach().double().reshape(1, -1, *after) for one in (first, second))
     factor = 1 / (var + eps).sqrt()
     low, high = (box.low - centre) * factor, (box.high - centre) * factor
     mean, spread = (box.mean - centre) * factor, box.var * factor**2
@@ -204,7 +204,7 @@ def _softmax(call: Call) -> Box:
         centre = mean - lse
         top = (box.top - lse).clamp_max(0)
         return make(call.shape, low, 0.0, centre, var, box.bottom - lse, top, zero=count == 1)
-    logs = torch.stack(torch.broadcast_tensors(mean - lse, var.sqrt()))
+    logs = together([mean - lse, var.sqrt()])
     average = torch.exp((logs[0] + logs[1] ** 2 / 2).clamp_max(0)) * weight
     total_of = average.sum(dim, keepdim=True) if held else average * shown
     average = average / total_of.clamp_min(1e-300)
@@ -212,6 +212,8 @@ def _softmax(call: Call) -> Box:
     low = torch.exp(gap.clamp(-740, 0)) / max(count, 1) * 0.999
     low = torch.where(gap < -80, 0.0, low)
     top = torch.exp((box.top - lse).clamp_max(0)) * weight
+    if box.masked:  # a row of a mask may show a single element
+        top = torch.ones_like(top)
     bottom = torch.exp((box.bottom - lse).clamp(-740, 0)) * weight
     return make(
         call.shape,

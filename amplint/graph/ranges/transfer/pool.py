@@ -54,7 +54,8 @@ def _window(call: Call, box: Box, count: int) -> int:
         inner, outer = math.prod(box.shape[-count:]), math.prod(call.shape[-count:])
         return max(round(inner / max(outer, 1)), 1)
     size = [size] if isinstance(size, int) else list(size)
-    return int(math.prod(size)) ** (count if len(size) == 1 else 1)
+    whole: int = math.prod(size) ** (count if len(size) == 1 else 1)
+    return whole
 
 
 @transfer(
@@ -85,8 +86,9 @@ _BEYOND = {"bicubic": 1.9, "_bicubic": 1.9}
 
 
 @transfer(
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d "
-    "upsample_bicubic2d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d "
+    "upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa "
     "grid_sampler grid_sampler_2d grid_sampler_3d"
 )
 def _interpolate(call: Call) -> Box:

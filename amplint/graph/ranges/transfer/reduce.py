@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from amplint.graph.ranges.domain import LARGE, Box, cell, make, merge, normal_max, one_sided, total
 from amplint.graph.ranges.transfer.contract import margin
@@ -45,7 +44,7 @@ def _summed(call: Call, box: Box, dims: list[int], keep: bool, factor: float) ->
     ]
     tops = [torch.where(flag, torch.maximum(reach, one), reach) for flag, one in zip(heavy, lone, strict=True)]
     parts += [mean - tops[1], mean + tops[0]]
-    sizes = [squeeze(part.expand(torch.broadcast_shapes(part.shape)), dims, keep) for part in parts]
+    sizes = [squeeze(part, dims, keep) for part in parts]
     sizes = [size * (factor**2 if index == 3 else factor) for index, size in enumerate(sizes)]
     form = None
     if box.form and box.form[0] == "square" and len(dims) == 1:
@@ -53,7 +52,7 @@ def _summed(call: Call, box: Box, dims: list[int], keep: bool, factor: float) ->
     elif factor == 1 and bool((box.low >= 0).all()) and len(dims) == 1:
         form = ("sum", call.source("self"), dims[0])
     why = ("reduction length", float(count)) if factor == 1 else box.why
-    zero = box.zero and (count == 1 or (not bool((box.low < 0).any()) and not bool((box.mean > 0).any())))
+    zero = box.zero and (count == 1 or not bool(((box.low < 0) | (box.mean > 0)).any()))
     return make(call.shape, *sizes, form=form, why=why, zero=zero, infinite=box.infinite)
 
 
@@ -124,7 +123,7 @@ def _var(call: Call) -> Any:
     unbiased = call.get("unbiased", True)
     correction = float(correction) if correction is not None else (1.0 if unbiased else 0.0)
     degrees = max(count - correction, 1e-9)
-    mean, var = moments(box, dims)
+    var = moments(box, dims)[1]
     low, high = (
         box.low.amin(dims, keepdim=True) if dims else box.low,
         box.high.amax(dims, keepdim=True) if dims else box.high,
@@ -233,7 +232,3 @@ def _prod(call: Call) -> Box:
     mean = float(whole.mean.reshape(())) ** count if count < 64 else 0.0
     least = 0.0 if bool((box.low >= 0).all()) else -most
     return make(call.shape, least, most, cell(mean, len(call.shape)), cell(mean**2, len(call.shape)))
-
-
-def pooled(box: Box, dims: list[int]) -> tuple[Tensor, Tensor]:
-    return moments(box, dims)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import CELLS, MASK, Box, make, merge, of_tensor
+from amplint.graph.ranges.domain import CELLS, MASK, Box, make, merge
 from amplint.graph.ranges.transfer.binary import aligned
 from amplint.graph.ranges.transfer.table import Call, transfer
 from amplint.graph.ranges.transfer.view import joined, moved, reshaped
@@ -49,7 +49,7 @@ def choose(call: Call, condition: Box, one: Box, two: Box) -> Box:
         kept = y if masks[0] else x
         known |= {
             "masked": whole if masks[0] else 1 - whole,
-            "infinite": True if one.infinite or two.infinite else False,
+            "infinite": one.infinite or two.infinite,
         }
         kept_box = two if masks[0] else one
         known["flush"] = kept_box.flush
@@ -88,16 +88,12 @@ def _discards(condition: Box, one: Box, two: Box) -> bool:
 @transfer("embedding embedding_bag")
 def _embedding(call: Call) -> Any:
     table = call.box("weight")
-    low, high = table, table
     merged = merge(table, [0])
     rank = len(call.shape)
     parts = [one.reshape(*[1] * (rank - 1), -1) for one in merged.cells]
     if call.name == "embedding":
-        if table.exact is None:
-            return make(call.shape, *parts)
-        return make(call.shape, *parts, zero=bool(table.zero) and table.size < 65536 and False)
+        return make(call.shape, *parts)
     length = max(call.box("indices").shape[-1], 1)
-    del low, high
     first = make(call.shape, parts[0] * length, parts[1] * length, parts[2], parts[3])
     rest = [make(tuple(int(n) for n in one.shape), 0, math.inf) for one in call.vals[1:]]
     return (first, *rest)
@@ -196,7 +192,3 @@ def _one_hot(call: Call) -> Box:
 @transfer("item _local_scalar_dense sym_size")
 def _item(call: Call) -> Box:
     return moved(call.box("self"), (), lambda cells: cells.reshape(cells.shape[0]))
-
-
-def constant(value: Tensor) -> Box:
-    return of_tensor(value)

@@ -114,7 +114,7 @@ class Call:
 
 def call_of(node: fx.Node, boxes: dict[fx.Node, Any], origin: Callable[[Any], Any]) -> Call:
     declared = _arguments(node.target)
-    given = {name: default for name, default in declared}
+    given: dict[str, Any] = dict(declared)
     given.update(zip((name for name, _ in declared), node.args, strict=False))
     given.update(node.kwargs)
     val = node.meta.get("val")

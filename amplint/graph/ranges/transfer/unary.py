@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amplint.graph.ranges.domain import LARGE, TINY, Box, make
+from amplint.graph.ranges.domain import LARGE, TINY, Box, make, together
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 Function = Callable[[Tensor], Tensor]
@@ -316,7 +316,7 @@ def _pow(call: Call) -> Box:
     if not isinstance(power, int | float):
         return _pow_tensor(call, box, call.box("exponent"))
     points = (0.0,) if power > 0 else ()
-    form = None
+    form: tuple[Any, ...] | None = None
     if power == 2:
         form = ("square", call.source("self"))
     if power == -0.5 and box.form and box.form[0] == "mean squares":
@@ -332,13 +332,13 @@ def _pow(call: Call) -> Box:
 
     if power < 0:
         if not bool((box.low > 0).all() | (box.high < 0).all()):
-            low, high = (-math.inf if whole and power % 2 and bool((box.low < 0).any()) else 0.0), math.inf
+            ends: Any = (-math.inf if whole and power % 2 and bool((box.low < 0).any()) else 0.0), math.inf
         else:
-            low, high = interval(box, lambda x: x**power)
+            ends = interval(box, lambda x: x**power)
         hits = box.zero and bool((box.low <= 0).any())
         inside = replace(box, cells=_above(box.cells, 0.0)) if bool((box.low >= 0).all()) else box
         mean, var, bottom, top, flush, _ = quadrature(inside, function)
-        return make(call.shape, low, high, mean, var, bottom, top, flush=flush, infinite=hits, form=form)
+        return make(call.shape, ends[0], ends[1], mean, var, bottom, top, flush=flush, infinite=hits, form=form)
     low, high = interval(box, function, points)
     return unary(call, box, function, low, high, form=form)
 
@@ -348,10 +348,10 @@ def _pow_tensor(call: Call, box: Box, power: Box) -> Box:
     if bool((box.low <= 0).any()):
         return make(call.shape, -math.inf, math.inf)
     base = [box.low.log(), box.high.clamp_max(LARGE).log()]
-    ends = [b * x.clamp(-LARGE, LARGE) for b in base for x in (power.low, power.high)]
-    both = torch.stack(torch.broadcast_tensors(*ends))
+    corners = [b * x.clamp(-LARGE, LARGE) for b in base for x in (power.low, power.high)]
+    both = together(corners)
     guess = [b.clamp_min(1e-38).log() * x for b in (box.bottom, box.top) for x in (power.bottom, power.top)]
-    guesses = torch.stack(torch.broadcast_tensors(*guess))
+    guesses = together(guess)
     mean = box.mean.clamp_min(1e-38).log() * power.mean
     spread = power.var * box.mean.clamp_min(1e-38).log() ** 2
     centre = torch.exp(mean + spread / 2)

@@ -14,7 +14,7 @@ from amplint.graph.ranges.transfer.table import Call, transfer
 
 
 def moved(box: Box, shape: tuple[int, ...], move: Callable[[Tensor], Tensor], **known: Any) -> Box:
-    """The box with its cells, and those of its logarithm, moved by one function of a tensor with a leading dimension."""
+    """The box with its cells and those of its logarithm moved by a function that leaves the first dimension alone."""
     log = None
     if box.log is not None and box.log.shape[1:] == box.cells.shape[1:]:
         log = move(box.log)
@@ -121,7 +121,6 @@ def _permute(call: Call) -> Box:
         source, target = call["source"], call["destination"]
         source = [source] if isinstance(source, int) else list(source)
         target = [target] if isinstance(target, int) else list(target)
-        order = torch.empty(rank, 0).permute(*range(rank + 1)) and []  # type: ignore[assignment]
         order = _moved_order(rank, source, target)
     else:
         first, second = _swapped(call, rank)
@@ -244,7 +243,7 @@ def _cat(call: Call) -> Box:
         ]
     else:
         dim = int(call.get("dim", 0)) % len(call.shape)
-    sizes = [torch.Size(torch.broadcast_shapes(*(_without(box, dim) for box in boxes)))]
+    sizes = [_common([_without(box, dim) for box in boxes])]
     if sizes[0].numel() * call.shape[dim] > CELLS:
         boxes = [merge(box, [one for one in range(len(call.shape)) if one != dim]) for box in boxes]
         sizes = [torch.Size([1] * len(call.shape))]
@@ -256,6 +255,10 @@ def _cat(call: Call) -> Box:
         target[dim] = box.shape[dim]
         parts.append(box.cells.expand(6, *target))
     return limit(Box(call.shape, torch.cat(parts, dim + 1), **_either(boxes)))
+
+
+def _common(sizes: list[list[int]]) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call]
 
 
 def _without(box: Box, dim: int) -> list[int]:
