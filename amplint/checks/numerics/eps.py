@@ -139,8 +139,8 @@ def _in_place(call: ast.Call) -> bool:
 
 
 def _divides(script: Script, result: Tensor) -> bool:
-    """Whether a result, or its square root, is divided by, or its logarithm is taken: the slope there is one over it, or
-    more. That of a square root alone stays far below float16's largest number."""
+    """Whether a result, or its square root, is divided by, or its logarithm is taken: the slope there is one over it,
+    or more. That of a square root alone stays far below float16's largest number."""
     for event in script.events(events.Operation):
         operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.node is result.node]
         if operands and (
