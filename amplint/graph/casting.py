@@ -24,7 +24,7 @@ _PLAIN = frozenset({aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_
 Make = Callable[[fx.Graph, fx.Node, torch.dtype], fx.Node]  # a node that casts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cast:
     """A tensor that autocast casts for some operations. Nodes are those of the captured graph."""
 
@@ -92,7 +92,7 @@ class _Writer:
         module = fx.GraphModule(self.captured.graph, self.graph)
         module.graph.lint()
         casts = {
-            Cast(source, tuple(users), dtype, self._kept(source, dtype), made is None): made
+            Cast(source, tuple(dict.fromkeys(users)), dtype, self._kept(source, dtype), made is None): made
             for (source, dtype, made), users in self.users.items()
         }
         return CastGraph(module, self.copies, casts)
