@@ -30,6 +30,8 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     more than once (in another round, world or call) is one finding. Suppressions are not applied here. `others` stand
     for the files at their paths.
     """
+    if module.is_foreign:
+        return Checked((), ())
     prepare()
     from amplint.checks.registry import CHECKS, Script
     from amplint.source.interpret.entries import read

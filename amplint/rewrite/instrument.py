@@ -115,6 +115,11 @@ def fix_all(
     of them, or in none. `guard` does the work for a file, and returns None where that cannot be done. Scripts that use
     apex.amp are migrated first."""
     dtype = options["dtype"]
+    foreign = {module: Result(module.text, []) for module in modules if module.is_foreign}
+    if foreign:
+        ours = [module for module in modules if module not in foreign]
+        results = dict(zip(ours, fix_all(ours, settings, options, guard), strict=True))
+        return [foreign.get(one) or results.get(one) for one in modules]
     moved = migrated(modules, lambda one: asked(settings, one.path, options, dtype)[0], guard, dtype)
     rest = [one for one in modules if one not in moved or ((done := moved[one]) is not None and not done.refused)]
     now = [moved[one].module if one in moved else one for one in rest]  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ from amplint.source.walk import children, walk
 
 N = TypeVar("N", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_FOREIGN = frozenset(("paddle", "megengine", "mindspore", "jittor", "oneflow"))
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
@@ -228,6 +229,13 @@ class Module:
                 joined = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"
                 table.setdefault(alias.asname or alias.name, set()).add(joined)
         return table
+
+    @cached_property
+    def is_foreign(self) -> bool:
+        """Whether this is code for a library whose API is like torch's, and which has another policy: its backward()
+        and step() are not torch's."""
+        roots = {name.partition(".")[0] for names in self.imports.values() for name in names}
+        return bool(roots & _FOREIGN) and "torch" not in roots
 
     def dotted(self, node: ast.AST) -> set[str]:
         """The full dotted names that a name or attribute chain may stand for: `amp.autocast` →

@@ -14,6 +14,7 @@ from amplint.checks.registry import (
     receiver,
     rule,
     same_function,
+    text,
 )
 from amplint.checks.scaler.nonfinite import asks_for_nonfinite
 from amplint.checks.scaler.protocol import (
@@ -50,6 +51,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not _mixed_in(script, clip, optimizer)
                 and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
                 and not _unscaled_by_a_method(clip)
+                and not _unscaled_as_it_is_stepped(script, clip)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
@@ -75,6 +77,27 @@ def _unscaled_by_a_method(clip: events.Clip) -> bool:
         and call.lineno <= clip.node.lineno  # type: ignore[attr-defined]
         for call in walk(function)
     )
+
+
+def _unscaled_as_it_is_stepped(script: Script, clip: events.Clip) -> bool:
+    """Whether what is stepped in the clip's function is unscaled in front of the clip by the same words: of several
+    optimizers in a dictionary (`self.optimizers[uid]`) they name the same one."""
+    steps = (step for step in script.events(events.Step) if step.scaler is not None)
+    names = {_named(step) for step in steps if same_function(step, clip)}
+    return any(
+        same_function(unscale, clip)
+        and unscale.node.lineno < clip.node.lineno  # type: ignore[attr-defined]
+        and "[" in _named(unscale)
+        and _named(unscale) in names
+        and not alternatives(clip.module, unscale.node, clip.node)
+        for unscale in script.events(events.Unscale)
+    )
+
+
+def _named(event: events.Step | events.Unscale) -> str:
+    """What an optimizer is called where a scaler is given it."""
+    call = event.node
+    return text(event.module, call.args[0], 200) if isinstance(call, ast.Call) and call.args else ""
 
 
 def _for_runs_without(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -220,6 +221,23 @@ def _measures(value: Value) -> bool:
     return False
 
 
+def here(value: Value, world: World, depth: int = 6) -> Value:
+    """A tensor as this world has it: whether a part of it comes from a region may have hung on what is known by now."""
+    value = settled(value, world)
+    if depth == 0:
+        return value
+    match value:
+        case Choice():
+            yes, no = here(value.yes, world, depth - 1), here(value.no, world, depth - 1)
+            return value if yes is value.yes and no is value.no else replace(value, yes=yes, no=no)
+        case Tensor(region=Region()):
+            parents = tuple(here(parent, world, depth - 1) for parent in value.parents)
+            if any(new is not old for new, old in zip(parents, value.parents, strict=True)):
+                inherited = value.region == provenance(value.parents)[1]
+                return replace(value, parents=parents, region=provenance(parents)[1] if inherited else value.region)
+    return value
+
+
 def is_number(value: Value) -> bool:
     """Whether something unknown is surely a Python number: arithmetic on numbers, a size, a length."""
     match value:
@@ -393,4 +411,5 @@ def opaque(values: Iterable[Value], world: World, node: ast.AST, of: Owners = fr
     found, region, scaler = provenance(values)
     if not (found or of or region or any(True for _ in tensors_in(values))):
         return None
-    return Tensor("", KNOWN, found | of, region_of(world) or region, scaler, "", node, (), serial())
+    choices = tuple(value for value in values if isinstance(value, Choice))[:3]  # which of them was it: see here()
+    return Tensor("", KNOWN, found | of, region_of(world) or region, scaler, "", node, choices, serial())
