@@ -130,6 +130,11 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+def tensors(value: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [one for one in leaves if isinstance(one, torch.Tensor) and one.is_floating_point()]
+
+
 @dataclass
 class Seen(TorchFunctionMode):
     """The gradients that arrive at what functions return and at casts, by the order of both in the forward."""
@@ -150,10 +155,15 @@ class Seen(TorchFunctionMode):
             value.register_hook(lambda gradient: self.found.update({key: gradient.detach().clone()}))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(one): (one.untyped_storage().data_ptr(), one._version) for one in tensors((args, kwargs))}
         value = func(*args, **(kwargs or {}))
-        for one in torch.utils._pytree.tree_leaves(value):
-            if isinstance(one, torch.Tensor) and one.is_floating_point():
-                self.watch("function", None if one._is_view() else one)
+        memory = {pointer for pointer, _ in given.values()}
+        for one in tensors(value):
+            if id(one) in given:
+                new = one._version != given[id(one)][1]  # changed in place
+            else:
+                new = one.untyped_storage().data_ptr() not in memory  # no view
+            self.watch("function", one if new else None)
         return value
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
