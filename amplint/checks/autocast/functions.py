@@ -17,6 +17,7 @@ _DECORATORS = ("custom_fwd", "custom_bwd")
 _CASTS = frozenset("to float half bfloat16 double type type_as".split())
 # What compiled kernels are imported as: they take the dtypes that they were built for, and check nothing else.
 _KERNELS = re.compile(r"^_C$|_C$|^_?ext\b|_ext$|^ext_|_backend$|^_backend|cuda|_cpp$|_kernels?$", re.IGNORECASE)
+_AUTOCAST = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd", re.IGNORECASE)
 _LOW = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd|fp16|float16|half\(", re.IGNORECASE)
 
 
@@ -174,7 +175,7 @@ def checkpoint_ignores_autocast(script: Script) -> Iterator[Finding]:
                 again,
                 f"the backward of {cls.name} runs the forward again, outside autocast: in float32 where the forward "
                 "ran in half precision",
-                severity=Severity.WARNING if _LOW.search(module.text) else Severity.NOTE,
+                severity=Severity.WARNING if _AUTOCAST.search(module.text) else Severity.NOTE,
                 help="use torch.utils.checkpoint.checkpoint(…, use_reentrant=False), or keep the state of autocast and "
                 "enter it here",
             )

@@ -247,7 +247,8 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
                     scaling = scalings.get(scale)
                     if scaling is None or not backwards or own_condition(module, node, scaling):
                         continue
-                    if not _set_in(function, text(module, factor), module):
+                    base = factor.value.id if isinstance(factor.value, ast.Name) else ""
+                    if not _set_in(function, text(module, factor), module) and not _set_in(function, base, module):
                         yield found_at(
                             "AMP136",
                             module,
