@@ -290,7 +290,7 @@ def finish(box: Box) -> Range:
         return Range(low, high, **known)
     mean = float(box.mean.mean())
     var = max(float(box.square.mean()) - mean * mean, 0.0)
-    amax = max(-float(box.bottom.min()), float(box.top.max()))
+    amax = float(box.cells[4:].abs().max())
     return Range(low, high, mean, var, amax, _tiny(box), **known)
 
 

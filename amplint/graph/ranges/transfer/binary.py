@@ -61,7 +61,7 @@ def together(
     return composed(call, start, (node, lambda x: operation(f(x), g(x)), depth), low, high, **known)
 
 
-@transfer("add sub rsub __radd__ subtract")
+@transfer("add sub rsub subtract")
 def _add(call: Call) -> Box:
     a, b = call.box("self"), call.box("other")
     sign = float(call.get("alpha", 1))
@@ -108,7 +108,7 @@ def _shifted(box: Box, number: float) -> tuple[Any, ...] | None:
     return box.form if box.form and box.form[0] in ("norm", "squares", "mean squares") and number >= 0 else None
 
 
-@transfer("mul multiply __rmul__")
+@transfer("mul multiply")
 def _mul(call: Call) -> Box:
     a, b = call.box("self"), call.box("other")
     rank = len(call.shape)
@@ -236,7 +236,7 @@ def inverted(box: Box, cells: Tensor) -> Tensor:
     return torch.stack([low, high, about, ratio / centre**2, ends.amin(0), ends.amax(0)])
 
 
-@transfer("maximum minimum max.other fmax fmin")
+@transfer("maximum minimum fmax fmin")
 def _larger(call: Call) -> Box:
     rank = len(call.shape)
     x, y = aligned(call.box("self"), rank), aligned(call.box("other"), rank)
@@ -280,7 +280,7 @@ def _atan2(call: Call) -> Box:
     return make(call.shape, -math.pi, math.pi, 0.0, math.pi**2 / 3, -math.pi, math.pi)
 
 
-@transfer("remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ __lshift__ __rshift__")
+@transfer("remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__")
 def _integer(call: Call) -> Box:
     a, b = call.box("self"), call.box("other")
     if call.dtype == torch.bool:
@@ -300,7 +300,7 @@ def _integer(call: Call) -> Box:
 
 @transfer(
     "eq ne lt le gt ge logical_and logical_or logical_not logical_xor isnan isinf isfinite isneginf isposinf "
-    "bitwise_not any all isin equal is_nonzero signbit"
+    "bitwise_not any all isin signbit"
 )
 def _question(call: Call) -> Box:
     if call.dtype != torch.bool:  # bitwise_not of integers

@@ -122,8 +122,7 @@ def shifted(call: Call, box: Box, bias: Box | None) -> Box:
 
 
 @transfer(
-    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d "
-    "conv_transpose2d.input mkldnn_convolution"
+    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
 )
 def _conv(call: Call) -> Box:
     box, held = call.box("input" if "input" in call else "self"), call.box("weight")
@@ -233,7 +232,7 @@ def _listed(value: Any, rank: int) -> list[int]:
     return sizes * rank if len(sizes) == 1 else sizes
 
 
-@transfer("matmul mm bmm mv dot inner vdot")
+@transfer("matmul mm bmm mv dot inner")
 def _matmul(call: Call) -> Box:
     names = (
         "self",
@@ -283,7 +282,7 @@ def hull(call: Call, result: Box, b: Box, factor: float) -> Box:
     )
 
 
-@transfer("baddbmm addbmm addmv addr")
+@transfer("baddbmm addmv")
 def _baddbmm(call: Call) -> Box:
     base = call.box("self")
     names = ("batch1", "batch2") if "batch1" in call else ("mat", "vec")
@@ -378,8 +377,7 @@ def _drop(box: Box, labels: list[str]) -> tuple[Box, list[str]]:
 
 
 @transfer(
-    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_flash_attention _scaled_dot_product_attention_math"
+    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"
 )
 def _attention(call: Call) -> Any:
     q, k, value = call.box("query"), call.box("key"), call.box("value")
@@ -387,16 +385,15 @@ def _attention(call: Call) -> Any:
     length, width = k.shape[-2], q.shape[-1]
     scale = float(call.get("scale", 1 / math.sqrt(width)))
     logits = width * float(q.square.mean()) * float(k.square.mean()) * scale**2
-    shown = 1.0
+    shown = 0.5 if call.get("is_causal", False) else 1.0
     if mask is not None:
         held = call.of(mask)
-        shown = max(1 - held.masked, 1 / length) if held.cells[2].dtype.is_floating_point else 1.0
-        if held.exact is not None and held.exact.dtype == torch.bool:
-            shown = max(float(held.exact.double().mean()), 1 / length)
-        elif held.masked == 0 and math.isfinite(float(held.var.max())):
-            logits += float(held.var.mean())
-    elif call.get("is_causal", False):
-        shown = 0.5
+        if mask.meta["val"].dtype == torch.bool:
+            shown = float(held.mean.mean())
+        else:
+            shown = 1 - held.masked
+            logits += float((held.square.mean() - held.mean.mean() ** 2).nan_to_num(0.0))
+    shown = max(shown, 1 / length)
     weight = _concentration(logits, max(length * shown, 1.0))
     drop = float(call.get("dropout_p", 0.0))
     factor = 1 / (1 - drop) if drop < 1 else 1.0
@@ -406,7 +403,7 @@ def _attention(call: Call) -> Any:
     var = v.var * weight * factor
     spread = normal_max(math.prod(call.shape)) * v.var.sqrt()  # the first token of a causal mask sees itself alone
     bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
-    if mask is None and not call.get("is_causal", False):
+    if shown > 0.99:
         spread = normal_max(math.prod(call.shape)) * var.sqrt()
         bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
     rank = len(call.shape)

@@ -8,7 +8,7 @@ from amplint.graph.ranges.domain import Box, make
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 
-@transfer("zeros zeros_like new_zeros empty empty_like new_empty empty_strided empty_permuted new_empty_strided zero")
+@transfer("zeros zeros_like new_zeros empty empty_like new_empty empty_strided")
 def _zeros(call: Call) -> Box:
     held = call.name in ("zeros", "zeros_like", "new_zeros", "zero")
     low, high = (0.0, 0.0) if held else (-math.inf, math.inf)
@@ -39,7 +39,7 @@ def _arange(call: Call) -> Box:
     return make(call.shape, low, high, (low + high) / 2, (high - low) ** 2 / 12, low, high, zero=low <= 0 <= high)
 
 
-@transfer("randn randn_like normal normal_functional new_randn")
+@transfer("randn randn_like normal normal_functional")
 def _randn(call: Call) -> Box:
     mean, std = (
         float(call.get(name, value)) if isinstance(call.get(name, value), int | float) else math.nan
@@ -52,7 +52,7 @@ def _randn(call: Call) -> Box:
     return make(call.shape, mean - reach * std, mean + reach * std, mean, std**2)
 
 
-@transfer("rand rand_like uniform new_rand")
+@transfer("rand rand_like uniform")
 def _rand(call: Call) -> Box:
     low, high = float(call.get("from", 0.0)), float(call.get("to", 1.0))
     return make(call.shape, low, high, (low + high) / 2, (high - low) ** 2 / 12, low, high)

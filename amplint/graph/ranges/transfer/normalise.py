@@ -142,8 +142,7 @@ def _instance_norm(call: Call) -> Box:
 
 
 @transfer(
-    "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional cudnn_batch_norm "
-    "_batch_norm_with_update _native_batch_norm_legit_no_training _batch_norm_impl_index"
+    "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"
 )
 def _batch_norm(call: Call) -> Any:
     box = call.box("input")
@@ -177,7 +176,7 @@ def _batch_norm(call: Call) -> Any:
     return _more(call, make(call.shape, low - slack, high + slack, mean, spread, mean - down, mean + up))
 
 
-@transfer("softmax _softmax softmin log_softmax _log_softmax _safe_softmax")
+@transfer("softmax _softmax log_softmax _log_softmax _safe_softmax")
 def _softmax(call: Call) -> Box:
     box = call.box("self")
     rank = len(box.shape)
@@ -229,7 +228,7 @@ def _softmax(call: Call) -> Box:
     )
 
 
-@transfer("dropout native_dropout feature_dropout alpha_dropout")
+@transfer("dropout native_dropout feature_dropout")
 def _dropout(call: Call) -> Any:
     box = call.box("input")
     drop = float(call.get("p", 0.5))

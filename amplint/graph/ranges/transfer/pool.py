@@ -21,7 +21,7 @@ def _count(name: str) -> int:
 
 @transfer(
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d max_pool1d_with_indices"
+    "adaptive_max_pool2d adaptive_max_pool3d"
 )
 def _max_pool(call: Call) -> Any:
     box = call.box("self")
@@ -107,7 +107,7 @@ def _interpolate(call: Call) -> Box:
 
 @transfer(
     "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d _pad_circular",
+    "replication_pad3d",
     structural=True,
 )
 def _pad(call: Call) -> Box:

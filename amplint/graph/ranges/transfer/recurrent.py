@@ -10,7 +10,7 @@ from amplint.graph.ranges.domain import Box, make
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 
-@transfer("lstm gru rnn_tanh rnn_relu quantized_lstm mkldnn_rnn_layer lstm_cell gru_cell rnn_tanh_cell")
+@transfer("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell")
 def _recurrent(call: Call) -> tuple[Box, ...] | Box:
     unbounded = call.name == "rnn_relu"
     states = (

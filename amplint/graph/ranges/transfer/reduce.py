@@ -14,12 +14,10 @@ from amplint.graph.ranges.transfer.normalise import moments
 from amplint.graph.ranges.transfer.table import Call, dims_of, squeeze, transfer
 
 
-@transfer("sum mean nansum nanmean sum_to_size")
+@transfer("sum mean nansum nanmean")
 def _sum(call: Call) -> Box:
     box = call.box("self")
     dims = dims_of(call, len(box.shape))
-    if call.name == "sum_to_size":
-        return make(call.shape, -math.inf, math.inf, unknown="sum_to_size")
     count = math.prod(box.shape[dim] for dim in dims)
     keep = bool(call.get("keepdim", False))
     return _summed(call, box, dims, keep, 1.0 / count if "mean" in call.name and count else 1.0)
@@ -56,7 +54,7 @@ def _summed(call: Call, box: Box, dims: list[int], keep: bool, factor: float) ->
     return make(call.shape, *sizes, form=form, why=why, zero=zero, infinite=box.infinite)
 
 
-@transfer("amax amin max min aminmax cummax cummin mode median nanmedian kthvalue")
+@transfer("amax amin max min aminmax cummax cummin mode median kthvalue")
 def _extreme(call: Call) -> Any:
     box = call.box("self")
     if call.name in ("max", "min") and "other" in call:
@@ -149,7 +147,7 @@ def _var(call: Call) -> Any:
     return first, _summed(inner, box, dims, keep, 1.0 / count)
 
 
-@transfer("norm linalg_vector_norm frobenius_norm linalg_norm linalg_matrix_norm")
+@transfer("norm linalg_vector_norm frobenius_norm linalg_norm")
 def _norm(call: Call) -> Box:
     box = call.box("self")
     rank = len(box.shape)

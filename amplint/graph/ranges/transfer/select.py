@@ -92,6 +92,8 @@ def _embedding(call: Call) -> Any:
     rank = len(call.shape)
     parts = [one.reshape(*[1] * (rank - 1), -1) for one in merged.cells]
     if call.name == "embedding":
+        if table.exact is not None:
+            parts[4:] = _drawn(table.exact, parts, max(math.prod(call.shape[:-1]), 1))
         return make(call.shape, *parts)
     length = max(call.box("indices").shape[-1], 1)
     first = make(call.shape, parts[0] * length, parts[1] * length, parts[2], parts[3])
@@ -99,7 +101,16 @@ def _embedding(call: Call) -> Any:
     return (first, *rest)
 
 
-@transfer("index index_select gather take take_along_dim masked_select _unsafe_index narrow_copy", structural=True)
+def _drawn(table: Tensor, parts: list[Tensor], count: int) -> list[Tensor]:
+    """The extremes to expect of `count` rows of a table: few rows seldom hold its largest value."""
+    if count >= 4 * table.shape[0]:
+        return parts[4:]
+    most = table.detach().abs().amax(1).double().sort().values
+    limit = most[min(int(0.5 ** (1 / count) * len(most)), len(most) - 1)]
+    return [parts[4].clamp_min(-limit), parts[5].clamp_max(limit)]
+
+
+@transfer("index index_select gather take take_along_dim masked_select _unsafe_index", structural=True)
 def _index(call: Call) -> Box:
     box = call.box("self")
     if call.name in ("index_select", "gather", "take_along_dim"):
@@ -145,8 +156,7 @@ def _one_cell(box: Box, shape: tuple[int, ...]) -> Box:
 
 
 @transfer(
-    "index_put index_copy slice_scatter select_scatter masked_scatter scatter index_fill diagonal_scatter copy "
-    "scatter_reduce put index_reduce _unsafe_index_put",
+    "index_put index_copy slice_scatter select_scatter masked_scatter scatter index_fill copy scatter_reduce put _unsafe_index_put",
     structural=True,
 )
 def _put(call: Call) -> Box:
@@ -164,7 +174,7 @@ def _put(call: Call) -> Box:
     return joined(call, [box, other], [float(box.size), float(min(other.size, box.size))])
 
 
-@transfer("scatter_add index_add segment_reduce")
+@transfer("scatter_add index_add")
 def _add(call: Call) -> Box:
     box = call.box("self")
     name = next((one for one in ("src", "source") if one in call), "src")
@@ -189,6 +199,6 @@ def _one_hot(call: Call) -> Box:
     return make(call.shape, 0, 1, 1 / width, (1 / width) * (1 - 1 / width), 0, 1, zero=True)
 
 
-@transfer("item _local_scalar_dense sym_size")
+@transfer("_local_scalar_dense item")
 def _item(call: Call) -> Box:
     return moved(call.box("self"), (), lambda cells: cells.reshape(cells.shape[0]))

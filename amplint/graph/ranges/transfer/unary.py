@@ -153,7 +153,6 @@ _PLAIN: dict[str, tuple[Callable[[Call], Function], tuple[float, ...]]] = {
     "asinh": (lambda call: torch.asinh, ()),
     "sinh": (lambda call: torch.sinh, ()),
     "cosh": (lambda call: torch.cosh, (0.0,)),
-    "softsign": (lambda call: F.softsign, ()),
     "hardshrink": (lambda call: lambda x: F.hardshrink(x, _number(call, "lambd", 0.5)), (-0.5, 0.0, 0.5)),
     "softshrink": (lambda call: lambda x: F.softshrink(x, _number(call, "lambd", 0.5)), ()),
 }
@@ -360,7 +359,7 @@ def _pow_tensor(call: Call, box: Box, power: Box) -> Box:
     return make(call.shape, low, high, centre, centre**2 * torch.expm1(spread.clamp_max(300.0)), *extremes)
 
 
-@transfer("_to_copy to type_as clone contiguous detach alias lift_fresh_copy detach_copy lift_fresh", structural=True)
+@transfer("_to_copy to type_as clone contiguous detach alias lift_fresh lift_fresh_copy", structural=True)
 def _same(call: Call) -> Box:
     """Casts and copies. To an integer the fraction is cut off."""
     box = call.box("self")

@@ -90,7 +90,7 @@ def _splits(part: list[int], whole: list[int], after: list[int]) -> list[int] | 
 
 @transfer(
     "view reshape _unsafe_view flatten unsqueeze squeeze unflatten view_as reshape_as _reshape_alias "
-    "view_copy _reshape_copy pixel_shuffle_ atleast_1d ravel",
+    "ravel",
     structural=True,
 )
 def _reshape(call: Call) -> Box:
@@ -109,13 +109,13 @@ def _norm_form(box: Box, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
 
 
 @transfer(
-    "permute transpose t swapaxes movedim adjoint mT numpy_T transpose_copy t_copy permute_copy matrix_H",
+    "permute transpose t swapaxes movedim",
     structural=True,
 )
 def _permute(call: Call) -> Box:
     box = call.box("self")
     rank = len(box.shape)
-    if call.name in ("permute", "permute_copy"):
+    if call.name == "permute":
         order = [dim % rank for dim in call["dims"]]
     elif call.name == "movedim":
         source, target = call["source"], call["destination"]
@@ -149,7 +149,7 @@ def _moved_order(rank: int, source: list[int], target: list[int]) -> list[int]:
     return [dim if dim >= 0 else next(rest) for dim in order]
 
 
-@transfer("expand expand_as broadcast_to expand_copy", structural=True)
+@transfer("expand expand_as broadcast_to", structural=True)
 def _expand(call: Call) -> Box:
     box = call.box("self")
     extra = len(call.shape) - len(box.shape)
@@ -202,7 +202,7 @@ def _cut(cells: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tenso
     return cells[tuple(index)]
 
 
-@transfer("split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk split_copy", structural=True)
+@transfer("split split_with_sizes chunk tensor_split unsafe_split", structural=True)
 def _split(call: Call) -> tuple[Box, ...]:
     box = call.box("self")
     dim = int(call.get("dim", 0)) % len(box.shape)
@@ -298,8 +298,8 @@ def joined(call: Call, boxes: list[Box], weights: list[float] | None = None) -> 
 
 
 @transfer(
-    "pixel_shuffle pixel_unshuffle unfold im2col channel_shuffle native_channel_shuffle as_strided diagonal "
-    "block_diag tril triu unfold_copy col2im_",
+    "pixel_shuffle pixel_unshuffle unfold im2col channel_shuffle diagonal tril triu"
+    "",
     structural=True,
 )
 def _anywhere(call: Call) -> Box:
