@@ -210,7 +210,7 @@ def _compare(
         for group in ("all nodes", *(["half under AMP"] if half else [])):
             result.scores.setdefault(f"flushed > 10 %, {group}", Score()).add(share > 0.1, flushed[node] > 0.1)
         if 0 < size < math.inf and found.amax:
-            result.bits.append(math.log2(found.amax / size))
+            result.bits.append(math.log2(max(found.amax, 1e-45) / size))
         if options.each:
             wrong = (amax > LIMIT) != (size > LIMIT)
             if wrong:

@@ -228,7 +228,7 @@ SAMPLES |= {
         s(aten.linear.default, n(64), _DEEP, bits=1.5),
     ],
     "addmm": [s(aten.addmm.default, w(32), X, w(64, 32)), s(aten.addmm.default, w(32), X, w(64, 32), beta=0.5, alpha=2)],
-    "conv1d": [s(aten.conv1d.default, SIGNAL, w(6, 8, 3), w(6)), s(aten.conv1d.default, SIGNAL, w(8, 1, 3), None, 1, 1, 1, 8)],
+    "conv1d": [s(aten.conv1d.default, SIGNAL, w(6, 8, 3), w(6)), s(aten.conv1d.default, SIGNAL, w(8, 1, 3), None, [1], [1], [1], 8)],
     "conv2d": [
         s(aten.conv2d.default, IMAGE, w(6, 8, 3, 3), w(6), [2, 2], [1, 1]),
         s(aten.conv2d.default, IMAGE, w(8, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], 2),
@@ -387,7 +387,7 @@ SAMPLES |= {
     "grid_sampler": [s(aten.grid_sampler.default, IMAGE, u(-1.2, 1.2, 4, 5, 5, 2), mode, 0, False, bits=1.2) for mode in (0, 2)],
     "grid_sampler_2d": [s(aten.grid_sampler_2d.default, IMAGE, u(-1.2, 1.2, 4, 5, 5, 2), 0, 0, False, bits=1.2)],
     "grid_sampler_3d": [s(aten.grid_sampler_3d.default, VOLUME, u(-1.2, 1.2, 2, 5, 5, 5, 3), 0, 0, False, bits=1.5)],
-    "pad": [s(aten.pad.default, X, [1, 1], "constant", 3.0), s(aten.pad.default, IMAGE, [1, 1], "circular")],
+    "pad": [s(aten.pad.default, X, [1, 1], "constant", 3.0), s(aten.pad.default, IMAGE, [1, 1, 1, 1], "circular")],
     "constant_pad_nd": [s(aten.constant_pad_nd.default, X, [1, 1], -2.0)],
 }
 
@@ -421,7 +421,7 @@ SAMPLES |= {
     "bernoulli": [s(aten.bernoulli.p, X, 0.3), s(aten.bernoulli.default, u(0, 1, 16, 64))],
     "randint": [s(aten.randint.low, 3, 9, [16, 64])],
     "randint_like": [s(aten.randint_like.default, WHOLE, 9)],
-    "random": [s(getattr(aten.random, "from"), WHOLE, 3, 9)],
+    "random": [s(aten.random.to, WHOLE, 9)],
     "randperm": [s(aten.randperm.default, 16)],
     "exponential": [s(aten.exponential.default, X, 2.0, bits=1.0)],
 }
@@ -436,7 +436,7 @@ SAMPLES |= {
     ],
     "masked_fill": [s(aten.masked_fill.Scalar, X, b(16, 64), 9.0), s(aten.masked_fill.Scalar, X, b(64), -1e9, bits=None)],
     "embedding": [s(aten.embedding.default, w(30, 16), i(0, 30, 4, 9))],
-    "embedding_bag": [s(aten.embedding_bag.default, w(30, 16), i(0, 30, 4, 9), None, bits=None)],
+    "embedding_bag": [s(aten.embedding_bag.default, w(30, 16), i(0, 30, 12), i(0, 1, 1), bits=None)],
     "index": [
         s(aten.index.Tensor, w(8, 6), [i(0, 8, 5, 3)]),
         s(aten.index.Tensor, w(8, 6, 4), [None, i(0, 6, 5)]),

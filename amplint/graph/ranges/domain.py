@@ -20,6 +20,7 @@ from torch import Tensor
 CELLS = 4096  # at most so many cells: a box costs no more than a few vectors of channels
 MOST = torch.finfo(torch.float32).max  # beyond it FP32 itself is infinite
 LARGE = 1e150  # stands for infinity inside an operation, so that 0 times it is 0
+GUESS = 1e40  # no estimate goes beyond
 TINY = 2.0**-25  # float16 rounds to zero at or below
 MASK = -1e4  # an added constant at or below it masks, where others beside it are not
 FIELDS = 6
@@ -140,9 +141,9 @@ def make(
     cells[1].nan_to_num_(math.inf, math.inf, -MOST)
     cells[0] = torch.where(cells[0] < -MOST, -math.inf, cells[0])
     cells[1] = torch.where(cells[1] > MOST, math.inf, cells[1])
-    cells[2] = torch.minimum(torch.maximum(cells[2], cells[0]), cells[1])
-    cells[3].clamp_min_(0)
-    cells[4:] = torch.minimum(torch.maximum(cells[4:], cells[0]), cells[1])
+    cells[3].clamp_(0, GUESS**2)
+    rest = torch.minimum(torch.maximum(cells[[2, 4, 5]], cells[0]), cells[1])
+    cells[[2, 4, 5]] = rest.clamp_(-GUESS, GUESS)
     return limit(Box(shape, cells, **known))
 
 

@@ -182,7 +182,10 @@ def _log_product(x: Tensor, y: Tensor, boxes: tuple[Box, Box]) -> Tensor | None:
     """Log-normal times something whose size hardly varies stays log-normal."""
     for one, other, cells in ((boxes[0], boxes[1], y), (boxes[1], boxes[0], x)):
         if one.log is not None and one.log.ndim == cells.ndim and other.log is None:
-            size = (cells[2] ** 2 + cells[3]).sqrt().clamp_min(1e-300).log()
+            size = (cells[2] ** 2 + cells[3]).sqrt()
+            if bool((size == 0).any()):
+                return None
+            size = size.log()
             return stacked([one.log[0] + size, one.log[1]])
     return None
 

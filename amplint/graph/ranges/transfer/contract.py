@@ -93,14 +93,17 @@ def _linear(call: Call) -> Box:
 
 @transfer("addmm")
 def _addmm(call: Call) -> Box:
-    return linear(call, call.box("mat1"), call["mat2"], call["self"], transposed=True)
+    beta, alpha = float(call.get("beta", 1)), float(call.get("alpha", 1))
+    if (beta, alpha) == (1, 1):
+        return linear(call, call.box("mat1"), call["mat2"], call["self"], transposed=True)
+    return _mixed(call, call.box("self"), linear(call, call.box("mat1"), call["mat2"], None, transposed=True))
 
 
 def linear(call: Call, box: Box, weight_node: Any, bias_node: Any, transposed: bool = False) -> Box:
     held, bias = call.of(weight_node), call.of(bias_node) if bias_node is not None else None
     weight = held.exact
     known = bias.exact if bias is not None else None
-    if weight is None or (bias is not None and known is None) or call.arguments.get("beta", 1) != 1:
+    if weight is None or (bias is not None and known is None):
         labels = ("...k", "...kn" if transposed else "nk")
         result = contraction(call, box, held, labels[0], "kn" if transposed else "nk", "...n")
         return shifted(call, result, bias)
@@ -290,13 +293,19 @@ def _baddbmm(call: Call) -> Box:
     result = contraction(
         call, a, b, "...mk", "...kn" if len(b.shape) > 1 else "k", "...mn" if len(b.shape) > 1 else "...m"
     )
-    alpha, beta = float(call.get("alpha", 1)), float(call.get("beta", 1))
+    return _mixed(call, base, result)
+
+
+def _mixed(call: Call, base: Box, product: Box) -> Box:
+    """beta · base + alpha · product."""
     from amplint.graph.ranges.transfer.binary import combine
 
-    first = replace(base, exact=None, cells=base.cells * beta if beta >= 0 else base.cells)
-    if beta == 0:
-        first = make(base.shape, 0, 0, 0, 0)
-    return combine(replace(call, name="bias"), first, result, alpha)
+    alpha, beta = float(call.get("alpha", 1)), float(call.get("beta", 1))
+    cells = base.cells * abs(beta)
+    cells[3] *= abs(beta)
+    if beta < 0:
+        cells = cells[[1, 0, 2, 3, 5, 4]] * torch.tensor([-1, -1, -1, 1, -1, -1]).reshape(-1, *[1] * (cells.ndim - 1))
+    return combine(replace(call, name="bias"), replace(base, exact=None, cells=cells.nan_to_num(0.0)), product, alpha)
 
 
 @transfer("einsum")

@@ -227,6 +227,8 @@ def _prod(call: Call) -> Box:
     size = float(torch.maximum(box.low.abs(), box.high.abs()).max())
     most = math.exp(min(count * math.log(max(size, 1e-300)), 700.0)) * 1.001
     whole = merge(box, list(range(len(box.shape))))
-    mean = float(whole.mean.reshape(())) ** count if count < 64 else 0.0
+    mean, square = float(whole.mean.reshape(())), float(whole.square.reshape(()))
     least = 0.0 if bool((box.low >= 0).all()) else -most
-    return make(call.shape, least, most, cell(mean, len(call.shape)), cell(mean**2, len(call.shape)))
+    centre, power = (min(abs(one) ** min(count, 1000), 1e60) for one in (mean, square))
+    rank = len(call.shape)
+    return make(call.shape, least, most, cell(math.copysign(centre, mean), rank), cell(power - centre**2, rank))

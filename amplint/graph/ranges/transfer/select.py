@@ -199,6 +199,3 @@ def _one_hot(call: Call) -> Box:
     return make(call.shape, 0, 1, 1 / width, (1 / width) * (1 - 1 / width), 0, 1, zero=True)
 
 
-@transfer("_local_scalar_dense item")
-def _item(call: Call) -> Box:
-    return moved(call.box("self"), (), lambda cells: cells.reshape(cells.shape[0]))
