@@ -244,7 +244,7 @@ def _casts_of(node: fx.Node, precision: Precision) -> tuple[torch.dtype, ...]:
         with policy.cuda_policy(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled), _Copies() as copies:
             try:
                 node.target(*args, **kwargs)  # type: ignore[operator]
-            except RuntimeError:  # without autocast the dtypes do not fit
+            except Exception:  # whatever torch raises: on fake tensors, or where dtypes do not fit without autocast
                 if enabled:
                     return ()
         counts.append(copies.counter)

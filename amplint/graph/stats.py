@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 LOW, HIGH = -50, 20  # the bins of a histogram: log2 |x|, what lies outside counts in the outermost ones
-_BIAS, _INF = 127, 255  # of a float32's exponent
+_BIAS, _SIZE = 150, 278  # an index for each power of two that float32 has: 2^-149 is the first, 2^127 the last
+_CHUNK = 2**17  # values at a time: what is in between stays in the cache
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class Limits:
 
 LIMITS = {
     torch.float16: Limits(-25, -14, 65520.0),
-    torch.bfloat16: Limits(-134, -126, 3.3961775292304957e38),
+    torch.bfloat16: Limits(-134, -126, (2 - 2.0**-8) * 2.0**127),
 }
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Of a tensor, or of several together. `exponents[e]` counts the values with 2^(e-127) <= |x| < 2^(e-126), for
-    e = 1 … 254, as float32 stores them; `powers` those of them that are 2^(e-127) exactly."""
+    """Of a tensor, or of several together. `exponents[i]` counts the values with 2^(i-150) <= |x| < 2^(i-149); `powers`
+    those of them that are 2^(i-150) exactly."""
 
     count: int
     zeros: int
@@ -68,20 +69,16 @@ class Stats:
 
     def hist(self) -> list[int]:
         """Counts by floor(log2 |x|), bins LOW … HIGH."""
-        counts = self.exponents.clone()
         low, high = LOW + _BIAS, HIGH + _BIAS
-        inner = counts[low : high + 1].clone()
-        inner[0] += counts[:low].sum()
-        inner[-1] += counts[high + 1 : _INF].sum()
+        inner = self.exponents[low : high + 1].clone()
+        inner[0] += self.exponents[:low].sum()
+        inner[-1] += self.exponents[high + 1 :].sum()
         return [int(one) for one in inner]
 
     def _up_to(self, exponent: int, closed: bool) -> int:
         """How many non-zero values have |x| < 2^exponent; <= where closed."""
-        at = exponent + _BIAS
-        if at < 0:
-            return 0
-        below = int(self.exponents[: min(at, _INF)].sum())
-        return below + (int(self.powers[at]) if closed and 0 < at < _INF else 0)
+        at = max(exponent + _BIAS, 0)
+        return int(self.exponents[:at].sum()) + (int(self.powers[at : at + 1].sum()) if closed else 0)
 
     def _share(self, number: int) -> float:
         return number / self.nonzero if self.nonzero else 0.0
@@ -92,23 +89,32 @@ def of(value: torch.Tensor) -> Stats:
     value = value.detach()
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
-    flat = value.float().reshape(-1).contiguous()
+    flat = value.float().reshape(-1)
+    return together(map(_of, torch.split(flat, _CHUNK))) if len(flat) > _CHUNK else _of(flat)
+
+
+def _of(flat: torch.Tensor) -> Stats:
+    flat = flat.contiguous()
     bits = flat.view(torch.int32) & 0x7FFFFFFF
-    exponent = bits >> 23
-    fraction = bits & 0x7FFFFF
-    exponents = torch.bincount(exponent, minlength=_INF + 1)
-    powers = torch.bincount(exponent[fraction == 0], minlength=_INF + 1)
-    zeros, infinite = int(powers[0]), int(powers[_INF])
-    nan = int(exponents[_INF]) - infinite
-    finite = flat if not nan + infinite else flat[exponent < _INF]
-    exponents[0] -= zeros  # what is left are float32's own subnormal numbers
-    powers[0] = 0
-    exponents[_INF] = powers[_INF] = 0
-    std, mean = torch.std_mean(finite.double(), correction=0) if finite.numel() else (torch.zeros(()), torch.zeros(()))
-    size = finite.abs()
+    exponent, fraction = bits >> 23, bits & 0x7FFFFF
+    index, power = exponent + 23, fraction == 0
+    faint = (exponent == 0) & ~power
+    if bool(faint.any()):  # float32's own subnormal numbers
+        mantissa, place = torch.frexp(fraction[faint].float())
+        index[faint], power[faint] = place, mantissa == 0.5
+    exponents = torch.bincount(index, minlength=_SIZE + 1)
+    powers = torch.bincount(index[power], minlength=_SIZE + 1)
+    count, zeros, infinite = flat.numel(), flat.numel() - int(flat.count_nonzero()), int(powers[_SIZE])
+    nan = int(exponents[_SIZE]) - infinite
+    for one in (exponents, powers):
+        one[23] -= zeros
+    if nan + infinite:
+        flat = flat[exponent < 255]
+    std, mean = torch.std_mean(flat.double(), correction=0) if flat.numel() else (torch.zeros(()), torch.zeros(()))
+    size = flat.abs()
     least = size[size > 0] if zeros else size
     return Stats(
-        count=flat.numel(),
+        count=count,
         zeros=zeros,
         nan=nan,
         infinite=infinite,
@@ -116,12 +122,12 @@ def of(value: torch.Tensor) -> Stats:
         tiny=float(least.min()) if least.numel() else 0.0,
         mean=float(mean),
         std=float(std),
-        exponents=exponents,
-        powers=powers,
+        exponents=exponents[:_SIZE],
+        powers=powers[:_SIZE],
     )
 
 
-EMPTY = of(torch.zeros(0))
+EMPTY = _of(torch.zeros(0))
 
 
 def together(parts: Iterable[Stats]) -> Stats:

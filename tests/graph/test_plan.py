@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from amplint.graph.capture.captured import Precision
 from amplint.graph.capture.ladder import capture
-from amplint.graph.casting import name_of
 from amplint.graph.plan import explicit, plan
-from amplint.graph.policy import cuda_policy, kinds
+from amplint.graph.policy import cuda_policy
 from amplint.graph.run import run
 
 
@@ -67,7 +66,11 @@ class Mixed(nn.Module):
         parts += [torch.cat([h, h]), torch.addcmul(h, h, x), F.cosine_similarity(h, x), self.b(h, x), self.p(h)]
         parts += [torch.log_softmax(h, -1), torch.logsumexp(h, -1), F.kl_div(F.log_softmax(h, -1), F.softmax(x, -1))]
         parts += [F.smooth_l1_loss(h, x), F.mse_loss(h, x), torch.cdist(h, x), F.cross_entropy(h, torch.arange(4))]
-        parts += [torch.dot(h[0], x[0]), torch.index_put(h, (torch.arange(2),), h[:2]), F.scaled_dot_product_attention(h, x, x)]
+        parts += [
+            torch.dot(h[0], x[0]),
+            torch.index_put(h, (torch.arange(2),), h[:2]),
+            F.scaled_dot_product_attention(h, x, x),
+        ]
         parts += [h.clone().add_(x), h.pow(2), 2.0**h, h.float().half() + h, torch.linalg.multi_dot([h, x.t(), x])]
         return [one.clone() for one in parts]
 
