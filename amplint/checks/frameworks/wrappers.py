@@ -67,7 +67,7 @@ def fsdp_plain_scaler(script: Script) -> Iterator[Finding]:
         if not create.module.dotted(node.func) or not create.module.dotted(node.func) <= set(_PLAIN_SCALERS):
             continue
         step = next((one for one in script.events(events.Step) if one.scaler == scaler), None)
-        if step is None:
+        if step is None and not _wraps_for_others(module, node, wrapped):
             continue
         yield found(
             "AMP702",
@@ -75,8 +75,20 @@ def fsdp_plain_scaler(script: Script) -> Iterator[Finding]:
             "each rank looks for inf in its own shard only: with FSDP one rank skips a step that the others take, and "
             "the weights come apart",
             evidence=[(create, "a scaler for gradients that are whole"), (step, "steps sharded parameters")],
+            severity=Severity.ERROR if step is not None else Severity.WARNING,
             help="use torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler",
         )
+
+
+def _wraps_for_others(module: Module, create: ast.Call, wrapped: ast.Call) -> bool:
+    """Whether one class makes the scaler, keeps it, and wraps models, whoever steps; and knows no other scaler."""
+    if "ShardedGradScaler" in module.text or not any(one.startswith("self.") for one in targets(module, create)):
+        return False
+    above = list(module.ancestors(create))
+    if any(isinstance(node, ast.If) and "fsdp" in text(module, node.test, 500).lower() for node in above):
+        return False
+    owner = next((node for node in above if isinstance(node, ast.ClassDef)), None)
+    return owner is not None and owner in module.ancestors(wrapped)
 
 
 @rule("AMP708")

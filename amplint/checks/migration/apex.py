@@ -158,8 +158,9 @@ def backward_without_scale_loss(script: Script) -> Iterator[Finding]:
     if "scale_loss" in module.text or "initialize" not in module.text:
         return
     uses = uses_of(module)
-    patched = [call for call in _calls(module, uses.named("initialize")) if _needs_scaling(call)]
-    if not patched or uses.native:
+    names = {alias.asname or alias.name for _, alias in uses.imports if alias.name == "amp"}
+    patched = [*_calls(module, uses.named("initialize")), *_initialized(module, names)]
+    if not any(map(_needs_scaling, patched)) or uses.native:
         return
     for backward in script.events(events.Backward):
         if backward.scaler is None and not backward.managed and backward.module is module:
@@ -171,6 +172,14 @@ def backward_without_scale_loss(script: Script) -> Iterator[Finding]:
                 evidence=[(backward, "differentiated as it is")],
                 help="with amp.scale_loss(loss, optimizer) as scaled_loss: scaled_loss.backward()",
             )
+
+
+def _initialized(module: Module, names: set[str]) -> Iterator[ast.Call]:
+    """Calls of initialize by names that are apex's amp, or None where it is not there: `else: amp = None`."""
+    for call in module.nodes(ast.Call) if names else ():
+        match call.func:
+            case ast.Attribute(value=ast.Name(id=name), attr="initialize") if name in names:
+                yield call
 
 
 def _needs_scaling(initialize: ast.Call) -> bool:

@@ -174,3 +174,113 @@ def _foreign(module: Module, call: ast.Call) -> bool:
         case ast.Assign(targets=[ast.Name()]) | ast.Expr():
             return True
     return False
+
+
+_COUNTERS = re.compile(r"(global_?|last_?|start_?)?(step|epoch|iter|iteration)s?")
+
+
+@rule("AMP133")
+def counter_restored_alone(script: Script) -> Iterator[Finding]:
+    """Training goes on at the step that a checkpoint says, with its weights, but without the scaler's state, which is
+    saved."""
+    module = script.module
+    if "GradScaler" not in module.text or "load_state_dict" not in module.text:
+        return
+    saved, loads, counted = None, [], set()
+    for node in module.all_nodes:
+        match node:
+            case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)) if "scaler" in _last(owner).lower():
+                saved = saved or node
+            case ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[given, *_]):
+                if "caler" in text(module, node, 300) or "optim" in text(module, node, 300).lower():
+                    return  # restored, or found beside the optimizer's
+                loads += [(node, name.id) for name in ast.walk(given) if isinstance(name, ast.Name)]
+            case ast.Assign(value=ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str() as key))):
+                if _COUNTERS.fullmatch(key.lower()):
+                    counted.add(name)
+            case ast.Call() if "load" in _last(node.func) and "caler" in text(module, node, 300):
+                return
+    again = next((load for load, name in loads if name in counted), None)
+    if saved is not None and again is not None and _read_from_file(module, counted):
+        yield found_at(
+            "AMP133",
+            module,
+            again,
+            "training goes on where the checkpoint was written, but not with its loss scale: the scaler's state is "
+            "saved and never loaded",
+            severity=Severity.NOTE,
+            evidence=[(module, saved, "saved here"), (module, again, "not restored here")],
+            help="load the optimizer's and the scaler's state, too",
+        )
+
+
+def _read_from_file(module: Module, names: set[str]) -> bool:
+    """Whether one of these names is assigned what torch.load gives."""
+    return any(
+        isinstance(call, ast.Call) and "torch.load" in module.dotted(call.func)
+        for node in module.nodes(ast.Assign)
+        if any(isinstance(target, ast.Name) and target.id in names for target in node.targets)
+        for call in ast.walk(node.value)
+    )
+
+
+@rule("AMP133")
+def loaded_where_there_is_none(script: Script) -> Iterator[Finding]:
+    """A scaler that is None on a machine without a GPU gets a state loaded without a question whether it is there."""
+    module = script.module
+    made = dict(_made_on_a_gpu(module))
+    for node in module.nodes(ast.Call) if made else ():
+        match node.func:
+            case ast.Attribute(attr="load_state_dict", value=owner) if (name := text(module, owner)) in made:
+                known = {text(module, part, 500) for part in _conjuncts(made[name])}
+                above = list(module.ancestors(node))
+                tests = [one.test for one in above if isinstance(one, ast.If | ast.IfExp)]
+                asked = [text(module, part, 500) for test in tests for part in _conjuncts(test)]
+                if any(isinstance(one, ast.Try) for one in above) or any(name in one for one in asked):
+                    continue
+                if any(_GPU in one or not (one in known or " in " in one) for one in asked):
+                    continue
+                yield found_at(
+                    "AMP133",
+                    module,
+                    node,
+                    f"{name} is None where no GPU is available, and has no load_state_dict: a checkpoint of a GPU "
+                    "cannot be loaded on a CPU, for inference either",
+                    severity=Severity.WARNING,
+                    evidence=[
+                        (module, made[name], "made under this condition only"),
+                        (module, node, "used without it"),
+                    ],
+                    help=f"ask before: if {name} is not None",
+                )
+
+
+_GPU = "is_available"
+
+
+def _made_on_a_gpu(module: Module) -> Iterator[tuple[str, ast.expr]]:
+    """What is a GradScaler where a GPU is available, and else None: its name, and the condition."""
+    nothing = {
+        text(module, target)
+        for node in module.nodes(ast.Assign)
+        if isinstance(node.value, ast.Constant) and node.value.value is None
+        for target in node.targets
+    }
+    for node in module.nodes(ast.Assign):
+        test: ast.expr | None = None
+        value = node.value
+        match value:
+            case ast.IfExp(test=asked, body=body, orelse=ast.Constant(value=None)):
+                test, value = asked, body
+            case _:
+                above = module.parents[node]
+                if isinstance(above, ast.If) and node in above.body and text(module, node.targets[0]) in nothing:
+                    test = above.test
+        if test is None or not isinstance(value, ast.Call) or _last(value.func) != "GradScaler":
+            continue
+        if any(_GPU in text(module, part) for part in _conjuncts(test)):
+            yield text(module, node.targets[0]), test
+
+
+def _conjuncts(test: ast.expr) -> list[ast.expr]:
+    return list(test.values) if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.calls import binds
-from amplint.rewrite.apex.uses import Import, Uses, guard
-from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.apex.uses import ONLY_APEX, Import, Uses, guard
+from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.syntax.layout import end, start
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import FunctionNode, Module
@@ -31,6 +31,7 @@ class Leaving:
         self.shared: set[str] = set()  # flags that say as much of other parts of apex
         self.questions: list[ast.expr] = []
         self.denials: list[ast.expr] = []  # `amp is None`: false from now on
+        self._refuse_variables()
         self._asked()
         whole: dict[Import, int] = {}
         for statement, _ in uses.imports:
@@ -43,6 +44,16 @@ class Leaving:
                 self.names.add(alias.asname or alias.name.partition(".")[0])
             elif statement not in self.statements:
                 self._whole(statement)
+
+    def _refuse_variables(self) -> None:
+        """Refuse a variable or parameter that holds apex's amp: it is more than the import's name."""
+        names = {alias.asname or alias.name for _, alias in self.uses.imports if alias.name == "amp"}
+        known = {use.node for use in self.uses.uses}
+        for node in ast.walk(self.module.tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id=name), attr=attr) if name in names and attr in ONLY_APEX:
+                    if node not in known:
+                        raise Refused(f"{name} is also a variable or a parameter", BY_HAND)
 
     def _used_otherwise(self) -> bool:
         roots = {node for use in self.uses.uses for node in ast.walk(use.node)}
