@@ -64,14 +64,10 @@ def _job(target: str, arguments: Sequence[str], settings: Settings, options: dic
             reason = "is a folder" if os.path.isdir(target) else "no such file"
             fail(f"{target}: {reason}; trace takes a script, or a factory as pkg.mod:name")
         if given or options["meta"] or options["eval"]:
-            fail(
-                "--input, --inputs, --meta and --eval go with a factory (pkg.mod:name): a script has its own model and batch"
-            )
+            fail("--input, --inputs, --meta and --eval go with a factory (pkg.mod:name); a script has its own batch")
     else:
         if arguments:
-            fail(
-                f"{target} is a factory: it takes no arguments ({' '.join(arguments)}); --input gives its model's inputs"
-            )
+            fail(f"{target} is a factory, which takes no arguments: {' '.join(arguments)}")
         if not given:
             fail(f"{target}: name the model's inputs: --input 8,3,224,224:float32, or --inputs pkg.mod:function")
         if options["input"] and options["inputs"]:
@@ -110,9 +106,7 @@ def _input(text: str) -> dict[str, Any]:
         except ValueError:
             low = high = 0.0
         if low >= high:
-            fail(
-                f'--input: "{match["range"]}" in "{text}" is not a range as 0-30000: the first value, and the end, excluded'
-            )
+            fail(f'--input: "{match["range"]}" in "{text}" is not a range as 0-30000, of which the end is excluded')
     return {"name": match["name"] or "", "shape": list(map(int, shape)), "dtype": dtype, "low": low, "high": high}
 
 

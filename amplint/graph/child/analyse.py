@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from amplint.findings import Finding
+from amplint.graph import gradients, plan, ranges
+from amplint.graph.calibrate import Calibration, CalibrationError, measure
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.ladder import CaptureError, capture
+from amplint.graph.child.answer import internal
 from amplint.graph.child.seen import Refused, Seen
+from amplint.graph.ranges import Declared
+
+try:  # until both are there
+    from amplint.graph import marks
+    from amplint.graph.report import summarise
+except ImportError:
+    marks = None
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -31,21 +39,74 @@ def answer(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             line = (str(error).strip().splitlines() or ["MemoryError"])[0]
             return {"error": f"out of memory while {type(seen.model).__name__} was traced: {line}; try a smaller batch"}
-        return _internal(error)
+        return {"error": internal(error)}
     except Exception as error:
-        return _internal(error)
+        return {"error": internal(error)}
 
 
 def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     """The report and the findings of one model on one batch."""
-    model, notes = seen.model, list(seen.notes)
+    notes = list(seen.notes)
     precision = _precision(seen, job, notes)
     seconds: dict[str, float] = {}
     with _timed(seconds, "capture"):
         torch.set_rng_state(seen.rng)
-        captured = capture(model, seen.args, seen.kwargs, precision, job["frontend"])
+        captured = capture(seen.model, seen.args, seen.kwargs, precision, job["frontend"])
+    with _timed(seconds, "ranges"):
+        found = ranges.analyse(captured, _declared(captured, seen))
+    with _timed(seconds, "calibration"):
+        calibration = _calibrated(captured, seen, notes)
     captured.notes.extend(notes)
-    return {"report": _summary(captured, seen, job, seconds), "findings": []}
+    if marks is None:
+        told = facts(captured, seen, job, calibration) | {"seconds": seconds}
+        plain = {"lower": 0, "fp32": 0, "promote": 0, "other": 0, "casts": 0, "bytes": 0}
+        report = {
+            "version": 1,
+            "target": told,
+            "nodes": [],
+            "marks": [],
+            "gradients": None,
+            "plan": plain,
+            "unknown": {},
+        }
+        return {"report": report, "findings": []}
+    marked = marks.marks(captured, found, calibration)
+    with _timed(seconds, "plan"):
+        casts = plan.plan(captured)
+    summed = gradients.summary(captured, calibration, seen.scale) if calibration else None
+    told = facts(captured, seen, job, calibration) | {"seconds": seconds}
+    report = summarise(captured, found, calibration, marked, casts, summed, told)
+    return {"report": report, "findings": [_entry(marks.to_finding(mark)) for mark in marked]}
+
+
+def _declared(captured: Captured, seen: Seen) -> dict[str, Declared]:
+    """What the command line says of the inputs, by their placeholders: uniform between its ends."""
+    told = {id(tensor): (low, high) for tensor, low, high in seen.declared}
+    ends = {name: told[id(value)] for name, value in captured.values.items() if id(value) in told}
+    return {name: Declared(low, high, (low + high) / 2, (high - low) / 12**0.5) for name, (low, high) in ends.items()}
+
+
+def _calibrated(captured: Captured, seen: Seen, notes: list[str]) -> Calibration | None:
+    torch.set_rng_state(seen.rng)
+    try:
+        return measure(captured, seen.loss, seen.optimizer)
+    except CalibrationError as error:
+        notes.append(f"not measured: {error}")
+        return None
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON."""
+    return {
+        "code": finding.code,
+        "message": finding.message,
+        "path": finding.path,
+        "start": list(finding.range.start),
+        "end": list(finding.range.end),
+        "severity": finding.severity.value,
+        "help": finding.help,
+        "verdict": finding.verdict,
+    }
 
 
 def _precision(seen: Seen, job: dict[str, Any], notes: list[str]) -> Precision:
@@ -58,19 +119,7 @@ def _precision(seen: Seen, job: dict[str, Any], notes: list[str]) -> Precision:
     return Precision(mode, wanted)
 
 
-def _summary(captured: Captured, seen: Seen, job: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "target": facts(captured, seen, job) | {"seconds": seconds},
-        "nodes": [],
-        "marks": [],
-        "gradients": None,
-        "plan": {"lower": 0, "fp32": 0, "promote": 0, "other": 0, "casts": 0, "bytes": 0},
-        "unknown": {},
-    }
-
-
-def facts(captured: Captured, seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
+def facts(captured: Captured, seen: Seen, job: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
     """What the report says of its target."""
     model, precision = seen.model, captured.precision
     return {
@@ -85,9 +134,9 @@ def facts(captured: Captured, seen: Seen, job: dict[str, Any]) -> dict[str, Any]
             shape(leaf) for leaf in pytree.tree_leaves((seen.args, seen.kwargs)) if isinstance(leaf, torch.Tensor)
         ],
         "mode": "train" if model.training else "eval",
-        "loss": seen.loss_name,
+        "loss": calibration.loss if calibration else "",
         "value": seen.value,
-        "optimizer": asdict(seen.optimizer) if seen.optimizer else None,
+        "optimizer": seen.optimizer,
         "scale": seen.scale,
         "notes": captured.notes,
     }
@@ -110,15 +159,3 @@ def _calm() -> Iterator[None]:
     """Outside of the script's own contexts: no autocast, gradients on, no default device."""
     with torch.autocast("cpu", enabled=False), torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def _internal(error: Exception) -> dict[str, Any]:
-    inside = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}amplint{os.sep}" in frame.filename
-    ]
-    place = f"{os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else "amplint"
-    line = (str(error).strip().splitlines() or [""])[0]
-    answered = {"error": f"internal error in {place}: {type(error).__name__}: {line}; please report"}
-    if os.environ.get("AMPLINT_DEBUG"):
-        traceback.print_exception(error)
-    return answered

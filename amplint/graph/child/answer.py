@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import sys
 import time
+import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -19,19 +22,44 @@ def say(folder: str, phase: str) -> None:
 def claim(folder: str) -> None:
     """Only one process of a script goes on to the analysis; the others wait to be killed."""
     try:
-        os.close(os.open(os.path.join(folder, "claimed"), os.O_CREAT | os.O_EXCL))
+        with open(os.path.join(folder, "claimed"), "x", encoding="utf-8") as stream:
+            stream.write(str(os.getpid()))
     except FileExistsError:
         while True:
             time.sleep(60)
 
 
+def give_way(folder: str) -> None:
+    """Wait for the process that claimed the analysis, if there is one: what it says goes before what we say."""
+    claimed = Path(folder, "claimed")
+    while claimed.exists():
+        multiprocessing.active_children()  # looks after those that ended
+        try:
+            os.kill(int(claimed.read_text(encoding="utf-8") or os.getpid()), 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+
+
 def finish(folder: str, answer: dict[str, Any]) -> NoReturn:
-    """Answer, and end here and now: nothing of the user's runs any more, no `finally`, no atexit."""
+    """Answer, unless somebody has, and end here and now: nothing of the user's runs any more, no `finally` either."""
     part = os.path.join(folder, f"answer.{os.getpid()}")
     with open(part, "w", encoding="utf-8") as stream:
         json.dump(answer, stream)
-    os.replace(part, os.path.join(folder, "answer.json"))
+    with contextlib.suppress(FileExistsError):
+        os.link(part, os.path.join(folder, "answer.json"))
     for output in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
             output.flush()
     os._exit(0)
+
+
+def internal(error: Exception) -> str:
+    """A mistake of amplint's own in a line: what, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if f"{os.sep}amplint{os.sep}" in frame.filename]
+    place = f"{os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else "amplint"
+    line = (str(error).strip().splitlines() or [""])[0]
+    if os.environ.get("AMPLINT_DEBUG"):
+        traceback.print_exception(error)
+    return f"internal error in {place}: {type(error).__name__}: {line}; please report"

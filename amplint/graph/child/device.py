@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def cuda_on_cpu() -> Iterator[None]:
         put(torch, "Generator", _Generator)
         wrap(torch.utils.data.DataLoader, "__init__", _no_pinning)
         wrap(torch.nn.parallel.DistributedDataParallel, "__init__", _no_device_ids)
-        put(torch.nn.parallel.data_parallel, "_get_available_device_type", _nothing)
+        put(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", _nothing)
         if torch.distributed.is_available():
             wrap(torch.distributed, "init_process_group", _gloo)
         for kind_name in _LEGACY.split():
@@ -235,6 +236,9 @@ class _Stream:
     def query(self) -> bool:
         return True
 
+    def is_capturing(self) -> bool:
+        return False
+
     def elapsed_time(self, other: Any) -> float:
         return 0.0
 
@@ -262,6 +266,7 @@ _GATE: dict[str, Any] = {
     "device_count": lambda: 1,
     "current_device": _zero,
     "is_bf16_supported": _true,
+    "is_current_stream_capturing": lambda: False,
     "get_device_name": lambda *args: _properties().name,
     "get_device_capability": lambda *args: (8, 0),
     "get_device_properties": _properties,

@@ -58,7 +58,15 @@ def _seen(job: dict[str, Any]) -> Seen:
         show(last)
         shapes = ", ".join(analyse.shape(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf))
         raise Refused(f"{type(made).__name__} does not take these inputs ({shapes or 'none'}): {describe(last)}")
-    return Seen(made, args, kwargs, rng)
+    tensors = [*args, *kwargs.values()]
+    told = [one for one in job["inputs"] if not one["name"]] + [one for one in job["inputs"] if one["name"]]
+    declared = [_ends(tensor, one) for tensor, one in zip(tensors, told, strict=False) if one["low"] is not None]
+    return Seen(made, args, kwargs, rng, declared=declared)
+
+
+def _ends(tensor: torch.Tensor, told: dict[str, Any]) -> tuple[torch.Tensor, float, float]:
+    """An input with the lowest and the highest of its values: an integer's range ends before its end."""
+    return tensor, told["low"], told["high"] - (not tensor.is_floating_point())
 
 
 # -- the model ----------------------------------------------------------------------------------------------------
@@ -132,18 +140,19 @@ def _given(job: dict[str, Any], place: torch.device, count: int) -> tuple[tuple[
 
 
 def _tensor(one: dict[str, Any], generator: torch.Generator, place: torch.device, count: int) -> torch.Tensor:
-    shape, dtype = one["shape"], getattr(torch, one["dtype"])
+    shape = one["shape"]
+    dtype: torch.dtype = getattr(torch, one["dtype"])
     low, high = one["low"], one["high"]
     if place.type == "meta":
         return torch.empty(shape, dtype=dtype, device=place)
-    if dtype is torch.bool:
-        return torch.randint(0, 2, shape, generator=generator).to(dtype)
     if not dtype.is_floating_point:
-        low, high = (0, count) if low is None else (int(low), int(high))
-        return torch.randint(low, high, shape, generator=generator, dtype=torch.int64).to(dtype)
-    if low is None:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return (low + (high - low) * torch.rand(shape, generator=generator)).to(dtype)
+        ends = (0, 2 if dtype is torch.bool else count) if low is None else (int(low), int(high))
+        made = torch.randint(*ends, shape, generator=generator)
+    elif low is None:
+        made = torch.randn(shape, generator=generator)
+    else:
+        made = low + (high - low) * torch.rand(shape, generator=generator)
+    return made.to(dtype)
 
 
 def _counts(model: torch.nn.Module) -> Iterator[int]:

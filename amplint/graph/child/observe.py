@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch.utils import _pytree as pytree
 
-from amplint.graph.child.seen import Loss, Optimizer, Seen
+from amplint.graph.child.seen import Loss, Seen
 
 _KEY, _SCALE = "amplint.calls", "amplint.scale"
 _RATES = ("lr", "initial_lr", "max_lr")  # a warm-up starts at 0
@@ -175,7 +175,6 @@ def _look(roots: list[Any], weights: list[Any], watch: Watch, found: Found) -> N
         seen.value = sum(float(root.detach().double().sum()) for root in roots) / (seen.scale or 1.0)
     edges = {index: torch.autograd.graph.GradientEdge(node, nr) for call, index, node, nr in reached if call is chosen}
     seen.loss, why = _loss(roots, weights, edges, chosen.leaves, seen.scale or 1.0)
-    seen.loss_name = "the script's" if seen.loss else ""
     seen.optimizer = _optimizer_of(chosen.model, watch)
     seen.notes += [*_others(chosen, calls), *why]
     found(seen)
@@ -261,30 +260,28 @@ def _optimizer(original: Any, watch: Watch) -> Any:
     return __init__
 
 
-def _optimizer_of(model: torch.nn.Module, watch: Watch) -> Optimizer | None:
-    """The first optimizer that holds parameters of the model."""
+def _optimizer_of(model: torch.nn.Module, watch: Watch) -> dict[str, Any] | None:
+    """The first optimizer that holds parameters of the model: its class, and the hyperparameters of that group."""
     own = {id(parameter) for parameter in model.parameters()}
     for reference in watch.optimizers:
         optimizer = reference()
         for group in optimizer.param_groups if optimizer is not None else ():
             if any(id(parameter) in own for parameter in group["params"]):
-                betas = group.get("betas")
-                return Optimizer(
-                    name=type(optimizer).__name__,
-                    lr=max(
-                        float(group.get(key) or 0.0) for key in ("lr", "initial_lr", "max_lr")
-                    ),  # warm-up starts at 0
-                    betas=(float(betas[0]), float(betas[1])) if betas else None,
-                    eps=None if group.get("eps") is None else float(_first(group["eps"])),
-                    momentum=None if group.get("momentum") is None else float(group["momentum"]),
-                    weight_decay=float(group.get("weight_decay") or 0.0),
-                )
+                facts = {key: _plain(value) for key, value in group.items() if key not in ("params", *_RATES)}
+                rates = [float(group[key]) for key in _RATES if group.get(key) is not None]
+                named = {"class": type(optimizer).__name__, **({"lr": max(rates)} if rates else {})}
+                return named | {key: value for key, value in facts.items() if value is not None}
     return None
 
 
-def _first(value: Any) -> Any:
-    """Adafactor has two of them."""
-    return next((one for one in value if one is not None), 0.0) if isinstance(value, list | tuple) else value
+def _plain(value: Any) -> Any:
+    """A number, a flag or a pair of numbers as JSON has it; None for all else."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, bool | int | float | str):
+        return value
+    plain = [_plain(one) for one in value] if isinstance(value, list | tuple) else [None]
+    return None if None in plain else plain
 
 
 def _scale(original: Any) -> Any:

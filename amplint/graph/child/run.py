@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
-from amplint.graph.child.answer import finish, say
+from amplint.graph.child.answer import finish, internal, say
 
 
 def run(folder: str) -> None:
@@ -18,16 +19,17 @@ def run(folder: str) -> None:
         import torch  # noqa: F401
     except ImportError as error:
         finish(folder, {"error": _no_torch(error)})
-    if job["door"] == "script":
-        from amplint.graph.child.script import script as door
-    else:
-        from amplint.graph.child.factory import factory as door
+    try:  # amplint's own part is imported before the user's folder is on the path
+        if job["door"] == "script":
+            from amplint.graph.child.script import script as door
+        else:
+            from amplint.graph.child.factory import factory as door
+    except Exception as error:
+        finish(folder, {"error": internal(error)})
     door(folder, job)
 
 
 def _no_torch(error: ImportError) -> str:
-    import sys
-
     if error.name != "torch":
         return f"torch cannot be imported in {sys.executable}: {error}"
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import multiprocessing
+import multiprocessing.spawn
 import os
 import re
 import sys
@@ -13,23 +14,62 @@ import traceback
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, NoReturn
+from unittest import mock
 
-from amplint.graph.child import analyse, device
-from amplint.graph.child.answer import claim, finish, say
+from amplint.graph.child import analyse, device, spawned
+from amplint.graph.child.answer import claim, finish, give_way, say
 from amplint.graph.child.observe import Watch, watching
 from amplint.graph.child.seen import Seen
 
 _TORCHRUN = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500"
+_HELD: list[ExitStack] = []  # patches that stay for the life of the process
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 
 
 def script(folder: str, job: dict[str, Any]) -> None:
     """Run the script under watch; ends the process."""
-    path, main = job["target"], os.getpid()
+    shown, path, main = job["target"], os.path.abspath(job["target"]), os.getpid()
+    watch = under_watch(folder, job)
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.path.dirname(path))
+    sys.argv[:] = [shown, *job["arguments"]]
+    module = ModuleType("__main__")
+    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    say(folder, "script")
+    try:
+        execute(path, module.__dict__)
+        _wait()
+    except SystemExit as error:
+        problem = _ended(shown, error.code, watch)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException as error:
+        show(error)
+        problem = f"{shown} {crashed(error)}"
+    else:
+        problem = _ended(shown, 0, watch)
+    if os.getpid() != main:  # a process that the script forked off: only the script itself speaks
+        os._exit(1)
+    give_way(folder)
+    finish(folder, {"error": problem})
+
+
+def under_watch(folder: str, job: dict[str, Any]) -> Watch:
+    """From now on this process, and those that it starts, answer at their first backward."""
     patches = ExitStack()
+    _HELD.append(patches)
     patches.enter_context(device.cuda_on_cpu())
     gate = patches.enter_context(ExitStack())
     gate.enter_context(device.open_gate())
+    prepare = multiprocessing.spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = prepare(name)
+        return data | {"init_main_from_path": spawned.__file__} if "init_main_from_path" in data else data
+
+    gate.enter_context(mock.patch.object(multiprocessing.spawn, "get_preparation_data", prepared))
+    os.environ |= {spawned.FOLDER: folder, spawned.SCRIPT: os.path.abspath(job["target"])}
 
     def found(seen: Seen) -> NoReturn:
         claim(folder)
@@ -37,36 +77,14 @@ def script(folder: str, job: dict[str, Any]) -> None:
         gate.close()
         finish(folder, analyse.answer(seen, job))
 
-    watch = gate.enter_context(watching(found))
-    say(folder, "script")
-    try:
-        _execute(path, job["arguments"])
-        _wait()
-    except SystemExit as error:
-        problem = _ended(path, error.code, watch)
-    except KeyboardInterrupt:
-        os._exit(130)
-    except BaseException as error:
-        show(error)
-        problem = f"{path} {crashed(error)}"
-    else:
-        problem = _ended(path, 0, watch)
-    if os.getpid() != main:  # a process that the script forked off: only the script itself speaks
-        os._exit(1)
-    finish(folder, {"error": problem})
+    return gate.enter_context(watching(found))
 
 
-def _execute(path: str, arguments: list[str]) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    if not sys.flags.safe_path:
-        sys.path.insert(0, folder)
-    sys.argv[:] = [path, *arguments]
-    with io.open_code(os.path.abspath(path)) as stream:
+def execute(path: str, names: dict[str, Any]) -> None:
+    """Run a file's code in these names."""
+    with io.open_code(path) as stream:
         code = compile(stream.read(), path, "exec", dont_inherit=True)
-    module = ModuleType("__main__")
-    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = module
-    exec(code, module.__dict__)
+    exec(code, names)
 
 
 def _wait() -> None:
@@ -103,14 +121,8 @@ def crashed(error: BaseException) -> str:
     if isinstance(error, EOFError):
         return f"reads standard input, which is empty here ({what}): give what it asks for on its command line"
     hint = ""
-    if isinstance(error, KeyError) and error.args[0] in (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):
-        hint = "; what torchrun sets: RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500"
+    if isinstance(error, KeyError | ValueError) and re.search("RANK|WORLD_SIZE|MASTER_", str(error)):
+        hint = f"; set what torchrun sets: {_TORCHRUN}"
     return f"crashed before its first training step: {what}{hint}"
 
 

@@ -11,18 +11,6 @@ import torch
 Loss = Callable[[Any], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """The optimizer in use, as its first parameter group has it."""
-
-    name: str
-    lr: float
-    betas: tuple[float, float] | None = None
-    eps: float | None = None
-    momentum: float | None = None
-    weight_decay: float = 0.0
-
-
 @dataclass
 class Seen:
     """A model and a batch as they were before the forward, and what is known of the step around it.
@@ -35,10 +23,10 @@ class Seen:
     kwargs: dict[str, Any]
     rng: torch.Tensor
     loss: Loss | None = None
-    loss_name: str = ""
     value: float | None = None  # of the loss in the script, unscaled
-    optimizer: Optimizer | None = None
+    optimizer: dict[str, Any] | None = None  # {"class": "AdamW", "lr": 0.001, …}: its first group's hyperparameters
     scale: float | None = None  # of the script's GradScaler
+    declared: list[tuple[torch.Tensor, float, float]] = field(default_factory=list)  # an input, its lowest and highest
     notes: list[str] = field(default_factory=list)
 
 

@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 
 
-def _mount(folder: str) -> None:
+def mount(folder: str) -> None:
     """Make `amplint` importable from its folder without putting what lies beside it on the path."""
     init = os.path.join(folder, "__init__.py")
     spec = importlib.util.spec_from_file_location("amplint", init, submodule_search_locations=[folder])
@@ -39,7 +39,7 @@ def _main() -> None:
         raise SystemExit(2)
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) != here]
-    _mount(os.path.dirname(os.path.dirname(here)))
+    mount(os.path.dirname(os.path.dirname(here)))
     from amplint.graph.child.run import run
 
     run(folder)
