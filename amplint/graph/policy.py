@@ -22,8 +22,12 @@ from amplint import knowledge
 KINDS = ("lower", "fp32", "fp32_set_opt_dtype", "fp32_append_dtype", "promote", "banned")
 HALVES = (torch.float16, torch.bfloat16)
 _KEY = "AutocastCPU"
-# On CUDA a recurrent layer is one cuDNN call, which autocast casts to half (native/cudnn/RNN.cpp); a CPU has no such op.
+# On CUDA a recurrent layer is one cuDNN call, which autocast casts to half (native/cudnn/RNN.cpp).
 _RNN = tuple(f"aten::{name}.{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("input", "data"))
+_APPENDED = {
+    torch.ops.aten.norm.Scalar: torch.ops.aten.norm.ScalarOpt_dtype,
+    torch.ops.aten.norm.ScalarOpt_dim: torch.ops.aten.norm.ScalarOpt_dim_dtype,
+}
 _EXCLUDED = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -77,7 +81,7 @@ def _cuda_is_cpu() -> Iterator[tuple[Any, str, Any]]:
 
 
 def _asked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a device's autocast state. Without a device it is CUDA's: is_autocast_enabled(), and (True) to set it."""
+    """A function of a device's autocast state. Where it is given no device it is about CUDA: is_autocast_enabled()."""
 
     def ask(device_type: Any = "cuda", *args: Any) -> Any:
         if not isinstance(device_type, str):
@@ -94,7 +98,10 @@ def kinds() -> dict[str, str]:
     table = {}
     for kind in KINDS:
         for name in lists[kind]:
-            for overload in lists["overloads"].get(name, ("default",)):
+            overloads = lists["overloads"].get(name, ("default",))
+            if "upsample" in name:  # .vec calls the listed one; what torch's Python dispatcher has for it does not
+                overloads = (*overloads, "vec")
+            for overload in overloads:
                 table[f"aten::{name}" + (f".{overload}" if overload != "default" else "")] = kind
     return table | dict.fromkeys(_RNN, "rnn")
 
@@ -124,12 +131,12 @@ def _has_kernel(name: str) -> bool:
 
 
 def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
-    """What CUDA's autocast does in front of an operation (ATen/autocast_mode.h, WrapFunction_). Without a kind it has no
-    kernel, and what the operation is made of is cast: log_softmax in cross_entropy_loss."""
+    """What CUDA's autocast does in front of an operation (ATen/autocast_mode.h, WrapFunction_). Without a kind it has
+    no kernel, and what the operation is made of is cast: log_softmax in cross_entropy_loss."""
     if not kind:
         return torch.library.fallthrough_kernel
     names = [argument.name for argument in operator._schema.arguments]
-    appended = getattr(torch.ops.aten.norm, f"{operator._overloadname.removesuffix('Scalar')}_dtype", None)
+    appended: Any = _APPENDED.get(operator)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_EXCLUDED):

@@ -22,9 +22,10 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_function":
             return super().run_node(n)
-        enabled = not self.full and self.precision.mode == "amp" and n.meta.get("autocast", False)
+        enabled = not self.full and n.meta.get("autocast", False)
+        dtype = n.meta.get("autocast_dtype", self.precision.dtype)
         grad = torch.is_grad_enabled() and n.meta.get("grad", True)
-        with torch.autocast("cpu", dtype=self.precision.dtype, enabled=enabled), torch.set_grad_enabled(grad):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled), torch.set_grad_enabled(grad):
             value = super().run_node(n)
         return self.seen(n, value) if self.seen is not None else value
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from amplint.graph.capture.shape import Shape
 from amplint.graph.places import Place
 
 
@@ -30,7 +31,7 @@ class Captured:
       val        a fake tensor (or a tuple of them): shape, and the dtype that the node has at `precision`
       place      Place | None: the user's innermost line
       module     (path, class) from the model down to the module that runs it: (("", "Net"), ("head", "Linear"))
-      autocast   whether autocast is on there
+      autocast   whether autocast is on there, and in which dtype (autocast_dtype)
       grad       whether gradients are on there
       mutates    the earlier nodes whose memory it writes to, where it does (in place, through a view)
     A placeholder's `meta` holds val, and target: the name in the model ("head.weight") or of the input.
@@ -42,11 +43,11 @@ class Captured:
     precision: Precision
     frontend: str  # export | compile | recorder | symbolic
     notes: list[str] = field(default_factory=list)  # what the reader of a report must know: "2 graph breaks"
-    out_spec: Any = None  # how the model's own output is made of what the graph returns
+    shape: Shape | None = None  # how the model's own output is made of what the graph returns
 
     def output(self, flat: Any) -> Any:
         """The model's own output (a tensor, a tuple, a ModelOutput) from what the graph returns."""
-        return flat if self.out_spec is None else torch.utils._pytree.tree_unflatten(list(flat), self.out_spec)
+        return flat if self.shape is None else self.shape.whole(flat)
 
     def nodes(self) -> Iterator[fx.Node]:
         """The calls, in order."""

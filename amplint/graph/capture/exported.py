@@ -13,12 +13,13 @@ from torch import fx
 from amplint.graph import places
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.flatten import flatten
+from amplint.graph.capture.shape import Shape, taken_apart
 
 
 def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], precision: Precision) -> Captured:
     """Capture by torch.export. `cuda_policy` must be open, and the model half where `precision` says so."""
     enabled = precision.mode == "amp"
-    with placed(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
+    with placed(), _tensors(model) as shapes, torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
         program = torch.export.export(model, args, kwargs, strict=False)
     values: dict[str, Any] = {}
     kinds: dict[str, str] = {}
@@ -39,7 +40,7 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             case _:
                 raise ValueError(f"an input of kind {spec.kind.name}")
     notes: list[str] = []
-    graph = flatten(program.graph_module, enabled, notes)
+    graph = flatten(program.graph_module, enabled, precision.dtype, notes)
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             node.meta["target"] = targets.get(node.name, "")
@@ -47,7 +48,24 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 graph.graph.erase_node(node)
                 del values[node.name], kinds[node.name]
     graph.recompile()
-    return Captured(graph, values, kinds, precision, "export", notes, program.call_spec.out_spec)
+    return Captured(graph, values, kinds, precision, "export", notes, shapes[-1])
+
+
+@contextmanager
+def _tensors(model: torch.nn.Module) -> Iterator[list[Shape]]:
+    """The model gives its tensors alone: export takes no output that holds a cache. Gives how the output was made."""
+    shapes = []
+
+    def strip(_model: Any, _args: Any, output: Any) -> Any:
+        tensors, shape = taken_apart(output)
+        shapes.append(shape)
+        return tuple(tensors)
+
+    handle = model.register_forward_hook(strip)
+    try:
+        yield shapes
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -17,9 +17,9 @@ _GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _SKIPPED = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 
 
-def flatten(root: fx.GraphModule, autocast: bool, notes: list[str]) -> fx.GraphModule:
+def flatten(root: fx.GraphModule, autocast: bool, dtype: torch.dtype, notes: list[str]) -> fx.GraphModule:
     """The same computation in one graph, each node with what Captured asks for. `autocast`: whether it is on outside of
-    the model's own regions. `notes` are given what stays a region of its own."""
+    the model's own regions, and in which `dtype`. `notes` are given what stays a region of its own."""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     placeholders = [node for node in root.graph.nodes if node.op == "placeholder"]
@@ -27,7 +27,7 @@ def flatten(root: fx.GraphModule, autocast: bool, notes: list[str]) -> fx.GraphM
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
     held = torch.nn.Module()
-    graph.output(_copy(root, graph, copies, _State(held, notes, autocast, True)))
+    graph.output(_copy(root, graph, copies, _State(held, notes, autocast, dtype, True)))
     flat = fx.GraphModule(held, graph)
     flat.graph.eliminate_dead_code()
     aliases.link(flat.graph)
@@ -42,6 +42,7 @@ class _State:
     held: torch.nn.Module
     notes: list[str]
     autocast: bool
+    dtype: torch.dtype
     grad: bool
 
 
@@ -58,17 +59,21 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], s
                 inside = copies[inner].value
                 given = fx.map_arg(rest, lambda one: _spelled(copies[one], graph, state))
                 names = [one for one in inside.graph.nodes if one.op == "placeholder"]
-                on = {"autocast": bool(node.args[2])} if node.target is _AUTOCAST else {"grad": bool(node.args[0])}
-                copies[node] = _copy(inside, graph, copies | dict(zip(names, given, strict=True)), replace(state, **on))
+                if node.target is _AUTOCAST:
+                    on = replace(state, autocast=bool(node.args[2]), dtype=node.args[1] or state.dtype)
+                else:
+                    on = replace(state, grad=bool(node.args[0]))
+                copies[node] = _copy(inside, graph, copies | dict(zip(names, given, strict=True)), on)
             case "call_function" if node.target is operator.getitem and not isinstance(copies[node.args[0]], fx.Node):
                 copies[node] = copies[node.args[0]][node.args[1]]
             case "call_function" if node.target in _SKIPPED:
                 continue
             case "call_function":
                 copies[node] = graph.node_copy(node, lambda one: _spelled(copies[one], graph, state))
-                copies[node].meta |= _described(node) | {"autocast": state.autocast, "grad": state.grad}
+                here = {"autocast": state.autocast, "autocast_dtype": state.dtype, "grad": state.grad}
+                copies[node].meta |= _described(node) | here
                 if isinstance(node.target, torch._ops.HigherOrderOperator):
-                    state.notes.append(f"{node.target.name()} is taken as one call: what is in it is not looked at")
+                    state.notes.append(f"{node.target} is taken as one call: what is in it is not looked at")
     return None
 
 

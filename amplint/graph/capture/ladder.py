@@ -15,7 +15,8 @@ from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.compiled import compiled
 from amplint.graph.capture.exported import export
 from amplint.graph.capture.recorder import record
-from amplint.graph.capture.state import cast, halved, is_half, leaves
+from amplint.graph.capture.shape import leaves
+from amplint.graph.capture.state import cast, halved, is_half
 from amplint.graph.capture.symbolic import symbolic
 from amplint.graph.policy import cuda_policy
 

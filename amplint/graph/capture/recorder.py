@@ -23,7 +23,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from amplint.graph import places
 from amplint.graph.capture import aliases
 from amplint.graph.capture.captured import Captured, Precision
-from amplint.graph.capture.state import leaves, undisturbed
+from amplint.graph.capture.shape import leaves, taken_apart
+from amplint.graph.capture.state import undisturbed
 
 _PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 _NAMESPACES = frozenset({"prim", "profiler"})  # questions about a tensor, not computations
@@ -106,11 +107,8 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         given = self._given(args), self._given(kwargs)
-        guard = torch._C._DisablePythonDispatcher()
-        try:
+        with torch._C._DisablePythonDispatcher():  # whose decompositions pass autocast by
             value = func(*args, **kwargs)
-        finally:
-            del guard
         self._record(func, *given, value)
         return value
 
@@ -139,7 +137,11 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
 
     def _described(self) -> dict[str, Any]:
         at = {"place": places.innermost(), "module": tuple(self._path)} if self.here is None else self.here()
-        return at | {"autocast": torch.is_autocast_enabled("cpu"), "grad": torch.is_grad_enabled()}
+        return at | {
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "autocast_dtype": torch.get_autocast_dtype("cpu"),
+            "grad": torch.is_grad_enabled(),
+        }
 
     def _fake(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -194,24 +196,25 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
 
     def _placeholder(self, name: str, kind: str, value: Any, target: str, storage: int | None = None) -> fx.Node:
         last = next((node for node in reversed(self.graph.nodes) if node.op == "placeholder"), self.graph._root)
+        name = name.replace(".", "_")
+        while name in self.values:
+            name += "_"
         with self.graph.inserting_after(last):
-            node = self.graph.placeholder(name.replace(".", "_"))
+            node = self.graph.create_node("placeholder", name, name=name)
         node.meta |= {"val": self._fake(value), "storage": storage or self._storage(value), "target": target}
         self.values[node.name], self.kinds[node.name] = value, kind
         return node
 
     def finish(self, output: Any, precision: Precision, frontend: str) -> Captured:
         """The graph of what was recorded, which returns the tensors of `output`."""
-        flat, spec = torch.utils._pytree.tree_flatten(output)
-        self.graph.output(
-            tuple(self._given(one) if isinstance(one, torch.Tensor | int | float) else None for one in flat)
-        )
+        tensors, shape = taken_apart(output)
+        self.graph.output(tuple(map(self._node, tensors)))
         graph = fx.GraphModule(self.attributes, self.graph)
         graph.graph.eliminate_dead_code()
         aliases.link(graph.graph)
         graph.graph.lint()
         graph.recompile()
-        return Captured(graph, self.values, self.kinds, precision, frontend, self.notes, spec)
+        return Captured(graph, self.values, self.kinds, precision, frontend, self.notes, shape)
 
 
 def _argument_names(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

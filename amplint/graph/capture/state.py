@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,15 +53,3 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda one: one.to(dtype) if one.dtype == torch.float32 else one, value
     )
-
-
-def leaves(value: Any) -> list[Any]:
-    """The leaves of a tree of containers; of a dataclass that torch knows nothing of, its fields'."""
-    found = []
-    for leaf in torch.utils._pytree.tree_leaves(value):
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            for field in dataclasses.fields(leaf):
-                found += leaves(getattr(leaf, field.name))
-        else:
-            found.append(leaf)
-    return found
