@@ -76,8 +76,8 @@ def _as_run(captured: Captured) -> tuple[int, int, list[str]]:
 
 
 def _as_recorded(captured: Captured, recorded: Captured) -> tuple[int, int, list[str]]:
-    """(nodes with the dtype that the same call has in an eager recording, nodes that have one, those that differ). Calls
-    are the same where the order of calls is."""
+    """(nodes with the dtype that the same call has in an eager recording, nodes that have one, those that differ).
+    Calls are the same where the order of calls is."""
     ours, theirs = ([node for node in one.nodes() if dtype_of(node) is not None] for one in (captured, recorded))
     matcher = difflib.SequenceMatcher(None, *([str(n.target) for n in one] for one in (ours, theirs)), autojunk=False)
     pairs = [

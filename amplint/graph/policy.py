@@ -8,6 +8,7 @@ asks for "cuda" is one for the CPU.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ KINDS = ("lower", "fp32", "fp32_set_opt_dtype", "fp32_append_dtype", "promote", 
 HALVES = (torch.float16, torch.bfloat16)
 _KEY = "AutocastCPU"
 # On CUDA a recurrent layer is one cuDNN call, which autocast casts to half (native/cudnn/RNN.cpp).
-_RNN = tuple(f"aten::{name}.{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("input", "data"))
+RNN = tuple(f"aten::{name}.{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("input", "data"))
 _APPENDED = {
     torch.ops.aten.norm.Scalar: torch.ops.aten.norm.ScalarOpt_dtype,
     torch.ops.aten.norm.ScalarOpt_dim: torch.ops.aten.norm.ScalarOpt_dim_dtype,
@@ -53,7 +54,7 @@ def cuda_policy() -> Iterator[None]:
         for owner, name, new in _cuda_is_cpu():
             stack.enter_context(mock.patch.object(owner, name, new))
         stack.callback(torch.set_autocast_dtype, "cpu", default)
-        torch.set_autocast_dtype("cpu", torch.float16)  # the default of CUDA, not the CPU's bfloat16
+        torch.set_autocast_dtype("cpu", torch.float16)
         _open += 1
         try:
             yield
@@ -64,9 +65,12 @@ def cuda_policy() -> Iterator[None]:
 def _cuda_is_cpu() -> Iterator[tuple[Any, str, Any]]:
     """What must be patched so that autocast's "cuda" is the CPU's: (owner, name, replacement)."""
     init, casts = torch.autocast.__init__, torch.amp.autocast_mode._cast
+    thread = threading.local()
 
     @functools.wraps(init)  # dynamo reads the signature
     def __init__(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if not hasattr(thread, "told"):  # CUDA's default, not the CPU's bfloat16: each thread has its own
+            thread.told = torch.set_autocast_dtype("cpu", torch.float16)
         init(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
     def _cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:  # of custom_fwd
@@ -103,7 +107,7 @@ def kinds() -> dict[str, str]:
                 overloads = (*overloads, "vec")
             for overload in overloads:
                 table[f"aten::{name}" + (f".{overload}" if overload != "default" else "")] = kind
-    return table | dict.fromkeys(_RNN, "rnn")
+    return table | dict.fromkeys(RNN, "rnn")
 
 
 @cache
@@ -111,7 +115,7 @@ def _overridden() -> tuple[tuple[Any, str], ...]:
     """All overloads whose autocast kernel must change: those on CUDA's lists, and those that only the CPU's hold."""
     lists = knowledge.ops()
     names = {name for device in ("cuda", "cpu") for kind in KINDS for name in lists[device].get(kind, ())}
-    names |= {name.split("::")[1].split(".")[0] for name in _RNN}
+    names |= {name.split("::")[1].split(".")[0] for name in RNN}
     found = []
     for name in sorted(names):
         packet = getattr(torch.ops.aten, name, None)
@@ -146,7 +150,7 @@ def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
                 case "lower":
                     return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
                 case "rnn":
-                    with torch.backends.mkldnn.flags(enabled=False):  # which has no float16 for them
+                    with without_mkldnn():
                         return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
                 case "fp32":
                     return operator(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
@@ -154,17 +158,31 @@ def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
                     widest = _widest((*args, *kwargs.values()))
                     return operator(*_cast(args, widest), **_cast(kwargs, widest))
                 case "fp32_append_dtype":
-                    return appended(*args, **kwargs, dtype=torch.float32 if _eligible(args[0]) else args[0].dtype)
+                    given = {one.name: one.default_value for one in operator._schema.arguments}  # left out of args
+                    given |= dict(zip(names, args, strict=False)) | kwargs
+                    dtype = torch.float32 if _eligible(args[0]) else args[0].dtype
+                    return appended(*(given[name] for name in names), dtype=dtype)
             if _eligible(args[0]):  # fp32_set_opt_dtype
                 at = names.index("dtype")
-                given = args[at] if at < len(args) else kwargs.get("dtype")
-                if given is None and at < len(args):
+                asked = args[at] if at < len(args) else kwargs.get("dtype")
+                if asked is None and at < len(args):
                     args = (*args[:at], torch.float32, *args[at + 1 :])
-                elif given is None:
+                elif asked is None:
                     kwargs = {**kwargs, "dtype": torch.float32}
             return operator(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Recurrent layers in float16, which oneDNN does not have."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _lower() -> torch.dtype:

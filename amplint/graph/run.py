@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 
 from amplint.graph.capture.captured import Captured
-from amplint.graph.policy import HALVES
+from amplint.graph.policy import HALVES, RNN, without_mkldnn
 
 Seen = Callable[[fx.Node, Any], Any]  # is shown each node's value, and gives the value to go on with
 
@@ -32,7 +33,13 @@ class _Runner(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.full:  # what casts to half casts to float32
             args, kwargs = (fx.node.map_aggregate(one, _full) for one in (args, kwargs))
-        return super().call_function(target, args, kwargs)
+        with without_mkldnn() if _name(target) in RNN and not self.full else nullcontext():
+            return super().call_function(target, args, kwargs)
+
+
+def _name(target: Any) -> str:
+    name = getattr(target, "name", None)  # of an overload; a function has none
+    return str(name()) if callable(name) else ""
 
 
 def _full(value: Any) -> Any:
