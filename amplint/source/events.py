@@ -24,7 +24,7 @@ class Gradients:
 
     kind: "none" (nothing accumulated), "plain" (from an unscaled backward), "scaled" (by `scaler`), "unscaled" (were
     scaled, unscale_ ran), "mixed" (scaled and unscaled parts were added), "entry" (whatever the caller left),
-    "managed" (an engine owns them), "unknown".
+    "managed" (an engine owns them), "unknown" (with `scaler`: it scaled all that there may be).
     """
 
     kind: str = "none"
@@ -126,12 +126,14 @@ class Unscale(Event):
 @dataclass(eq=False, slots=True)
 class Clip(Event):
     """Gradients are clipped (how: "norm", "value", "hand"), with the state of each optimizer that owns some of them.
-    `of` says whose gradients, `halves` which of these models surely have float16 parameters."""
+    `of` says whose gradients, `halves` which of these models surely have float16 parameters. Where no owner is sure,
+    `perhaps` has those that may be."""
 
     of: Owners
     how: str
     touched: tuple[tuple[Optimizer, Gradients], ...]
     halves: tuple[Value, ...] = ()
+    perhaps: tuple[tuple[Optimizer, Gradients], ...] = ()
 
 
 @dataclass(eq=False, slots=True)

@@ -54,6 +54,8 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not _unscaled_as_it_is_stepped(script, clip)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
+        if not clip.touched and not _measures(clip) and not _unscaled_by_a_method(clip):
+            yield from _whoevers(script, clip)
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
     if unscales:
         return
@@ -62,6 +64,26 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
             for seen in step.clips:
                 if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
+
+
+def _whoevers(script: Script, clip: events.Clip) -> Iterator[Finding]:
+    """A clip where no optimizer is known to own the gradients, but whichever does, they are scaled: told of the
+    optimizer that steps next."""
+    if not all(before.kind == "unknown" and before.scaler and not before.stepped for _, before in clip.perhaps):
+        return
+    later = [
+        step
+        for step in script.events(events.Step)
+        if step.scaler is not None and same_function(step, clip) and _lineno(step.node) > _lineno(clip.node)
+    ]
+    nearest = min(later, key=lambda step: _lineno(step.node), default=None)
+    for optimizer, before in clip.perhaps:
+        if nearest is None or optimizer != nearest.optimizer:
+            continue
+        backwards = backwards_of(clip, before)
+        if _for_runs_without(script, clip, optimizer, backwards) or _unscaled_as_it_is_stepped(script, clip):
+            continue
+        yield _clipped(script, clip, optimizer, backwards[-1:])
 
 
 def _unscaled_by_a_method(clip: events.Clip) -> bool:

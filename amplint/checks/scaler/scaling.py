@@ -154,7 +154,8 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
         before = step.before
         if (
             step.scaler is not None
-            or before.kind not in ("scaled", "unscaled")
+            or before.kind not in ("scaled", "unscaled", "unknown")
+            or (before.kind == "unknown" and before.stepped)
             or not isinstance(before.scaler, Scaler)
         ):
             continue

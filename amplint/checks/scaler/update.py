@@ -133,7 +133,7 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
     """update() after one optimizer's step, while another's scaled gradients still wait for theirs."""
     for step in script.events(events.Step):
         before = step.before
-        if step.scaler is None or before.kind != "scaled" or not before.stale or not before.by:
+        if step.scaler is None or before.kind not in ("scaled", "unknown") or not before.stale or not before.by:
             continue
         update = before.by[0]
         if not isinstance(update, events.Update) or not any(state == "stepped" for _, state in update.pairs):

@@ -131,7 +131,10 @@ def backward(
         world.set("gradients", optimizer, _accumulate(before, kind, scaler, region, event))
     for optimizer in perhaps:
         before = gradients(world, optimizer)
-        world.set("gradients", optimizer, replace(UNKNOWN["gradients"], origins=(*before.origins, event)))
+        begins = before.stepped or before.kind in ("none", "entry")
+        same = scaler if kind == "scaled" and (begins or before.scaler == scaler) else None
+        origins = (event,) if begins else (*before.origins, event)
+        world.set("gradients", optimizer, Gradients("unknown", same, origins=origins))
     return tuple(touched)
 
 
@@ -149,7 +152,9 @@ def _accumulate(before: Gradients, kind: str, scaler: Value | None, region: Regi
 def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) -> tuple[Gradients, str]:
     before = gradients(world, optimizer)
     state = pair(world, scaler, optimizer)
-    after = before if before.kind in ("none", "unknown") else replace(before, kind="unscaled", by=(event,))
+    after = before if before.kind == "none" else replace(before, kind="unscaled", by=(event,))
+    if before.kind == "unknown":
+        after = UNKNOWN["gradients"]
     world.set("gradients", optimizer, after)
     world.set("updates", (scaler, optimizer), "unscaled")
     return before, state
@@ -182,6 +187,8 @@ def update(world: World, event: Update) -> None:
     for optimizer, state in list(world.space("gradients").items()):
         if state.scaler == scaler and state.kind == "scaled" and not state.stepped:
             waiting.append((optimizer, state))
+            world.set("gradients", optimizer, replace(state, stale=True, by=(event,)))
+        elif state.scaler == scaler and state.kind == "unknown" and not state.stepped:
             world.set("gradients", optimizer, replace(state, stale=True, by=(event,)))
     event.waiting = tuple(waiting)
 

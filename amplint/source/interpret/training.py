@@ -76,10 +76,11 @@ def zero_gradients(m: Machine, of: frozenset[Value], node: ast.AST, world: World
 
 def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame, own: bool = False) -> None:
     """Gradients are clipped; `own`: surely those of the models' own parameters, not of copies."""
-    sure, _ = protocol.owners(world, of)
+    sure, unsure = protocol.owners(world, of)
     touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
+    perhaps = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in unsure if not sure)
     halves = tuple(model for model in of if own and tensors.weights_of(world, model) == "float16")
-    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched, halves=halves)
+    event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched, halves=halves, perhaps=perhaps)
     waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
     for optimizer in waiting or ([] if touched else [None]):
         world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
