@@ -1,10 +1,11 @@
 """What the ranges of amplint/graph/ranges say, beside what real FP32 runs give, on models of timm and transformers.
 
-    python benchmarks/ranges.py [MODEL …] [--perturbations 6] [--each]
+    python benchmarks/ranges.py [MODEL …] [--each]
 
 Each model is captured under CUDA's autocast policy and analysed with one batch at hand; the truth is max |x| of every
 node on another batch. In a perturbed model one linear or convolution at random is rescaled so that its own largest
-output is 2^k times 65504, for k in -5, -3, -1.5, 1.5, 3, 6. Printed: intervals that a value left (there must be none),
+output is 2^k times 65504, for k in -5, -3, -1.5, 1.5, 3, 6, or 2^k for k
+in -17, -19, -21, -24. Printed: intervals that a value left (there must be none),
 precision and recall of the alarm `estimate > 65504` and of `more than 10 % flushed to zero`, the error of the estimate
 in bits, and the time beside one FP32 forward.
 """
@@ -31,7 +32,8 @@ from amplint.graph.run import run
 
 LIMIT = 65504.0
 TINY = 2.0**-25
-STEPS = (-5, -3, -1.5, 1.5, 3, 6)
+LARGE = (-5, -3, -1.5, 1.5, 3, 6)  # log2 of the rescaled output's largest value beside 65504
+SMALL = (-17, -19, -21, -24)  # log2 of that value itself
 TIMM = """
     resnet18 convnext_atto efficientnet_b0 test_vit swin_tiny_patch4_window7_224 regnetx_002 mobilevit_s ghostnet_050
     pvt_v2_b0 gmlp_ti16_224 nf_ecaresnet26 xcit_nano_12_p16_224
@@ -79,7 +81,6 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*")
-    parser.add_argument("--perturbations", type=int, default=len(STEPS), help="per model")
     parser.add_argument("--each", action="store_true", help="print every wrong alarm")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -116,15 +117,17 @@ def _model(name: str, result: Result, options: argparse.Namespace) -> None:
     other = {node: _redraw(captured.values[node]) for node in inputs}
     original = _measure(name, captured, declared, other, result, options, "")
     linear = [node for node in captured.nodes() if _weight(captured, node) and original.get(node, 0.0) > 0]
-    steps = list(STEPS)[: options.perturbations]
-    for step in steps if linear else ():
+    targets = [(f"65504*2^{step:+g}", LIMIT * 2.0**step) for step in LARGE] + [
+        (f"2^{step}", 2.0**step) for step in SMALL
+    ]
+    for label, target in targets if linear else ():
         node = random.choice(linear)
-        factor = 2.0**step * LIMIT / original[node]
+        factor = target / original[node]
         captured.values.update(drawn)
         for argument in node.args[1:3]:
             if isinstance(argument, torch.fx.Node) and captured.kinds.get(argument.name) == "parameter":
                 captured.values[argument.name] = drawn[argument.name].detach() * factor
-        _measure(name, captured, declared, other, result, options, f"{node.name} 2^{step:+g}")
+        _measure(name, captured, declared, other, result, options, f"{node.name} {label}")
 
 
 def _measure(
@@ -217,7 +220,8 @@ def _compare(
                 label = "MISSED" if size > LIMIT else "FALSE"
                 print(f"{label} {what}: {node} {'half' if half else ''} true {size:.3g} estimate {amax:.3g}")
             if (share > 0.1) != (flushed[node] > 0.1):
-                print(f"FLUSH  {what}: {node} true {flushed[node]:.3f} said {share:.3f} size {size:.3g} {amax:.3g}")
+                said_share = f"true {flushed[node]:.3f} said {share:.3f} size {size:.3g} {amax:.3g}"
+                print(f"FLUSH  {what}: {node} {'half' if half else ''} {said_share}")
             if 0 < size < math.inf and abs(math.log2(max(amax, 1e-300) / size)) > 4:
                 print(f"BITS   {what}: {node} {node.target} true {size:.3g} estimate {amax:.3g}")
 

@@ -75,8 +75,8 @@ def _simple(names: str, *givens: Given, bits: float | None = 0.7, args: tuple[An
 
 
 _simple(
-    "relu relu6 gelu silu mish hardswish hardsigmoid elu selu celu leaky_relu sigmoid log_sigmoid tanh softplus erf expm1 "
-    "abs neg square sign sgn floor ceil trunc atan asinh sinh cosh hardshrink softshrink hardtanh sin cos frac exp exp2 round",
+    "relu relu6 gelu silu mish hardswish hardsigmoid elu selu celu leaky_relu sigmoid log_sigmoid tanh softplus erf "
+    "abs neg square sign sgn floor ceil trunc round atan asinh hardshrink softshrink hardtanh sin cos frac",
     X,
     WIDE,
     bits=1.0,
@@ -227,8 +227,14 @@ SAMPLES |= {
         s(aten.linear.default, X, n(32, 64)),
         s(aten.linear.default, n(64), _DEEP, bits=1.5),
     ],
-    "addmm": [s(aten.addmm.default, w(32), X, w(64, 32)), s(aten.addmm.default, w(32), X, w(64, 32), beta=0.5, alpha=2)],
-    "conv1d": [s(aten.conv1d.default, SIGNAL, w(6, 8, 3), w(6)), s(aten.conv1d.default, SIGNAL, w(8, 1, 3), None, [1], [1], [1], 8)],
+    "addmm": [
+        s(aten.addmm.default, w(32), X, w(64, 32)),
+        s(aten.addmm.default, w(32), X, w(64, 32), beta=0.5, alpha=2),
+    ],
+    "conv1d": [
+        s(aten.conv1d.default, SIGNAL, w(6, 8, 3), w(6)),
+        s(aten.conv1d.default, SIGNAL, w(8, 1, 3), None, [1], [1], [1], 8),
+    ],
     "conv2d": [
         s(aten.conv2d.default, IMAGE, w(6, 8, 3, 3), w(6), [2, 2], [1, 1]),
         s(aten.conv2d.default, IMAGE, w(8, 4, 3, 3), None, [1, 1], [0, 0], [1, 1], 2),
@@ -242,7 +248,22 @@ SAMPLES |= {
         s(aten.convolution.default, IMAGE, w(8, 3, 2, 2), None, [2, 2], [0, 0], [1, 1], True, [0, 0], 2),
     ],
     "_convolution": [
-        s(aten._convolution.default, IMAGE, w(6, 8, 3, 3), w(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, False, False, True, True)
+        s(
+            aten._convolution.default,
+            IMAGE,
+            w(6, 8, 3, 3),
+            w(6),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            False,
+            False,
+            True,
+            True,
+        )
     ],
     "conv_transpose1d": [s(aten.conv_transpose1d.default, SIGNAL, w(8, 6, 4), w(6), [2])],
     "conv_transpose2d": [
@@ -297,7 +318,18 @@ SAMPLES |= {
     "native_group_norm": [s(aten.native_group_norm.default, IMAGE, _CHANNELS, w(8), 4, 8, 144, 2, 1e-5)],
     "instance_norm": [s(aten.instance_norm.default, IMAGE, _CHANNELS, w(8), None, None, True, 0.1, 1e-5, False)],
     "batch_norm": [
-        s(aten.batch_norm.default, n(4, 8, 12, 12, std=9), _CHANNELS, w(8), w(8), w(8, mean=2, std=0.1), mode, 0.1, 1e-5, False)
+        s(
+            aten.batch_norm.default,
+            n(4, 8, 12, 12, std=9),
+            _CHANNELS,
+            w(8),
+            w(8),
+            w(8, mean=2, std=0.1),
+            mode,
+            0.1,
+            1e-5,
+            False,
+        )
         for mode in (True, False)
     ],
     "native_batch_norm": [
@@ -308,7 +340,16 @@ SAMPLES |= {
         s(aten._native_batch_norm_legit.no_stats, IMAGE, _CHANNELS, w(8), True, 0.1, 1e-5),
     ],
     "_native_batch_norm_legit_no_training": [
-        s(aten._native_batch_norm_legit_no_training.default, IMAGE, _CHANNELS, w(8), w(8), w(8, mean=2, std=0.1), 0.1, 1e-5)
+        s(
+            aten._native_batch_norm_legit_no_training.default,
+            IMAGE,
+            _CHANNELS,
+            w(8),
+            w(8),
+            w(8, mean=2, std=0.1),
+            0.1,
+            1e-5,
+        )
     ],
     "softmax": [s(aten.softmax.int, one, -1, bits=1.5) for one in (X, WIDE, n(16, 64, std=20.0))],
     "_softmax": [s(aten._softmax.default, X, 0, False, bits=1.5)],
@@ -322,7 +363,11 @@ SAMPLES |= {
 
 # reductions
 SAMPLES |= {
-    "sum": [s(aten.sum.dim_IntList, WIDE, [1]), s(aten.sum.default, X, bits=None), s(aten.sum.dim_IntList, POSITIVE, [0], True)],
+    "sum": [
+        s(aten.sum.dim_IntList, WIDE, [1]),
+        s(aten.sum.default, X, bits=None),
+        s(aten.sum.dim_IntList, POSITIVE, [0], True),
+    ],
     "mean": [s(aten.mean.dim, WIDE, [-1], True), s(aten.mean.default, WIDE, bits=None)],
     "nansum": [s(aten.nansum.default, WIDE, [1])],
     "nanmean": [s(aten.nanmean.default, WIDE, [1])],
@@ -364,12 +409,18 @@ for _count, _given in ((1, SIGNAL), (2, IMAGE), (3, VOLUME)):
     _two = [2] * _count
     SAMPLES |= {
         f"max_pool{_count}d": [s(getattr(aten, f"max_pool{_count}d").default, _given, _two)],
-        f"avg_pool{_count}d": [s(getattr(aten, f"avg_pool{_count}d").default, _given, _two, _two, [1] * _count, bits=1.0)],
+        f"avg_pool{_count}d": [
+            s(getattr(aten, f"avg_pool{_count}d").default, _given, _two, _two, [1] * _count, bits=1.0)
+        ],
         f"adaptive_max_pool{_count}d": [s(getattr(aten, f"adaptive_max_pool{_count}d").default, _given, _two)],
-        f"adaptive_avg_pool{_count}d": [s(getattr(aten, f"adaptive_avg_pool{_count}d").default, _given, _two, bits=1.0)],
+        f"adaptive_avg_pool{_count}d": [
+            s(getattr(aten, f"adaptive_avg_pool{_count}d").default, _given, _two, bits=1.0)
+        ],
         f"reflection_pad{_count}d": [s(getattr(aten, f"reflection_pad{_count}d").default, _given, [1, 2] * _count)],
         f"replication_pad{_count}d": [s(getattr(aten, f"replication_pad{_count}d").default, _given, [1, 2] * _count)],
-        f"upsample_nearest{_count}d": [s(getattr(aten, f"upsample_nearest{_count}d").vec, _given, None, [2.0] * _count)],
+        f"upsample_nearest{_count}d": [
+            s(getattr(aten, f"upsample_nearest{_count}d").vec, _given, None, [2.0] * _count)
+        ],
     }
 SAMPLES |= {
     "max_pool2d_with_indices": [s(aten.max_pool2d_with_indices.default, IMAGE, [3, 3], [2, 2], [1, 1])],
@@ -384,7 +435,9 @@ SAMPLES |= {
     "_upsample_nearest_exact2d": [s(aten._upsample_nearest_exact2d.vec, IMAGE, None, [2.0, 2.0])],
     "_upsample_bilinear2d_aa": [s(aten._upsample_bilinear2d_aa.vec, IMAGE, None, False, [2.0, 2.0], bits=1.0)],
     "_upsample_bicubic2d_aa": [s(aten._upsample_bicubic2d_aa.vec, IMAGE, None, False, [2.0, 2.0], bits=1.0)],
-    "grid_sampler": [s(aten.grid_sampler.default, IMAGE, u(-1.2, 1.2, 4, 5, 5, 2), mode, 0, False, bits=1.2) for mode in (0, 2)],
+    "grid_sampler": [
+        s(aten.grid_sampler.default, IMAGE, u(-1.2, 1.2, 4, 5, 5, 2), mode, 0, False, bits=1.2) for mode in (0, 2)
+    ],
     "grid_sampler_2d": [s(aten.grid_sampler_2d.default, IMAGE, u(-1.2, 1.2, 4, 5, 5, 2), 0, 0, False, bits=1.2)],
     "grid_sampler_3d": [s(aten.grid_sampler_3d.default, VOLUME, u(-1.2, 1.2, 2, 5, 5, 5, 3), 0, 0, False, bits=1.5)],
     "pad": [s(aten.pad.default, X, [1, 1], "constant", 3.0), s(aten.pad.default, IMAGE, [1, 1, 1, 1], "circular")],
@@ -434,7 +487,10 @@ SAMPLES |= {
         s(aten.where.ScalarOther, b(16, 64), X, -5.0),
         s(aten.where.self, b(16, 1, share=0.1), POSITIVE, X),
     ],
-    "masked_fill": [s(aten.masked_fill.Scalar, X, b(16, 64), 9.0), s(aten.masked_fill.Scalar, X, b(64), -1e9, bits=None)],
+    "masked_fill": [
+        s(aten.masked_fill.Scalar, X, b(16, 64), 9.0),
+        s(aten.masked_fill.Scalar, X, b(64), -1e9, bits=None),
+    ],
     "embedding": [s(aten.embedding.default, w(30, 16), i(0, 30, 4, 9))],
     "embedding_bag": [s(aten.embedding_bag.default, w(30, 16), i(0, 30, 12), i(0, 1, 1), bits=None)],
     "index": [
@@ -449,7 +505,10 @@ SAMPLES |= {
     "take": [s(aten.take.default, X, i(0, 1024, 50), bits=1.0)],
     "take_along_dim": [s(aten.take_along_dim.default, X, _AT, 0)],
     "masked_select": [s(aten.masked_select.default, X, b(16, 64))],
-    "index_put": [s(aten.index_put.default, X, [i(0, 16, 3)], n(3, 64, std=4)), s(aten.index_put.default, X, [i(0, 16, 3)], n(3, 64), True, bits=2.0)],
+    "index_put": [
+        s(aten.index_put.default, X, [i(0, 16, 3)], n(3, 64, std=4)),
+        s(aten.index_put.default, X, [i(0, 16, 3)], n(3, 64), True, bits=2.0),
+    ],
     "_unsafe_index_put": [s(aten._unsafe_index_put.default, X, [i(0, 16, 3)], n(3, 64, std=4))],
     "index_copy": [s(aten.index_copy.default, X, 0, w_at := i(0, 16, 1), n(1, 64, std=4))],
     "index_fill": [s(aten.index_fill.int_Scalar, X, 0, w_at, 5.0)],
@@ -497,7 +556,9 @@ SAMPLES |= {
     "l1_loss": [s(aten.l1_loss.default, X, WIDE, 1), s(aten.l1_loss.default, X, WIDE, 2)],
     "smooth_l1_loss": [s(aten.smooth_l1_loss.default, X, WIDE, bits=1.0)],
     "huber_loss": [s(aten.huber_loss.default, X, WIDE, 1, 2.0, bits=1.5)],
-    "binary_cross_entropy_with_logits": [s(aten.binary_cross_entropy_with_logits.default, X, u(0, 1, 16, 64), bits=1.0)],
+    "binary_cross_entropy_with_logits": [
+        s(aten.binary_cross_entropy_with_logits.default, X, u(0, 1, 16, 64), bits=1.0)
+    ],
     "binary_cross_entropy": [s(aten.binary_cross_entropy.default, u(0.01, 0.99, 16, 64), u(0, 1, 16, 64), bits=1.0)],
     "soft_margin_loss": [s(aten.soft_margin_loss.default, X, n(16, 64), bits=1.5)],
     "kl_div": [s(aten.kl_div.default, _LOGS, u(0, 1, 16, 64), bits=None)],

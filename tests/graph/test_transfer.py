@@ -17,7 +17,9 @@ from amplint.graph.ranges.transfer import TABLE
 
 DRAWS = 4
 ALL = [
-    pytest.param(sample, id=f"{name}-{index}") for name, samples in SAMPLES.items() for index, sample in enumerate(samples)
+    pytest.param(sample, id=f"{name}-{index}")
+    for name, samples in SAMPLES.items()
+    for index, sample in enumerate(samples)
 ]
 
 
@@ -106,7 +108,11 @@ def test_against_sampled_truth(sample: Sample) -> None:
         if index:
             built.redraw()
         results = built.result()
-        results = [one for one in results if isinstance(one, torch.Tensor)] if isinstance(results, list | tuple) else [results]
+        results = (
+            [one for one in results if isinstance(one, torch.Tensor)]
+            if isinstance(results, list | tuple)
+            else [results]
+        )
         for value, one, sizes in zip(results, ranges, largest, strict=False):
             _inside(value, one)
             if value.numel() and not value.is_complex():

@@ -24,6 +24,7 @@ GUESS = 1e40  # no estimate goes beyond
 TINY = 2.0**-25  # float16 rounds to zero at or below
 MASK = -1e4  # an added constant at or below it masks, where others beside it are not
 FIELDS = 6
+_ZERO = -95.0  # exp of less is zero in FP32, or subnormal, as the kernel has it
 
 Of = tuple[Any, Callable[[Tensor], Tensor], int]
 
@@ -303,10 +304,17 @@ def _tiny(box: Box) -> float:
     if box.flush is not None:
         return box.flush
     if box.log is not None:
-        return float(
-            (0.5 + 0.5 * torch.erf((math.log(TINY) - box.log[0]) / (box.log[1].clamp_min(1e-9) * 2**0.5))).mean()
-        )
+        return _log_share(box.log)
     held_cells = (box.mean != 0) | (box.var > 0)
     if not bool(held_cells.any()):
         return 0.0
     return float(share_below(box.mean, box.var.sqrt(), TINY)[held_cells].mean())
+
+
+def _log_share(log: Tensor) -> float:
+    """The share below TINY of what is not zero in FP32, of log-normal numbers."""
+    below = [
+        0.5 + 0.5 * torch.erf((end - log[0]) / (log[1].clamp_min(1e-9) * 2**0.5)) for end in (_ZERO, math.log(TINY))
+    ]
+    zero, tiny = (float(one.mean()) for one in below)
+    return (tiny - zero) / (1 - zero) if zero < 1 else 0.0

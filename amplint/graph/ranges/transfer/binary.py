@@ -13,7 +13,7 @@ from torch import Tensor
 from amplint.graph.ranges.domain import LARGE, Box, cell, make
 from amplint.graph.ranges.domain import together as stacked
 from amplint.graph.ranges.transfer.table import Call, transfer
-from amplint.graph.ranges.transfer.unary import DEPTH, _reciprocal, composed, straight, unary
+from amplint.graph.ranges.transfer.unary import DEPTH, _reciprocal, composed, spread_below, straight, unary
 
 _ANGLES = torch.arange(5, dtype=torch.float64) * (math.pi / 8)
 _COS, _SIN = torch.cos(_ANGLES), torch.sin(_ANGLES)
@@ -175,6 +175,9 @@ def product(
     every = stacked(ends)
     every = every.flatten(0, 1)
     log = _log_product(x, y, boxes)
+    if log is None:
+        shares = [spread_below(call, a, math.sqrt(float(b.square.mean()))) for a, b in (boxes, boxes[::-1])]
+        known = {"flush": max((one for one in shares if one is not None), default=None), **known}
     return make(call.shape, low, high, mean, var, every.amin(0), every.amax(0), log=log, **known)
 
 

@@ -124,9 +124,7 @@ def shifted(call: Call, box: Box, bias: Box | None) -> Box:
     return combine(replace(call, name="bias"), box, bias, 1.0)
 
 
-@transfer(
-    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
-)
+@transfer("conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 def _conv(call: Call) -> Box:
     box, held = call.box("input" if "input" in call else "self"), call.box("weight")
     bias = call.optional("bias")
@@ -385,9 +383,7 @@ def _drop(box: Box, labels: list[str]) -> tuple[Box, list[str]]:
     return replace(box, cells=cells, log=None), [labels[index] for index in held]
 
 
-@transfer(
-    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"
-)
+@transfer("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu")
 def _attention(call: Call) -> Any:
     q, k, value = call.box("query"), call.box("key"), call.box("value")
     mask = call.get("attn_mask", call.get("attn_bias"))

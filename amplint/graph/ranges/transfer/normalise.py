@@ -141,9 +141,7 @@ def _instance_norm(call: Call) -> Box:
     return normalised(call, box, dims, float(call.get("eps", 1e-5)), weight, bias, size)
 
 
-@transfer(
-    "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"
-)
+@transfer("batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training")
 def _batch_norm(call: Call) -> Any:
     box = call.box("input")
     rest = [dim for dim in range(len(box.shape)) if dim != 1]

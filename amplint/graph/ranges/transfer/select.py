@@ -156,7 +156,8 @@ def _one_cell(box: Box, shape: tuple[int, ...]) -> Box:
 
 
 @transfer(
-    "index_put index_copy slice_scatter select_scatter masked_scatter scatter index_fill copy scatter_reduce put _unsafe_index_put",
+    "index_put _unsafe_index_put index_copy index_fill slice_scatter select_scatter masked_scatter scatter scatter_reduce "
+    "put copy",
     structural=True,
 )
 def _put(call: Call) -> Box:
@@ -197,5 +198,3 @@ def _accumulated(call: Call, box: Box, other: Box) -> Box:
 def _one_hot(call: Call) -> Box:
     width = max(call.shape[-1], 1)
     return make(call.shape, 0, 1, 1 / width, (1 / width) * (1 - 1 / width), 0, 1, zero=True)
-
-

@@ -18,6 +18,7 @@ from amplint.graph.ranges.transfer.table import Call, transfer
 Function = Callable[[Tensor], Tensor]
 _AT = torch.linspace(-5, 5, 41, dtype=torch.float64)
 _WEIGHT = torch.exp(-(_AT**2) / 2) / torch.exp(-(_AT**2) / 2).sum()
+WIDE = 30.0
 DEPTH = 16  # operations in one chain
 
 
@@ -56,6 +57,15 @@ def straight(call: Call, box: Box, factor: float, shift: float, low: Any, high: 
     return make(call.shape, low, high, function(box.mean), box.var * factor**2, bottom, top, **known)
 
 
+def spread_below(call: Call, box: Box, scale: float) -> float | None:
+    """The share of the non-zero x · scale that float16 flushes, where x is a function of a normal number."""
+    start = call.boxes.get(box.of[0]) if box.of is not None else None
+    if not isinstance(start, Box) or box.of is None or box.flush is None or not 0 < scale < math.inf:
+        return None
+    function = box.of[1]
+    return quadrature(start, lambda x: function(x) * scale)[4]
+
+
 def quadrature(box: Box, function: Function) -> tuple[Tensor, Tensor, Tensor, Tensor, float | None, bool]:
     """Mean, variance, extremes, flush share and whether zeros come of a function of normal x with the box's moments."""
     if box.cells.shape[1:].numel() > 1 and box.cells[0].numel() > 16384:
@@ -74,12 +84,21 @@ def quadrature(box: Box, function: Function) -> tuple[Tensor, Tensor, Tensor, Te
     var = ((inside - mean) ** 2 * weight).sum(0)
     if constant and box.exact is None and not bool((box.top > box.bottom).any()):
         return mean, var, bottom, top, None, bool((inside == 0).any())
+    if not constant and float(box.var.max()) > WIDE**2:  # where activations turn is between two points of the grid
+        inside, weight = _finely(box, function)
     size = inside.float().abs()
     held, tiny = size > 0, (size > 0) & (size <= TINY)
-    share = float((held * weight).mean(list(range(1, y.ndim))).sum())
-    flushed = float((tiny * weight).mean(list(range(1, y.ndim))).sum())
+    share, flushed = (float((one * weight).reshape(len(size), -1).mean(1).sum()) for one in (held, tiny))
     zero = share < 0.999
     return mean, var, bottom, top, flushed / share if share > 0 else 0.0, zero
+
+
+def _finely(box: Box, function: Function) -> tuple[Tensor, Tensor]:
+    """The function's values on a fine grid, for at most 64 of the cells."""
+    mean, deviation = box.mean.flatten(), box.var.sqrt().flatten()
+    step = max(len(mean) // 64, 1)
+    at = torch.linspace(-4, 4, 1601, dtype=torch.float64)[:, None]
+    return function(mean[::step] + at * deviation[::step]), torch.exp(-(at**2) / 2) / torch.exp(-(at**2) / 2).sum()
 
 
 def interval(box: Box, function: Function, points: Sequence[float] = ()) -> tuple[Tensor, Tensor]:

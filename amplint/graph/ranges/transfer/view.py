@@ -89,8 +89,7 @@ def _splits(part: list[int], whole: list[int], after: list[int]) -> list[int] | 
 
 
 @transfer(
-    "view reshape _unsafe_view flatten unsqueeze squeeze unflatten view_as reshape_as _reshape_alias "
-    "ravel",
+    "view reshape _unsafe_view flatten unsqueeze squeeze unflatten view_as reshape_as _reshape_alias ravel",
     structural=True,
 )
 def _reshape(call: Call) -> Box:
@@ -298,8 +297,7 @@ def joined(call: Call, boxes: list[Box], weights: list[float] | None = None) -> 
 
 
 @transfer(
-    "pixel_shuffle pixel_unshuffle unfold im2col channel_shuffle diagonal tril triu"
-    "",
+    "pixel_shuffle pixel_unshuffle unfold im2col channel_shuffle diagonal tril triu",
     structural=True,
 )
 def _anywhere(call: Call) -> Box:
