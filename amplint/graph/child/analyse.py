@@ -15,7 +15,7 @@ from amplint.graph import gradients, plan, ranges
 from amplint.graph.calibrate import Calibration, CalibrationError, measure
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.ladder import CaptureError, capture
-from amplint.graph.child.answer import internal
+from amplint.graph.child.answer import describe, internal
 from amplint.graph.child.seen import Refused, Seen
 from amplint.graph.ranges import Declared
 
@@ -36,9 +36,8 @@ def answer(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     except (CaptureError, Refused) as error:
         return {"error": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            line = (str(error).strip().splitlines() or ["MemoryError"])[0]
-            return {"error": f"out of memory while {type(seen.model).__name__} was traced: {line}; try a smaller batch"}
+        if describe(error).startswith("out of memory"):
+            return {"error": f"{type(seen.model).__name__} could not be traced: {describe(error)}; try a smaller batch"}
         return {"error": internal(error)}
     except Exception as error:
         return {"error": internal(error)}

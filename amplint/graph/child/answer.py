@@ -59,7 +59,14 @@ def internal(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if f"{os.sep}amplint{os.sep}" in frame.filename]
     place = f"{os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else "amplint"
-    line = (str(error).strip().splitlines() or [""])[0]
     if os.environ.get("AMPLINT_DEBUG"):
         traceback.print_exception(error)
-    return f"internal error in {place}: {type(error).__name__}: {line}; please report"
+    return f"internal error in {place}: {describe(error)}; please report"
+
+
+def describe(error: BaseException) -> str:
+    """An error in a line."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+        return f"out of memory: {said.rpartition('allocate memory: ')[2] or type(error).__name__}"
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from amplint.graph.capture.state import undisturbed
 from amplint.graph.child import analyse, device
-from amplint.graph.child.answer import finish, say
-from amplint.graph.child.script import describe, show
+from amplint.graph.child.answer import describe, finish, say
+from amplint.graph.child.script import show
 from amplint.graph.child.seen import Refused, Seen
 
 _SEED = 0

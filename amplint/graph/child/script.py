@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 from amplint.graph.child import analyse, device, spawned
-from amplint.graph.child.answer import claim, finish, give_way, say
+from amplint.graph.child.answer import claim, describe, finish, give_way, say
 from amplint.graph.child.observe import Watch, watching
 from amplint.graph.child.seen import Seen
 
@@ -107,23 +107,16 @@ def _ended(path: str, code: Any, watch: Watch) -> str:
     return f"{path} {how} before a training step: it called {names}, but no output of that reached a backward"
 
 
-def describe(error: BaseException) -> str:
-    """An error in a line."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
 def crashed(error: BaseException) -> str:
     """What happened to the user's code, in a line that goes on from its name."""
     what = describe(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return f"ran out of memory before its first training step: {what}; try a smaller batch"
-    if isinstance(error, EOFError):
+    if what.startswith("out of memory"):
+        what += "; try a smaller batch"
+    elif isinstance(error, EOFError):
         return f"reads standard input, which is empty here ({what}): give what it asks for on its command line"
-    hint = ""
-    if isinstance(error, KeyError | ValueError) and re.search("RANK|WORLD_SIZE|MASTER_", str(error)):
-        hint = f"; set what torchrun sets: {_TORCHRUN}"
-    return f"crashed before its first training step: {what}{hint}"
+    elif isinstance(error, KeyError | ValueError) and re.search("RANK|WORLD_SIZE|MASTER_", what):
+        what += f"; set what torchrun sets: {_TORCHRUN}"
+    return f"crashed before its first training step: {what}"
 
 
 def show(error: BaseException) -> None:

@@ -1,0 +1,492 @@
+"""The two doors of `amplint trace`: what is taken from a script, and what is said where there is nothing to take."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from amplint.graph.child import device
+from amplint.graph.child.observe import watching
+from amplint.graph.child.seen import Seen
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+# -- what is seen, in this process ------------------------------------------------------------------------------------
+
+
+class Caught(Exception):
+    """Carries what was seen out of the step."""
+
+
+def catch(seen: Seen) -> NoReturn:
+    raise Caught(seen)
+
+
+def seen(step: Any) -> Seen:
+    """What the first backward of a step shows."""
+    with device.cuda_on_cpu(), device.open_gate(), watching(catch), pytest.raises(Caught) as caught:
+        step()
+    found: Seen = caught.value.args[0]
+    return found
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        x.mul_(scale)
+        return {"logits": self.head(self.drop(self.norm(x))), "features": x}
+
+
+def test_the_batch_the_buffers_and_the_random_numbers_are_those_before_the_call():
+    net, x = Net(), torch.randn(8, 4)
+    before = x.clone()
+
+    def step() -> None:
+        torch.manual_seed(3)
+        F.cross_entropy(net(x, scale=2.0)["logits"], torch.zeros(8, dtype=torch.long)).backward()
+
+    found = seen(step)
+    assert found.model is net
+    assert torch.equal(found.args[0], before) and found.kwargs == {"scale": 2.0}
+    assert not net.norm.running_mean.any() and net.norm.num_batches_tracked == 0
+    torch.manual_seed(3)
+    assert torch.equal(found.rng, torch.get_rng_state())
+
+
+def test_the_loss_gives_the_model_the_gradients_of_the_scripts_loss():
+    net, x, target = Net(), torch.randn(8, 4), torch.randint(3, (8,))
+
+    def loss_of(output: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(output["logits"], target) / 4  # as in accumulation
+
+    def step() -> None:
+        scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+        scaler.scale(loss_of(net(x.clone().cuda()))).backward()
+
+    found = seen(step)
+    assert found.scale == 1024.0
+    torch.set_rng_state(found.rng)
+    found.loss(net(x.clone())).backward()
+    got = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    torch.set_rng_state(found.rng)
+    expected = loss_of(net(x.clone()))
+    expected.backward()
+    assert found.value == pytest.approx(expected.item())
+    for one, parameter in zip(got, net.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad)
+
+
+def test_the_optimizer_is_the_one_that_holds_the_model():
+    net, other = Net(), nn.Linear(1, 1)
+
+    def step() -> None:
+        torch.optim.SGD(other.parameters(), lr=1.0)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, eps=1e-6, weight_decay=0.1)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)  # a warm-up
+        net(torch.randn(8, 4))["logits"].sum().backward()
+
+    found = seen(step).optimizer
+    assert (
+        found.items() >= {"class": "AdamW", "lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.1}.items()
+    )
+
+
+def gan() -> nn.Module:
+    generator, critic = nn.Linear(2, 4), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    fake = generator(torch.randn(5, 2))
+    (critic(torch.randn(5, 4)).mean() - critic(fake.detach()).mean()).backward()
+    return critic
+
+
+def penalty() -> nn.Module:
+    critic, x = nn.Linear(4, 1), torch.randn(5, 4, requires_grad=True)
+    score = critic(x)
+    slope = torch.autograd.grad(score.sum(), x, create_graph=True)[0]  # asks for no parameter's gradient
+    (score.mean() + (slope.norm() - 1) ** 2).backward()
+    return critic
+
+
+def frozen() -> nn.Module:
+    body, head = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2)
+    head(body(torch.randn(3, 4))).sum().backward()
+    return head
+
+
+def evaluated_first() -> nn.Module:
+    net = nn.Linear(4, 2)
+    for _ in range(3):  # without no_grad: nothing reaches a backward
+        net(torch.randn(1, 4))
+    net(torch.randn(7, 4)).sum().backward()
+    return net
+
+
+def wrapped() -> nn.Module:
+    net = nn.Linear(4, 2)
+    nn.DataParallel(net.cuda()).to("cuda:0")(torch.randn(3, 4, device="cuda")).sum().backward()
+    return net
+
+
+def functional() -> nn.Module:
+    net = nn.Linear(4, 2)
+    torch.autograd.grad(net(torch.randn(3, 4)).sum(), list(net.parameters()))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("step", "shapes", "model", "note"),
+    [
+        (gan, [(5, 4)], "Sequential", "2 times"),
+        (penalty, [(5, 4)], "Linear", ""),
+        (frozen, [(3, 4)], "Linear", ""),
+        (evaluated_first, [(7, 4)], "Linear", ""),
+        (wrapped, [(3, 4)], "Linear", ""),
+        (functional, [(3, 4)], "Linear", ""),
+    ],
+)
+def test_the_model_is_the_one_that_the_step_trains(step, shapes, model, note):
+    found = seen(step)
+    assert type(found.model).__name__ == model
+    assert [tuple(one.shape) for one in found.args] == shapes
+    assert note in " ".join(found.notes)
+
+
+def test_nothing_is_held_of_a_forward_that_reaches_no_backward():
+    import weakref
+
+    net = nn.Linear(4, 2)
+    with watching(catch) as watch:
+        output = net(torch.randn(3, 4))
+        [(call, _, _)] = output.grad_fn.metadata["amplint.calls"]
+        held = weakref.ref(call)
+        del call, output
+        assert watch.calls == 1 and held() is None
+
+
+# -- CUDA's devices on the CPU ----------------------------------------------------------------------------------------
+
+
+def test_what_goes_to_cuda_stays_on_the_cpu(tmp_path):
+    with device.cuda_on_cpu(), device.open_gate():
+        assert torch.cuda.is_available() and torch.cuda.device_count() == 1
+        torch.cuda.set_device(0)
+        gpu = torch.device("cuda", 0)
+        assert gpu.type == "cuda"
+        made = [
+            torch.zeros(2, device="cuda"),
+            torch.tensor([1.0], device=gpu),
+            torch.ones(2).cuda(non_blocking=True),
+            torch.ones(2).to(gpu, torch.float64),
+            torch.ones(2).to(0),
+            torch.ones(2).type("torch.cuda.FloatTensor"),
+            torch.ones(2).pin_memory(),
+            torch.ones(2).new_zeros(2, device=gpu),
+            torch.zeros_like(torch.ones(2), device=gpu),
+            torch.arange(3, device=gpu, dtype=torch.float32),
+            torch.cuda.FloatTensor([1.0]),
+            nn.Linear(2, 2, device="cuda").weight,
+            nn.Linear(2, 2).to(device=gpu, dtype=torch.float16).cuda().weight,
+            torch.randn(2, generator=torch.Generator("cuda").manual_seed(0)),
+        ]
+        with gpu:
+            made.append(torch.rand(2))
+        torch.save({"x": torch.ones(2)}, tmp_path / "x.pt")
+        made.append(torch.load(tmp_path / "x.pt", map_location="cuda:0")["x"])
+        assert {one.device.type for one in made} == {"cpu"}
+        with torch.cuda.stream(torch.cuda.Stream()), torch.cuda.device(0):
+            torch.cuda.synchronize()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event()
+        start.record()
+        assert start.elapsed_time(end) == 0.0 and torch.cuda.max_memory_allocated() == 0
+        scaler = torch.amp.GradScaler("cuda")
+        assert scaler.is_enabled()
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+        optimizer.zero_grad()
+        loader = torch.utils.data.DataLoader(torch.arange(4.0), batch_size=2, pin_memory=True)
+        assert len(list(loader)) == 2
+    assert isinstance(torch.Generator(), torch.Generator) and torch.tensor(0).to("cpu").device.type == "cpu"
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+STEP = "import torch\nnet = torch.nn.Linear(4, 2)\nnet(torch.randn(3, 4)).sum().backward()\n"
+FACTORY = """
+import os, torch
+from torch import nn
+def conv(): return nn.Conv2d(3, 8, 3)
+def nothing(): return None
+def broken(): raise ValueError("no weights")
+def huge(): return torch.zeros(1 << 45)
+model = nn.Embedding(7, 2)
+"""
+
+
+def trace(folder: Path, *arguments: str, **rest: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "amplint", "trace", *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120, env=env, **rest
+    )
+
+
+def write(folder: Path, script: str) -> str:
+    (folder / "train.py").write_text(textwrap.dedent(script))
+    return "train.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("gone.py", "gone.py: no such file"),
+        (".", ".: is a folder"),
+        ("train.py --input 2,3", "--input, --inputs, --meta and --eval go with a factory"),
+        ("models:conv", "name the model's inputs: --input"),
+        ("models:conv --input 2,3:float33", 'unknown dtype "float33"'),
+        ("models:conv --input 2,x", '"2,x" is not a shape'),
+        ("models:conv --input 2:int64:7-7", "is not a range"),
+        ("models:conv --input 2 --inputs models:other", "name one"),
+        ("models:conv --input 2 -- --lr 1", "takes no arguments: --lr 1"),
+        ("train.py --python /no/such/python", "/no/such/python cannot be run: No such file"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_said_before_anything_runs(tmp_path, arguments, said):
+    from click.testing import CliRunner
+
+    from amplint.cli import cli
+
+    write(tmp_path, "raise SystemExit('ran')")
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        done = CliRunner().invoke(cli, ["trace", *arguments.split()])
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 2 and said in done.stderr and done.stdout == "", done.output
+
+
+SLOW_BAD = [
+    ("print('no model here')", "train.py ended and never called a model"),
+    (
+        "import torch\nnet = torch.nn.Linear(1, 1)\nnet(torch.ones(1))",
+        "it called Linear, but no output of that reached",
+    ),
+    (
+        "def f():\n    raise ValueError('no data\\nat all')\nf()",
+        "crashed before its first training step: ValueError: no data",
+    ),
+    ("x = 1 +", "crashed before its first training step: SyntaxError"),
+    ("import sys\nsys.exit(3)", "ended with exit code 3 and never called a model"),
+    ("import sys\nsys.exit('need --data')", "ended with exit code 1 and never called a model"),
+    ("input('which data set? ')", "reads standard input, which is empty here"),
+    (
+        "import torch\ntorch.zeros(1 << 45)",
+        "crashed before its first training step: out of memory: you tried to allocate",
+    ),
+    (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "was killed (signal 9), most likely for lack of memory",
+    ),
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11 (SIGSEGV)"),
+    ("import os\nos._exit(4)", "ended with exit code 4: it had not come to its first training step"),
+    ("import os\nos.environ['RANK']", "KeyError: 'RANK'; set what torchrun sets: RANK=0"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "said"), SLOW_BAD)
+def test_a_script_without_a_training_step(tmp_path, script, said):
+    done = trace(tmp_path, write(tmp_path, script))
+    assert done.returncode == 2 and done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("amplint: ") and said in last, done.stderr
+    assert f"amplint{os.sep}graph" not in done.stderr  # no line of amplint's own in a traceback
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("models:conf --input 2", 'models has no conf; did you mean "conv"?'),
+        ("nowhere.models:conv --input 2", "there is no module nowhere in"),
+        ("models:nothing --input 2", "models:nothing gives None, not a torch.nn.Module"),
+        ("models:broken --input 2", "models:broken() failed: ValueError: no weights"),
+        (
+            "models:conv --input 2,4,8,8",
+            "Conv2d does not take these inputs (2x4x8x8 float32): RuntimeError: Given groups=1",
+        ),
+        ("models:conv --inputs models:huge", "out of memory"),
+        ("models:model --input 2,3:int64:0-9", "Embedding does not take these inputs (2x3 int64): IndexError"),
+        ("models:os --input 2", "models:os is a module: it is neither"),
+    ],
+)
+def test_a_factory_that_gives_nothing_to_trace(tmp_path, arguments, said):
+    (tmp_path / "models.py").write_text(FACTORY)
+    done = trace(tmp_path, *arguments.split())
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.slow
+def test_an_interpreter_without_torch_is_named(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "amplint", "trace", write(tmp_path, STEP)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60, env=env)
+    assert done.returncode == 2 and "has no torch, which trace needs: pip install amplint[torch]" in done.stderr
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+def alive(folder: Path) -> list[int]:
+    """The processes that wrote their ids into the folder and still run."""
+    found = []
+    for file in folder.glob("pid.*"):
+        status = Path("/proc", file.name[4:], "status")
+        if status.exists() and "State:\tZ" not in status.read_text():
+            found.append(int(file.name[4:]))
+    return found
+
+
+BREED = """
+import os, subprocess, sys, time
+def mark():
+    open(f"pid.{os.getpid()}", "w").close()
+mark()
+if os.fork() == 0:  # a process of the group
+    mark(); time.sleep(600)
+if os.fork() == 0:  # one that leaves it, and its parent
+    os.setsid()
+    if os.fork() == 0:
+        mark(); time.sleep(600)
+    os._exit(0)
+while len([name for name in os.listdir(".") if name.startswith("pid.")]) < 3:
+    time.sleep(0.05)
+open("ready", "w").close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("end", ["timeout", "step", "SIGINT", "SIGTERM", "SIGKILL"])
+def test_no_process_is_left(tmp_path, end):
+    """Whichever way a trace ends: the script's own children, and those that left its process group."""
+    script = write(tmp_path, BREED + (STEP if end == "step" else "time.sleep(600)\n"))
+    limit = ["--timeout", "8"] if end == "timeout" else []
+    command = [sys.executable, "-m", "amplint", "trace", *limit, script]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if end.startswith("SIG"):
+        until = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        run.send_signal(getattr(signal, end))
+    said = run.communicate(timeout=60)[1] if end != "SIGKILL" else ""
+    run.wait(60)
+    expected = {"timeout": 2, "step": 0, "SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}
+    assert run.returncode == expected[end], said
+    if end == "timeout":
+        assert "train.py was stopped after 8 s: it had not come to its first training step" in said
+    if end == "SIGKILL":  # the system ends the script, not what that started
+        time.sleep(1)
+        left = alive(tmp_path)
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+        assert len(left) == 2
+    else:
+        assert alive(tmp_path) == []
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert_mlm", "resnet50", "unet", "train_fp32", "train_amp"])
+def test_the_fixtures_go_through_the_door(tmp_path, name):
+    done = trace(tmp_path, str(FIXTURES / f"{name}.py"))
+    assert done.returncode in (0, 1), done.stderr
+    assert "autocast in float16" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # nothing written
+
+
+@pytest.mark.slow
+def test_a_script_goes_through_the_door_as_python_would_run_it(tmp_path):
+    """Its arguments, its folder, its name; what it prints goes to standard error; nothing after its first backward."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "helper.py").write_text("SIZE = 4\n")
+    (tmp_path / "src" / "train.py").write_text(
+        textwrap.dedent("""
+        import atexit, os, sys, torch, helper
+        atexit.register(lambda: open("at_exit", "w"))
+        print("arguments", sys.argv, __name__, os.path.basename(__file__), os.getcwd())
+        assert torch.cuda.is_available()
+        net = torch.compile(torch.nn.Linear(helper.SIZE, 2).cuda())
+        try:
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = net(torch.randn(3, helper.SIZE, device="cuda")).sum()
+            loss.backward()
+            open("after", "w")
+        finally:
+            open("finally", "w")
+        """)
+    )
+    done = trace(tmp_path, "--output-format", "json", "src/train.py", "--", "--lr", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+    assert f"arguments ['src/train.py', '--lr', '0.1'] __main__ train.py {tmp_path}" in done.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["spawn", "fork"])
+def test_processes_that_a_script_starts_are_watched(tmp_path, how):
+    script = f"""
+        import torch, torch.multiprocessing as mp
+        def train(rank, size):
+            net = torch.nn.Linear(size, 2)
+            net(torch.randn(3, size)).sum().backward()
+            open("after", "w")
+        if __name__ == "__main__":
+            workers = [mp.get_context("{how}").Process(target=train, args=(rank, 4)) for rank in range(2)]
+            [worker.start() for worker in workers]
+            [worker.join() for worker in workers]
+            raise SystemExit(1)
+    """
+    done = trace(tmp_path, write(tmp_path, script))
+    assert done.returncode == 0 and done.stdout.startswith("Linear: 10 parameters"), done.stderr
+    assert not (tmp_path / "after").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "models:conv --input 2,3,8,8",
+        "models.py:conv --input input=2,3,8,8:float32:0-255 --eval",
+        "models:model --input 2,3:int64",
+        "models:conv --input 2,3,8,8 --meta",
+        "models:conv --input 2,3,8,8 --precision half --dtype bfloat16 --frontend recorder",
+    ],
+)
+def test_factories_go_through_the_other_door(tmp_path, arguments):
+    (tmp_path / "models.py").write_text(FACTORY)
+    done = trace(tmp_path, *arguments.split())
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout.startswith(("Conv2d: 224 parameters", "Embedding: 14 parameters"))
