@@ -145,6 +145,20 @@ def wrapped() -> nn.Module:
     return net
 
 
+def by_forward() -> nn.Module:
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    net = Mine()
+    net.forward(torch.randn(3, 4)).sum().backward()
+    return net
+
+
 def functional() -> nn.Module:
     net = nn.Linear(4, 2)
     torch.autograd.grad(net(torch.randn(3, 4)).sum(), list(net.parameters()))
@@ -159,6 +173,7 @@ def functional() -> nn.Module:
         (frozen, [(3, 4)], "Linear", ""),
         (evaluated_first, [(7, 4)], "Linear", ""),
         (wrapped, [(3, 4)], "Linear", ""),
+        (by_forward, [(3, 4)], "Mine", ""),
         (functional, [(3, 4)], "Linear", ""),
     ],
 )

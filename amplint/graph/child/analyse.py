@@ -47,7 +47,7 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     """The report and the findings of one model on one batch."""
     notes = list(seen.notes)
     precision = _precision(seen, job, notes)
-    seconds: dict[str, float] = {}
+    seconds = seen.seconds
     with _timed(seconds, "capture"):
         torch.set_rng_state(seen.rng)
         captured = capture(seen.model, seen.args, seen.kwargs, precision, job["frontend"])

@@ -7,12 +7,14 @@ the loss, and the calls that it reaches are what the step trains.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from types import FunctionType
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -20,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from amplint.graph.child.seen import Loss, Seen
+from amplint.graph.places import is_own
 
 _KEY, _SCALE = "amplint.calls", "amplint.scale"
 _RATES = ("lr", "initial_lr", "max_lr")  # a warm-up starts at 0
@@ -60,6 +63,7 @@ def watching(found: Found) -> Iterator[Watch]:
             stack.enter_context(mock.patch.object(owner, name, wrap(getattr(owner, name))))
 
         patch(torch.nn.Module, "__call__", lambda original: _call(original, watch))
+        stack.enter_context(_direct_calls(watch))
         patch(torch.autograd, "backward", lambda original: _backward(original, watch, found))
         patch(torch.autograd, "grad", lambda original: _grad(original, watch, found))
         patch(torch.optim.Optimizer, "__init__", lambda original: _optimizer(original, watch))
@@ -74,7 +78,7 @@ def watching(found: Found) -> Iterator[Watch]:
 
 def _call(original: Any, watch: Watch) -> Any:
     @wraps(original)
-    def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         inside = watch.inside
         if getattr(inside, "depth", 0) or _is_wrapper(self) or not _trains(self):
             return original(self, *args, **kwargs)
@@ -82,20 +86,44 @@ def _call(original: Any, watch: Watch) -> Any:
         watch.names.add(type(self).__name__)
         held, named = copy(args), copy(kwargs)
         buffers = {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
-        call = _Call(watch.calls, self, held, named, torch.get_rng_state(), buffers)
+        seen = _Call(watch.calls, self, held, named, torch.get_rng_state(), buffers)
         inside.depth = 1
         try:
             output = original(self, *args, **kwargs)
         finally:
             inside.depth = 0
         leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-        call.leaves = len(leaves)
+        seen.leaves = len(leaves)
         for index, leaf in enumerate(leaves):
             if leaf.grad_fn is not None:
-                _metadata(leaf.grad_fn).setdefault(_KEY, []).append((call, index, leaf.output_nr))
+                _metadata(leaf.grad_fn).setdefault(_KEY, []).append((seen, index, leaf.output_nr))
         return output
 
-    return __call__
+    return call
+
+
+@contextmanager
+def _direct_calls(watch: Watch) -> Iterator[None]:
+    """The user's `net.forward(x)` counts as a call, too: for classes that are defined while this is open."""
+    wrapped: list[tuple[Any, FunctionType]] = []
+
+    def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:
+        super(torch.nn.Module, cls).__init_subclass__(**kwargs)
+        forward = cls.__dict__.get("forward")
+        if isinstance(forward, FunctionType) and _is_users(forward.__code__.co_filename):
+            wrapped.append((cls, forward))
+            cls.forward = _call(forward, watch)
+
+    try:
+        with mock.patch.object(torch.nn.Module, "__init_subclass__", classmethod(__init_subclass__)):
+            yield
+    finally:
+        for cls, forward in wrapped:
+            cls.forward = forward
+
+
+def _is_users(path: str) -> bool:
+    return is_own(path) and f"{os.sep}site-packages{os.sep}" not in path
 
 
 def _metadata(node: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from contextlib import ExitStack
 from types import ModuleType
@@ -69,12 +70,14 @@ def under_watch(folder: str, job: dict[str, Any]) -> Watch:
         return data | {"init_main_from_path": spawned.__file__} if "init_main_from_path" in data else data
 
     gate.enter_context(mock.patch.object(multiprocessing.spawn, "get_preparation_data", prepared))
+    start = time.perf_counter()
     os.environ |= {spawned.FOLDER: folder, spawned.SCRIPT: os.path.abspath(job["target"])}
 
     def found(seen: Seen) -> NoReturn:
         claim(folder)
         say(folder, "analysis")
         gate.close()
+        seen.seconds["script"] = round(time.perf_counter() - start, 3)
         finish(folder, analyse.answer(seen, job))
 
     return gate.enter_context(watching(found))

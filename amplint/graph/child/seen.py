@@ -27,6 +27,7 @@ class Seen:
     optimizer: dict[str, Any] | None = None  # {"class": "AdamW", "lr": 0.001, …}: its first group's hyperparameters
     scale: float | None = None  # of the script's GradScaler
     declared: list[tuple[torch.Tensor, float, float]] = field(default_factory=list)  # an input, its lowest and highest
+    seconds: dict[str, float] = field(default_factory=dict)  # "script": to its first backward
     notes: list[str] = field(default_factory=list)
 
 
