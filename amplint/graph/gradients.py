@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -63,6 +65,33 @@ def gradients(captured: Captured, calibration: Calibration) -> Gradients | None:
     if not (weights or activations):
         return None
     return Gradients(dtype, stats.together(activations), stats.together(weights))
+
+
+def summary(captured: Captured, calibration: Calibration, scale: float | None = None) -> dict[str, Any] | None:
+    """The report's "gradients": shares as they are and under a loss scale (GradScaler's first one where the script has
+    none), and the useful scales."""
+    found = gradients(captured, calibration)
+    if found is None:
+        return None
+    scale, together, swamped = scale or 2.0**DEFAULT, found.all, calibration.swamped
+    power = round(math.log2(scale))
+    return {
+        "signal": calibration.signal,
+        "flushed_at_1": together.flushed(found.dtype),
+        "subnormal_at_1": together.subnormal(found.dtype),
+        "scale": scale,
+        "flushed_at_scale": together.flushed(found.dtype, power),
+        "overflow_at_scale": together.overflow(found.dtype, power),
+        "window": [2.0**end for end in found.window] if found.window else None,
+        "hist": together.hist(),
+        "swamped": swamped
+        and {
+            "optimizer": swamped.optimizer,
+            "lr": swamped.lr,
+            "share_half": swamped.half,
+            "share_float32": swamped.float32,
+        },
+    }
 
 
 def is_view(node: fx.Node) -> bool:
