@@ -70,7 +70,8 @@ def _cuda_is_cpu() -> Iterator[tuple[Any, str, Any]]:
     @functools.wraps(init)  # dynamo reads the signature
     def __init__(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
         if not hasattr(thread, "told"):  # CUDA's default, not the CPU's bfloat16: each thread has its own
-            thread.told = torch.set_autocast_dtype("cpu", torch.float16)
+            thread.told = True
+            torch.set_autocast_dtype("cpu", torch.float16)
         init(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
     def _cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:  # of custom_fwd

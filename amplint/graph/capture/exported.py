@@ -21,32 +21,33 @@ def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     enabled = precision.mode == "amp"
     with placed(), _tensors(model) as shapes, torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
         program = torch.export.export(model, args, kwargs, strict=False)
+    notes: list[str] = []
+    graph = flatten(program.graph_module, enabled, precision.dtype, notes)
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    inputs = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
     values: dict[str, Any] = {}
     kinds: dict[str, str] = {}
-    targets: dict[str, str] = {}
-    inputs = iter(torch.utils._pytree.tree_leaves((args, kwargs)))
-    for spec in program.graph_signature.input_specs:
-        name, target = getattr(spec.arg, "name", ""), spec.target or ""
+    tied: dict[int, fx.Node] = {}
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        name, target = node.name, spec.target or ""
         match spec.kind.name:
             case "PARAMETER" | "BUFFER":
                 kinds[name] = spec.kind.name.lower()
                 state = program.state_dict if spec.kind.name == "PARAMETER" or spec.persistent else program.constants
-                values[name], targets[name] = state[target], target
+                values[name] = state[target]
             case "CONSTANT_TENSOR":
-                kinds[name], values[name] = "constant", program.constants[target]
+                kinds[name], values[name], target = "constant", program.constants[target], ""
             case "USER_INPUT":
-                kinds[name], values[name] = "input", next(inputs)
-                targets[name] = name
+                kinds[name], values[name], target = "input", next(inputs), getattr(spec.arg, "name", "")
             case _:
                 raise ValueError(f"an input of kind {spec.kind.name}")
-    notes: list[str] = []
-    graph = flatten(program.graph_module, enabled, precision.dtype, notes)
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            node.meta["target"] = targets.get(node.name, "")
-            if not isinstance(values[node.name], torch.Tensor) and not node.users:  # None, or a number that is baked in
-                graph.graph.erase_node(node)
-                del values[node.name], kinds[node.name]
+        node.meta["target"] = target
+        if kinds[name] == "parameter" and tied.setdefault(id(values[name]), node) is not node:
+            node.replace_all_uses_with(tied[id(values[name])])
+    for node in placeholders:
+        if not node.users and not (kinds[node.name] == "input" and isinstance(values[node.name], torch.Tensor)):
+            graph.graph.erase_node(node)  # None, or a number that is baked in
+            del values[node.name], kinds[node.name]
     graph.recompile()
     return Captured(graph, values, kinds, precision, "export", notes, shapes[-1])
 

@@ -16,7 +16,7 @@ from amplint.graph.capture.compiled import compiled
 from amplint.graph.capture.exported import export
 from amplint.graph.capture.recorder import record
 from amplint.graph.capture.shape import leaves
-from amplint.graph.capture.state import cast, halved, is_half
+from amplint.graph.capture.state import cast, halved, imagined, is_half, is_meta
 from amplint.graph.capture.symbolic import symbolic
 from amplint.graph.policy import cuda_policy
 
@@ -74,6 +74,8 @@ def _by(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if halve:
             stack.enter_context(halved(model, precision.dtype))
+        if is_meta(model):
+            given = stack.enter_context(imagined(model))(given)
         captured = FRONTENDS[name](model, *given, precision)
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     originals = {id(new): old for new, old in zip(leaves(given), leaves((args, kwargs)), strict=True)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @contextmanager
@@ -53,3 +54,39 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda one: one.to(dtype) if one.dtype == torch.float32 else one, value
     )
+
+
+@contextmanager
+def imagined(model: torch.nn.Module) -> Iterator[Callable[[Any], Any]]:
+    """A model of meta tensors with fake ones of the CPU in their place: autocast casts nothing that is on no device.
+    Gives what does the same with inputs."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(value: torch.Tensor) -> torch.Tensor:
+        if id(value) not in made:
+            with fakes:
+                new = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+            if isinstance(value, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, value.requires_grad)
+            made[id(value)] = new
+        return made[id(value)]
+
+    held: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+        (table, name, value)
+        for module in model.modules()
+        for table in (module._parameters, module._buffers)
+        for name, value in table.items()
+        if value is not None
+    ]
+    try:
+        for table, name, value in held:
+            table[name] = fake(value)
+        yield lambda tree: torch.utils._pytree.tree_map_only(torch.Tensor, fake, tree)
+    finally:
+        for table, name, value in held:
+            table[name] = value
+
+
+def is_meta(model: torch.nn.Module) -> bool:
+    return any(one.is_meta for one in model.parameters())
