@@ -297,6 +297,45 @@ def test_what_is_wrong_with_the_command_is_said_before_anything_runs(tmp_path, a
     assert done.exit_code == 2 and said in done.stderr and done.stdout == "", done.output
 
 
+def entry(code: str = "AMP401", row: int = 1, severity: str = "error", path: str = "net.py") -> dict[str, Any]:
+    """A finding as the child gives it."""
+    place = {"path": os.path.abspath(path), "start": [row, 1], "end": [row, 4]}
+    return {"code": code, "message": "far", "severity": severity, "help": "", "verdict": "likely", **place}
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ("", [1, 2]),
+        ("--ignore AMP401", []),
+        ("--select AMP4", [1, 2, 4]),  # a note that was asked for
+    ],
+)
+def test_marks_are_selected_and_hidden_as_findings_are(tmp_path, monkeypatch, flags, rows):
+    """The third line hides its own; the report that is printed holds the marks that are left, nothing else."""
+    from click.testing import CliRunner
+
+    from amplint import tracing
+    from amplint.cli import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("one\ntwo\nthree  # amplint: ignore[AMP401] known\nfour\n")
+    Path("train.py").touch()
+    findings = [entry(row=1), entry(row=2), entry(row=3), entry(row=4, severity="note")]
+    marks = [{"code": "AMP401", "at": one["start"][0]} for one in findings]
+    nodes = [{"mark": index} for index in (3, 1, None, 0, 2)]
+    said = {"findings": findings, "report": {"marks": marks, "nodes": nodes}}
+    monkeypatch.setattr(tracing, "_answer", lambda job, options: said)
+    done = CliRunner().invoke(cli, ["trace", "train.py", "--output-format", "json", *flags.split()])
+    assert done.exit_code == int(bool(rows)), done.output
+    found = json.loads(done.stdout)
+    assert [one["location"]["row"] for one in found] == rows
+    assert all(one["filename"] == str(tmp_path / "net.py") and one["verdict"] == "likely" for one in found)
+    assert [one["at"] for one in said["report"]["marks"]] == rows
+    linked = [node["mark"] for node in said["report"]["nodes"]]
+    assert linked == [rows.index(row) if row in rows else None for row in (4, 2, None, 1, 3)]
+
+
 SLOW_BAD = [
     ("print('no model here')", "train.py ended and never called a model"),
     (
