@@ -44,6 +44,8 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
     if options["output_format"] == "json":
         from amplint.report.json import render
 
+        for note in report["target"]["notes"]:
+            click.echo(f"note: {note}", err=True)
         click.echo(render(findings, source, settings.root))
     else:
         from amplint.report.trace.terminal import summary

@@ -184,6 +184,24 @@ def test_the_model_is_the_one_that_the_step_trains(step, shapes, model, note):
     assert note in " ".join(found.notes)
 
 
+def test_one_process_is_a_whole_group_for_distributed_data_parallel(tmp_path):
+    net = nn.Linear(4, 2)
+
+    def step() -> None:
+        store = f"file://{tmp_path / 'store'}"
+        torch.distributed.init_process_group("nccl", init_method=store, rank=0, world_size=1)
+        torch.cuda.set_device(0)
+        wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(net.cuda(0))
+        nn.parallel.DistributedDataParallel(wrapped, device_ids=[0], output_device=0)(
+            torch.randn(3, 4)
+        ).sum().backward()
+
+    try:
+        assert seen(step).model is net
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_nothing_is_held_of_a_forward_that_reaches_no_backward():
     import weakref
 
@@ -324,10 +342,11 @@ def test_marks_are_selected_and_hidden_as_findings_are(tmp_path, monkeypatch, fl
     findings = [entry(row=1), entry(row=2), entry(row=3), entry(row=4, severity="note")]
     marks = [{"code": "AMP401", "at": one["start"][0]} for one in findings]
     nodes = [{"mark": index} for index in (3, 1, None, 0, 2)]
-    said = {"findings": findings, "report": {"marks": marks, "nodes": nodes}}
+    said = {"findings": findings, "report": {"marks": marks, "nodes": nodes, "target": {"notes": ["of note"]}}}
     monkeypatch.setattr(tracing, "_answer", lambda job, options: said)
     done = CliRunner().invoke(cli, ["trace", "train.py", "--output-format", "json", *flags.split()])
     assert done.exit_code == int(bool(rows)), done.output
+    assert done.stderr == "note: of note\n"
     found = json.loads(done.stdout)
     assert [one["location"]["row"] for one in found] == rows
     assert all(one["filename"] == str(tmp_path / "net.py") and one["verdict"] == "likely" for one in found)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any
 
 from amplint.graph.child.answer import finish, internal, say
+
+_OLDEST = (2, 4)  # as in pyproject.toml
 
 
 def run(folder: str) -> None:
@@ -16,9 +19,12 @@ def run(folder: str) -> None:
         job: dict[str, Any] = json.load(stream)
     say(folder, "torch")
     try:
-        import torch  # noqa: F401
+        import torch
     except ImportError as error:
         finish(folder, {"error": _no_torch(error)})
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        finish(folder, {"error": f"{sys.executable} has torch {torch.__version__}; trace needs {oldest} or newer"})
     try:  # amplint's own part is imported before the user's folder is on the path
         if job["door"] == "script":
             from amplint.graph.child.script import script as door
