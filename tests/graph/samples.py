@@ -172,6 +172,9 @@ SAMPLES |= {
     "squeeze": [s(aten.squeeze.dim, w(4, 1, 6), 1), s(aten.squeeze.default, w(4, 1, 6))],
     "permute": [s(aten.permute.default, w(4, 6, 8), [2, 0, -2])],
     "transpose": [s(aten.transpose.int, w(4, 6, 8), -1, 0)],
+    "numpy_T": [s(aten.numpy_T.default, w(4, 6))],
+    "mT": [s(aten.mT.default, w(3, 4, 6))],
+    "adjoint": [s(aten.adjoint.default, w(3, 4, 6))],
     "swapaxes": [s(aten.swapaxes.default, w(4, 6, 8), 0, 1)],
     "movedim": [s(aten.movedim.int, w(4, 6, 8), 0, 2), s(aten.movedim.intlist, w(4, 6, 8), [0, 1], [2, 0])],
     "expand": [s(aten.expand.default, w(6, 1), [3, 6, 8])],
@@ -496,7 +499,7 @@ SAMPLES |= {
     "index": [
         s(aten.index.Tensor, w(8, 6), [i(0, 8, 5, 3)]),
         s(aten.index.Tensor, w(8, 6, 4), [None, i(0, 6, 5)]),
-        s(aten.index.Tensor, w(8, 6, 4), [i(0, 8, 5), None, i(0, 4, 5)]),
+        s(aten.index.Tensor, w(8, 6, 4), [i(0, 8, 5), None, i(0, 4, 5)], bits=1.5),
         s(aten.index.Tensor, X, [b(16)]),
     ],
     "_unsafe_index": [s(aten._unsafe_index.Tensor, w(8, 6), [i(0, 8, 5)])],

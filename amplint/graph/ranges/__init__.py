@@ -100,7 +100,8 @@ class _State:
         root = self.root.get(target, target)
         plain = isinstance(box, Box)
         self.root[node] = root
-        for other in [root, *(one for one, at in self.root.items() if at is root)]:
+        shared = {root, *(one for one, at in self.root.items() if at is root), *node.meta.get("mutates", ())}
+        for other in shared:
             held = self.now.get(other)
             if not plain or not isinstance(held, Box):
                 self.now[other] = blank(held.shape, "in-place") if isinstance(held, Box) else held

@@ -46,6 +46,7 @@ def held(node: fx.Node, value: Tensor) -> Box:
 
 def _declared(shape: tuple[int, ...], told: Declared, dtype: torch.dtype) -> Box:
     low, high = told.low, told.high
+    low, high = low - abs(low) * 2.0**-23, high + abs(high) * 2.0**-23  # a bound that FP32 must round
     if dtype == torch.bool:
         low, high = 0.0, 1.0
     return make(shape, low, high, told.mean, told.std**2, zero=not dtype.is_floating_point and low <= 0 <= high)

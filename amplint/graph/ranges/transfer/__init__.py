@@ -1,6 +1,7 @@
 """What each ATen operation does to a box: a table by the operation's name (aten.add.Tensor and aten.add_ are "add")."""
 
 from amplint.graph.ranges.transfer import (  # noqa: F401  (each module registers its operations)
+    attention,
     binary,
     contract,
     create,

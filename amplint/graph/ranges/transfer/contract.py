@@ -250,7 +250,8 @@ def _matmul(call: Call) -> Box:
     if b.form == ("transposed", call.source(names[0])) or a.form == ("transposed", call.source(names[1])):
         return _gram(result, a, a.shape[-1])
     if a.form and a.form[0] == "probabilities" and len(b.shape) > 1 and a.form[1] in (-1, len(a.shape) - 1):
-        return hull(call, result, b, float(a.form[2]))
+        top = float(a.top.max().clamp(0, 1)) * normal_max(4 * b.shape[-1])  # a row that looks at one element alone
+        return hull(call, result, b, float(a.form[2]), top)
     return result
 
 
@@ -262,15 +263,17 @@ def _gram(result: Box, a: Box, length: int) -> Box:
     return replace(result, cells=cells, why=("reduction length", float(length)))
 
 
-def hull(call: Call, result: Box, b: Box, factor: float) -> Box:
-    """Weights that sum to 1 (times the factor): no result leaves the values that are weighed."""
+def hull(call: Call, result: Box, b: Box, factor: float, lone: float) -> Box:
+    """Weights that sum to 1 (times the factor): no result leaves the values that are weighed. `lone`: the deviations of
+    a value that counts alone."""
     b = merge(b, [len(b.shape) - 2])
+    deviation = b.var.sqrt() * lone
     slack = 1 + margin(64, call.half) + 1e-3
     low, high = b.low.clamp_max(0) * factor * slack, b.high.clamp_min(0) * factor * slack
     bottom, top = b.bottom.clamp_max(0) * factor, b.top.clamp_min(0) * factor
     rank = len(call.shape)
     lead = [1] * (rank - low.ndim)
-    low, high, bottom, top = (one.reshape(*lead, *one.shape) for one in (low, high, bottom, top))
+    low, high, bottom, top, deviation = (one.reshape(*lead, *one.shape) for one in (low, high, bottom, top, deviation))
     cells = result.cells
     return make(
         call.shape,
@@ -278,8 +281,8 @@ def hull(call: Call, result: Box, b: Box, factor: float) -> Box:
         torch.minimum(cells[1], high),
         cells[2],
         cells[3],
-        torch.maximum(cells[4], bottom),
-        torch.minimum(cells[5], top),
+        torch.maximum(torch.minimum(cells[4], cells[2] - deviation), bottom),
+        torch.minimum(torch.maximum(cells[5], cells[2] + deviation), top),
     )
 
 
@@ -381,73 +384,3 @@ def _drop(box: Box, labels: list[str]) -> tuple[Box, list[str]]:
     held = [index for index in range(len(labels)) if box.cells.shape[1 + index] > 1]
     cells = box.cells.reshape(6, *(box.cells.shape[1 + index] for index in held))
     return replace(box, cells=cells, log=None), [labels[index] for index in held]
-
-
-@transfer("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu")
-def _attention(call: Call) -> Any:
-    q, k, value = call.box("query"), call.box("key"), call.box("value")
-    mask = call.get("attn_mask", call.get("attn_bias"))
-    length, width = k.shape[-2], q.shape[-1]
-    scale = float(call.get("scale", 1 / math.sqrt(width)))
-    logits = width * float(q.square.mean()) * float(k.square.mean()) * scale**2
-    shown = 0.5 if call.get("is_causal", False) else 1.0
-    if mask is not None:
-        held = call.of(mask)
-        if mask.meta["val"].dtype == torch.bool:
-            shown = float(held.mean.mean())
-        else:
-            shown = 1 - held.masked
-            logits += float((held.square.mean() - held.mean.mean() ** 2).nan_to_num(0.0))
-    shown = max(shown, 1 / length)
-    weight = _concentration(logits, max(length * shown, 1.0))
-    drop = float(call.get("dropout_p", 0.0))
-    factor = 1 / (1 - drop) if drop < 1 else 1.0
-    v = merge(value, [len(value.shape) - 2])
-    slack = 1 + margin(length, call.half) + 1e-3
-    low, high = v.low.clamp_max(0) * factor * slack, v.high.clamp_min(0) * factor * slack
-    var = v.var * weight * factor
-    spread = normal_max(math.prod(call.shape)) * v.var.sqrt()  # the first token of a causal mask sees itself alone
-    bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
-    if shown > 0.99:
-        spread = normal_max(math.prod(call.shape)) * var.sqrt()
-        bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
-    rank = len(call.shape)
-    parts = [one.reshape(*[1] * (rank - one.ndim), *one.shape) for one in (low, high, v.mean, var, bottom, top)]
-    result = make(call.shape, *parts)
-    if len(call.vals) == 1:
-        return result
-    rest = [make(tuple(one.shape), -math.inf, math.inf) for one in call.vals[1:] if isinstance(one, Tensor)]
-    return (result, *rest)
-
-
-def _concentration(logits: float, length: float) -> float:
-    """E Σp² of a softmax over `length` normal logits of this variance."""
-    return min(1.0, math.exp(min(logits, 50.0)) / length)
-
-
-@transfer("bilinear")
-def _bilinear(call: Call) -> Box:
-    a, b, weight = call.box("input1"), call.box("input2"), call.box("weight")
-    plain = [merge(box, list(range(len(box.shape)))) for box in (a, b, weight)]
-    most = math.prod(float(box.cells[:2].abs().max().clamp_max(1e100)) for box in plain)
-    length = a.shape[-1] * b.shape[-1]
-    var = length * math.prod(float(box.square) for box in plain)
-    reach = most * length * (1 + margin(length, call.half))
-    return shifted(
-        call, make(call.shape, -reach, reach, 0.0, var, why=("reduction length", float(length))), call.optional("bias")
-    )
-
-
-@transfer("cdist")
-def _cdist(call: Call) -> Box:
-    a, b = call.box("x1"), call.box("x2")
-    length = a.shape[-1]
-    spread = float((a.high.max() - b.low.min()).abs().maximum((b.high.max() - a.low.min()).abs()))
-    mean = math.sqrt(length * max(float(a.square.mean() + b.square.mean() - 2 * a.mean.mean() * b.mean.mean()), 0.0))
-    return make(call.shape, 0, spread * length * 1.01, mean, mean**2 / (2 * length), zero=False)
-
-
-@transfer("cosine_similarity")
-def _cosine(call: Call) -> Box:
-    a = call.box("x1")
-    return make(call.shape, -1.001, 1.001, 0.0, 1 / max(a.size / max(math.prod(call.shape), 1), 1))

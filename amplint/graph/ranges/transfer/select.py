@@ -156,8 +156,8 @@ def _one_cell(box: Box, shape: tuple[int, ...]) -> Box:
 
 
 @transfer(
-    "index_put _unsafe_index_put index_copy index_fill slice_scatter select_scatter masked_scatter scatter scatter_reduce "
-    "put copy",
+    "index_put _unsafe_index_put index_copy index_fill slice_scatter select_scatter masked_scatter scatter "
+    "scatter_reduce put copy",
     structural=True,
 )
 def _put(call: Call) -> Box:

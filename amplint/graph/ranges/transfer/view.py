@@ -108,13 +108,15 @@ def _norm_form(box: Box, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
 
 
 @transfer(
-    "permute transpose t swapaxes movedim",
+    "permute transpose t swapaxes movedim numpy_T mT adjoint",
     structural=True,
 )
 def _permute(call: Call) -> Box:
     box = call.box("self")
     rank = len(box.shape)
-    if call.name == "permute":
+    if call.name == "numpy_T":
+        order = list(range(rank))[::-1]
+    elif call.name == "permute":
         order = [dim % rank for dim in call["dims"]]
     elif call.name == "movedim":
         source, target = call["source"], call["destination"]
