@@ -11,21 +11,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from amplint.findings import Finding
-from amplint.graph import gradients, plan, ranges
+from amplint.graph import gradients, marks, plan, ranges
 from amplint.graph.calibrate import Calibration, CalibrationError, measure
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.ladder import CaptureError, capture
 from amplint.graph.child.answer import describe, internal
 from amplint.graph.child.seen import Refused, Seen
 from amplint.graph.ranges import Declared
-
-try:  # until both are there
-    from amplint.graph import marks
-    from amplint.graph.report import summarise
-
-    assert hasattr(marks, "marks")
-except (ImportError, AssertionError):
-    marks = None  # type: ignore[assignment]
+from amplint.graph.report import summarise
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -58,20 +51,7 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     with _timed(seconds, "calibration"):
         calibration = _calibrated(captured, seen, notes)
     captured.notes.extend(notes)
-    if marks is None:
-        told = facts(captured, seen, job, calibration) | {"seconds": seconds}
-        plain = {"lower": 0, "fp32": 0, "promote": 0, "other": 0, "casts": 0, "bytes": 0}
-        report = {
-            "version": 1,
-            "target": told,
-            "nodes": [],
-            "marks": [],
-            "gradients": None,
-            "plan": plain,
-            "unknown": {},
-        }
-        return {"report": report, "findings": []}
-    marked = marks.marks(captured, found, calibration)
+    marked = marks.marks(captured, found, calibration, seen.scale)
     with _timed(seconds, "plan"):
         casts = plan.plan(captured)
     summed = gradients.summary(captured, calibration, seen.scale) if calibration else None

@@ -48,6 +48,7 @@ class Watch:
     """What happened so far: how many models were called, and the optimizers that there are."""
 
     calls: int = 0
+    half: bool = False  # whether the script opened an autocast region in float16
     names: set[str] = field(default_factory=set)
     optimizers: list[weakref.ref[torch.optim.Optimizer]] = field(default_factory=list)
     inside: threading.local = field(default_factory=threading.local)
@@ -68,7 +69,7 @@ def watching(found: Found) -> Iterator[Watch]:
         patch(torch.autograd, "grad", lambda original: _grad(original, watch, found))
         patch(torch.optim.Optimizer, "__init__", lambda original: _optimizer(original, watch))
         patch(torch.amp.GradScaler, "scale", _scale)
-        patch(torch.autocast, "__init__", _no_autocast)
+        patch(torch.autocast, "__init__", lambda original: _no_autocast(original, watch))
         patch(torch, "compile", _eager)
         yield watch
 
@@ -201,6 +202,8 @@ def _look(roots: list[Any], weights: list[Any], watch: Watch, found: Found) -> N
     seen.scale = next((_metadata(root.grad_fn)[_SCALE] for root in roots if _SCALE in _metadata(root.grad_fn)), None)
     with torch.no_grad():
         seen.value = sum(float(root.detach().double().sum()) for root in roots) / (seen.scale or 1.0)
+    if seen.scale is None and (watch.half or any(one.dtype == torch.float16 for one in chosen.model.parameters())):
+        seen.scale = 1.0
     edges = {index: torch.autograd.graph.GradientEdge(node, nr) for call, index, node, nr in reached if call is chosen}
     seen.loss, why = _loss(roots, weights, edges, chosen.leaves, seen.scale or 1.0)
     seen.optimizer = _optimizer_of(chosen.model, watch)
@@ -325,12 +328,15 @@ def _scale(original: Any) -> Any:
     return scale
 
 
-def _no_autocast(original: Any) -> Any:
+def _no_autocast(original: Any, watch: Watch) -> Any:
     """Until the model is captured the script runs in FP32: half is 10 to 70 times slower on a CPU, and what is measured
     is measured in FP32."""
 
     @wraps(original)
     def __init__(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        dtype = args[0] if args else kwargs.get("dtype")
+        enabled = args[1] if len(args) > 1 else kwargs.get("enabled", True)
+        watch.half |= bool(enabled) and dtype in (None, torch.float16)
         kwargs["enabled"] = False
         original(self, device_type, *args[:1], **kwargs)
 
