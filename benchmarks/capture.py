@@ -125,19 +125,20 @@ def _warm() -> None:
     capture(net, (torch.ones(2, 2),), {}, Precision())
 
 
-def _print(kind: str, rows: dict[str, Row]) -> None:
-    print(f"\n{kind:28} front end  seconds  export  calls   line  columns" + "  dtype as run, as recorded")
-    for name, row in rows.items():
-        if "error" in row:
-            print(f"{name:28} NOT CAPTURED: {row['error'][:160]}")
-            continue
+def _print_row(name: str, row: Row) -> None:
+    if "error" in row:
+        print(f"{name:28} NOT CAPTURED: {row['error'][:160]}", flush=True)
+    else:
         alone = f"{row['alone']:7.1f}" if row.get("alone") is not None else "      –"
         line = f"{name:28} {row['frontend']:9} {row['seconds']:8.1f} {alone} {row['nodes']:6}"
         line += f" {row['lines'] / row['nodes']:6.1%} {row['columns'] / row['nodes']:7.1%}"
         for key in ("ran", "eager"):
             if key in row:
                 line += f"  {row[key][0]}/{row[key][1]}" + (f" ({row[key][2][0]})" if row[key][2] else "")
-        print(line + ("; " + "; ".join(row["notes"]) if row["notes"] else "")[:200])
+        print(line + ("; " + "; ".join(row["notes"]) if row["notes"] else "")[:200], flush=True)
+
+
+def _print_sums(kind: str, rows: dict[str, Row]) -> None:
     good = [row for row in rows.values() if "error" not in row]
     if not good:
         return
@@ -177,7 +178,12 @@ def main() -> None:
             continue
         __import__(kind)
         all_ = list(getattr(zoo, kind.upper()))[: options.first]
-        _print(kind, {name: _limited(kind, name, options) for name in (all_ if "" in names else names)})
+        print(f"\n{kind:28} front end  seconds  export  calls   line  columns  dtype as run, as recorded")
+        rows = {}
+        for name in all_ if "" in names else names:
+            rows[name] = _limited(kind, name, options)
+            _print_row(name, rows[name])
+        _print_sums(kind, rows)
 
 
 if __name__ == "__main__":

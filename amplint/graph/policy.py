@@ -53,6 +53,7 @@ def cuda_policy() -> Iterator[None]:
                 library.impl(operator, _kernel(operator, kind), allow_override=True)  # type: ignore[no-untyped-call]
         for owner, name, new in _cuda_is_cpu():
             stack.enter_context(mock.patch.object(owner, name, new))
+        stack.callback(torch._C._jit_set_autocast_mode, torch._C._jit_set_autocast_mode(False))  # has lists of its own
         stack.callback(torch.set_autocast_dtype, "cpu", default)
         torch.set_autocast_dtype("cpu", torch.float16)
         _open += 1

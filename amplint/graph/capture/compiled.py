@@ -1,11 +1,13 @@
 """The second front end: torch.compile with a backend that keeps the graphs. It takes control flow on data.
 
-Each graph that dynamo hands over is run on the real batch, by an interpreter under the recorder, so that several graphs
-join where what one gives is what the next is given. What runs between them is not seen: its results are constants.
+The model is run twice on the real batch: once for dynamo to find its graphs, once more under the recorder, with an
+interpreter for each graph that knows the user's line of each call. So several graphs join where what one gives is what
+the next is given, and what runs between them is recorded too.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,32 +16,41 @@ from torch import fx
 
 from amplint.graph import places
 from amplint.graph.capture.captured import Captured, Precision
-from amplint.graph.capture.recorder import Recorder
+from amplint.graph.capture.recorder import UNSEEN, Recorder
 from amplint.graph.capture.state import undisturbed
 
 
 def compiled(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], precision: Precision) -> Captured:
     """Capture by torch.compile. `cuda_policy` must be open, and the model half where `precision` says so."""
     recorder = Recorder(model)
-    graphs: list[fx.GraphModule] = []
+    players: list[Player] = []
 
     def backend(graph: fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph)
-        return Player(graph, recorder).run
+        players.append(Player(graph, recorder))
+        return players[-1].run
 
     torch._dynamo.reset()
+    run = torch.compile(model, backend=backend, dynamic=False)
+    autocast = functools.partial(torch.autocast, "cpu", dtype=precision.dtype, enabled=precision.mode == "amp")
     try:
-        with undisturbed(model), torch._dynamo.config.patch(suppress_errors=False):
-            given = recorder.inputs(args, kwargs)
-            run = torch.compile(model, backend=backend, dynamic=False)
-            with torch.autocast("cpu", dtype=precision.dtype, enabled=precision.mode == "amp"):
-                output = run(*given[0], **given[1])
+        with torch._dynamo.config.patch(suppress_errors=False, allow_rnn=True):
+            with undisturbed(model), autocast():
+                given = recorder.inputs(args, kwargs)
+                run(*given[0], **given[1])
+            recorder.forget()
+            with undisturbed(model), recorder.modules(), autocast():
+                given = recorder.inputs(args, kwargs)
+                found = len(players)
+                with torch.compiler.set_stance("eager_on_recompile"), recorder.recording():
+                    output = run(*given[0], **given[1])
     finally:
         torch._dynamo.reset()
-    if not graphs:
+    if not players:
         raise ValueError("torch.compile found no graph")
-    if len(graphs) > 1:
-        recorder.notes.append(f"{len(graphs) - 1} graph break{'s' if len(graphs) > 2 else ''}")
+    if UNSEEN in recorder.notes:
+        raise ValueError("some calls of the model were not seen")
+    if found > 1:
+        recorder.notes.append(f"{found - 1} graph break{'s' if found > 2 else ''}")
     return recorder.finish(output, precision, "compile")
 
 
@@ -52,8 +63,7 @@ class Player(fx.Interpreter):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with self.recorder.recording():
-                return super().run(*args, **kwargs)
+            return super().run(*args, **kwargs)
         finally:
             self.recorder.here = None
 

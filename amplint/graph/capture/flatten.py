@@ -14,6 +14,7 @@ from amplint.graph.capture import aliases
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_OPERATORS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 _SKIPPED = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 
 
@@ -68,6 +69,8 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], s
                 copies[node] = copies[node.args[0]][node.args[1]]
             case "call_function" if node.target in _SKIPPED:
                 continue
+            case "call_function" if not isinstance(node.target, _OPERATORS) and node.target is not operator.getitem:
+                raise ValueError(f"a call of {getattr(node.target, '__name__', node.target)} in the graph")  # vmap
             case "call_function":
                 copies[node] = graph.node_copy(node, lambda one: _spelled(copies[one], graph, state))
                 here = {"autocast": state.autocast, "autocast_dtype": state.dtype, "grad": state.grad}

@@ -3,6 +3,7 @@ custom ops, control flow on data, mixtures of experts. The graph is of that run:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import operator
@@ -27,6 +28,8 @@ from amplint.graph.capture.shape import leaves, taken_apart
 from amplint.graph.capture.state import undisturbed
 
 _PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
+UNSEEN = "the result of calls that were not seen is taken for a constant"
+_TRANSPARENT = frozenset({"tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"})
 _NAMESPACES = frozenset({"prim", "profiler"})  # questions about a tensor, not computations
 
 
@@ -47,14 +50,9 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
-        self.graph = fx.Graph()
-        self.attributes = torch.nn.Module()  # what a call was given that a graph cannot spell
-        self.values: dict[str, Any] = {}
-        self.kinds: dict[str, str] = {}
         self.notes: list[str] = []
         self.fakes = FakeTensorMode()
         self.here: Callable[[], dict[str, Any]] | None = None  # replaces what the stack says of place and module
-        self._nodes: Any = WeakTensorKeyDictionary()
         self._storages: list[StorageWeakRef] = []  # a weak reference keeps an address from being used again
         self._path: list[tuple[str, str]] = []
         self.model, self.root = model, ("", type(model).__name__)
@@ -62,8 +60,25 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         self._state = {id(value): ("buffer", name) for name, value in model.named_buffers()}
         self._state |= {id(value): ("parameter", name) for name, value in model.named_parameters()}
 
+        self.forget()
+
+    def forget(self) -> None:
+        """Start again."""
+        self.graph = fx.Graph()
+        self.attributes = torch.nn.Module()  # what a call was given that a graph cannot spell
+        self.values: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
+        self._nodes: Any = WeakTensorKeyDictionary()
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What torch.compile has compiled may run under it."""
+        return True
+
     @contextmanager
     def recording(self) -> Iterator[None]:
+        for one in torch._ops._higher_order_ops.values():
+            one.python_key_table[Recorder] = functools.partial(Recorder._region, operator=one)
         with enable_python_dispatcher(), self:
             yield
 
@@ -110,6 +125,19 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         with torch._C._DisablePythonDispatcher():  # whose decompositions pass autocast by
             value = func(*args, **kwargs)
         self._record(func, *given, value)
+        return value
+
+    def _region(self, *args: Any, operator: Any, **kwargs: Any) -> Any:
+        """A call that is given functions: a checkpoint is looked into, any other taken as one call."""
+        name = str(operator)
+        if name in _TRANSPARENT:
+            with self:
+                return args[0](*args[1:])
+        given = self._given(args), self._given(kwargs)
+        with torch._C._DisablePythonDispatcher():
+            value = operator(*args, **kwargs)
+        self._record(operator, *given, value)
+        self.notes.append(f"{name} is taken as one call: what is in it is not looked at")
         return value
 
     def _record(self, func: Any, args: Any, kwargs: Any, value: Any) -> None:
@@ -192,6 +220,8 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
                 alias = self.graph.call_function(torch.ops.aten.detach.default, (node,))
                 alias.meta = self._described() | {"val": self._fake(value), "storage": storage}
                 return alias
+        if value.grad_fn is not None:
+            self.notes.append(UNSEEN)
         return self._placeholder("constant", "constant", value.detach().clone(), "", storage)
 
     def _placeholder(self, name: str, kind: str, value: Any, target: str, storage: int | None = None) -> fx.Node:

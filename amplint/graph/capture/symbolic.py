@@ -42,6 +42,6 @@ def symbolic(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     with undisturbed(model):
         bound = signature.bind(*(copies := recorder.inputs(args, kwargs))[0], **copies[1]).arguments
         inputs = [bound.get(str(node.target).lstrip("*")) for node in graph.graph.nodes if node.op == "placeholder"]
-        with torch.autocast("cpu", dtype=precision.dtype, enabled=precision.mode == "amp"):
+        with torch.autocast("cpu", dtype=precision.dtype, enabled=precision.mode == "amp"), recorder.recording():
             output = Player(graph, recorder).run(*inputs)
     return recorder.finish(output, precision, "symbolic")
