@@ -38,7 +38,7 @@ _PHASES = {
 def trace(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> int:
     """`amplint trace`: print what the model does in half precision; 0 no marks, 1 marks, 2 could not run."""
     said = _answer(_job(target, arguments, settings, options), options)
-    findings, report = _kept(said, settings)
+    findings, report = _kept(said, target if os.path.isfile(target) else "-", settings)
     if options["html"]:
         _write_page(report, findings, options["html"])
     if options["output_format"] == "json":
@@ -154,14 +154,14 @@ def _silence(folder: str, target: str, python: str, code: int | None, seconds: f
 # -- the answer ---------------------------------------------------------------------------------------------------
 
 
-def _kept(said: dict[str, Any], settings: Settings) -> tuple[list[Finding], dict[str, Any]]:
-    """The findings that are wanted, and the report with their marks only."""
+def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[Finding], dict[str, Any]]:
+    """The findings that are wanted, and the report with their marks only. `target`: where those without a line go."""
     comments: dict[str, suppress.Suppressions] = {}
     findings, at = [], []
     for index, entry in enumerate(said["findings"]):
-        finding = _finding(entry)
+        finding = _finding(entry | {"path": entry["path"] or target})  # no line of the user's ran it
         if finding.path not in comments:
-            comments[finding.path] = suppress.read(source(finding.path)) if finding.path else suppress.Suppressions()
+            comments[finding.path] = suppress.read(source(finding.path))
         codes = settings.of_file(finding.path)
         wanted = finding.code in codes.codes and (finding.severity is not Severity.NOTE or finding.code in codes.notes)
         if wanted and not comments[finding.path].hide(finding):
@@ -176,7 +176,7 @@ def _kept(said: dict[str, Any], settings: Settings) -> tuple[list[Finding], dict
 
 
 def _finding(entry: dict[str, Any]) -> Finding:
-    path = os.path.abspath(entry["path"])
+    path = entry["path"] if entry["path"] == "-" else os.path.abspath(entry["path"])
     start, end = (Location(*entry[key]) for key in ("start", "end"))
     return Finding(
         code=entry["code"],
