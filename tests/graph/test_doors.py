@@ -71,6 +71,22 @@ def test_the_batch_the_buffers_and_the_random_numbers_are_those_before_the_call(
     assert torch.equal(found.rng, torch.get_rng_state())
 
 
+def test_tensors_are_copied_wherever_an_input_holds_them():
+    from amplint.graph.child.observe import copy
+
+    tensor, parameter = torch.ones(2, 1, requires_grad=True), nn.Parameter(torch.ones(1))
+    packed = nn.utils.rnn.pack_padded_sequence(tensor.detach(), [2], enforce_sorted=False)
+    module = nn.Linear(1, 1)
+    given = {"a": [tensor * 2, (3, "x")], "packed": packed, "weight": parameter, "module": module}
+    copied = copy(given)
+    with torch.no_grad():
+        given["a"][0].zero_()
+        packed.data.zero_()
+    assert copied["a"][0].tolist() == [[2.0], [2.0]] and copied["a"][0].is_leaf and copied["a"][0].requires_grad
+    assert copied["a"][1] == (3, "x") and copied["weight"] is parameter and copied["module"] is module
+    assert isinstance(copied["packed"], type(packed)) and copied["packed"].data.tolist() == [1.0, 1.0]
+
+
 def test_the_loss_gives_the_model_the_gradients_of_the_scripts_loss():
     net, x, target = Net(), torch.randn(8, 4), torch.randint(3, (8,))
 
@@ -415,6 +431,24 @@ def test_a_factory_that_gives_nothing_to_trace(tmp_path, arguments, said):
     done = trace(tmp_path, *arguments.split())
     assert done.returncode == 2 and done.stdout == ""
     assert said in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_captured(tmp_path):
+    script = """
+        import torch
+        class Once(torch.nn.Linear):
+            ran = False
+            def forward(self, x):
+                if self.ran:
+                    raise RuntimeError("it runs once")
+                self.ran = True
+                return super().forward(x)
+        Once(4, 2)(torch.randn(3, 4)).sum().backward()
+    """
+    done = trace(tmp_path, write(tmp_path, script))
+    assert done.returncode == 2 and done.stdout == ""
+    assert "amplint: Once could not be captured: export: RuntimeError: it runs once" in done.stderr
 
 
 @pytest.mark.slow
