@@ -170,7 +170,7 @@ def _is_small(weight: ast.expr) -> bool:
 def _kept_in(module: Module, target: ast.expr, depth: int = 6) -> Iterator[ast.expr]:
     """The fields and variables that hold what is averaged: `self.ema` of a loop variable over its parameters."""
     base = _stripped(target)
-    if not isinstance(base, ast.Name | ast.Attribute) or depth == 0:
+    if not isinstance(base, ast.Name | ast.Attribute) or depth <= 0:
         return
     yield base
     if not isinstance(base, ast.Name):

@@ -164,17 +164,17 @@ def _late_field(m: Machine, instance: Instance, name: str, world: World, frame: 
         if not isinstance(base, Class):
             continue
         for call, function in _assigned_fields(base.node).get(name, ()):
-            if not isinstance(call, ast.Call) or (instance, name) in m.late:
+            own = _receiver(function)
+            if not isinstance(call, ast.Call) or not own or (instance, name) in m.late:
                 continue
             inner = Frame(m.scope(), base.frame.code, base.frame.module, base.frame, frame, call, instance, base)
-            own = function.args.args[0].arg  # type: ignore[attr-defined]
             m.late.add((instance, name))
             world.set(inner.scope, own, instance)
             loops, contexts = world.loops, world.contexts
             world.loops, world.contexts = (), ()  # it was made before all this
-            callee = expressions.evaluate(m, call.func, world, inner)[0][0]
-            made = library_calls.makes(m, callee)
-            value = expressions.evaluate(m, call, world, inner)[0][0] if made else None
+            callees = expressions.evaluate(m, call.func, world, inner)  # none where evaluating it never returns
+            made = bool(callees) and library_calls.makes(m, callees[0][0])
+            value = next((one for one, _ in expressions.evaluate(m, call, world, inner)), None) if made else None
             world.loops, world.contexts = loops, contexts
             world.forget(inner.scope)
             m.late.discard((instance, name))
@@ -182,6 +182,15 @@ def _late_field(m: Machine, instance: Instance, name: str, world: World, frame: 
                 world.set(instance, name, value)
                 return value
     return None
+
+
+def _receiver(function: ast.AST) -> str:
+    """What a method calls the instance; "" where it takes none."""
+    match function:
+        case ast.FunctionDef(args=taken) | ast.AsyncFunctionDef(args=taken):
+            first = [*taken.posonlyargs, *taken.args][:1]
+            return first[0].arg if first else ""
+    return ""
 
 
 @lru_cache(maxsize=1024)

@@ -102,10 +102,12 @@ def change_weights(m: Machine, of: Owners, how: str, node: ast.AST, world: World
 
 
 def mark_stale(world: World, event: events.Event) -> None:
-    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights are stale from here
-    on."""
+    """Until the outermost autocast region ends, enabled or not, the cast copies of the weights that a forward in it
+    made are stale from here on."""
     outer = next((context for context in world.contexts if isinstance(context, Region)), None)
-    if outer is not None and not outer.assumed and outer.autocast.cache != Const(False):
+    if outer is None or outer.assumed or outer.autocast.cache == Const(False):
+        return
+    if any(node is outer.node for node, _ in world.space("first forwards")):
         world.set("stale weights", outer.node, events.Stale(event.node, event))
 
 
