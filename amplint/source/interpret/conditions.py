@@ -13,6 +13,13 @@ from amplint.source.symbols import ask, fresh, options, sym
 from amplint.source.values import Choice, Const, Formula, Items, Lib, Many, Mapping, Question, Sym, Tensor, Test, Value
 
 Facts = dict[Any, Any]
+
+
+class Settled(Facts):
+    """Facts in which no answer to a compound question contradicts the answers to its parts. Looking for that is most of
+    the work in a script of many conditions: one more answer can only contradict the questions that depend on it."""
+
+
 MOST_ATOMS = 16  # of a formula
 MOST_BRANCHES = 8  # of a choice
 _FULL = {Lib("torch.float32"), Lib("torch.float"), Lib("torch.float64"), Lib("torch.double")}
@@ -22,6 +29,7 @@ _DTYPES = {
     "torch.float": "float32",
     "torch.double": "float64",
 }
+_ABOUT = ("truth", "none", "eq")  # questions about one thing: one answer may follow from another (_follows)
 _NEGATED = {"!=": "==", "not in": "in", "is not": "is", ">=": "<", "<=": ">"}
 
 
@@ -169,19 +177,20 @@ def _compare_constants(operator: str, left: Any, right: Any) -> Formula:
 
 def evaluate(formula: Formula, facts: Facts) -> bool | None:
     """What the facts say: true, false, or nothing."""
-    if isinstance(formula, bool):
+    if formula is True or formula is False:
         return formula
+    assert isinstance(formula, Question)
     known = facts.get(formula)
     if known is not None:
         return bool(known)
     kind, parts = formula.kind, formula.parts
+    if kind in _ABOUT:
+        return _follows(kind, parts, facts)
     if kind == "not":
         answer = evaluate(parts[0], facts)
         return None if answer is None else not answer
     if kind in ("and", "or"):
         return _combined(kind, parts, facts)
-    if kind in ("truth", "none", "eq"):
-        return _follows(kind, parts, facts)
     return None
 
 
@@ -193,13 +202,14 @@ def _follows(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
         if kind == "truth":
             return bool(value.value)
         return value.value is None if kind == "none" else bool(value == parts[1])
-    none = facts.get(ask("none", subject))
+    if kind != "none" and facts.get(ask("none", subject)):
+        return False
     if kind == "truth":
-        return False if none else None
+        return None
     true = facts.get(ask("truth", subject))
     if kind == "none":
         return False if true else None
-    return False if none or (true is False and parts[1].value) else None
+    return False if true is False and parts[1].value else None
 
 
 def _combined(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
@@ -229,9 +239,13 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
         for side, other in (parts, parts[::-1]):
             if evaluate(side, facts) is not None:
                 return assume(other, answer, facts)
-    more = {formula: True, ("is", parts[0]): parts[1]} if kind == "eq" and answer else {formula: answer}
-    after = {**facts, **more}
-    return None if kind not in ("and", "or") and _contradicts(after) else after
+    after = {**facts, formula: answer}
+    if kind in ("and", "or"):
+        return after
+    if kind == "eq" and answer:
+        after["is", parts[0]] = parts[1]
+    changed = None if not isinstance(facts, Settled) else parts[0] if kind in _ABOUT else formula
+    return None if _contradicts(after, changed) else Settled(after)
 
 
 def possible(formula: Formula, facts: Facts, atoms: int = 6) -> bool:
@@ -262,11 +276,25 @@ def sides(value: Value, facts: Facts, given: Formula = True) -> list[Value]:
     return found + (sides(value.no, facts, no) if possible(no, facts) else [])
 
 
-def _contradicts(facts: Facts) -> bool:
-    """Whether the answers to the parts of a compound question have settled it otherwise than it was answered."""
+def _contradicts(facts: Facts, changed: Any = None) -> bool:
+    """Whether the answers to the parts of a compound question have settled it otherwise than it was answered.
+    `changed`: all that is new is about this."""
     for formula, answer in facts.items():
         if isinstance(formula, Question) and formula.kind in ("and", "or"):
+            if changed is not None and changed not in _depends(formula):
+                continue
             known = _combined(formula.kind, formula.parts, facts)
             if known is not None and known is not answer:
                 return True
     return False
+
+
+def _depends(formula: Question) -> frozenset[Any]:
+    """What the answer to a question follows from: things that are asked about, and questions that stand for
+    themselves."""
+    if not formula.depends:
+        if formula.kind in ("not", "and", "or"):
+            formula.depends = frozenset().union(*map(_depends, formula.parts))
+        else:
+            formula.depends = frozenset((formula.parts[0] if formula.kind in _ABOUT else formula,))
+    return formula.depends
