@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 from amplint.source.interpret import operations, tensors
 from amplint.source.interpret.machine import Machine
@@ -82,22 +81,27 @@ def merge_elements(values: list[Value]) -> Value:
     return kinds[0] if len(kinds) == len(values) else fresh("element")
 
 
-def contents(value: Value) -> Iterator[Value]:
+CONTAINERS = (Items, Many, Mapping, Choice)
+
+
+def contents(value: Value) -> list[Value]:
     """Everything inside nested containers."""
-    match value:
-        case Items():
-            inner: tuple[Value, ...] = value.items
-        case Many():
-            inner = (value.item,)
-        case Mapping():
-            inner = tuple(item for _, item in value.items)
-        case Choice():
-            inner = (value.yes, value.no)
-        case _:
-            yield value
-            return
-    for one in inner:
-        yield from contents(one)
+    found: list[Value] = []
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        match one:
+            case Items():
+                pending += reversed(one.items)
+            case Many():
+                pending.append(one.item)
+            case Mapping():
+                pending += [item for _, item in reversed(one.items)]
+            case Choice():
+                pending += (one.no, one.yes)
+            case _:
+                found.append(one)
+    return found
 
 
 # -- models and their state --------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from amplint.source.values import (
     Managing,
     Many,
     Mapping,
+    Optimizer,
     Partial,
     Sym,
     Value,
@@ -196,6 +197,10 @@ def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Fram
     )
 
 
+# What can hold, or be, a function or an optimizer: a large world is full of other things.
+_HOLDERS = (*containers.CONTAINERS, Function, Partial, Optimizer)
+
+
 def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], nested: bool) -> None:
     """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
     optimizers that nothing holds any more."""
@@ -206,8 +211,8 @@ def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], neste
             for owner, space in (*world.spaces.items(), (None, {"": value}))
             if owner != frame.scope and owner not in PROTOCOL
             for one in space.values()
-            if isinstance(one, Value)
-            for inner in containers.contents(one)
+            if isinstance(one, _HOLDERS)
+            for inner in (containers.contents(one) if isinstance(one, containers.CONTAINERS) else (one,))
         ]
         lives_on = nested and any(isinstance(one, Function | Partial) and _defined_in(one, frame) for one in held)
         if lives_on:

@@ -146,13 +146,13 @@ def join(left: World, right: World) -> World | None:
         if mine is not other and (mine or {}) != (other or {}):
             return None
     _keep_origins(left, right)
-    differing = [
-        (owner, name)
-        for owner in {**left.spaces, **right.spaces}
-        if left.spaces.get(owner) is not right.spaces.get(owner) and owner not in PROTOCOL and owner != PERHAPS
-        for name in {**left.space(owner), **right.space(owner)}
-        if left.get(owner, name) is not right.get(owner, name)
-    ]
+    differing = []
+    for owner in {**left.spaces, **right.spaces}:
+        here, there = left.spaces.get(owner), right.spaces.get(owner)
+        if here is there or owner in PROTOCOL or owner == PERHAPS:
+            continue
+        here, there = here or {}, there or {}
+        differing += [(owner, name) for name in {**here, **there} if here.get(name) is not there.get(name)]
     formula = _difference(left, right)
     perhaps = _perhaps(formula, differing, left, right)
     if formula is None:
@@ -167,7 +167,9 @@ def join(left: World, right: World) -> World | None:
         left.set(PERHAPS, (owner, name), (left.get(owner, name), bound))
     left.trace = _weave(formula, left.trace, right.trace)
     if left.facts is not right.facts:
-        left.facts = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
+        common = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
+        if len(common) < len(left.facts):
+            left.facts = common
     return left
 
 
