@@ -249,6 +249,8 @@ def _matmul(call: Call) -> Box:
     result = contraction(call, a, b, one, two, out)
     if b.form == ("transposed", call.source(names[0])) or a.form == ("transposed", call.source(names[1])):
         return _gram(result, a, a.shape[-1])
+    if len(a.shape) == len(b.shape) == 1 and call.source(names[0]) is call.source(names[1]):
+        return _energy(result, a, a.shape[0])
     if a.form and a.form[0] == "probabilities" and len(b.shape) > 1 and a.form[1] in (-1, len(a.shape) - 1):
         top = float(a.top.max().clamp(0, 1)) * normal_max(4 * b.shape[-1])  # a row that looks at one element alone
         return hull(call, result, b, float(a.form[2]), top)
@@ -260,6 +262,18 @@ def _gram(result: Box, a: Box, length: int) -> Box:
     cells = result.cells.clone()
     diagonal = float(a.square.mean()) * length
     cells[5] = torch.minimum(torch.maximum(cells[5], torch.tensor(diagonal * 1.1, dtype=torch.float64)), cells[1])
+    return replace(result, cells=cells, why=("reduction length", float(length)))
+
+
+def _energy(result: Box, a: Box, length: int) -> Box:
+    """Σ x²: no product of independent values."""
+    cells = result.cells.clone()
+    square = float(a.square.mean())
+    deviation = math.sqrt(2 * length) * square * normal_max(max(result.size, 2))
+    for at, value in ((2, square * length), (3, 2 * length * square**2)):
+        cells[at] = value
+    cells[4], cells[5] = cells[2] - min(deviation, square * length), cells[2] + deviation
+    cells[[2, 4, 5]] = torch.minimum(torch.maximum(cells[[2, 4, 5]], cells[0]), cells[1])
     return replace(result, cells=cells, why=("reduction length", float(length)))
 
 
@@ -323,7 +337,12 @@ def _einsum(call: Call) -> Box:
         return contraction(call, boxes[0], ones, inputs[0], "", out)
     if len(boxes) != 2:
         return make(call.shape, -math.inf, math.inf, unknown="einsum of three")
-    return contraction(call, boxes[0], boxes[1], inputs[0], inputs[1], out)
+    result = contraction(call, boxes[0], boxes[1], inputs[0], inputs[1], out)
+    first, second = (call.origin(one) for one in call["tensors"])
+    if first is not second or "..." in left:
+        return result
+    length = math.prod(size for label, size in zip(inputs[0], boxes[0].shape, strict=True) if label not in out)
+    return (_energy if inputs[0] == inputs[1] else _gram)(result, boxes[0], length)
 
 
 def contraction(call: Call, a: Box, b: Box, one: str, two: str, out: str) -> Box:
