@@ -319,3 +319,62 @@ def test_capture_on_meta_weights() -> None:
 def test_the_file_of_the_test_is_a_users() -> None:
     captured = capture(Branch(), (torch.ones(2, 3),), {}, AMP, "recorder")
     assert {Path(place_of(node).path) for node in captured.nodes()} == {Path(__file__)}  # type: ignore[union-attr]
+
+
+class Checkpointed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(lambda y: self.inner(y).exp(), x, use_reentrant=False)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(4, 4, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.lstm(x.unsqueeze(1))[0]
+
+
+class Conditional(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 3, (self.inner(x),))
+
+
+@frontends
+@pytest.mark.parametrize(
+    ("model", "call", "dtype"),
+    [(Checkpointed, "aten.exp.default", FULL), (Recurrent, "aten.lstm.input", None), (Conditional, "cond", HALF)],
+)
+def test_calls_that_hold_more(model: Any, call: str, dtype: Any, frontend: str) -> None:
+    captured = capture(model(), (torch.ones(2, 4),), {}, AMP, frontend)
+    node = next(node for node in captured.nodes() if str(node.target) == call)
+    assert dtype_of(node) == dtype
+    if model is Recurrent:
+        assert [value.dtype for value in node.meta["val"]] == [HALF] * 3
+        with cuda_policy():
+            assert run(captured, full=False)[0].dtype == HALF
+    assert captured.notes == (["cond is taken as one call: what is in it is not looked at"] if call == "cond" else [])
+    assert torch.isfinite(captured.output(run(captured))).all()
+
+
+def test_what_nothing_sees_is_refused_or_said() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            return torch.vmap(self.inner)(x) + 1
+
+    for frontend in ("export", "compile"):
+        with pytest.raises(CaptureError, match=r"a call of \w+ in the graph|not seen"):
+            capture(Net(), (torch.ones(2, 4),), {}, AMP, frontend)
+    assert "not seen" in capture(Net(), (torch.ones(2, 4),), {}, AMP, "recorder").notes[0]
