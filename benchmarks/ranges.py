@@ -35,8 +35,8 @@ TINY = 2.0**-25
 LARGE = (-5, -3, -1.5, 1.5, 3, 6)  # log2 of the rescaled output's largest value beside 65504
 SMALL = (-17, -19, -21, -24)  # log2 of that value itself
 TIMM = """
-    resnet18 convnext_atto efficientnet_b0 test_vit swin_tiny_patch4_window7_224 regnetx_002 mobilevit_s ghostnet_050
-    pvt_v2_b0 gmlp_ti16_224 nf_ecaresnet26 xcit_nano_12_p16_224
+    resnet18 regnetx_002 lcnet_035 ghostnet_050 pit_ti_224 xcit_nano_12_p16_224 test_vit test_vit_relpos test_resnet
+    test_efficientnet test_convnext test_nfnet
 """.split()
 TRANSFORMERS = """
     bert gpt2 llama t5 opt bloom mistral deberta-v2 bart vit segformer mamba whisper roberta phi gpt_neox

@@ -314,6 +314,7 @@ SAMPLES |= {
         s(aten.layer_norm.default, WIDE, [64], w(64), w(64), bits=1.0),
         s(aten.layer_norm.default, n(4, 6, 8), [6, 8], None, None),
     ],
+    "_weight_norm": [s(aten._weight_norm.default, w(16, 8, 3), w(16, 1, 1), 0, bits=1.0)],
     "native_layer_norm": [s(aten.native_layer_norm.default, WIDE, [64], w(64), w(64), 1e-5, bits=1.0)],
     "rms_norm": [s(aten.rms_norm.default, WIDE, [64], w(64), bits=1.0)],
     "_fused_rms_norm": [s(aten._fused_rms_norm.default, WIDE, [64], w(64), 1e-6, bits=1.0)],

@@ -8,6 +8,7 @@ function (transfer/, a table by operation) gives a sound interval and an estimat
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +36,14 @@ def analyse(
     `declared`: by the placeholder's name, for inputs and for parameters without data. `strict`: a transfer function
     that fails raises (else its node is unknown)."""
     boxes = _boxes(captured, declared or {}, strict)
-    found = {node: finish(box) for node, box in boxes.items() if isinstance(box, Box)}
+    found = {}
+    for node, box in boxes.items():
+        if isinstance(box, Box):
+            found[node] = finish(box)
+        elif isinstance(node.meta.get("val"), Tensor):
+            found[node] = Range(
+                -math.inf, math.inf, unknown=name_of(node.target) if callable(node.target) else node.name
+            )
     return _settled(captured.graph.graph, found)
 
 
@@ -159,12 +167,19 @@ def _called(node: fx.Node, state: _State, strict: bool) -> Any:
     except Exception:
         if strict and function is not None:
             raise
-        boxes = tuple(blank(tuple(map(int, one.shape)), name) if isinstance(one, Tensor) else None for one in call.vals)
+        boxes = tuple(_blank(one, name) for one in call.vals)
         return boxes if isinstance(vals, tuple | list) else boxes[0]
     if isinstance(result, tuple):
         return tuple(_rounded(one, val, name, inputs) for one, val in zip(result, call.vals, strict=False))
     single = _rounded(result, call.vals[0], name, inputs)
     return (single,) if isinstance(vals, tuple | list) else single
+
+
+def _blank(val: Any, name: str) -> Box | None:
+    try:
+        return blank(tuple(map(int, val.shape)), name)
+    except Exception:  # no tensor, or one whose size depends on data
+        return None
 
 
 def _check(result: Any, vals: tuple[Any, ...]) -> None:

@@ -78,6 +78,16 @@ def parameter(call: Call, name: str, at: list[int] | None = None) -> Tensor | No
     ).cells.reshape(6, *[1] * at[0], -1, *[1] * after)
 
 
+@transfer("_weight_norm")
+def _weight_norm(call: Call) -> Box:
+    """g · v / ‖v‖, the norm over all but one dimension."""
+    v, g = call.box("v"), call.box("g")
+    count = v.size // max(g.size, 1)
+    gain = aligned(g, len(call.shape))
+    most = torch.maximum(gain[0].abs(), gain[1].abs()) * 1.001
+    return make(call.shape, -most, most, 0.0, (gain[3] + gain[2] ** 2) / max(count, 1))
+
+
 @transfer("layer_norm native_layer_norm")
 def _layer_norm(call: Call) -> Any:
     box = call.box("input")
