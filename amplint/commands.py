@@ -351,5 +351,6 @@ def rule(code: str | None, output_format: str) -> int:
             continue
         title = click.style(f"{rule.code} {rule.name}", bold=True)
         state = "preview" if rule.preview else "on by default" if rule.default else "off by default"
+        state += " in amplint trace" if rule.depth == "trace" else ""
         click.echo(f"{title}\n{rule.severity} · fix: {rule.fix} · {state} · since {rule.since}\n\n{rule.text}")
     return 0

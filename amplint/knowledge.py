@@ -31,6 +31,7 @@ class Rule:
     with_words: tuple[tuple[str, ...], ...] = ()  # nor, above a note, one without a word of each of these groups
     at: tuple[str, ...] = ("{numerics}",)  # a function without one of these, outside training steps, is not run for it
     min_torch: str = ""
+    depth: str = "check"  # what finds it: check, or trace, which has no check
     summary: str = ""  # first sentence of "What it does"
     text: str = field(default="", repr=False)  # the page below the front matter
 
@@ -70,9 +71,16 @@ def read_page(path: Path) -> Rule:
         with_words=tuple(tuple(group) for group in matter.get("with", ())),
         at=tuple(matter.get("at", Rule.at)),
         min_torch=matter.get("min-torch", ""),
+        depth=matter.get("depth", "check"),
         summary=" ".join(summary[1].split()) if summary else "",
         text=body.lstrip("\n"),
     )
+
+
+@cache
+def traced() -> frozenset[str]:
+    """The codes that `amplint trace` reports, and `check` does not look for."""
+    return frozenset(code for code, rule in rules().items() if rule.depth == "trace")
 
 
 @cache

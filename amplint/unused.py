@@ -20,10 +20,11 @@ def unused(
 
     Only codes whose rules all ran (`codes`) can be judged."""
     known = knowledge.rules()
+    ran = set(codes) - knowledge.traced()
     hidden = [finding for finding in findings if finding.path == module.path]
     for directive in comments.directives:
         idle = [code for code in directive.codes if code.startswith("AMP") and not _used(directive, code, hidden)]
-        judged = [code for code in idle if {one for one in known if one.startswith(code)} <= set(codes)]
+        judged = [code for code in idle if {one for one in known if one.startswith(code)} <= ran]
         if judged:
             here = ", ".join(judged)
             what = "nothing here to hide" if directive.rows is not None else "nothing in this file to hide"

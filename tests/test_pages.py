@@ -35,11 +35,11 @@ FAMILIES = {
     "9": "amplint",
 }
 KEYS = {
-    **dict.fromkeys(("code", "name", "family", "severity", "fix", "since", "min-torch"), str),
+    **dict.fromkeys(("code", "name", "family", "severity", "fix", "since", "min-torch", "depth"), str),
     **dict.fromkeys(("default", "preview"), bool),
     **dict.fromkeys(("triggers", "with", "at"), list),
 }
-OPTIONAL = {"min-torch", "with", "at"}
+OPTIONAL = {"min-torch", "depth", "with", "at"}
 BOLD = {
     *("AMP101", "AMP102", "AMP103", "AMP105", "AMP108", "AMP110", "AMP115", "AMP116", "AMP120", "AMP201", "AMP202"),
     *("AMP207", "AMP211", "AMP216", "AMP301", "AMP302", "AMP303", "AMP401", "AMP403", "AMP406", "AMP601", "AMP602"),
@@ -67,6 +67,7 @@ def test_front_matter(path: Path) -> None:
     assert path.name == f"{matter['code']}-{matter['name']}.md"
     assert matter["family"] == FAMILIES[matter["code"][3]]
     assert matter["severity"] in set(Severity)
+    assert matter.get("depth", "trace") == "trace"
     assert matter["fix"] in ("none", "safe", "unsafe", "mixed")
     assert re.fullmatch(r"\d+\.\d+\.\d+", matter["since"])
     assert re.fullmatch(r"\d+\.\d+", matter.get("min-torch", "2.0"))
@@ -141,6 +142,9 @@ def test_triggers(path: Path) -> None:
     """Every bad example holds a trigger and a word of each group of `with`: triage would not skip it. No word is empty,
     or contains another of its group."""
     rule = read_page(path)
+    if rule.depth == "trace":
+        assert not rule.triggers and not rule.with_words
+        return
     for group in (rule.triggers, *rule.with_words):
         assert group
         assert all(isinstance(word, str) and word.strip() for word in group)

@@ -174,7 +174,7 @@ def plan_of(codes: frozenset[str], notes: frozenset[str]) -> Plan:
     rules = knowledge.rules()
     key = (codes, notes, id(rules))
     if key not in _plans:
-        _plans[key] = make_plan([rule for code, rule in rules.items() if code in codes], notes)
+        _plans[key] = make_plan([rule for code, rule in rules.items() if code in codes - knowledge.traced()], notes)
     return _plans[key]
 
 
