@@ -597,3 +597,33 @@ def test_factories_go_through_the_other_door(tmp_path, arguments):
     done = trace(tmp_path, *arguments.split())
     assert done.returncode in (0, 1), done.stderr
     assert done.stdout.startswith(("Conv2d: 224 parameters", "Embedding: 14 parameters"))
+
+
+@pytest.mark.slow
+def test_what_is_marked_is_found_as_by_check(tmp_path):
+    """In text, as JSON and on a page: the same marks, at the lines of the model; a comment hides one."""
+    script = """
+        import torch
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.query, self.head = torch.nn.Linear(64, 64), torch.nn.Linear(64, 4)
+            def forward(self, x):
+                query = self.query(x) * 400
+                scores = query @ query.transpose(-1, -2)
+                scores = scores.masked_fill(scores < 0, -1e9)  # amplint: ignore[AMP451] as it is
+                return self.head(torch.softmax(scores, -1) @ x)
+        net = Net()
+        torch.optim.SGD(net.parameters(), lr=0.1)
+        net(torch.randn(2, 8, 64)).square().mean().backward()
+    """
+    write(tmp_path, script)
+    done = trace(tmp_path, "train.py", "--select", "AMP451", "--html", "page.html")
+    assert done.returncode == 1, done.stderr
+    assert "train.py:9" in done.stdout and "train.py:10" not in done.stdout
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    done = trace(tmp_path, "train.py", "--select", "AMP451", "--output-format", "json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and 9 in {one["location"]["row"] for one in found}
+    assert {one["code"] for one in found} == {"AMP451"}
+    assert {one["filename"] for one in found} == {str(tmp_path / "train.py")}

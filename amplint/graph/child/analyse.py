@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from amplint.findings import Finding
-from amplint.graph import gradients, marks, plan, ranges
+from amplint.graph import fills, gradients, marks, plan, ranges
 from amplint.graph.calibrate import Calibration, CalibrationError, measure
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.ladder import CaptureError, capture
@@ -43,7 +43,7 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     notes = list(seen.notes)
     precision = _precision(seen, job, notes)
     seconds = seen.seconds
-    with _timed(seconds, "capture"):
+    with _timed(seconds, "capture"), fills.bounded() as cut:
         torch.set_rng_state(seen.rng)
         captured = capture(seen.model, seen.args, seen.kwargs, precision, job["frontend"])
     with _timed(seconds, "ranges"):
@@ -51,7 +51,7 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     with _timed(seconds, "calibration"):
         calibration = _calibrated(captured, seen, notes)
     captured.notes.extend(notes)
-    marked = marks.marks(captured, found, calibration, seen.scale)
+    marked = [*fills.marks(captured, cut), *marks.marks(captured, found, calibration, seen.scale)]
     with _timed(seconds, "plan"):
         casts = plan.plan(captured)
     summed = gradients.summary(captured, calibration, seen.scale) if calibration else None
