@@ -50,6 +50,9 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
     else:
         from amplint.report.trace.terminal import summary
 
+        for mark in report["marks"]:
+            if mark["place"]:
+                mark["place"]["path"] = _shown(mark["place"]["path"])
         click.echo(summary(report), nl=False)
     return int(bool(findings))
 
@@ -176,17 +179,22 @@ def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[F
 
 
 def _finding(entry: dict[str, Any]) -> Finding:
-    path = entry["path"] if entry["path"] == "-" else os.path.abspath(entry["path"])
     start, end = (Location(*entry[key]) for key in ("start", "end"))
     return Finding(
         code=entry["code"],
         message=entry["message"],
-        path=os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path,
+        path=_shown(entry["path"]),
         range=Range(start, end),
         severity=Severity(entry["severity"]),
         help=entry["help"],
         verdict=entry["verdict"],
     )
+
+
+def _shown(path: str) -> str:
+    """A path as a person in this folder writes it."""
+    inside = os.path.isabs(path) and path.startswith(os.path.join(os.getcwd(), ""))
+    return os.path.relpath(path) if inside else path
 
 
 def _write_page(report: dict[str, Any], findings: list[Finding], file: str) -> None:
