@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 import types
 from pathlib import Path
@@ -153,10 +154,11 @@ def test_the_model_stays_as_it_was(source: Any, frontend: str) -> None:
     torch.manual_seed(1)
     drawn = torch.rand(1)
     torch.manual_seed(1)
+    state = random.getstate()
     for mode in ("amp", "half"):
         captured = capture(net, (x,), {}, Precision(mode), frontend)
         assert captured.precision.mode == mode and captured.frontend == frontend
-    assert torch.equal(torch.rand(1), drawn)
+    assert torch.equal(torch.rand(1), drawn) and random.getstate() == state
     after = net.state_dict()
     assert all(torch.equal(after[name], old) and after[name].dtype == old.dtype for name, old in before.items())
     assert all(one.grad is None for one in net.parameters()) and not net._forward_hooks

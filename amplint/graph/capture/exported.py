@@ -14,12 +14,18 @@ from amplint.graph import places
 from amplint.graph.capture.captured import Captured, Precision
 from amplint.graph.capture.flatten import flatten
 from amplint.graph.capture.shape import Shape, taken_apart
+from amplint.graph.capture.state import undisturbed
 
 
 def export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], precision: Precision) -> Captured:
     """Capture by torch.export. `cuda_policy` must be open, and the model half where `precision` says so."""
     enabled = precision.mode == "amp"
-    with placed(), _tensors(model) as shapes, torch.autocast("cpu", dtype=precision.dtype, enabled=enabled):
+    with (
+        undisturbed(model),
+        placed(),
+        _tensors(model) as shapes,
+        torch.autocast("cpu", dtype=precision.dtype, enabled=enabled),
+    ):
         program = torch.export.export(model, args, kwargs, strict=False)
     notes: list[str] = []
     graph = flatten(program.graph_module, enabled, precision.dtype, notes)

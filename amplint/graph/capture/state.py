@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """What the model writes to its buffers inside, and the random numbers it draws, are taken back."""
     held = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    numpy = sys.modules.get("numpy")
+    drawn = random.getstate(), numpy.random.get_state() if numpy else None
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
+            random.setstate(drawn[0])
+            if numpy:
+                numpy.random.set_state(drawn[1])
             with torch.no_grad():
                 for buffer, before in held:
                     if buffer.dtype == before.dtype and buffer.shape == before.shape:
