@@ -196,7 +196,8 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
 
 
 @cli.command(short_help="Turn FP32 training into correct AMP code.")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--from-trace", metavar="FILE", help="Keep in FP32 what `amplint trace --output-format json` marked.")
 @click.option("--diff", is_flag=True, help="Print what would change as a diff; write nothing.")
 @click.option("--check", is_flag=True, help="Write nothing, print the summary; exit 1 if something would change.")
 @click.option("--explain", is_flag=True, help="Write comments, too, that say why, above the first edit of each kind.")
@@ -219,6 +220,12 @@ def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> No
     options["target_device"] = options["device"] or options["target_device"]
     if options["dtype"] in ("float16", "bfloat16"):
         options["target_dtype"] = options["dtype"]
+    if options["from_trace"]:
+        from amplint.traced import fix as keep
+
+        context.exit(keep(options["from_trace"], paths, _settings(paths or (".",), options), options))
+    if not paths:
+        raise click.UsageError("Missing argument 'PATH...'.", context)
     context.exit(run(paths, _settings(paths, options), options))
 
 

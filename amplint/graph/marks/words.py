@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from amplint.graph.marks.facts import Facts, name, origin
+from amplint.rewrite.islands.traced import HALF_LAYER
 
 PRODUCTS = frozenset("matmul mm bmm baddbmm addmm einsum scaled_dot_product_attention dot mv addbmm".split())
 LAYERS = frozenset("linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d".split())
@@ -129,6 +130,8 @@ def remedy(node: fx.Node, facts: Facts) -> str:
         return f"divide an operand by the number of terms before the product, or compute it in float32{bf16}"
     if called in PRODUCTS:
         return f"scale an operand before the product (q * scale @ k.T), or compute it in float32{bf16}"
+    if called in LAYERS and any(facts.half(one) for one in node.all_input_nodes if one not in given):
+        return f"{HALF_LAYER} and a float32 input{bf16}"
     if called in LAYERS:
         return f"compute it in float32 (autocast off, .float() on its input), or make its weights smaller{bf16}"
     if called in ("mul", "pow", "square"):
