@@ -104,6 +104,23 @@ def test_bounds_that_plain_intervals_miss(function: Callable[[Tensor], Tensor], 
     assert max(-out.low, out.high) <= bound
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / x.norm(dim=1),  # of a square matrix: the norm of a row divides a column
+        lambda x: x / (x * x).sum(0, keepdim=True).sqrt().view(8, 1),
+        lambda x: x / x.norm(dim=1).expand(8, 8),
+        lambda x: x - x.amax(1),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(1)),
+    ],
+)
+def test_a_norm_bounds_what_it_is_the_norm_of(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.ones(8, 8)
+    x[0] = 1e-3
+    found = captured(function, x)
+    _sound(found, analyse(found, {"args_0": Declared(-2, 2)} | dict.fromkeys(found.values, Declared(-2, 2)), strict=True))
+
+
 def test_mask_is_harmless() -> None:
     def function(x: Tensor) -> Tensor:
         scores = x @ x.transpose(-1, -2) / 8

@@ -142,7 +142,8 @@ def make(
     cells[1].nan_to_num_(math.inf, math.inf, -MOST)
     cells[0] = torch.where(cells[0] < -MOST, -math.inf, cells[0])
     cells[1] = torch.where(cells[1] > MOST, math.inf, cells[1])
-    cells[3].clamp_(0, GUESS**2)
+    most = (cells[1] - cells[2]).clamp_min(0) * (cells[2] - cells[0]).clamp_min(0)  # of values between low and high
+    cells[3] = torch.minimum(cells[3], torch.where(most > 0, most, math.inf)).clamp_(0, GUESS**2)
     rest = torch.minimum(torch.maximum(cells[[2, 4, 5]], cells[0]), cells[1])
     cells[[2, 4, 5]] = rest.clamp_(-GUESS, GUESS)
     return limit(Box(shape, cells, **known))
@@ -293,10 +294,11 @@ def finish(box: Box) -> Range:
     mean = float(box.mean.mean())
     var = max(float(box.square.mean()) - mean * mean, 0.0)
     amax = float(box.cells[4:].abs().max())
-    return Range(low, high, mean, var, amax, _tiny(box), **known)
+    return Range(low, high, mean, var, amax, flushed(box), **known)
 
 
-def _tiny(box: Box) -> float:
+def flushed(box: Box) -> float:
+    """The share of the non-zero elements that float16 flushes to zero."""
     if box.exact is not None and box.exact.numel() <= 65536 and box.exact.is_floating_point():
         size = box.exact.abs()
         held = int((size > 0).sum())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from amplint.graph.ranges.domain import Box, make, merge, normal_max
-from amplint.graph.ranges.transfer.contract import margin, shifted
+from amplint.graph.ranges.transfer.contract import shifted
+from amplint.graph.ranges.transfer.contraction import margin
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 

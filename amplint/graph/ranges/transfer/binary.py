@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import LARGE, Box, cell, make
+from amplint.graph.ranges.domain import LARGE, Box, cell, flushed, make
 from amplint.graph.ranges.domain import together as stacked
 from amplint.graph.ranges.transfer.table import Call, transfer
-from amplint.graph.ranges.transfer.unary import DEPTH, _reciprocal, composed, spread_below, straight, unary
+from amplint.graph.ranges.transfer.unary import DEPTH, SIZES, _reciprocal, composed, spread_below, straight, unary
 
 _ANGLES = torch.arange(5, dtype=torch.float64) * (math.pi / 8)
 _COS, _SIN = torch.cos(_ANGLES), torch.sin(_ANGLES)
@@ -78,6 +78,8 @@ def combine(call: Call, a: Box, b: Box, factor: float) -> Box:
         y = y[[1, 0, 2, 3, 5, 4]]
     low, high = x[0] + factor * y[0], x[1] + factor * y[1]
     known: dict[str, Any] = {"masked": max(a.masked, b.masked), "infinite": a.infinite or b.infinite}
+    if max(a.flush or 0.0, b.flush or 0.0) > 0.02:  # a sum is tiny where both are
+        known["flush"] = math.prod(1.0 if not bool(one.square.any()) else flushed(one) for one in (a, b))
     number = constant(b)
     if number is not None and a.shape == call.shape:
         known["form"] = _shifted(a, number * factor)
@@ -87,10 +89,12 @@ def combine(call: Call, a: Box, b: Box, factor: float) -> Box:
     if number is not None and call.name == "rsub" and b.shape == call.shape:
         return straight(call, b, factor, number, low, high, **known)
     if call.name == "add" or call.name == "sub":
-        both = together(call, lambda u, v: u + factor * v, low, high, **known)
+        rest = {name: value for name, value in known.items() if name != "flush"}
+        both = together(call, lambda u, v: u + factor * v, low, high, **rest)
         if both is not None:
             return both
-    if factor == -1 and b.form and b.form[0] == "largest" and b.form[1] is call.source("self"):
+    beside = _beside(call, b, "self") if factor == -1 and call.name == "sub" else None
+    if beside is not None and beside[0] == "largest":
         high = torch.zeros_like(high)  # x - max(x)
     return _sum(call, x, y, factor, low, high, known)
 
@@ -105,7 +109,16 @@ def _sum(call: Call, x: Tensor, y: Tensor, factor: float, low: Tensor, high: Ten
 
 def _shifted(box: Box, number: float) -> tuple[Any, ...] | None:
     """What stays known of a norm when a small positive number is added."""
-    return box.form if box.form and box.form[0] in ("norm", "squares", "mean squares") and number >= 0 else None
+    return box.form if box.form and box.form[0] in SIZES and number >= 0 else None
+
+
+def _beside(call: Call, box: Box, name: str) -> tuple[Any, ...] | None:
+    """What is known of a box that was reduced from the argument `name`, if it lies beside it as the reduction did."""
+    if box.form is None or len(box.form) < 4 or box.form[1] is not call.source(name):
+        return None
+    shape = call.box(name).shape
+    padded = (1,) * (len(shape) - len(box.shape)) + box.shape
+    return box.form if padded == box.form[3] and len(shape) == len(box.form[3]) else None
 
 
 @transfer("mul multiply")
@@ -133,8 +146,8 @@ def _mul(call: Call) -> Box:
 
 def _scaled(call: Call, one: Box, two: Box, number: float, low: Any, high: Any, known: dict[str, Any]) -> Box:
     known["masked"] = one.masked
-    if number > 0 and one.form and one.form[0] in ("probabilities", "squares"):
-        known["form"] = (*one.form[:-1], one.form[-1] * number) if one.form[0] == "probabilities" else None
+    if number > 0 and one.form and one.form[0] == "probabilities":
+        known["form"] = (*one.form[:-1], one.form[-1] * number)
     name = "self" if call.boxes.get(call["self"]) is one else "other"
     call = replace(call, arguments={**call.arguments, "self": call[name]})
     result = straight(call, one, number, 0.0, low, high, **known)
@@ -148,10 +161,9 @@ def _scaled(call: Call, one: Box, two: Box, number: float, low: Any, high: Any, 
 def _bounded(call: Call, a: Box, b: Box) -> float | None:
     """|x · 1/rms(x)| ≤ √n, |x · 1/‖x‖| ≤ 1: the bound that intervals cannot see."""
     for other, name in ((b, "self"), (a, "other")):
-        if other.form and other.form[0] == "inverse rms" and other.form[1] is call.source(name):
-            return math.sqrt(other.form[2]) * 1.001
-        if other.form and other.form[0] == "inverse norm" and other.form[1] is call.source(name):
-            return 1.001
+        form = _beside(call, other, name)
+        if form is not None and form[0] in ("inverse rms", "inverse norm"):
+            return math.sqrt(form[2] if form[0] == "inverse rms" else 1) * 1.001
     return None
 
 
@@ -211,22 +223,16 @@ def _div(call: Call) -> Box:
             return _scaled(call, a, b, 1 / number, low, high, known)
         cut = torch.floor if rounding == "floor" else torch.trunc
         return unary(call, a, lambda v: cut(v / number), low, high, **known)
-    bound = _quotient(call, b)
-    if bound is not None:
+    form = _beside(call, b, "self")
+    if form is not None and form[0] in ("norm", "sum", "rms"):  # x / ‖x‖, and x / Σx of x ≥ 0
+        bound = math.sqrt(form[2] if form[0] == "rms" else 1) * 1.001
         low, high = low.clamp_min(-bound), high.clamp_max(bound)
-        if b.form and b.form[0] == "sum" and bool((a.low >= 0).all()):
-            known["form"] = ("probabilities", b.form[2], 1.0)
+        if form[0] == "sum":
+            known["form"] = ("probabilities", form[2], 1.0)
     both = together(call, lambda u, v: u / torch.where(v.abs() < 1e-30, 1e-30, v), low, high, **known)
     if both is not None:
         return both
     return product(call, x, inverted(b, y), low, high, known, (a, b))
-
-
-def _quotient(call: Call, b: Box) -> float | None:
-    """The bound of x / ‖x‖ and of x / Σx for x ≥ 0."""
-    if b.form is None or b.form[1] is not call.source("self"):
-        return None
-    return {"norm": 1.001, "sum": 1.001, "rms": math.sqrt(b.form[2]) * 1.001}.get(b.form[0])
 
 
 def inverted(box: Box, cells: Tensor) -> Tensor:

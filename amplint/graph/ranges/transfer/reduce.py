@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from amplint.graph.ranges.domain import LARGE, Box, cell, make, merge, normal_max, one_sided, total
-from amplint.graph.ranges.transfer.contract import margin
+from amplint.graph.ranges.transfer.contraction import margin
 from amplint.graph.ranges.transfer.normalise import moments
 from amplint.graph.ranges.transfer.table import Call, dims_of, squeeze, transfer
 
@@ -21,6 +21,11 @@ def _sum(call: Call) -> Box:
     count = math.prod(box.shape[dim] for dim in dims)
     keep = bool(call.get("keepdim", False))
     return _summed(call, box, dims, keep, 1.0 / count if "mean" in call.name and count else 1.0)
+
+
+def kept(shape: tuple[int, ...], dims: list[int]) -> tuple[int, ...]:
+    """The shape of a reduction that keeps its dimensions: where it must lie beside what was reduced."""
+    return tuple(1 if dim in dims else size for dim, size in enumerate(shape))
 
 
 def _summed(call: Call, box: Box, dims: list[int], keep: bool, factor: float) -> Box:
@@ -45,10 +50,10 @@ def _summed(call: Call, box: Box, dims: list[int], keep: bool, factor: float) ->
     sizes = [squeeze(part, dims, keep) for part in parts]
     sizes = [size * (factor**2 if index == 3 else factor) for index, size in enumerate(sizes)]
     form = None
-    if box.form and box.form[0] == "square" and len(dims) == 1:
-        form = ("mean squares", box.form[1], count) if factor != 1 or count == 1 else ("squares", box.form[1], 1)
+    if box.form and box.form[0] == "square":
+        form = ("mean squares" if factor != 1 else "squares", box.form[1], count, kept(box.shape, dims))
     elif factor == 1 and bool((box.low >= 0).all()) and len(dims) == 1:
-        form = ("sum", call.source("self"), dims[0])
+        form = ("sum", call.source("self"), dims[0], kept(box.shape, dims))
     why = ("reduction length", float(count)) if factor == 1 else box.why
     zero = box.zero and (count == 1 or not bool(((box.low < 0) | (box.mean > 0)).any()))
     return make(call.shape, *sizes, form=form, why=why, zero=zero, infinite=box.infinite)
@@ -72,7 +77,7 @@ def _extreme(call: Call) -> Any:
         var = var / max(2 * math.log(max(count, 2)), 1.0)
     keep = len(call.shape) == rank
     parts = [squeeze(one, dims, keep) for one in (whole.low, whole.high, mean, var, whole.bottom, whole.top)]
-    form = ("largest", call.source("self")) if call.name in ("amax", "max") else None
+    form = ("largest", call.source("self"), count, kept(box.shape, dims)) if call.name in ("amax", "max") else None
     values = make(call.shape, *parts, zero=box.zero, form=form, infinite=box.infinite and "min" in call.name)
     return _indexed(call, values, max((box.shape[dim] for dim in dims), default=1))
 
@@ -174,7 +179,7 @@ def _norm(call: Call) -> Box:
             most = most * count
         parts = [torch.zeros_like(most), most, power.sqrt(), fourth / (4 * power.clamp_min(1e-300))]
     sizes = [squeeze(one, dims, keep) for one in parts]
-    form = ("norm", call.source("self"), count, 1.0) if order == 2 else None
+    form = ("norm", call.source("self"), count, kept(box.shape, dims)) if order == 2 else None
     return make(call.shape, *sizes, form=form, why=("reduction length", float(count)))
 
 

@@ -19,6 +19,8 @@ Function = Callable[[Tensor], Tensor]
 _AT = torch.linspace(-5, 5, 41, dtype=torch.float64)
 _WEIGHT = torch.exp(-(_AT**2) / 2) / torch.exp(-(_AT**2) / 2).sum()
 WIDE = 30.0
+SIZES = ("norm", "rms", "squares", "mean squares")
+INVERSE_ROOTS = {"mean squares": "inverse rms", "squares": "inverse norm"}
 DEPTH = 16  # operations in one chain
 
 
@@ -39,8 +41,8 @@ def _chain(outer: Function, inner: Function) -> Function:
 def composed(call: Call, start: Box, of: tuple[Any, Function, int], low: Any, high: Any, **known: Any) -> Box:
     """The box of a function of `start`, which is the box of the node of[0]."""
     mean, var, bottom, top, flush, zero = quadrature(start, of[1])
-    known = {"zero": zero, "masked": start.masked, **known}
-    return make(call.shape, low, high, mean, var, bottom, top, of=of, flush=flush, **known)
+    known = {"zero": zero, "masked": start.masked, "flush": flush, **known}
+    return make(call.shape, low, high, mean, var, bottom, top, of=of, **known)
 
 
 def straight(call: Call, box: Box, factor: float, shift: float, low: Any, high: Any, **known: Any) -> Box:
@@ -59,6 +61,8 @@ def straight(call: Call, box: Box, factor: float, shift: float, low: Any, high: 
 
 def spread_below(call: Call, box: Box, scale: float) -> float | None:
     """The share of the non-zero x · scale that float16 flushes, where x is a function of a normal number."""
+    if box.of is None and box.flush is not None:  # moved since: a tail of tiny values stays one, whatever the scale
+        return box.flush if box.flush > 0.02 and float(box.square.mean()) > 2.0**-30 else None
     start = call.boxes.get(box.of[0]) if box.of is not None else None
     if not isinstance(start, Box) or box.of is None or box.flush is None or not 0 < scale < math.inf:
         return None
@@ -207,7 +211,8 @@ def _exp(call: Call) -> Box:
     result = unary(call, box, torch.exp, low, high)
     mean = torch.exp(box.mean + box.var / 2).clamp_max(LARGE)
     var = (mean**2 * torch.expm1(box.var.clamp_max(300.0))).clamp_max(LARGE)
-    if box.of is None and box.log is None:  # of a normal number: the closed form, the tail is not cut
+    reaches = bool((box.top >= box.mean + 3 * box.var.sqrt()).all())
+    if box.of is None and box.log is None and reaches:  # of a normal number: the closed form, the tail is not cut
         cells = result.cells.clone()
         cells[2], cells[3] = torch.minimum(torch.maximum(mean, cells[0]), cells[1]), var
         result = replace(result, cells=cells)
@@ -248,8 +253,13 @@ def _above(cells: Tensor, edge: float) -> Tensor:
 def _sqrt(call: Call) -> Box:
     box = call.box("self")
     low, high = interval(box, lambda x: x.clamp_min(0).sqrt())
-    form = ("norm", box.form[1], box.form[2], 1.0) if box.form and box.form[0] == "squares" else None
+    form = _formed(box, {"squares": "norm", "mean squares": "rms"})
     return unary(call, box, lambda x: x.clamp_min(0).sqrt(), low, high, form=form)
+
+
+def _formed(box: Box, names: dict[str, str]) -> tuple[Any, ...] | None:
+    """What is known of a root or an inverse of something of which something is known."""
+    return (names[box.form[0]], *box.form[1:]) if box.form and box.form[0] in names else None
 
 
 @transfer("rsqrt reciprocal")
@@ -266,13 +276,7 @@ def _inverse(call: Call) -> Box:
     else:
         low, high = _reciprocal(box)
     hits = box.zero and bool((box.low <= 0).any()) and bool((box.high >= 0).any())
-    form = None
-    if box.form and box.form[0] == "mean squares" and root:
-        form = ("inverse rms", *box.form[1:])
-    elif box.form and box.form[0] == "norm" and not root:
-        form = ("inverse norm", *box.form[1:])
-    elif box.form and box.form[0] == "squares" and root:
-        form = ("inverse norm", box.form[1], box.form[2], 1.0)
+    form = _formed(box, INVERSE_ROOTS if root else {"norm": "inverse norm", "rms": "inverse rms"})
     known = {"infinite": hits, "form": form, "zero": False}
     positive = root or bool((box.low >= 0).all())
     if positive:
@@ -302,7 +306,7 @@ def _clamp(call: Call) -> Box:
         return x.clamp(least, most)
 
     low, high = box.low.clamp(least, most), box.high.clamp(least, most)
-    form = box.form if box.form and box.form[0] in ("norm", "squares", "mean squares") and ends[1] is None else None
+    form = box.form if box.form and box.form[0] in SIZES and ends[1] is None else None
     return unary(call, box, function, low, high, form=form, zero=(box.zero and least <= 0) or least == 0 or most == 0)
 
 
@@ -337,10 +341,8 @@ def _pow(call: Call) -> Box:
     form: tuple[Any, ...] | None = None
     if power == 2:
         form = ("square", call.source("self"))
-    if power == -0.5 and box.form and box.form[0] == "mean squares":
-        form = ("inverse rms", *box.form[1:])
-    if power == 0.5 and box.form and box.form[0] == "squares":
-        form = ("norm", box.form[1], box.form[2], 1.0)
+    elif power in (0.5, -0.5):
+        form = _formed(box, {"squares": "norm", "mean squares": "rms"} if power > 0 else INVERSE_ROOTS)
     whole = float(power).is_integer()
 
     def function(x: Tensor) -> Tensor:
@@ -376,24 +378,3 @@ def _pow_tensor(call: Call, box: Box, power: Box) -> Box:
     low, high = torch.exp(both.amin(0)), torch.exp(both.amax(0))
     extremes = torch.exp(guesses.amin(0)), torch.exp(guesses.amax(0))
     return make(call.shape, low, high, centre, centre**2 * torch.expm1(spread.clamp_max(300.0)), *extremes)
-
-
-@transfer("_to_copy to type_as clone contiguous detach alias lift_fresh lift_fresh_copy", structural=True)
-def _same(call: Call) -> Box:
-    """Casts and copies. To an integer the fraction is cut off."""
-    box = call.box("self")
-    if call.dtype == torch.bool:
-        return make(call.shape, 0, 1, 0.5 if box.zero else 1.0, 0.25 if box.zero else 0.0, zero=box.zero)
-    if not call.dtype.is_floating_point and not call.dtype.is_complex:
-        low = torch.trunc(box.low)
-        return make(call.shape, low, torch.trunc(box.high), *box.cells[2:], zero=box.zero or bool((low <= 0).any()))
-    return replace(box, exact=None)
-
-
-@transfer("nan_to_num")
-def _nan_to_num(call: Call) -> Box:
-    box = call.box("self")
-    least, most = call.get("neginf", -3.4028234663852886e38), call.get("posinf", 3.4028234663852886e38)
-    nan = call.get("nan", 0.0)
-    low, high = box.low.clamp(min(least, most)).clamp_max(nan), box.high.clamp_max(most).clamp_min(nan)
-    return make(call.shape, low, high, *box.cells[2:], zero=True)

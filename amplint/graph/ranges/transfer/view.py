@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import CELLS, Box, limit, make, merge
+from amplint.graph.ranges.domain import CELLS, Box, flushed, limit, make, merge
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 
@@ -104,7 +104,7 @@ def _reshape(call: Call) -> Box:
 
 def _norm_form(box: Box, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
     """A norm kept or given its dimension back is still the norm."""
-    return box.form if box.form and box.form[0] in ("norm", "sum", "largest", "squares") else None
+    return box.form if box.form and len(box.form) == 4 else None
 
 
 @transfer(
@@ -154,7 +154,9 @@ def _moved_order(rank: int, source: list[int], target: list[int]) -> list[int]:
 def _expand(call: Call) -> Box:
     box = call.box("self")
     extra = len(call.shape) - len(box.shape)
-    form = box.form if box.form and box.form[0] in ("norm", "sum", "largest", "inverse norm") else None
+    form = None
+    if box.form and len(box.form) == 4 and (1,) * extra + box.shape == box.form[3]:
+        form = (*box.form[:3], call.shape)
     return moved(
         box, call.shape, lambda cells: cells.reshape(cells.shape[0], *[1] * extra, *cells.shape[1:]), form=form
     )
@@ -273,9 +275,7 @@ def _either(boxes: list[Box]) -> dict[str, Any]:
     size = sum(box.size for box in boxes) or 1
     flush = None
     if any(box.flush is not None or box.log is not None for box in boxes):
-        from amplint.graph.ranges.domain import _tiny
-
-        flush = sum(_tiny(box) * box.size for box in boxes if not bool(torch.isnan(box.cells[2:]).any())) / size
+        flush = sum(flushed(box) * box.size for box in boxes if not bool(torch.isnan(box.cells[2:]).any())) / size
     return {
         "zero": any(box.zero for box in boxes),
         "infinite": any(box.infinite for box in boxes),
@@ -319,3 +319,24 @@ def _complex(call: Call) -> Box:
     """Complex numbers: a box of their parts."""
     box = call.box("self")
     return reshaped(merge(box, list(range(len(box.shape)))), call.shape)
+
+
+@transfer("_to_copy to type_as clone contiguous detach alias lift_fresh lift_fresh_copy", structural=True)
+def _same(call: Call) -> Box:
+    """Casts and copies. To an integer the fraction is cut off."""
+    box = call.box("self")
+    if call.dtype == torch.bool:
+        return make(call.shape, 0, 1, 0.5 if box.zero else 1.0, 0.25 if box.zero else 0.0, zero=box.zero)
+    if not call.dtype.is_floating_point and not call.dtype.is_complex:
+        low = torch.trunc(box.low)
+        return make(call.shape, low, torch.trunc(box.high), *box.cells[2:], zero=box.zero or bool((low <= 0).any()))
+    return replace(box, exact=None)
+
+
+@transfer("nan_to_num")
+def _nan_to_num(call: Call) -> Box:
+    box = call.box("self")
+    least, most = call.get("neginf", -3.4028234663852886e38), call.get("posinf", 3.4028234663852886e38)
+    nan = call.get("nan", 0.0)
+    low, high = box.low.clamp(min(least, most)).clamp_max(nan), box.high.clamp_max(most).clamp_min(nan)
+    return make(call.shape, low, high, *box.cells[2:], zero=True)
