@@ -18,6 +18,7 @@ from amplint.graph.stats import Stats
 
 GRADIENT, UPDATE = "AMP454", "AMP455"
 UNSCALED = 0.01  # of the gradients that are not zero: without a scaler no more may vanish
+LOST = 0.25  # of the nodes: a few have no gradient but noise (a bias before a normalisation)
 NODE = 0.5  # of one node's gradient, under the scale in use
 SWALLOWED = 0.25  # of the first updates
 
@@ -69,7 +70,7 @@ def gradients(facts: Facts, scale: float | None) -> Iterator[Mark]:
 
 
 def _no_window(facts: Facts, found: backward.Gradients) -> Iterator[Mark]:
-    """Told as a warning where some gradient is lost altogether; what else is lost stands beside larger gradients."""
+    """Told as a warning where the gradients of many nodes are lost altogether."""
     every = {node: one for node, one in _halves(facts) if one.absmax}
     if not every or found.all.infinite or found.all.nan:
         return
@@ -84,7 +85,7 @@ def _no_window(facts: Facts, found: backward.Gradients) -> Iterator[Mark]:
         + (f"leaves nothing of this one and of {len(lost) - 1} others" if lost else "makes small ones 0"),
         f"they come up to {words.number(every[node].absmax)} here, and to {words.number(high)} elsewhere",
         "train in bfloat16, or keep the part with the largest gradients in float32",
-        Severity.WARNING if lost else Severity.NOTE,
+        Severity.WARNING if len(lost) > LOST * len(every) else Severity.NOTE,
     )
 
 
@@ -113,7 +114,7 @@ def _local(facts: Facts, power: int) -> Iterator[Mark]:
             f"{100 * share:.0f} % of the gradient at {words.operation(node)} is 0 in float16, scaled by 2^{power}",
             f"gradients up to {words.number(stats.absmax)}",
             "compute it in float32 (autocast off, .float() on its operands), or train in bfloat16",
-            Severity.WARNING if stats.absmax * 2.0**power <= 2.0**-24 else Severity.NOTE,
+            Severity.NOTE,
         )
 
 

@@ -37,7 +37,8 @@ class Facts:
     casts: list[Cast] = field(default_factory=list)  # to half, that autocast makes
 
     def calls(self) -> Iterator[fx.Node]:
-        return self.captured.nodes()
+        """The calls, but those that give memory as it is, to be written to."""
+        return (node for node in self.captured.nodes() if "empty" not in name(node))
 
     def half(self, node: fx.Node) -> torch.dtype | None:
         """The half dtype in which a node's values are held; None where they are not."""

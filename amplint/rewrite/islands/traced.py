@@ -95,7 +95,7 @@ def _island(module: Module, node: ast.expr, finding: Finding, device: str) -> Fi
             raise CannotFix("what its operands are computed from must be in float32, not they")
         if not operands:
             raise CannotFix("it has no tensor that could be cast")
-        first = operands[0]
+        first = _leaf(operands[0])
         return attempt("compute it in float32", UNSAFE, lambda: edits.replace(module, first, _float(module, first)))
     torch = edits.binding_of(module, "torch", at=statement)
     if torch is None or not isinstance(statement, _SIMPLE):
@@ -131,6 +131,16 @@ def _operation(module: Module, node: ast.expr) -> tuple[str, list[ast.expr]]:
         case ast.Call():
             return "", list(node.args)
     return "", []
+
+
+def _leaf(node: ast.expr) -> ast.expr:
+    """h of h * h: the first factor, from which on all of a product is in float32."""
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div):
+        first = node.right if _is_number(node.left) else node.left
+        if not isinstance(first, _TENSORS) or (first is node.right and isinstance(node.op, ast.Div)):
+            break
+        node = first
+    return node
 
 
 def _is_number(node: ast.expr) -> bool:
