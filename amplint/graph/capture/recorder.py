@@ -216,7 +216,7 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
             return self._placeholder(f"{kind[0]}_{name}", kind, value, name)
         storage = self._storage(value)
         for other, node in list(self._nodes.items()):
-            if storage is not None and self._storage(other) == storage and other.shape == value.shape:
+            if storage and node.meta.get("storage") == storage and other.shape == value.shape:
                 alias = self.graph.call_function(torch.ops.aten.detach.default, (node,))
                 alias.meta = self._described() | {"val": self._fake(value), "storage": storage}
                 return alias
