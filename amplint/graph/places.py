@@ -68,16 +68,17 @@ def innermost(frame: FrameType | None = None) -> Place | None:
 
 
 def _of_frame(frame: FrameType) -> Place:
-    return _of_code(frame.f_code, frame.f_lasti, frame.f_lineno)
+    return _of_code(frame.f_code, frame.f_code.co_filename, frame.f_lasti, frame.f_lineno)
 
 
 @cache
-def _of_code(code: CodeType, instruction: int, line: int) -> Place:
+def _of_code(code: CodeType, path: str, instruction: int, line: int) -> Place:
+    """`path` is the code's: code objects of two files are equal where their lines are."""
     row, end_row, column, end_column = next(islice(code.co_positions(), instruction // 2, None), (None,) * 4)
     if row is None or end_row is None or column is None or end_column is None:
-        return Place(code.co_filename, line, function=code.co_name)
-    start, end = (_points(code.co_filename, *one) for one in ((row, column), (end_row, end_column)))
-    return Place(code.co_filename, row, start + 1, end_row, end + 1, code.co_name)
+        return Place(path, line, function=code.co_name)
+    start, end = (_points(path, *one) for one in ((row, column), (end_row, end_column)))
+    return Place(path, row, start + 1, end_row, end + 1, code.co_name)
 
 
 def _points(path: str, row: int, column: int) -> int:

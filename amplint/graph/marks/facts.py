@@ -25,6 +25,7 @@ VIEWS = frozenset(
     "expand expand_as flatten unflatten movedim swapaxes slice select narrow chunk split split_with_sizes unbind "
     "repeat lift_fresh_copy lift_fresh getitem view_as ravel mT numpy_T dropout".split()
 )
+PARTS = frozenset("slice select narrow chunk split split_with_sizes unbind getitem".split())
 
 
 @dataclass
@@ -89,9 +90,11 @@ def gather(captured: Captured, ranges: dict[fx.Node, Range], calibration: Calibr
     return Facts(captured, ranges, calibration, [one for one in casts if one.dtype in HALVES])
 
 
-def origin(node: Any) -> Any:
-    """The node whose values a node has: through views and casts."""
+def origin(node: Any, whole: bool = False) -> Any:
+    """The node whose values a node has: through views and casts. `whole`: all of them, not through slices."""
     while isinstance(node, fx.Node) and node.op == "call_function":
+        if whole and (node.target is operator.getitem or name_of(node.target) in PARTS):
+            break
         if node.target is not operator.getitem and name_of(node.target) not in VIEWS:
             break
         if not node.args or not isinstance(node.args[0], fx.Node):

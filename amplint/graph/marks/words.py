@@ -59,14 +59,14 @@ def grown(node: fx.Node, facts: Facts) -> str:
             parts.append(f"a sum over {length} products")
         parts += [f"values up to {number(sizes[one])}" for one in given[:2] if one in sizes]
         parts += [f"weights up to {number(sizes[one])}" for one in weights[:1] if one in sizes]
-        if len(given) >= 2 and origin(given[0]) is origin(given[1]):
+        if len(given) >= 2 and origin(given[0], True) is origin(given[1], True):
             parts.append("a product with itself, whose diagonal is a sum of squares")
     elif called in SUMS and tensors:
         length = _reduced(node, tensors[0])
         parts += [f"a sum over {length} values"] if length > 1 and called != "mean" else []
         parts += [f"values up to {number(sizes[one])}" for one in tensors[:1] if one in sizes]
     elif called in ("mul", "square", "pow"):
-        same = len(tensors) == 2 and origin(tensors[0]) is origin(tensors[1])
+        same = len(tensors) == 2 and origin(tensors[0], True) is origin(tensors[1], True)
         if called != "mul" or same or len(node.all_input_nodes) == 1 == len(set(node.args[:2])):
             parts += [f"a power of values up to {number(sizes[one])}" for one in tensors[:1] if one in sizes]
         else:
@@ -126,7 +126,7 @@ def remedy(node: fx.Node, facts: Facts) -> str:
     called, dtype = name(node), dtype_name(facts.half(node) or facts.captured.precision.dtype)
     bf16 = "" if dtype == "bfloat16" else "; or train in bfloat16"
     given = [one for one in node.all_input_nodes if facts.captured.kinds.get(one.name) != "parameter"]
-    if called in PRODUCTS and len(given) >= 2 and origin(given[0]) is origin(given[1]):
+    if called in PRODUCTS and len(given) >= 2 and origin(given[0], True) is origin(given[1], True):
         return f"divide an operand by the number of terms before the product, or compute it in float32{bf16}"
     if called in PRODUCTS:
         return f"scale an operand before the product (q * scale @ k.T), or compute it in float32{bf16}"
