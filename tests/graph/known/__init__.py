@@ -1,4 +1,4 @@
-"""Defects that were reported in public, each rebuilt small in our own words beside its repair. `# !` ends the line of a
+"""Defects of public code, each rebuilt small in our own words beside its repair. `# !` ends the line of a
 bad model that must be marked; nothing of a good one may be."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Pair:
     bad: type[nn.Module]
     good: type[nn.Module]
     inputs: Callable[[], tuple[Any, ...]]
-    report: str  # where it was told
+    report: str  # where it was told; "": seen in much code
     static: bool = True  # seen without a run, too
 
 

@@ -22,7 +22,7 @@ class Heads(nn.Module):
         self.v = nn.Linear(self.size, self.size)
 
 
-# -- huggingface/transformers#17433, and any attention that divides too late ------------------------------------------
+# -- ultralytics/ultralytics#24990, pytorch/pytorch#119131: divided after the product ----------------------------------
 
 
 class ScaledLate(Heads):
@@ -43,7 +43,7 @@ class ScaledFirst(Heads):
         return scores.softmax(-1) @ v
 
 
-# -- pytorch/fairseq#692, huggingface/transformers#9484: a mask's constant --------------------------------------------
+# -- NVIDIA/apex#1052, unit8co/darts#3087: a mask's constant -----------------------------------------------------------
 
 
 class MaskOfBillions(Heads):
@@ -60,7 +60,7 @@ class MaskOfItsDtype(Heads):
         return scores.softmax(-1) @ self.v(x)
 
 
-# -- huggingface/transformers#14859: the minimum of another dtype -----------------------------------------------------
+# -- huggingface/transformers#17306: masks that are added; here the minimum of another dtype ---------------------------
 
 
 class AdditiveMask(Heads):
@@ -77,7 +77,7 @@ class AdditiveMaskOfItsDtype(Heads):
         return (scores + hidden).softmax(-1) @ self.v(x)
 
 
-# -- huggingface/transformers#17937: where with a float32 constant ----------------------------------------------------
+# -- google/flax#1527: a selection with a constant ---------------------------------------------------------------------
 
 
 class WhereMask(Heads):
@@ -117,7 +117,7 @@ class LinearAttentionOfMeans(Heads):
         return out / (out.sum(-1, keepdim=True) + 1e-6)
 
 
-# -- openai/CLIP#83: a learned temperature, and features that nothing has normalised ----------------------------------
+# -- a learned temperature, and features that nothing has normalised ---------------------------------------------------
 
 
 class Contrast(nn.Module):
@@ -138,7 +138,7 @@ class NormalisedContrast(Contrast):
         return self.logit_scale.exp() * a @ b.t()
 
 
-# -- google/mesh: the router's z loss, squared by hand ----------------------------------------------------------------
+# -- databricks/megablocks#91: a router in half, its z loss squared by hand --------------------------------------------
 
 
 class Router(nn.Module):
@@ -172,11 +172,27 @@ def _two() -> tuple[Any, ...]:
 
 
 PAIRS = [
-    Pair("attention scaled late", "AMP451", ScaledLate, ScaledFirst, normal(4, 64, 64), "transformers#17433"),
-    Pair("mask of -1e9", "AMP451", MaskOfBillions, MaskOfItsDtype, _masked, "fairseq#692"),
-    Pair("finfo(float32).min, added", "AMP451", AdditiveMask, AdditiveMaskOfItsDtype, _masked, "transformers#14859"),
-    Pair("where with -1e10", "AMP451", WhereMask, WhereInfinity, _masked, "transformers#17937"),
-    Pair("linear attention", "AMP451", LinearAttention, LinearAttentionOfMeans, normal(1, 2048, 64), "efficientvit#15"),
-    Pair("logit scale of 100", "AMP451", Contrast, NormalisedContrast, _two, "CLIP#83"),
-    Pair("router z loss", "AMP451", Router, RouterInFloat32, normal(64, 64), "ST-MoE, appendix"),
+    Pair(
+        "attention scaled late", "AMP451", ScaledLate, ScaledFirst, normal(4, 64, 64), "ultralytics/ultralytics#24990"
+    ),
+    Pair("mask of -1e9", "AMP451", MaskOfBillions, MaskOfItsDtype, _masked, "NVIDIA/apex#1052"),
+    Pair(
+        "finfo(float32).min, added",
+        "AMP451",
+        AdditiveMask,
+        AdditiveMaskOfItsDtype,
+        _masked,
+        "huggingface/transformers#17306",
+    ),
+    Pair("where with -1e10", "AMP451", WhereMask, WhereInfinity, _masked, "google/flax#1527"),
+    Pair(
+        "linear attention",
+        "AMP451",
+        LinearAttention,
+        LinearAttentionOfMeans,
+        normal(1, 2048, 64),
+        "mit-han-lab/efficientvit#15",
+    ),
+    Pair("logit scale of 100", "AMP451", Contrast, NormalisedContrast, _two, ""),
+    Pair("router z loss", "AMP451", Router, RouterInFloat32, normal(64, 64), "databricks/megablocks#91"),
 ]

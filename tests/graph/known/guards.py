@@ -106,7 +106,7 @@ class EntropyOfLogits(Scores):
         return -(logs.exp() * logs).sum(-1)
 
 
-# -- Gumbel noise by hand: rand_like of half scores -------------------------------------------------------------------
+# -- pytorch/pytorch#41663, #34372: Gumbel noise by hand, from half random numbers -------------------------------------
 
 
 class Gumbel(Scores):
@@ -125,7 +125,7 @@ class GumbelInFloat32(Scores):
         return (s + noise).softmax(-1)
 
 
-# -- log(sigmoid(x)) --------------------------------------------------------------------------------------------------
+# -- xingyizhou/CenterNet#121: log(sigmoid(x)) -------------------------------------------------------------------------
 
 
 class LogOfSigmoid(WideScores):
@@ -139,7 +139,7 @@ class LogSigmoid(WideScores):
         return -F.logsigmoid(self.body(x)).mean()
 
 
-# -- open-mmlab/mmcv#1488, xingyizhou/CenterNet#121: focal loss -------------------------------------------------------
+# -- open-mmlab/mmcv#1488: focal loss ----------------------------------------------------------------------------------
 
 
 class Focal(Scores):
@@ -173,7 +173,7 @@ class BoundedInFloat32(Scores):
         return -torch.log(1 - p).mean()
 
 
-# -- x * rsqrt(v + 1e-12) ---------------------------------------------------------------------------------------------
+# -- deepspeedai/DeepSpeed#581: x * rsqrt(v + 1e-12) -------------------------------------------------------------------
 
 
 class InverseRoot(Scores):
@@ -190,7 +190,7 @@ class InverseRootInFloat32(Scores):
         return h * torch.rsqrt(v + 1e-12)
 
 
-# -- Charbonnier's loss: the gradient of a root at zero ---------------------------------------------------------------
+# -- ronghuaiyang/arcface-pytorch#91: the gradient of a root at zero; here Charbonnier's loss --------------------------
 
 
 class Charbonnier(Scores):
@@ -217,10 +217,10 @@ PAIRS = [
     Pair("cosine, eps 1e-8", "AMP452", Cosine, CosineByTorch, _two, "kornia/kornia#4021"),
     Pair("capsule squash, eps 1e-9", "AMP452", Squash, SquashInFloat32, ROWS, ""),
     Pair("entropy, eps 1e-12", "AMP452", Entropy, EntropyOfLogits, ROWS, "rwightman/efficientdet-pytorch#291"),
-    Pair("Gumbel noise, eps 1e-10", "AMP452", Gumbel, GumbelInFloat32, ROWS, ""),
+    Pair("Gumbel noise, eps 1e-10", "AMP452", Gumbel, GumbelInFloat32, ROWS, "pytorch/pytorch#41663"),
     Pair("log of sigmoid", "AMP452", LogOfSigmoid, LogSigmoid, ROWS, "xingyizhou/CenterNet#121"),
     Pair("focal loss", "AMP453", Focal, FocalOfLogits, ROWS, "open-mmlab/mmcv#1488"),
     Pair("clamp to 1 - 1e-6", "AMP453", Bounded, BoundedInFloat32, ROWS, "fastino-ai/GLiNER2#155"),
-    Pair("rsqrt, eps 1e-12", "AMP452", InverseRoot, InverseRootInFloat32, ROWS, "kornia/kornia#3966"),
-    Pair("Charbonnier, eps 1e-9", "AMP452", Charbonnier, CharbonnierInFloat32, ROWS, ""),
+    Pair("rsqrt, eps 1e-12", "AMP452", InverseRoot, InverseRootInFloat32, ROWS, "deepspeedai/DeepSpeed#581"),
+    Pair("Charbonnier, eps 1e-9", "AMP452", Charbonnier, CharbonnierInFloat32, ROWS, "ronghuaiyang/arcface-pytorch#91"),
 ]

@@ -6,7 +6,7 @@ import torch
 from graph.known import Pair, normal, wide
 from torch import Tensor, nn
 
-# -- pytorch/pytorch#133085, #66707: the square of an activation in half ----------------------------------------------
+# -- pytorch/pytorch#133085: the square of an activation in half -------------------------------------------------------
 
 
 class RmsNorm(nn.Module):
@@ -28,7 +28,7 @@ class RmsNormInFloat32(RmsNorm):
         return self.head(h * scale * self.weight)
 
 
-# -- group normalisation by var(), which autocast leaves in half ------------------------------------------------------
+# -- tensorflow/tensorflow#47156: a normalisation by var(), which autocast leaves in half ------------------------------
 
 
 class GroupNormByHand(nn.Module):
@@ -51,7 +51,7 @@ class GroupNormOfFloat32(GroupNormByHand):
         return ((h - mean) / torch.sqrt(var + 1e-5)).flatten(1, 2)
 
 
-# -- the variance as E[x²] - E[x]² ------------------------------------------------------------------------------------
+# -- tenstorrent/tt-metal#45968: the variance as E[x²] - E[x]² ---------------------------------------------------------
 
 
 class VarianceOfMoments(nn.Module):
@@ -136,9 +136,16 @@ PAIRS = [
         GroupNormByHand,
         GroupNormOfFloat32,
         normal(2, 3, 16, 16),
-        "pytorch/pytorch#66707",
+        "tensorflow/tensorflow#47156",
     ),
-    Pair("E[x²] - E[x]²", "AMP453", VarianceOfMoments, VarianceOfDifferences, normal(16, 64), ""),
+    Pair(
+        "E[x²] - E[x]²",
+        "AMP453",
+        VarianceOfMoments,
+        VarianceOfDifferences,
+        normal(16, 64),
+        "tenstorrent/tt-metal#45968",
+    ),
     Pair("sum in a loop", "AMP453", LoopSum, LoopSumInFloat32, normal(4, 100, 16), ""),
     Pair("running product", "AMP452", RunningProduct, RunningProductInFloat32, normal(4, 24, 16, std=0.3), ""),
 ]

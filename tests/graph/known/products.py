@@ -7,7 +7,7 @@ from graph.known import Pair, normal, wide
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# -- huggingface/transformers#4586, #9295: T5's and mT5's feed-forward ------------------------------------------------
+# -- huggingface/transformers#5651, #9295: T5's and mT5's feed-forward -------------------------------------------------
 
 
 class GatedFeedForward(nn.Module):
@@ -31,7 +31,7 @@ class GatedFeedForwardInFloat32(GatedFeedForward):
             return x + self.down(h.float())
 
 
-# -- the Gram matrix of pytorch/tutorials' style transfer: divided after the product ----------------------------------
+# -- NVIDIA/apex#402: the Gram matrix of a style loss, divided after the product ---------------------------------------
 
 
 class Style(nn.Module):
@@ -51,7 +51,7 @@ class StyleDividedFirst(Style):
         return (f / (f.shape[1] * f.shape[2])) @ f.transpose(1, 2)
 
 
-# -- a VAE's decoder that was trained in float32 (SDXL's: huggingface/diffusers#4310) ---------------------------------
+# -- a VAE's decoder that was trained in float32: SDXL's, cumulo-autumn/StreamDiffusion#114 ----------------------------
 
 
 class Decoder(nn.Module):
@@ -75,7 +75,7 @@ class DecoderInFloat32(Decoder):
         return self.last(F.silu(self.norm(h)))
 
 
-# -- a feature's energy by einsum, not by its mean --------------------------------------------------------------------
+# -- open-mmlab/mmdetection#11559: a long sum by einsum, here a feature's energy ---------------------------------------
 
 
 class Energy(nn.Module):
@@ -111,7 +111,7 @@ class MeanPenalty(Penalty):
         return 1e-4 * self.body(x).pow(2).mean()
 
 
-# -- bilinear pooling (compact_bilinear_pooling and its kin): a sum over places ---------------------------------------
+# -- bilinear pooling: a sum over places -------------------------------------------------------------------------------
 
 
 class Bilinear(nn.Module):
@@ -132,7 +132,7 @@ class BilinearOfMeans(Bilinear):
         return F.normalize((pooled.abs() + 1e-5).sqrt() * pooled.sign())
 
 
-# -- pairwise distances by |x|² + |y|² - 2xy (pytorch/pytorch#57690) --------------------------------------------------
+# -- Lightning-AI/torchmetrics#1380: pairwise distances, here by |x|² + |y|² - 2xy -------------------------------------
 
 
 class Distances(nn.Module):
@@ -151,7 +151,7 @@ class DistancesByTorch(Distances):
         return torch.cdist(self.body(x), self.body(y)).square()
 
 
-# -- activations that are powers: GELU's cube by hand (NVIDIA/apex#134), squared ReLU ---------------------------------
+# -- activations that are powers: GELU's cube by hand, squared ReLU ----------------------------------------------------
 
 
 class Cube(nn.Module):
@@ -235,16 +235,21 @@ def _two() -> tuple[Tensor, Tensor]:
 
 PAIRS = [
     Pair(
-        "T5 feed-forward", "AMP451", GatedFeedForward, GatedFeedForwardInFloat32, normal(4, 32, 64), "transformers#4586"
+        "T5 feed-forward",
+        "AMP451",
+        GatedFeedForward,
+        GatedFeedForwardInFloat32,
+        normal(4, 32, 64),
+        "huggingface/transformers#5651",
     ),
-    Pair("Gram matrix", "AMP451", Style, StyleDividedFirst, normal(2, 3, 64, 64), "pytorch/tutorials"),
-    Pair("VAE decoder", "AMP451", Decoder, DecoderInFloat32, normal(2, 4, 16, 16), "diffusers#4310"),
-    Pair("energy by einsum", "AMP451", Energy, EnergyInFloat32, normal(16, 64), "pytorch#40497"),
-    Pair("L2 penalty", "AMP451", Penalty, MeanPenalty, normal(16, 64), "NVIDIA/apex#318"),
-    Pair("bilinear pooling", "AMP451", Bilinear, BilinearOfMeans, normal(2, 8, 48, 48), "fast-MPN-COV#21"),
-    Pair("distance matrix", "AMP451", Distances, DistancesByTorch, _two, "pytorch#57690"),
-    Pair("cube by hand", "AMP451", Cube, CubeInFloat32, normal(32, 64), "NVIDIA/apex#134"),
-    Pair("squared ReLU", "AMP451", SquaredRelu, SquaredReluInFloat32, normal(32, 64), "Primer"),
-    Pair("embedding times sqrt(d)", "AMP451", ScaledEmbedding, NormedEmbedding, _ids, "transformers#24596"),
-    Pair("sum pooling", "AMP451", SumPool, MeanPool, normal(2, 8, 64, 64), "pytorch#65432"),
+    Pair("Gram matrix", "AMP451", Style, StyleDividedFirst, normal(2, 3, 64, 64), "NVIDIA/apex#402"),
+    Pair("VAE decoder", "AMP451", Decoder, DecoderInFloat32, normal(2, 4, 16, 16), "cumulo-autumn/StreamDiffusion#114"),
+    Pair("energy by einsum", "AMP451", Energy, EnergyInFloat32, normal(16, 64), "open-mmlab/mmdetection#11559"),
+    Pair("L2 penalty", "AMP451", Penalty, MeanPenalty, normal(16, 64), ""),
+    Pair("bilinear pooling", "AMP451", Bilinear, BilinearOfMeans, normal(2, 8, 48, 48), ""),
+    Pair("distance matrix", "AMP451", Distances, DistancesByTorch, _two, "Lightning-AI/torchmetrics#1380"),
+    Pair("cube by hand", "AMP451", Cube, CubeInFloat32, normal(32, 64), ""),
+    Pair("squared ReLU", "AMP451", SquaredRelu, SquaredReluInFloat32, normal(32, 64), ""),
+    Pair("embedding times sqrt(d)", "AMP451", ScaledEmbedding, NormedEmbedding, _ids, ""),
+    Pair("sum pooling", "AMP451", SumPool, MeanPool, normal(2, 8, 64, 64), ""),
 ]
