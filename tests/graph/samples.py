@@ -281,6 +281,10 @@ SAMPLES |= {
         s(aten.matmul.default, n(16, 64, mean=2.0), n(64, 8)),
         s(aten.matmul.default, w(8, 8), n(4, 8, 6)),
     ],
+    "_grouped_mm": [
+        s(aten._grouped_mm.default, n(16, 32), matrices, Given("offsets", (4,), 4))
+        for matrices in (w(4, 32, 16), n(4, 32, 16, mean=1.0))
+    ],
     "mm": [s(aten.mm.default, X, n(64, 16))],
     "bmm": [s(aten.bmm.default, n(4, 16, 32), n(4, 32, 8))],
     "mv": [s(aten.mv.default, X, n(64), bits=1.2)],
@@ -386,6 +390,8 @@ SAMPLES |= {
     "searchsorted": [s(aten.searchsorted.Tensor, w(8), X, bits=None)],
     "bucketize": [s(aten.bucketize.Tensor, X, w(8), bits=None)],
     "multinomial": [s(aten.multinomial.default, POSITIVE, 3, bits=None)],
+    "histc": [s(aten.histc.default, X, 10, -6, 6, bits=None)],
+    "bincount": [s(aten.bincount.default, i(0, 5, 64), bits=None)],
     "sort": [s(aten.sort.default, X, 1)],
     "topk": [s(aten.topk.default, X, 5, 1)],
     "msort": [s(aten.msort.default, X)],
@@ -581,6 +587,8 @@ def draw(given: Given, generator: torch.Generator) -> torch.Tensor:
             return value.abs() if given.a > 1 else value
         case "uniform":
             return given.a + (given.b - given.a) * torch.rand(shape, generator=generator)
+        case "offsets":
+            return torch.arange(1, shape[0] + 1, dtype=torch.int32) * int(given.a)
         case "integer":
             return torch.randint(int(given.a), int(given.b), shape, generator=generator)
         case _:

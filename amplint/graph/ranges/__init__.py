@@ -119,8 +119,10 @@ class _State:
                 self.now[other] = _union(held, box)
         for other, held in self.now.items():  # functions of what was overwritten are no longer functions of it
             if isinstance(held, Box) and (held.of is not None or held.form is not None):
-                self.now[other] = replace(held, of=None, form=None)
-        self.same = {}
+                named = (held.of[0] if held.of else None, *(held.form or ()))
+                if any(isinstance(one, fx.Node) and one in shared for one in named):
+                    self.now[other] = replace(held, of=None, form=None)
+        self.same = {one: at for one, at in self.same.items() if one not in shared and at not in shared}
 
 
 def _union(held: Box, written: Box) -> Box:

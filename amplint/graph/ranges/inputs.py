@@ -38,7 +38,8 @@ def held(node: fx.Node, value: Tensor) -> Box:
     names = {name_of(user.target) for user in node.users}
     if value.numel() > 4096 and value.is_floating_point() and names <= _WHOLE:
         low, high = torch.aminmax(value)
-        var, mean = torch.var_mean(value.flatten(), 0, correction=0)
+        mean = value.mean().double()
+        var = torch.linalg.vector_norm(value).double() ** 2 / value.numel() - mean**2
         infinite = not bool(torch.isfinite(low) & torch.isfinite(high))
         return make(tuple(value.shape), low, high, mean, var, low, high, exact=value, infinite=infinite)
     return of_tensor(value)

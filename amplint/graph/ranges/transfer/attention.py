@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amplint.graph.ranges.domain import Box, make, merge, normal_max
+from amplint.graph.ranges.domain import MASK, Box, make, merge, normal_max
 from amplint.graph.ranges.transfer.contract import shifted
 from amplint.graph.ranges.transfer.contraction import margin
 from amplint.graph.ranges.transfer.table import Call, transfer
@@ -21,7 +21,7 @@ def _attention(call: Call) -> Any:
     length, width = k.shape[-2], q.shape[-1]
     scale = float(call.get("scale", 1 / math.sqrt(width)))
     logits = width * float(q.square.mean()) * float(k.square.mean()) * scale**2
-    shown = 0.5 if call.get("is_causal", False) else 1.0
+    shown, fewest = (0.5, 1.0) if call.get("is_causal", False) else (1.0, float(length))
     if mask is not None:
         held = call.of(mask)
         if mask.meta["val"].dtype == torch.bool:
@@ -29,6 +29,7 @@ def _attention(call: Call) -> Any:
         else:
             shown = 1 - held.masked
             logits += float((held.square.mean() - held.mean.mean() ** 2).nan_to_num(0.0))
+        fewest = _fewest(held) if shown < 0.99 else fewest
     shown = max(shown, 1 / length)
     weight = _concentration(logits, max(length * shown, 1.0))
     drop = float(call.get("dropout_p", 0.0))
@@ -37,11 +38,10 @@ def _attention(call: Call) -> Any:
     slack = 1 + margin(length, call.half) + 1e-3
     low, high = v.low.clamp_max(0) * factor * slack, v.high.clamp_min(0) * factor * slack
     var = v.var * weight * factor
-    spread = normal_max(math.prod(call.shape)) * v.var.sqrt()  # the first token of a causal mask sees itself alone
+    size = math.prod(call.shape)  # the row that sees the fewest (the first of a causal mask: itself), beside all rows
+    alone = normal_max(size // max(q.shape[-2], 1)) * (v.var * _concentration(logits, fewest)).sqrt()
+    spread = torch.maximum(alone, normal_max(size) * var.sqrt())
     bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
-    if shown > 0.99:
-        spread = normal_max(math.prod(call.shape)) * var.sqrt()
-        bottom, top = torch.maximum(v.mean - spread, v.bottom), torch.minimum(v.mean + spread, v.top)
     rank = len(call.shape)
     parts = [one.reshape(*[1] * (rank - one.ndim), *one.shape) for one in (low, high, v.mean, var, bottom, top)]
     result = make(call.shape, *parts)
@@ -49,6 +49,14 @@ def _attention(call: Call) -> Any:
         return result
     rest = [make(tuple(one.shape), -math.inf, math.inf) for one in call.vals[1:] if isinstance(one, Tensor)]
     return (result, *rest)
+
+
+def _fewest(mask: Box) -> float:
+    """The fewest elements that a row of a mask shows."""
+    if mask.exact is None:
+        return 1.0
+    shown = mask.exact if mask.exact.dtype == torch.bool else mask.exact > MASK
+    return max(float(shown.sum(-1).min()), 1.0)
 
 
 def _concentration(logits: float, length: float) -> float:

@@ -15,36 +15,37 @@ from amplint.graph.ranges.transfer.table import Call, transfer
 from amplint.graph.ranges.transfer.view import moved
 
 
-def rows(weight: Tensor, vectors: Tensor) -> Tensor:
-    """weight (O, K) times vectors (K, n) in the weight's precision, whatever the vectors' size."""
-    scale = vectors.abs().amax(0).clamp(1e-300, LARGE)
-    return (weight @ (vectors / scale).to(weight.dtype)).double() * scale
+def rows(weight: Tensor, vectors: list[Tensor]) -> list[Tensor]:
+    """weight (G, O/G, K) times each vector (G, K), in the weight's precision whatever the vectors' size: (O) each."""
+    columns = torch.stack(vectors, -1)
+    scale = columns.abs().amax(1, keepdim=True).clamp(1e-300, LARGE)
+    result = (weight @ (columns / scale).to(weight.dtype)).double() * scale
+    return list(result.flatten(0, 1).unbind(-1))
 
 
-def affine(call: Call, weight: Tensor, bias: Tensor | None, box: Box, taps: int, size: int) -> tuple[Any, ...]:
-    """Low, high, mean, variance and extremes (each of length O) of weight (O, K, taps) · x + bias, where x has cells by
-    K (size 1 or K)."""
+def affine(
+    call: Call, weight: Tensor, bias: Tensor | None, box: Box, taps: int, size: int, groups: int = 1
+) -> list[Tensor]:
+    """Low, high, mean, variance and extremes (each of length O) of weight (O, K, taps) · x + bias, x with one cell
+    or groups · K."""
     weight = weight.detach()
     weight = weight.float() if weight.dtype != torch.float64 else weight
     length = weight.shape[1] * taps
-    flat = weight if weight.ndim == 2 else None
-    signed = weight.sum(2) if flat is None else flat
-    size_of = weight.abs().sum(2) if flat is None else flat.abs()
-    squares = (weight * weight).sum(2) if flat is None else flat * flat
+    parts = [weight, weight.abs(), weight * weight]
+    parts = [one.sum(2) if weight.ndim == 3 else one for one in parts]
     cells = box.cells.reshape(6, -1)
     if cells.shape[1] == 1:
-        signed, size_of, squares = (one.sum(1, keepdim=True) for one in (signed, size_of, squares))
-    centre = (cells[0].clamp(-LARGE, LARGE) + cells[1].clamp(-LARGE, LARGE)) / 2
-    radius = (cells[1].clamp(-LARGE, LARGE) - cells[0].clamp(-LARGE, LARGE)) / 2
-    first = rows(signed, torch.stack([centre, cells[2]], 1)) if flat is not None or cells.shape[1] == 1 else None
-    if first is None:
-        # x differs from tap to tap: the centre counts with the signed sum, the radius with the absolute one
-        first = rows(signed, torch.stack([centre, cells[2]], 1))
-    second = rows(size_of, torch.stack([radius, centre.abs() + radius, torch.ones_like(radius)], 1))
-    third = rows(squares, torch.stack([cells[3], cells[3] + cells[2] ** 2], 1))
-    slack = second[:, 1] * margin(length, call.half) + (2.0**-24 * (second[:, 2] + length) if call.half else 0.0)
-    reach = second[:, 0] + slack
-    low, high, mean, var = first[:, 0] - reach, first[:, 0] + reach, first[:, 1], third[:, 0]
+        parts = [one.sum(1, keepdim=True) for one in parts]
+        groups = 1
+    signed, absolute, squares = (one.reshape(groups, -1, one.shape[1]) for one in parts)
+    cells = cells.reshape(6, groups, -1)
+    low, high = cells[0].clamp(-LARGE, LARGE), cells[1].clamp(-LARGE, LARGE)
+    centre, radius = (low + high) / 2, (high - low) / 2
+    middle, mean = rows(signed, [centre, cells[2]])
+    reach, most, norm = rows(absolute, [radius, centre.abs() + radius, torch.ones_like(radius)])
+    (var,) = rows(squares, [cells[3]])
+    reach = reach + most * margin(length, call.half) + (2.0**-24 * (norm + length) if call.half else 0.0)
+    low, high = middle - reach, middle + reach
     if bias is not None:
         shift = bias.detach().double()
         slack = shift.abs() * (4 * FP32 + 2 * call.half)
@@ -52,7 +53,7 @@ def affine(call: Call, weight: Tensor, bias: Tensor | None, box: Box, taps: int,
     spread = normal_max(size) * var.sqrt()
     lone = _lone(box, weight, cells)
     spread = torch.maximum(spread, lone) if lone is not None else spread
-    return low, high, mean, var, mean - spread, mean + spread, third[:, 1]
+    return [low, high, mean, var, mean - spread, mean + spread]
 
 
 def _lone(box: Box, weight: Tensor, cells: Tensor) -> Tensor | None:
@@ -91,7 +92,7 @@ def linear(call: Call, box: Box, weight_node: Any, bias_node: Any, transposed: b
     rank = len(box.shape)
     box = merge(box, list(range(rank - 1)))
     size = math.prod(call.shape)
-    low, high, mean, var, bottom, top, _ = affine(call, weight, known, box, 1, size)
+    low, high, mean, var, bottom, top = affine(call, weight, known, box, 1, size)
     why = blame(box, weight, weight.shape[1], float(torch.maximum(top.max(), -bottom.min())))
     return make(call.shape, low, high, mean, var, bottom, top, why=why)
 
@@ -129,9 +130,7 @@ def _conv(call: Call) -> Box:
     )
     known = bias.exact if bias is not None else None
     if weight is None or (bias is not None and known is None):
-        outputs, inputs = (
-            (held.shape[0], held.shape[1]) if not back else (held.shape[1] * groups, held.shape[0] // groups)
-        )
+        inputs = held.shape[1] if not back else held.shape[0] // groups
         result = _unknown_weight(call, box, held, inputs * taps)
         if bias is None:
             return result
@@ -146,27 +145,19 @@ def _conv(call: Call) -> Box:
             .transpose(1, 2)
             .reshape(groups * out, whole // groups, taps)
         )
-    results: list[list[Tensor]] = []
     size = math.prod(call.shape)
-    inputs, outputs = flat.shape[1], flat.shape[0] // groups
-    if groups == 1 or box.cells[0].numel() == 1:
-        parts: Any = list(affine(call, flat, known, box, taps, size))
-    elif inputs == 1:
+    inputs = flat.shape[1]
+    if groups > 1 and inputs == 1 and box.cells[0].numel() > 1:
         parts = _depthwise(call, flat, known, box, taps, size, groups)
     else:
-        for group in range(groups):
-            cells = box.cells.narrow(1 + at, group * inputs, inputs)
-            part = flat[group * outputs : (group + 1) * outputs]
-            own = known[group * outputs : (group + 1) * outputs] if known is not None else None
-            results.append(list(affine(call, part, own, replace(box, cells=cells), taps, size)))
-        parts = [torch.cat(column) for column in zip(*results, strict=True)]
+        parts = affine(call, flat, known, box, taps, size, groups)
     if back:
         parts[3] = parts[3] * used
         mean = parts[2] if known is None else parts[2] - known.double()
         parts[2] = mean * used + (known.double() if known is not None else 0)
         spread = normal_max(size) * parts[3].sqrt()
         parts[4], parts[5] = parts[2] - spread, parts[2] + spread
-    parts = [part.reshape(-1, *[1] * rank) for part in parts[:6]]
+    parts = [part.reshape(-1, *[1] * rank) for part in parts]
     why = blame(box, flat, inputs * taps, float(torch.maximum(parts[5].max(), -parts[4].min())))
     return make(call.shape, *parts, why=why)
 
@@ -278,6 +269,28 @@ def hull(call: Call, result: Box, b: Box, factor: float, lone: float) -> Box:
         torch.maximum(torch.minimum(cells[4], cells[2] - deviation), bottom),
         torch.minimum(torch.maximum(cells[5], cells[2] + deviation), top),
     )
+
+
+@transfer("_grouped_mm")
+def _grouped(call: Call) -> Box:
+    """Rows (S, K), each times one of the matrices (E, K, N): what any of them gives. Mixtures of experts."""
+    names = list(call.arguments)
+    box, held = call.box(names[0]), call.box(names[1])
+    weight = held.exact
+    if len(held.shape) != 3 or len(box.shape) != 2 or "bias" in call:
+        raise LookupError("groups along another dimension")
+    if weight is None:
+        one = moved(merge(held, [0]), held.shape[1:], lambda cells: cells.squeeze(1))
+        return contraction(call, box, one, "sk", "kn", "sn")
+    experts, length, width = weight.shape
+    flat = weight.transpose(1, 2).reshape(experts * width, length)
+    parts = affine(call, flat, None, merge(box, [0]), 1, math.prod(call.shape))
+    low, high, mean, var, bottom, top = (part.reshape(experts, width) for part in parts)
+    centre = mean.mean(0)
+    var = (var + mean**2).mean(0) - centre**2
+    why = blame(box, flat, length, float(torch.maximum(top.max(), -bottom.min())))
+    ends = low.amin(0), high.amax(0), centre, var, bottom.amin(0), top.amax(0)
+    return make(call.shape, *(one.reshape(1, -1) for one in ends), why=why)
 
 
 @transfer("baddbmm addmv")

@@ -107,6 +107,13 @@ def _places(call: Call) -> Box:
     return make(call.shape, 0, max(length - 1, 0), (length - 1) / 2, length**2 / 12, 0, length - 1, zero=True)
 
 
+@transfer("histc bincount")
+def _counts(call: Call) -> Box:
+    size = max(call.box("self").size, 1)
+    mean = size / max(math.prod(call.shape), 1)
+    return make(call.shape, 0, size, mean, mean, zero=True)
+
+
 @transfer("sort topk msort")
 def _sorted(call: Call) -> Any:
     box = call.box("self")

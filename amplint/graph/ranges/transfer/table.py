@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from amplint.graph.ranges.domain import Box, number, of_tensor
 
+ALIASES = {"transformers.grouped_mm_fallback": "_grouped_mm"}  # the same by another library's name
 HALVES = (torch.float16, torch.bfloat16)
 Transfer = Callable[["Call"], Any]  # gives a Box, or a tuple of them for an operation with several results
 TABLE: dict[str, Transfer] = {}
@@ -38,7 +39,7 @@ def name_of(target: Any) -> str:
         return getattr(target, "__name__", str(target))
     space, _, name = target._schema.name.partition("::")
     if space != "aten":
-        return f"{space}.{name}"
+        return ALIASES.get(f"{space}.{name}", f"{space}.{name}")
     if name not in TABLE and name.endswith("_") and not name.startswith("__"):
         return name[:-1]
     return name
