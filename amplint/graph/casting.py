@@ -225,40 +225,43 @@ _found: dict[tuple[Any, ...], tuple[torch.dtype, ...]] = {}
 
 
 def _inside(node: fx.Node, precision: Precision) -> tuple[torch.dtype, ...]:
-    """The dtypes that autocast casts to inside of an operation that is on no list, but consists of some that are."""
+    """For an operation that is on no list, but consists of some that are: the dtypes of what autocast changes in it."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable or target in _PLAIN:
         return ()
     if not torch._C._dispatch_has_kernel_for_dispatch_key(name_of(node), "CompositeImplicitAutograd"):
         return ()
-    key = (target, precision.dtype, *(dtype_of(one) for one in node.all_input_nodes))
+    given = fx.map_arg((node.args, node.kwargs), lambda one: str(dtype_of(one)))
+    key = (target, precision.dtype, str(given))
     if key not in _found:
-        _found[key] = _casts_of(node, precision)
+        _found[key] = _changed(node, precision)
     return _found[key]
 
 
-def _casts_of(node: fx.Node, precision: Precision) -> tuple[torch.dtype, ...]:
+def _changed(node: fx.Node, precision: Precision) -> tuple[torch.dtype, ...]:
+    """The dtypes of what runs under autocast and not without, on fake tensors."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
-    counts = []
+    ran = []
     for enabled in (True, False):
-        with policy.cuda_policy(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled), _Copies() as copies:
+        with policy.cuda_policy(), torch.autocast("cpu", dtype=precision.dtype, enabled=enabled), _Ran() as here:
             try:
                 node.target(*args, **kwargs)  # type: ignore[operator]
             except Exception:  # whatever torch raises: on fake tensors, or where dtypes do not fit without autocast
                 if enabled:
                     return ()
-        counts.append(copies.counter)
-    return tuple((counts[0] - counts[1]).elements())
+        ran.append(here.counter)
+    return tuple({dtype for _, dtype in ran[0] - ran[1] if dtype is not None})
 
 
-class _Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the casts that run, by what they cast to."""
+class _Ran(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what runs: operations, and the dtypes of their results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counter: Counter[torch.dtype] = Counter()
+        self.counter: Counter[tuple[Any, torch.dtype | None]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten._to_copy.default and (kwargs or {}).get("dtype") in (torch.float32, *policy.HALVES):
-            self.counter[kwargs["dtype"]] += 1
-        return func(*args, **(kwargs or {}))
+        value = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(value):
+            self.counter[func, getattr(one, "dtype", None)] += 1
+        return value

@@ -100,37 +100,32 @@ class Draft:
 
 def fix(module: Module, settings: Settings, options: dict[str, Any]) -> Result:
     """Apply the safe fixes, then instrument what runs in full precision; nothing is converted in part."""
-    result = fix_all([module], settings, options)[0]
+    (result,) = fix_all([module], settings, options)
     assert result is not None
     return result
 
 
 def fix_all(
-    modules: Sequence[Module],
-    settings: Settings,
-    options: dict[str, Any],
-    guard: Guard[Any] = lambda _, work: work(),
+    modules: Sequence[Module], settings: Settings, options: dict[str, Any], guard: Guard[Any] = lambda _, work: work()
 ) -> list[Result | None]:
-    """The same for files that were named together: where a step in one needs changes in others, they are made in all
-    of them, or in none. `guard` does the work for a file, and returns None where that cannot be done. Scripts that use
-    apex.amp are migrated first."""
+    """The same for files that were named together: where a step in one needs changes in others, they are made in all or
+    in none. `guard` does a file's work, and returns None where that cannot be done. apex.amp is migrated first."""
     dtype = options["dtype"]
-    foreign = {module: Result(module.text, []) for module in modules if module.is_foreign}
-    if foreign:
-        ours = [module for module in modules if module not in foreign]
-        results = dict(zip(ours, fix_all(ours, settings, options, guard), strict=True))
-        return [foreign.get(one) or results.get(one) for one in modules]
+    ours = [module for module in modules if not module.is_foreign]
+    if len(ours) < len(modules):
+        results = iter(fix_all(ours, settings, options, guard))
+        return [Result(one.text) if one.is_foreign else next(results) for one in modules]
     moved = migrated(modules, lambda one: asked(settings, one.path, options, dtype)[0], guard, dtype)
     rest = [one for one in modules if one not in moved or ((done := moved[one]) is not None and not done.refused)]
     now = [moved[one].module if one in moved else one for one in rest]  # type: ignore[union-attr]
     words = {one.module.path: one.words for one in moved.values() if one is not None}
-    results = dict(zip(rest, _instrument(now, settings, {**options, "migrated": words}, guard), strict=True))
+    outcomes = dict(zip(rest, _instrument(now, settings, {**options, "migrated": words}, guard), strict=True))
     for module, outcome in moved.items():
         if outcome is not None and outcome.refused:
             rows = sorted({module.range(place).start.row for place in outcome.places})
             said = f"refused: {outcome.refused}; {outcome.refused.advice}"
-            results[module] = Result(module.text, [f"{module.path}:{row}: {said}" for row in rows], refused=True)
-    return [results.get(one) for one in modules]
+            outcomes[module] = Result(module.text, [f"{module.path}:{row}: {said}" for row in rows], refused=True)
+    return [outcomes.get(one) for one in modules]
 
 
 def _instrument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from amplint.source.values import Choice, Items, Many, Mapping, Question, Sym, Value
+from amplint.source.values import Choice, Const, Items, Many, Mapping, Question, Sym, Value
 
 
 def ask(kind: str, *parts: Any) -> Question:
@@ -85,6 +85,26 @@ def options(value: Value) -> list[Value]:
         case _:
             return [value]
     return list(dict.fromkeys(sides))
+
+
+def is_number(value: Value) -> bool:
+    """Whether something unknown is surely a Python number: arithmetic on numbers, a size, a length."""
+    match value:
+        case Const(value=int() | float()):
+            return True
+        case Sym(kind="number" | "scale of"):
+            return True
+        case Sym(kind="call", parts=(str() as name, *_)):
+            return name in ("len", "round", "int", "float", "abs")
+        case Sym(kind="op" | "unary", parts=(_, *operands)):
+            return all(isinstance(operand, Value) and is_number(operand) for operand in operands)
+        case Sym(kind="item", parts=(Sym(kind="attr", parts=(_, "shape")), *_)):
+            return True
+        case Sym(kind="attr", parts=(Sym(kind="finfo"), _)):
+            return True
+        case Choice():
+            return is_number(value.yes) and is_number(value.no)
+    return False
 
 
 def number(key: Hashable) -> int:

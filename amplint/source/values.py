@@ -1,8 +1,6 @@
-"""What a name can stand for while amplint runs a script in its head.
-
-Values are immutable; what changes (variables, fields, the state of gradients) lives in the World. A value says what a
-thing *does*, not what it is called: a Scaler is whatever came from a GradScaler constructor or is used as one.
-"""
+"""What a name can stand for while amplint runs a script in its head. Values are immutable; what changes (variables,
+fields, the state of gradients) lives in the World. A value says what a thing *does*, not what it is called: a Scaler is
+whatever came from a GradScaler constructor or is used as one."""
 
 from __future__ import annotations
 

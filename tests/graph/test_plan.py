@@ -3,15 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import test_ops
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from amplint.graph.capture.captured import Precision
 from amplint.graph.capture.ladder import capture
+from amplint.graph.casting import name_of
 from amplint.graph.plan import explicit, plan
-from amplint.graph.policy import cuda_policy
+from amplint.graph.policy import cuda_policy, kinds
 from amplint.graph.run import run
+
+HALF, FULL = torch.float16, torch.float32
 
 
 class Conv(nn.Module):
@@ -116,4 +120,109 @@ def test_the_graph_with_casts_gives_what_autocast_gives(name, dtype):
     captured = capture(model(), inputs, {}, Precision("amp", dtype))
     assert captured.frontend == "export"
     assert any(one.dtype == dtype for one in plan(captured).casts)
+    agrees(captured)
+
+
+class Calls(nn.Module):
+    """Expressions of a, b, …, each of float32 or of half tensors, or of both."""
+
+    def __init__(self, expressions):
+        super().__init__()
+        self.expressions = expressions
+
+    def forward(self, names):
+        found = [eval(one, {"torch": torch, "F": F}, dict(names)) for one in self.expressions]
+        return [one.clone() for one in torch.utils._pytree.tree_leaves(found) if isinstance(one, torch.Tensor)]
+
+
+# What leaves half where half comes in, and what has no half kernel on a CPU: there is no policy to hold to.
+SKIPPED = {"torch.linalg.svd", "torch.lerp"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(HALF, HALF), (FULL, FULL), (HALF, FULL), (FULL, HALF)])
+def test_every_listed_operation_is_cast_as_autocast_casts_it(first, second):
+    torch.manual_seed(2)
+    names = {
+        "a": torch.rand(4, 4, dtype=first) + 0.5,
+        "b": torch.rand(4, 4, dtype=second),
+        "v": torch.rand(4, dtype=second),
+    }
+    names |= {
+        "A": torch.rand(4, 4, 4, dtype=first),
+        "I": torch.rand(2, 4, 4, 4, dtype=second),
+        "c": torch.rand(4, 3, dtype=first),
+    }
+    names |= {"Q": torch.rand(1, 2, 4, 8, dtype=first), "m": torch.rand(4, 4) > 0.5, "k": torch.arange(4)}
+    names["kk"] = torch.arange(16).reshape(4, 4) % 4
+    calls = [one for spelling, one in test_ops.SAMPLE.items() if spelling not in SKIPPED]
+    calls = [one for one in calls if runs(one, names)]
+    assert len(calls) > 70
+    captured = capture(Calls(calls), (names,), {}, Precision(), "recorder")
+    assert {kinds().get(name_of(node), "") for node in captured.nodes()} >= {
+        "lower",
+        "fp32",
+        "fp32_set_opt_dtype",
+        "promote",
+    }
+    agrees(captured)
+
+
+def runs(call, names):
+    """Whether a CPU has kernels for it under the policy."""
+    try:
+        with cuda_policy(), torch.autocast("cuda"):
+            Calls([call])(names)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def test_the_casts_of_a_tied_weight_and_of_what_promotes():
+    """One cast for a parameter that two linears use, one for each use of another tensor; none where dtypes fit."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 8, bias=False), nn.LayerNorm(8)
+
+        def forward(self, x):
+            h = self.norm(self.linear(x))
+            return torch.addcmul(h, self.linear(h), self.linear(h)).softmax(-1)
+
+    found = plan(capture(Tied(), (torch.randn(4, 8),), {}, Precision()))
+    casts = sorted((one.source.name, str(one.dtype)[6:], len(one.users), one.bytes) for one in found.casts)
+    assert casts == [
+        ("layer_norm", "float16", 1, 4 * 8 * 6),
+        ("layer_norm", "float16", 1, 4 * 8 * 6),
+        ("linear", "float32", 1, 4 * 8 * 6),
+        ("linear_1", "float32", 1, 4 * 8 * 6),
+        ("linear_2", "float32", 1, 4 * 8 * 6),
+        ("p_linear_weight", "float16", 3, 8 * 8 * 6),
+        ("x", "float16", 1, 4 * 8 * 6),
+    ]
+    assert (found.made, found.bytes) == (7, 6 * 4 * 8 * 6 + 8 * 8 * 6)
+    assert found.counts == {"lower": 3, "fp32": 2, "promote": 1, "other": 0}
+    assert found.flops == {torch.float16: 3 * 2 * 4 * 8 * 8} and found.fp32_share == 0.0
+
+
+def test_work_that_stays_in_float32():
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 24)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast("cuda", enabled=False):
+                return self.b(x.float())
+
+    found = plan(capture(Island(), (torch.randn(4, 8),), {}, Precision()))
+    assert found.fp32_share == 0.75
+    assert [node.target for node in found.own] == [torch.ops.aten.to.dtype]
+
+
+def test_a_model_that_is_half_itself_has_no_plan():
+    captured = capture(nn.Linear(8, 8), (torch.randn(4, 8),), {}, Precision("half"))
+    found = plan(captured)
+    assert (found.casts, found.counts["other"]) == ((), 1)
     agrees(captured)

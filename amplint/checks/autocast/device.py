@@ -144,8 +144,8 @@ def _str_has_index(script: Script, device: Value) -> bool:
 
 
 def _counts_devices(module: Module, name: str) -> bool:
-    """Whether the file itself reckons with an index in this string: it looks for "cuda" inside, or splits it, and nowhere
-    asks whether it is "cuda"."""
+    """Whether the file itself reckons with an index in this string: it looks for "cuda" inside, or splits it, and
+    nowhere asks whether it is "cuda"."""
     for node in module.all_nodes:
         match node:
             case ast.Compare(left=one, ops=[ast.Eq()], comparators=[ast.Constant(value="cuda")]):

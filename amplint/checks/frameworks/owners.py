@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.frameworks.calls import argument, calls_of, is_true, methods, subclasses, targets
-from amplint.checks.registry import Script, found, found_at, receiver, rule
+from amplint.checks.registry import Script, alternatives, found, found_at, receiver, rule
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import frameworks as fixes
@@ -233,7 +233,8 @@ def xla_step(script: Script) -> Iterator[Finding]:
     if scaled is None or scaled.scaler is None or not steps or is_disabled(scaled.scaler):
         return
     for call in steps:
-        if module.function(call) is module.function(scaled.node) and scaled.module is module:
+        together = module.function(call) is module.function(scaled.node) and scaled.module is module
+        if together and not alternatives(module, scaled.node, call):
             yield found_at(
                 "AMP707",
                 module,

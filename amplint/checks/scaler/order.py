@@ -51,7 +51,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not _mixed_in(script, clip, optimizer)
                 and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
                 and not _unscaled_by_a_method(clip)
-                and not _unscaled_as_it_is_stepped(script, clip)
+                and not _unscaled_as_it_is_stepped(script, clip, optimizer)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
         if not clip.touched and not _measures(clip) and not _unscaled_by_a_method(clip):
@@ -81,7 +81,7 @@ def _whoevers(script: Script, clip: events.Clip) -> Iterator[Finding]:
         if nearest is None or optimizer != nearest.optimizer:
             continue
         backwards = backwards_of(clip, before)
-        if _for_runs_without(script, clip, optimizer, backwards) or _unscaled_as_it_is_stepped(script, clip):
+        if _for_runs_without(script, clip, optimizer, backwards) or _unscaled_as_it_is_stepped(script, clip, optimizer):
             continue
         yield _clipped(script, clip, optimizer, backwards[-1:])
 
@@ -101,15 +101,17 @@ def _unscaled_by_a_method(clip: events.Clip) -> bool:
     )
 
 
-def _unscaled_as_it_is_stepped(script: Script, clip: events.Clip) -> bool:
-    """Whether what is stepped in the clip's function is unscaled in front of the clip by the same words: of several
-    optimizers in a dictionary (`self.optimizers[uid]`) they name the same one."""
-    steps = (step for step in script.events(events.Step) if step.scaler is not None)
-    names = {_named(step) for step in steps if same_function(step, clip)}
+def _unscaled_as_it_is_stepped(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:
+    """Whether what is stepped in the clip's function is unscaled in front of it: by the same words, which name one
+    of several optimizers in a dictionary (`self.optimizers[uid]`), or the only one that is stepped there, while
+    `optimizer` is not (an adversary's own name for it)."""
+    steps = [step for step in script.events(events.Step) if step.scaler is not None and same_function(step, clip)]
+    names = {_named(step) for step in steps}
+    elsewhere = len(names) == 1 and all(step.optimizer != optimizer for step in steps)
     return any(
         same_function(unscale, clip)
         and unscale.node.lineno < clip.node.lineno  # type: ignore[attr-defined]
-        and "[" in _named(unscale)
+        and (elsewhere or "[" in _named(unscale))
         and _named(unscale) in names
         and not alternatives(clip.module, unscale.node, clip.node)
         for unscale in script.events(events.Unscale)
@@ -231,9 +233,12 @@ def _call_towards(event: events.Event, others: list[events.Backward]) -> tuple[M
 
 
 def _measures(clip: events.Clip) -> bool:
-    """Clipping with no limit only measures the norm."""
+    """Clipping with no limit only measures the norm; fairseq's optimizers take 0 for none."""
     if not isinstance(clip.node, ast.Call):
         return False
+    match clip.node:
+        case ast.Call(func=ast.Attribute(attr="clip_grad_norm"), args=[ast.Constant(value=0), *_]):
+            return True
     limit = clip.node.args[1] if len(clip.node.args) > 1 else None
     for keyword in clip.node.keywords:
         if keyword.arg in ("max_norm", "clip_value"):

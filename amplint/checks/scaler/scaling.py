@@ -51,7 +51,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                 continue
             scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
             assert region is not None
-            if _excused(script, backward, scaled, region):
+            if _excused(script, backward, scaled, region) or _frozen(script, region):
                 continue
             entering, choosing = _entering(script, region), list(forks(backward, scaled))
             if choosing and entering is not None and entering.module is backward.module:
@@ -98,6 +98,19 @@ def _excused(script: Script, backward: events.Backward, scaled: list[events.Back
     always &= region.autocast.enabled == TRUE and not _asks(region.autocast.node)
     tests = [text(backward.module, b.test, 200) for b in choosing if isinstance(b, ast.If)]
     return not always or len(tests) < len(choosing) or any(_DEVICE.search(test) for test in tests)
+
+
+def _frozen(script: Script, region: Region) -> bool:
+    """Whether a region is entered inside of torch.no_grad(): what a frozen encoder gives has no gradients."""
+    entering = _entering(script, region)
+    if entering is None:
+        return False
+    above = (item.context_expr for one in entering.module.ancestors(entering.node) if isinstance(one, ast.With)
+             for item in one.items)  # fmt: skip
+    return any(entering.module.dotted(one.func) & _WITHOUT for one in above if isinstance(one, ast.Call))
+
+
+_WITHOUT = {"torch.no_grad", "torch.inference_mode"}
 
 
 def _asks(autocast: ast.AST | None) -> bool:

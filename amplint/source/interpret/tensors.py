@@ -13,7 +13,7 @@ from typing import Any
 
 from amplint import knowledge
 from amplint.source.interpret.world import World
-from amplint.source.symbols import serial
+from amplint.source.symbols import is_number, serial
 from amplint.source.values import (
     ASSUMED,
     GIVEN,
@@ -236,26 +236,6 @@ def here(value: Value, world: World, depth: int = 6) -> Value:
                 inherited = value.region == provenance(value.parents)[1]
                 return replace(value, parents=parents, region=provenance(parents)[1] if inherited else value.region)
     return value
-
-
-def is_number(value: Value) -> bool:
-    """Whether something unknown is surely a Python number: arithmetic on numbers, a size, a length."""
-    match value:
-        case Const(value=int() | float()):
-            return True
-        case Sym(kind="number" | "scale of"):
-            return True
-        case Sym(kind="call", parts=(str() as name, *_)):
-            return name in ("len", "round", "int", "float", "abs")
-        case Sym(kind="op" | "unary", parts=(_, *operands)):
-            return all(isinstance(operand, Value) and is_number(operand) for operand in operands)
-        case Sym(kind="item", parts=(Sym(kind="attr", parts=(_, "shape")), *_)):
-            return True
-        case Sym(kind="attr", parts=(Sym(kind="finfo"), _)):
-            return True
-        case Choice():
-            return is_number(value.yes) and is_number(value.no)
-    return False
 
 
 def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
