@@ -73,13 +73,16 @@ def summary(captured: Captured, calibration: Calibration, scale: float | None = 
     found = gradients(captured, calibration)
     if found is None:
         return None
+    own = scale is not None
     scale, together, swamped = scale or 2.0**DEFAULT, found.all, calibration.swamped
     power = round(math.log2(scale))
     return {
         "signal": calibration.signal,
+        "silent": [calibration.silent, len(calibration.gradient)],
         "flushed_at_1": together.flushed(found.dtype),
         "subnormal_at_1": together.subnormal(found.dtype),
         "scale": scale,
+        "own_scale": own,
         "flushed_at_scale": together.flushed(found.dtype, power),
         "overflow_at_scale": together.overflow(found.dtype, power),
         "window": [2.0**end for end in found.window] if found.window else None,

@@ -46,7 +46,13 @@ def report(**more: Any) -> dict[str, Any]:
     target |= {"precision": "amp", "dtype": "float16", "device": "cpu under CUDA's policy", "batch": ["2x3 float32"]}
     target |= {"loss": "the script's", "notes": ["2 graph breaks"], "seconds": {}}
     gradients = {"flushed_at_1": 0.0368, "subnormal_at_1": 0.5, "scale": 65536, "flushed_at_scale": 0.0, "signal": True}
-    gradients |= {"overflow_at_scale": 0.0, "window": [8, 131072], "hist": [1] * 71, "swamped": None}
+    gradients |= {
+        "overflow_at_scale": 0.0,
+        "window": [8, 131072],
+        "own_scale": False,
+        "hist": [1] * 71,
+        "swamped": None,
+    }
     made = {
         "version": 1,
         "target": target,
@@ -77,7 +83,7 @@ AMP451   calibrated    -1.6 bits     .....-------########!   model.py:2:5
                      do: scale q before the product
 
 gradients in float16: without a loss scale 3.68 % become 0 and 50 % are subnormal; scaled by 65536, 0 % become 0
-useful loss scales: 2^3 to 2^17; 65536, the scaler's, is inside
+useful loss scales: 2^3 to 2^17; 65536, a GradScaler's first, is inside
 casts: 3 a forward, 12.3 MB; 1 operations lowered, 1 in float32, 0 at the widest dtype, 0 as they are given
 unknown to amplint, so nothing is said of what they give: my_op (2)
 """
@@ -132,5 +138,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
 def test_a_report_without_marks_and_gradients_is_whole() -> None:
     bare = report(marks=[], gradients=None, unknown={})
     assert "AMP4" not in summary(bare) and "None: on this batch" in page(bare, {})
-    silent = report(gradients={"signal": False, "scale": 65536})
-    assert "no signal" in summary(silent) and "No signal" in page(silent, {})
+    silent = report(gradients={"signal": False, "silent": [9, 12], "scale": 65536})
+    assert "they are 0 at 9 of 12 operations" in summary(silent) and "they are 0 at 9 of 12 operations" in page(
+        silent, {}
+    )

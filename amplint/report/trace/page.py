@@ -122,7 +122,8 @@ def _gradients(report: Report, window: Window) -> Iterator[str]:
     loss = escape(report["target"]["loss"])
     yield f'<p class="soft">Of the loss ({loss}) at the operations that run in {window.name}.</p>'
     if not gradients["signal"]:
-        yield "<p>No signal: all gradients are 0 on this batch.</p>"
+        silent, of = gradients["silent"]
+        yield f"<p>Too little to go by: they are 0 at {silent} of {of} operations and parameters on this batch.</p>"
         return
     scale = gradients["scale"]
     flushed, subnormal = share(gradients["flushed_at_1"]), share(gradients["subnormal_at_1"])

@@ -71,7 +71,8 @@ def _gradients(report: Report) -> Iterator[str]:
         return
     dtype, scale = report["target"]["dtype"], gradients["scale"]
     if not gradients["signal"]:
-        yield f"gradients: no signal: all of them are 0 on this batch ({report['target']['loss']})"
+        silent, of = gradients["silent"]
+        yield f"gradients: too little to go by: they are 0 at {silent} of {of} operations and parameters on this batch"
         return
     yield (
         f"gradients in {dtype}: without a loss scale {share(gradients['flushed_at_1'])} become 0 and "
@@ -81,7 +82,8 @@ def _gradients(report: Report) -> Iterator[str]:
     if gradients["window"]:
         low, high = gradients["window"]
         inside = "inside" if low <= scale <= high else "OUTSIDE"
-        yield f"useful loss scales: {_power(low)} to {_power(high)}; {number(scale)}, the scaler's, is {inside}"
+        whose = "the scaler's" if gradients["own_scale"] else "a GradScaler's first"
+        yield f"useful loss scales: {_power(low)} to {_power(high)}; {number(scale)}, {whose}, is {inside}"
     else:
         yield "useful loss scales: none: what saves the small gradients makes the large ones inf"
     swamped = gradients["swamped"]
