@@ -144,25 +144,27 @@ def _str_has_index(script: Script, device: Value) -> bool:
 
 
 def _counts_devices(module: Module, name: str) -> bool:
-    """Whether the file itself reckons with an index in this string: it looks for "cuda" inside, or splits it, and
-    nowhere asks whether it is "cuda"."""
+    """Whether the file itself reckons with an index in this string: it splits it or reads its last character, or looks
+    for "cuda" inside and nowhere asks whether it is "cuda"."""
+    loose = exact = False
     for node in module.all_nodes:
         match node:
-            case ast.Compare(left=one, ops=[ast.Eq()], comparators=[ast.Constant(value="cuda")]):
-                if ast.unparse(one) == name:
-                    return False
-    for node in module.all_nodes:
-        match node:
-            case ast.Compare(left=ast.Constant(value="cuda" | ":" | "cuda:"), ops=[ast.In()], comparators=[where]):
+            case ast.Compare(left=ast.Constant(value=":" | "cuda:"), ops=[ast.In()], comparators=[where]):
                 if ast.unparse(where) == name:
                     return True
             case ast.Call(func=ast.Attribute(attr="split" | "partition", value=where), args=[ast.Constant(value=":")]):
                 if ast.unparse(where) == name:
                     return True
-            case ast.Call(func=ast.Attribute(attr="startswith", value=where), args=[ast.Constant(value=str() as said)]):
-                if said.startswith("cuda") and ast.unparse(where) == name:
+            case ast.Call(func=ast.Name(id="int"), args=[ast.Subscript(value=where)]):
+                if ast.unparse(where) == name:
                     return True
-    return False
+            case ast.Compare(left=ast.Constant(value="cuda"), ops=[ast.In()], comparators=[where]):
+                loose |= ast.unparse(where) == name
+            case ast.Call(func=ast.Attribute(attr="startswith", value=where), args=[ast.Constant(value=str() as said)]):
+                loose |= said.startswith("cuda") and ast.unparse(where) == name
+            case ast.Compare(left=where, ops=[ast.Eq()], comparators=[ast.Constant(value="cuda")]):
+                exact |= ast.unparse(where) == name
+    return loose and not exact
 
 
 def _type_of(index: str) -> str:
