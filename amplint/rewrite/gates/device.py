@@ -133,7 +133,8 @@ def gate(
             if _none_by_default(module, text):
                 continue
             kind = text if is_type(module, text, place) else f"{torch}.device({text}).type"
-            kind = f"{text}.type" if is_device_object(module, text) else kind
+            if is_device_object(module, text) and not given_another(module, text, place):
+                kind = f"{text}.type"
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
@@ -277,6 +278,24 @@ def _assigned_in(function: FunctionNode, name: str) -> bool:
         isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
         for node in ast.walk(function)
     )
+
+
+def given_another(module: Module, name: str, place: ast.AST) -> bool:
+    """Whether a parameter of the function around is given something else than a torch.device by a call: a rank."""
+    for function in module.ancestors(place):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+        if name not in names:
+            continue
+        for call in module.nodes(ast.Call):
+            if getattr(call.func, "id", getattr(call.func, "attr", "")) != function.name:
+                continue
+            given = [keyword.value for keyword in call.keywords if keyword.arg == name]
+            given += [value for one, value in zip(names, call.args, strict=False) if one == name]
+            if not all(makes_device(module, one) or is_device_object(module, ast.unparse(one)) for one in given):
+                return True
+    return False
 
 
 def is_device_object(module: Module, text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 
-from amplint.rewrite.gates.device import Gate, is_device_object, is_type, makes_device, says_type
+from amplint.rewrite.gates.device import Gate, given_another, is_device_object, is_type, makes_device, says_type
 from amplint.rewrite.scaler.definitions import definition, named_elsewhere
 from amplint.rewrite.scaler.reach import Files
 from amplint.source.module import FunctionNode, Module
@@ -27,7 +27,7 @@ def with_type(gate: Gate, module: Module, place: ast.AST, torch: str, files: Fil
 
 
 def _is_object(module: Module, text: str, place: ast.AST) -> bool:
-    return is_device_object(module, text)
+    return is_device_object(module, text) and not given_another(module, text, place)
 
 
 def _says_type(module: Module, value: ast.expr) -> bool:
