@@ -100,8 +100,10 @@ def _is_meta(value: Any) -> bool:
 
 
 def _watch(calibration: Calibration, node: fx.Node, value: Any) -> None:
-    """Measure a node's value, and its gradient when it comes."""
-    if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
+    """Measure a node's value, and its gradient when it comes. Sparse tensors are not looked into."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return
+    if value.is_floating_point() or value.is_complex():
         calibration.forward[node] = stats.of(value)
         _on_gradient(value, lambda found: calibration.gradient.update({node: found}))
 

@@ -28,6 +28,8 @@ def given(captured: Captured, node: fx.Node, declared: dict[str, Declared]) -> A
     told = declared.get(node.name)
     if told is not None:
         return _declared(tuple(value.shape), told, value.dtype)
+    if value.layout is not torch.strided:
+        return make(tuple(value.shape), -math.inf, math.inf, unknown=str(value.layout).removeprefix("torch."))
     if kind != "input":
         return _initial(node, value) if value.is_meta else held(node, value.detach())
     return _unseen(value) if value.is_meta or not value.numel() else _batch(value.detach())
