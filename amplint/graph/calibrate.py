@@ -12,6 +12,7 @@ from torch import fx
 from amplint.graph import stats, updates
 from amplint.graph.capture.captured import Captured
 from amplint.graph.casting import Cast, alias, cast_graph
+from amplint.graph.policy import HALVES
 from amplint.graph.run import run
 from amplint.graph.stats import Stats
 from amplint.graph.updates import Swamped
@@ -86,7 +87,8 @@ def _values(captured: Captured) -> dict[str, Any]:
     written = {one.name for node in captured.nodes() for one in node.meta.get("mutates", ())}
     values = dict(captured.values)
     for name, value in parameters.items():
-        leaf = value.detach().float()
+        leaf = value.detach()
+        leaf = leaf.float() if leaf.dtype in HALVES else leaf  # float64 stays: the model's inputs are so, too
         values[name] = (leaf.clone() if name in written else leaf).requires_grad_(name in trained)
     return values
 

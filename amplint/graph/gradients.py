@@ -17,9 +17,7 @@ from amplint.graph.policy import HALVES
 from amplint.graph.stats import Stats
 
 DEFAULT = 16  # log2 of GradScaler's first scale
-USEFUL = (
-    0.01  # a scale is useful where it flushes at most so much of the gradients that are not zero, and none overflows
-)
+USEFUL = 0.01  # a scale is useful where it flushes at most this share of the gradients other than 0, and none overflows
 SCALES = range(-14, 25)  # log2 of those considered; below 1 only where 1 itself overflows
 
 

@@ -87,6 +87,8 @@ class Stats:
 def of(value: torch.Tensor) -> Stats:
     """Statistics of a floating-point or complex tensor with data, as float32 holds it."""
     value = value.detach()
+    if value.layout != torch.strided:  # the gradient of an embedding that is sparse
+        value = value.to_dense()
     if value.is_complex():
         value = torch.view_as_real(value.resolve_conj())
     flat = value.float().reshape(-1)

@@ -64,8 +64,8 @@ def _plain(value: Any) -> Any:
 def _step(kind: Any, given: dict[str, Any], parameter: torch.Tensor) -> torch.Tensor | None:
     """What the first step adds to the parameter, in float64."""
     assert parameter.grad is not None
-    weight = parameter.detach().double().requires_grad_()
-    weight.grad = parameter.grad.double()
+    weight = parameter.detach().to(torch.float64, copy=True).requires_grad_()
+    weight.grad = parameter.grad.to(torch.float64, copy=True)
     try:
         kind([weight], **given).step()
     except (RuntimeError, TypeError, ValueError):  # sparse gradients only, two dimensions only, a closure

@@ -179,6 +179,31 @@ def test_no_gradient_signal_is_said():
     assert (found.loss, found.gradient) == ("", {}) and found.notes
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(10, 4, sparse=True)
+
+    def forward(self, x):
+        return self.words(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [(Sparse(), torch.arange(6)), (nn.Linear(4, 2).double(), torch.randn(3, 4).double())],
+    ids=["sparse gradients", "float64"],
+)
+def test_models_of_other_kinds_are_measured_and_left_as_they_are(model, given):
+    before = [one.detach().clone() for one in model.parameters()]
+    captured = capture(model, (given,), {}, Precision())
+    found = measure(captured, lambda output: output.square().sum(), {"class": "SGD", "lr": 0.5})
+    model(given).square().sum().backward()
+    true = sorted(float(one.grad.to_dense().abs().max()) for one in model.parameters())
+    arrived = sorted(one.absmax for node, one in found.gradient.items() if node.op == "placeholder")
+    assert arrived == pytest.approx(true) and found.swamped is not None
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
 def test_without_a_loss_the_report_says_what_was_differentiated():
     found = measure(capture(nn.Linear(4, 2), (torch.randn(3, 4),), {}, Precision()))
     assert found.loss == "surrogate: the mean of the squares of the first output"
