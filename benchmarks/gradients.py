@@ -7,8 +7,10 @@ Measured, without a graph: the model itself is run twice under CUDA's autocast p
 returns and on every cast. Once the casts are real, and gradients are float16 as autograd computes them; once they are
 identities, so that all is FP32. A gradient is flushed where it is zero in float16 and not in FP32. Some are zero for
 another cause, a ReLU whose operand is rounded across zero: those of at least 2^-20 once scaled are in a column of their
-own. Among weights, what is predicted and not measured is the bias of keys: softmax takes no notice of it, so its gradient
-is zero but for rounding, about 1e-10 in FP32 and 1e-6 in float16. Each model is measured as it is initialised, and after some steps of training in FP32.
+own. Each model is measured as it is initialised, and after some steps of training in FP32.
+
+Of the weights, what is predicted and not measured is the bias of keys: softmax takes no notice of it, so its gradient
+is zero but for rounding, which is 1e-10 in FP32 and 1e-6 in float16.
 """
 
 from __future__ import annotations

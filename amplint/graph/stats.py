@@ -11,6 +11,7 @@ import torch
 
 LOW, HIGH = -50, 20  # the bins of a histogram: log2 |x|, what lies outside counts in the outermost ones
 _BIAS, _SIZE = 150, 278  # an index for each power of two that float32 has: 2^-149 is the first, 2^127 the last
+_NORMAL, _INF = 23, 0x7F800000  # what is added to a float32's exponent for its index; the bits of inf
 _CHUNK = 2**17  # values at a time: what is in between stays in the cache
 
 
@@ -96,37 +97,46 @@ def of(value: torch.Tensor) -> Stats:
 
 
 def _of(flat: torch.Tensor) -> Stats:
-    flat = flat.contiguous()
-    bits = flat.view(torch.int32) & 0x7FFFFFFF
-    exponent, fraction = bits >> 23, bits & 0x7FFFFF
-    index, power = exponent + 23, fraction == 0
-    faint = (exponent == 0) & ~power
-    if bool(faint.any()):  # float32's own subnormal numbers
-        mantissa, place = torch.frexp(fraction[faint].float())
-        index[faint], power[faint] = place, mantissa == 0.5
+    """Mostly by the bits: |x| is ordered as they are, and half of this would be the conversion to float64 alone."""
+    count = flat.numel()
+    if not count:
+        empty = torch.zeros(_SIZE, dtype=torch.int64)
+        return Stats(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, empty, empty)
+    bits = flat.contiguous().view(torch.int32) & 0x7FFFFFFF
+    index, fraction = (bits >> 23) + _NORMAL, bits & 0x7FFFFF
+    power = fraction == 0
     exponents = torch.bincount(index, minlength=_SIZE + 1)
     powers = torch.bincount(index[power], minlength=_SIZE + 1)
-    count, zeros, infinite = flat.numel(), flat.numel() - int(flat.count_nonzero()), int(powers[_SIZE])
+    zeros, infinite = int(powers[_NORMAL]), int(powers[_SIZE])
     nan = int(exponents[_SIZE]) - infinite
+    if int(exponents[_NORMAL]) > zeros:  # float32's own subnormal numbers
+        mantissa, place = torch.frexp(fraction[(index == _NORMAL) & ~power].float())
+        exponents += torch.bincount(place, minlength=_SIZE + 1)
+        powers += torch.bincount(place[mantissa == 0.5], minlength=_SIZE + 1)
+        exponents[_NORMAL] -= len(place)
     for one in (exponents, powers):
-        one[23] -= zeros
+        one[_NORMAL] -= zeros
     if nan + infinite:
-        flat = flat[exponent < 255]
-    std, mean = torch.std_mean(flat.double(), correction=0) if flat.numel() else (torch.zeros(()), torch.zeros(()))
-    size = flat.abs()
-    least = size[size > 0] if zeros else size
+        bits, flat = bits[bits < _INF], flat[bits < _INF]
+    some, there = max(flat.numel(), 1), count - zeros - nan - infinite
+    mean = float(flat.sum(dtype=torch.float64)) / some
+    square = float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2 / some
     return Stats(
         count=count,
         zeros=zeros,
         nan=nan,
         infinite=infinite,
-        absmax=float(size.max()) if size.numel() else 0.0,
-        tiny=float(least.min()) if least.numel() else 0.0,
-        mean=float(mean),
-        std=float(std),
+        absmax=_number(int(bits.max())) if there else 0.0,
+        tiny=_number(int(((bits - 1) & 0x7FFFFFFF).min()) + 1) if there else 0.0,  # 0 is the largest so
+        mean=mean,
+        std=math.sqrt(max(square - mean**2, 0.0)),
         exponents=exponents[:_SIZE],
         powers=powers[:_SIZE],
     )
+
+
+def _number(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 EMPTY = _of(torch.zeros(0))
