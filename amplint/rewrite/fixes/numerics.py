@@ -14,12 +14,15 @@ SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 
 def finfo_limit(module: Module, tensor: ast.expr, constant: ast.expr, negative: bool, added: bool) -> Fix | None:
-    """A mask constant → the limit of the filled tensor's own dtype. Unsafe where the result may be added to more of its
-    kind (an additive mask)."""
+    """A mask constant → the limit of the filled tensor's own dtype; of float16, which all dtypes hold, where the tensor
+    has no name: `(q @ k.T).masked_fill(mask, -1e9)`. Unsafe where the result may be added to more of its kind (an
+    additive mask)."""
     torch = edits.binding_of(module, "torch", at=module.statement(tensor))
-    if torch is None or not isinstance(tensor, ast.Name | ast.Attribute):
+    named = isinstance(tensor, ast.Name | ast.Attribute)
+    if torch is None or (not named and (added or not negative)):
         return None
-    limit = f"{torch}.finfo({module.source(tensor)}.dtype).{'min' if negative else 'max'}"
+    dtype = f"{module.source(tensor)}.dtype" if named else f"{torch}.float16"
+    limit = f"{torch}.finfo({dtype}).{'min' if negative else 'max'}"
     applicability = UNSAFE if added or not negative else SAFE
     return attempt(f"use {limit}", applicability, lambda: edits.replace(module, constant, limit))
 
