@@ -221,17 +221,17 @@ def _measures(value: Value) -> bool:
     return False
 
 
-def here(value: Value, world: World, depth: int = 6) -> Value:
+def as_known(value: Value, world: World, depth: int = 6) -> Value:
     """A tensor as this world has it: whether a part of it comes from a region may have hung on what is known by now."""
     value = settled(value, world)
     if depth == 0:
         return value
     match value:
         case Choice():
-            yes, no = here(value.yes, world, depth - 1), here(value.no, world, depth - 1)
+            yes, no = as_known(value.yes, world, depth - 1), as_known(value.no, world, depth - 1)
             return value if yes is value.yes and no is value.no else replace(value, yes=yes, no=no)
         case Tensor(region=Region()):
-            parents = tuple(here(parent, world, depth - 1) for parent in value.parents)
+            parents = tuple(as_known(parent, world, depth - 1) for parent in value.parents)
             if any(new is not old for new, old in zip(parents, value.parents, strict=True)):
                 inherited = value.region == provenance(value.parents)[1]
                 return replace(value, parents=parents, region=provenance(parents)[1] if inherited else value.region)
@@ -391,5 +391,5 @@ def opaque(values: Iterable[Value], world: World, node: ast.AST, of: Owners = fr
     found, region, scaler = provenance(values)
     if not (found or of or region or any(True for _ in tensors_in(values))):
         return None
-    choices = tuple(value for value in values if isinstance(value, Choice))[:3]  # which of them was it: see here()
+    choices = tuple(value for value in values if isinstance(value, Choice))[:3]  # which of them was it: see as_known()
     return Tensor("", KNOWN, found | of, region_of(world) or region, scaler, "", node, choices, serial())

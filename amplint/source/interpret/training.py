@@ -14,7 +14,7 @@ from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer,
 
 def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
     """Gradients of a loss (or of each of several) are accumulated."""
-    loss = tensors.here(loss, world)
+    loss = tensors.as_known(loss, world)
     of, region, scaler = tensors.provenance((loss,))
     managed = managed or any(isinstance(context, Scaled) for context in world.contexts)
     if region is not None and not tensors.enabled(region, world):
