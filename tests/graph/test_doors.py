@@ -242,7 +242,14 @@ def test_no_process_is_left(tmp_path, end):
     script = write(tmp_path, BREED + (STEP if end == "step" else "time.sleep(600)\n"))
     limit = ["--timeout", "8"] if end == "timeout" else []
     command = [sys.executable, "-m", "amplint", "trace", *limit, script]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where tests run in the background
+    )
     if end.startswith("SIG"):
         until = time.monotonic() + 60
         while not (tmp_path / "ready").exists() and time.monotonic() < until:

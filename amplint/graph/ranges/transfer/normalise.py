@@ -210,7 +210,8 @@ def _softmax(call: Call) -> Box:
         low = gap - math.log(max(count, 1))
         centre = mean - lse
         top = (box.top - lse).clamp_max(0)
-        return make(call.shape, low, 0.0, centre, var, box.bottom - lse, top, zero=count == 1)
+        # the largest of a row is exactly 0 where FP32 rounds what the others add away
+        return make(call.shape, low, 0.0, centre, var, box.bottom - lse, top, zero=True)
     logs = together([mean - lse, var.sqrt()])
     average = torch.exp((logs[0] + logs[1] ** 2 / 2).clamp_max(0)) * weight
     total_of = average.sum(dim, keepdim=True) if held else average * shown

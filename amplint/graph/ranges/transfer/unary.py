@@ -287,10 +287,11 @@ def _inverse(call: Call) -> Box:
 
 
 def _reciprocal(box: Box) -> tuple[Tensor, Tensor]:
+    """1/x. What is at most 0 may be +0, whose inverse is inf: log_softmax in FP32. What is at least 0 is not -0."""
     across = (box.low <= 0) & (box.high >= 0)
     a, b = 1 / box.low, 1 / box.high
     low = torch.where(across, torch.where((box.low == 0) & (box.high > 0), b, -math.inf), torch.minimum(a, b))
-    high = torch.where(across, torch.where((box.high == 0) & (box.low < 0), a, math.inf), torch.maximum(a, b))
+    high = torch.where(across, math.inf, torch.maximum(a, b))
     return low, high
 
 
