@@ -377,3 +377,28 @@ def test_what_is_marked_is_found_as_by_check(tmp_path):
     assert done.returncode == 1 and 9 in {one["location"]["row"] for one in found}
     assert {one["code"] for one in found} == {"AMP451"}
     assert {one["filename"] for one in found} == {str(tmp_path / "train.py")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("region", "backward", "codes"),
+    [
+        ('torch.autocast("cuda")', "loss.backward()", {"AMP454"}),
+        ("torch.cuda.amp.autocast()", "torch.amp.GradScaler(enabled=False).scale(loss).backward()", {"AMP454"}),
+        ('torch.autocast("cuda")', "torch.amp.GradScaler().scale(loss).backward()", set()),
+        ('torch.autocast("cuda", dtype=torch.bfloat16)', "loss.backward()", set()),
+        ("torch.enable_grad()", "loss.backward()", set()),  # FP32: what a scaler would do is not known
+    ],
+)
+def test_small_gradients_are_told_where_the_script_runs_in_float16_and_scales_nothing(
+    tmp_path, region, backward, codes
+):
+    script = f"""
+        import torch
+        net = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)).cuda()
+        with {region}:
+            loss = net(torch.randn(64, 16, device="cuda")).square().mean() * 1e-6
+        {backward}
+    """
+    done = trace(tmp_path, write(tmp_path, script), "--output-format", "json")
+    assert {one["code"] for one in json.loads(done.stdout)} == codes, done.stderr

@@ -115,6 +115,66 @@ def test_the_optimizer_is_the_one_that_holds_the_model():
     )
 
 
+def under(make: Any, scaled: bool = False) -> Seen:
+    """What a step shows whose forward runs in the region that `make` makes."""
+    net = nn.Linear(4, 2)
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast("cuda"):
+            net(torch.randn(3, 4))
+        with make():
+            loss = net(torch.randn(3, 4)).sum()
+        assert loss.dtype == torch.float32  # until then all is FP32
+        (torch.amp.GradScaler("cuda").scale(loss) if scaled else loss).backward()
+
+    return seen(step)
+
+
+@pytest.mark.parametrize(
+    ("make", "scaled", "dtype", "scale"),
+    [
+        (lambda: torch.autocast("cuda"), False, torch.float16, 1.0),
+        (lambda: torch.autocast("cuda", dtype=torch.float16), True, torch.float16, 65536.0),
+        (lambda: torch.autocast("cuda", torch.bfloat16), False, torch.bfloat16, None),
+        (lambda: torch.autocast("cpu"), False, torch.bfloat16, None),
+        (lambda: torch.autocast("cuda", enabled=False), False, None, None),
+        (lambda: torch.autocast("cuda", torch.float16, False), False, None, None),
+        (torch.enable_grad, False, None, None),
+    ],
+)
+def test_whether_the_script_scales_what_it_runs_in_float16(make, scaled, dtype, scale):
+    """1 where nothing scales, None where nothing is float16. An evaluation's region is none of the step's."""
+    found = under(make, scaled)
+    assert (found.dtype, found.scale) == (dtype, scale)
+
+
+def test_a_region_inside_the_model_is_the_steps_and_works_when_it_is_captured():
+    """Made while the script ran: a decorator, and one that the model keeps."""
+    from amplint.graph.capture.captured import Precision, dtype_of
+    from amplint.graph.capture.ladder import capture
+
+    def step() -> None:
+        class Mine(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+                self.full = torch.autocast("cuda", enabled=False)
+
+            @torch.autocast("cuda", dtype=torch.float16)
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.body(x)
+                with self.full:
+                    return self.head(x.float())
+
+        Mine()(torch.randn(3, 4)).sum().backward()
+
+    found = seen(step)
+    assert (found.dtype, found.scale) == (torch.float16, 1.0)
+    captured = capture(found.model, found.args, found.kwargs, Precision())
+    layers = [dtype_of(node) for node in captured.nodes() if "linear" in str(node.target)]
+    assert layers == [torch.float16, torch.float32]
+
+
 def gan() -> nn.Module:
     generator, critic = nn.Linear(2, 4), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
     fake = generator(torch.randn(5, 2))

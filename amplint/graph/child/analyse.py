@@ -91,13 +91,15 @@ def _entry(finding: Finding) -> dict[str, Any]:
 
 
 def _precision(seen: Seen, job: dict[str, Any], notes: list[str]) -> Precision:
-    """What was asked for; where nothing was, a model that is itself half says so."""
+    """What was asked for; where nothing was, a model that is itself half says so, or the script's own region."""
     dtype = next((one.dtype for one in seen.model.parameters() if one.dtype in _HALVES), None)
     mode = job["precision"] or ("half" if dtype else "amp")
     if dtype and not job["precision"]:
         notes.append("the model itself is half: read as with --precision half")
-    wanted = getattr(torch, job["dtype"]) if job["dtype"] else dtype or getattr(torch, job["target_dtype"])
-    return Precision(mode, wanted)
+    dtype = dtype or (seen.dtype if seen.dtype in _HALVES else None)
+    return Precision(
+        mode, getattr(torch, job["dtype"]) if job["dtype"] else dtype or getattr(torch, job["target_dtype"])
+    )
 
 
 def facts(captured: Captured, seen: Seen, job: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:

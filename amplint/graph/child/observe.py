@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from torch.utils import _pytree as pytree
 
+from amplint.graph.child.regions import Regions, unopened
 from amplint.graph.child.seen import Loss, Seen
 from amplint.graph.places import is_own
 
@@ -40,6 +41,7 @@ class _Call:
     kwargs: dict[str, Any]
     rng: torch.Tensor
     buffers: dict[str, torch.Tensor]
+    dtype: torch.dtype | None = None  # of the autocast region around it, else of the first one inside
     leaves: int = 0  # of its output
 
 
@@ -48,10 +50,10 @@ class Watch:
     """What happened so far: how many models were called, and the optimizers that there are."""
 
     calls: int = 0
-    half: bool = False  # whether the script opened an autocast region in float16
     names: set[str] = field(default_factory=set)
     optimizers: list[weakref.ref[torch.optim.Optimizer]] = field(default_factory=list)
     inside: threading.local = field(default_factory=threading.local)
+    regions: Regions = field(default_factory=Regions)
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def watching(found: Found) -> Iterator[Watch]:
         patch(torch.autograd, "grad", lambda original: _grad(original, watch, found))
         patch(torch.optim.Optimizer, "__init__", lambda original: _optimizer(original, watch))
         patch(torch.amp.GradScaler, "scale", _scale)
-        patch(torch.autocast, "__init__", lambda original: _no_autocast(original, watch))
+        stack.enter_context(unopened(watch.regions))
         patch(torch, "compile", _eager)
         yield watch
 
@@ -89,10 +91,12 @@ def _call(original: Any, watch: Watch) -> Any:
         buffers = {name: buffer.detach().clone() for name, buffer in self.named_buffers()}
         seen = _Call(watch.calls, self, held, named, torch.get_rng_state(), buffers)
         inside.depth = 1
+        watch.regions.entered.clear()
         try:
             output = original(self, *args, **kwargs)
         finally:
             inside.depth = 0
+        seen.dtype = watch.regions.now or next(iter(watch.regions.entered), None)
         leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
         seen.leaves = len(leaves)
         for index, leaf in enumerate(leaves):
@@ -202,7 +206,9 @@ def _look(roots: list[Any], weights: list[Any], watch: Watch, found: Found) -> N
     seen.scale = next((_metadata(root.grad_fn)[_SCALE] for root in roots if _SCALE in _metadata(root.grad_fn)), None)
     with torch.no_grad():
         seen.value = sum(float(root.detach().double().sum()) for root in roots) / (seen.scale or 1.0)
-    if seen.scale is None and (watch.half or any(one.dtype == torch.float16 for one in chosen.model.parameters())):
+    seen.dtype = chosen.dtype
+    held = {chosen.dtype, *(parameter.dtype for parameter in chosen.model.parameters())}
+    if seen.scale is None and torch.float16 in held:
         seen.scale = 1.0
     edges = {index: torch.autograd.graph.GradientEdge(node, nr) for call, index, node, nr in reached if call is chosen}
     seen.loss, why = _loss(roots, weights, edges, chosen.leaves, seen.scale or 1.0)
@@ -326,21 +332,6 @@ def _scale(original: Any) -> Any:
         return scaled
 
     return scale
-
-
-def _no_autocast(original: Any, watch: Watch) -> Any:
-    """Until the model is captured the script runs in FP32: half is 10 to 70 times slower on a CPU, and what is measured
-    is measured in FP32."""
-
-    @wraps(original)
-    def __init__(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
-        dtype = args[0] if args else kwargs.get("dtype")
-        enabled = args[1] if len(args) > 1 else kwargs.get("enabled", True)
-        watch.half |= bool(enabled) and dtype in (None, torch.float16)
-        kwargs["enabled"] = False
-        original(self, device_type, *args[:1], **kwargs)
-
-    return __init__
 
 
 def _eager(original: Any) -> Any:

@@ -25,6 +25,7 @@ class Seen:
     loss: Loss | None = None
     value: float | None = None  # of the loss in the script, unscaled
     optimizer: dict[str, Any] | None = None  # {"class": "AdamW", "lr": 0.001, …}: its first group's hyperparameters
+    dtype: torch.dtype | None = None  # that the script's own autocast region asks for
     scale: float | None = None  # of the script's loss; 1 in float16 without a GradScaler; None in FP32 training
     declared: list[tuple[torch.Tensor, float, float]] = field(default_factory=list)  # an input, its lowest and highest
     seconds: dict[str, float] = field(default_factory=dict)  # "script": to its first backward
