@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,10 @@ def fix(file: str, paths: Sequence[str], settings: Settings, options: dict[str, 
     for finding, fingerprint in _read(file):
         home = os.path.abspath(finding.path)
         if finding.code in CODES and finding.verdict in VERDICTS and _among(home, wanted):
+            if _installed(home) and not wanted:
+                where = f"{path_text(finding.path)}:{finding.range.start.row}"
+                click.echo(f"{where}: {finding.code} left: it is in a library; name its file to change it", err=True)
+                continue
             marks.setdefault(home, []).append((finding, fingerprint))
     changed = left = failed = False
     for home, found in sorted(marks.items()):
@@ -51,6 +56,33 @@ def fix(file: str, paths: Sequence[str], settings: Settings, options: dict[str, 
     if not marks and not options.get("quiet"):
         click.echo("no mark that a float32 island would answer", err=True)
     return 2 if failed else int(changed if options["check"] else left)
+
+
+def with_fixes(findings: Iterable[Finding], settings: Settings) -> list[Finding]:
+    """The findings of a trace, each with the fix that `fix --from-trace` would write, where there is one."""
+    modules: dict[str, Module | None] = {}
+    fixed = []
+    for finding in findings:
+        if finding.code in CODES and finding.verdict in VERDICTS and not _installed(finding.path):
+            if finding.path not in modules:
+                modules[finding.path] = _module(finding.path)
+            if module := modules[finding.path]:
+                with contextlib.suppress(CannotFix):
+                    finding = replace(finding, fix=island(module, finding, settings.target_device))
+        fixed.append(finding)
+    return fixed
+
+
+def _module(path: str) -> Module | None:
+    try:
+        return Module.read(path, files.read(path))
+    except Unreadable:
+        return None
+
+
+def _installed(path: str) -> bool:
+    """Whether a file is a library's: that of an environment, not of a project."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(os.path.abspath(path).split(os.sep))
 
 
 def _fixed(module: Module, found: list[tuple[Finding, str]], settings: Settings) -> tuple[str, list[str], bool]:

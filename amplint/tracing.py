@@ -39,6 +39,10 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
     """`amplint trace`: print what the model does in half precision; 0 no marks, 1 marks, 2 could not run."""
     said = _answer(_job(target, arguments, settings, options), options)
     findings, report = _kept(said, target if os.path.isfile(target) else "-", settings)
+    if findings:
+        from amplint.traced import with_fixes
+
+        findings = with_fixes(findings, settings)
     if options["html"]:
         _write_page(report, findings, options["html"])
     if options["output_format"] == "json":
@@ -48,12 +52,16 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
             click.echo(f"note: {note}", err=True)
         click.echo(render(findings, source, settings.root))
     else:
+        from amplint.report.trace.scale import plural
         from amplint.report.trace.terminal import summary
 
         for mark in report["marks"]:
             if mark["place"]:
                 mark["place"]["path"] = _shown(mark["place"]["path"])
         click.echo(summary(report), nl=False)
+        if count := sum(finding.fix is not None for finding in findings):
+            how = "--output-format json > trace.json, then amplint fix --from-trace trace.json"
+            click.echo(f"fixes: for {count} of {plural(len(findings), 'mark')}: {how}")
     return int(bool(findings))
 
 

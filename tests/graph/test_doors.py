@@ -377,6 +377,8 @@ def test_what_is_marked_is_found_as_by_check(tmp_path):
     assert done.returncode == 1 and 9 in {one["location"]["row"] for one in found}
     assert {one["code"] for one in found} == {"AMP451"}
     assert {one["filename"] for one in found} == {str(tmp_path / "train.py")}
+    [fix] = [one["fix"] for one in found if one["location"]["row"] == 9]
+    assert fix["applicability"] == "unsafe" and "enabled=False" in "".join(one["content"] for one in fix["edits"])
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from graph.known import attention, guards, norms, positions, products
 from graph.test_known import found
 
 from amplint.cli import cli
-from amplint.findings import Finding
+from amplint.config import Settings
+from amplint.findings import Finding, Location, Range, Severity
 from amplint.graph.marks import to_finding
 from amplint.report.json import render
+from amplint.traced import with_fixes
 
 
 def load(path: Path) -> ModuleType:
@@ -60,3 +62,23 @@ def test_bad_input(tmp_path: Path) -> None:
         told = CliRunner().invoke(cli, ["fix", "--isolated", "--from-trace", str(tmp_path / "trace.json")])
         assert told.exit_code == (0 if text == "{}" else 2)
         assert len(told.output.splitlines()) == 1
+
+
+def test_a_library_is_changed_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its findings carry no fix: an editor would apply it."""
+    monkeypatch.chdir(tmp_path)
+    text = "def forward(x):\n    return x * x\n"
+    marked = []
+    for name in ("net.py", "venv/lib/site-packages/lib.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        place = Range(Location(2, 12), Location(2, 17))
+        marked.append(Finding("AMP451", "far", str(path), place, Severity.WARNING, help="", verdict="calibrated"))
+    assert [one.fix is not None for one in with_fixes(marked, Settings())] == [True, False]
+    Path("trace.json").write_text(render(marked, lambda path: Path(path).read_text(), str(tmp_path)))
+    told = CliRunner().invoke(cli, ["fix", "--isolated", "--from-trace", "trace.json"])
+    assert "lib.py:2: AMP451 left: it is in a library" in told.stderr and told.exit_code == 0
+    assert Path("net.py").read_text() != text and marked[1].path and Path(marked[1].path).read_text() == text
+    CliRunner().invoke(cli, ["fix", "--isolated", "--from-trace", "trace.json", marked[1].path])
+    assert "x.float() * x" in Path(marked[1].path).read_text()
