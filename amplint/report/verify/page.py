@@ -98,7 +98,7 @@ def _costs(report: Report) -> Iterator[str]:
         yield cost_bars(rows)
         yield f"<p>{'; '.join(f'{name}: {times(full, half)}' for name, full, half, _, _ in rows)}.</p>"
     if report["sweep"]:
-        yield '<table class="tight"><tr><th>largest batch that fits<th class="end">batch<th class="end">samples a second'
+        yield '<table class="tight"><tr><th>largest batch that fits<th class="end">batch<th class="end">samples/s'
         for name, label in (("fp32", "FP32"), ("amp", "AMP")):
             best = report["sweep"][name]
             yield f'<tr><td>{label}<td class="end">{best["batch"]}<td class="end">{number(best["samples_per_s"])}'
@@ -177,7 +177,8 @@ def _layers(report: Report) -> Iterator[str]:
         return
     dtype = report["target"]["dtype"]
     yield f"<details><summary><b>Layers</b> {escape(half_layers(report))}</summary>"
-    yield f'<table class="tight"><tr><th>layer<th class="end">calls<th class="end">in {escape(dtype)}<th>dtypes of results'
+    heads = f'<th>layer<th class="end">calls<th class="end">in {escape(dtype)}<th>dtypes of results'
+    yield f'<table class="tight"><tr>{heads}'
     for layer in report["layers"]:
         kinds = ", ".join(f"{name} {count}" for name, count in sorted(layer["dtypes"].items()))
         half = layer["dtypes"].get(dtype, 0)

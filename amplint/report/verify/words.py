@@ -73,7 +73,11 @@ def scale_said(report: Report) -> str:
     shown = " → ".join(map(number, course if len(course) <= 6 else [*course[:3], *course[-3:]]))
     skipped = report["skipped"]
     steps = "1 step skipped" if len(skipped) == 1 else f"{len(skipped)} steps skipped" if skipped else "no step skipped"
-    at = f" (step {', '.join(str(step + 1) for step in skipped[:8])}{', …' if len(skipped) > 8 else ''})" if skipped else ""
+    at = (
+        f" (step {', '.join(str(step + 1) for step in skipped[:8])}{', …' if len(skipped) > 8 else ''})"
+        if skipped
+        else ""
+    )
     return f"loss scale: {shown}; {steps}{at}"
 
 
