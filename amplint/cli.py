@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from amplint import __version__
+from amplint.report.formats import FORMATS
 
 Command = Callable[..., Any]
 
@@ -72,6 +73,14 @@ def _list(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, multiple=True, callback=_split, metavar="LIST", help=text)
 
 
+_FORMAT = "How findings are printed [default: full]"
+_OUTPUT_FILE = click.option(
+    "-o",
+    "--output-file",
+    multiple=True,
+    metavar="[FORMAT:]FILE",
+    help="Write the findings here instead of to standard output; with a format, beside it (may be repeated).",
+)
 _SETTINGS = (
     _list("--select", "Rules to run: codes, prefixes or ALL, comma-separated; instead of the default ones."),
     _list("--ignore", "Rules not to run."),
@@ -162,8 +171,8 @@ def cli() -> None:
 @click.option("--ignore-noqa", is_flag=True, help="Report also what comments hide.")
 @click.option("--show-files", is_flag=True, help="List the files that would be checked, and stop.")
 @click.option("--show-settings", is_flag=True, help="Print the settings as TOML, and stop.")
-@click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", help="[default: full]")
-@click.option("-o", "--output-file", metavar="FILE", help="Write the findings here instead of to standard output.")
+@click.option("--output-format", type=click.Choice(["full", "concise", *FORMATS]), default="full", help=_FORMAT)
+@_OUTPUT_FILE
 @click.option("--statistics", is_flag=True, help="Print how many findings each rule has, instead of the findings.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 in spite of findings.")
 @click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit 1 if something was fixed, even if nothing is left.")
@@ -262,7 +271,8 @@ def events(context: click.Context, /, file: str, **options: Any) -> None:
 @click.option(
     "--python", metavar="EXE", help="The Python that has torch and the script's packages [default: this one]."
 )
-@click.option("--output-format", type=click.Choice(["text", "json"]), default="text", help="[default: text]")
+@click.option("--output-format", type=click.Choice(["text", *FORMATS]), default="text", help="[default: text]")
+@_OUTPUT_FILE
 @click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
 @_with(_SETTINGS)
 @click.pass_context
@@ -282,6 +292,56 @@ def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **
     context.exit(run(target, arguments, _settings([target if os.path.exists(target) else "."], options), options))
 
 
+@cli.command(short_help="Prove by runs that a script trains in AMP as it does in FP32.")
+@click.argument("script", metavar="SCRIPT")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
+@click.option("--against", metavar="FILE", help="The AMP script [default: what `amplint fix` makes of SCRIPT].")
+@click.option("--steps", type=click.IntRange(1), default=50, metavar="N", help="Optimizer steps a run [default: 50].")
+@click.option("--seeds", type=click.IntRange(1), default=3, metavar="N", help="FP32 runs, for the noise [default: 3].")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), help="The same as --target-dtype.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
+@click.option(
+    "--accumulate",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    help="What products are summed in [default: float32].",
+)
+@click.option("--launcher", metavar="COMMAND", help='What starts SCRIPT, as "torchrun --nproc-per-node 8".')
+@click.option(
+    "--python", metavar="EXE", help="The Python that has torch and the script's packages [default: this one]."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600,
+    metavar="SECONDS",
+    help="Of a run [default: 600].",
+)
+@click.option(
+    "--output-format", type=click.Choice(["text", "json", "markdown"]), default="text", help="[default: text]"
+)
+@click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
+@_list("--fail-on", "What exits 1, too: not-enough, fault, overflow, skipped, slower.")
+@click.option("--batch-sweep", is_flag=True, help="Find the largest batch that fits, and the throughput there.")
+@click.option("--keep", metavar="FOLDER", help="Keep the runs' working folders there.")
+@_with(_SETTINGS)
+@click.pass_context
+def verify(context: click.Context, /, script: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run a script in FP32 and in AMP, from the same seeds, and say whether it trains the same.
+
+    Each run has a working folder of its own: the project's small files are copies, large ones links. Without a GPU the
+    runs are on the CPU under CUDA's autocast policy, with every half product counted.
+
+    Exit code: 0 the same, 1 not the same or what --fail-on names, 2 could not run or too few steps.
+    """
+    from amplint.verifying import verify as run
+
+    context.color = _colour(options["color"])
+    _named((script,))
+    options["target_dtype"] = options["dtype"] or options["target_dtype"]
+    context.exit(run(script, arguments, _settings([script], options), options))
+
+
 @cli.command(short_help="Explain a rule.")
 @click.argument("code", required=False)
 @click.option("--all", "every", is_flag=True, help="Explain all rules.")
@@ -289,7 +349,7 @@ def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **
 @click.pass_context
 def rule(context: click.Context, /, code: str | None, every: bool, output_format: str) -> None:
     """Explain a rule: what is wrong, why it matters, and what to write instead."""
-    from amplint.commands import rule as run
+    from amplint.show import rule as run
 
     if (code is None) is not every:
         raise click.UsageError("name a rule, or use --all", context)

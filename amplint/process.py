@@ -20,14 +20,23 @@ def run(
     seconds: float,
     done: Callable[[], bool] = lambda: False,
     env: Mapping[str, str] = os.environ,
+    cwd: str | None = None,
+    output: int = 2,
 ) -> int | None:
     """The command's exit code; 0 as soon as `done` says so; None if time ran out.
 
-    It reads nothing, and writes to standard error. When this returns, or raises (Ctrl-C), its processes are gone."""
+    It reads nothing, and writes to `output`, standard error if not told otherwise. When this returns, or raises
+    (Ctrl-C), its processes are gone."""
     sys.stderr.flush()
     with _clean():
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=2, stderr=2, start_new_session=True, env=dict(env)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=dict(env),
+            cwd=cwd,
         )
         try:
             end = time.monotonic() + seconds

@@ -1,0 +1,260 @@
+"""`amplint verify`: FP32 and AMP runs of a script, compared; the verdict as an exit code. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amplint import files, knowledge
+from amplint.cli import fail
+from amplint.config import Settings
+from amplint.engine import source
+from amplint.verify import compare as judging
+from amplint.verify.convert import CannotConvert, Conversion, convert
+from amplint.verify.curves import curves, main_steps, skipped
+from amplint.verify.places import Places
+from amplint.verify.runs import CouldNotRun, Launch, Run, launch, run
+from amplint.verify.told import Report, report
+from amplint.verify.workspace import Workspace, make
+
+Options = dict[str, Any]
+WARMUP = 3
+_COUNTED = 10  # steps of the run that counts values on a GPU
+FAILS = ("not-same", "not-enough", "fault", "overflow", "skipped", "slower")
+
+
+def verify(script: str, arguments: Sequence[str], settings: Settings, options: Options) -> int:
+    """Run, compare, print; 0 the same, 1 not the same or what --fail-on names, 2 could not run."""
+    against = options["against"]
+    for path in (script, against):
+        if path and not os.path.isfile(path):
+            fail(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}; verify takes a training script")
+    unknown = set(options["fail_on"] or ()) - set(FAILS)
+    if unknown:
+        fail(f'--fail-on: unknown "{sorted(unknown)[0]}"; one of {", ".join(FAILS)}')
+    try:
+        how = launch(script, arguments, options["python"], options["launcher"] or "", options["timeout"], _teller())
+        with _folder(options["keep"]) as folder:
+            made = _Verification(folder, script, settings, options, how).report()
+    except (CannotConvert, CouldNotRun) as error:
+        fail(str(error))
+    return _print(made, options)
+
+
+@contextmanager
+def _folder(keep: str | None) -> Iterator[str]:
+    """Where the workspaces are; gone afterwards, unless it is to be kept."""
+    if keep:
+        if os.path.exists(keep) and (not os.path.isdir(keep) or os.listdir(keep)):
+            fail(f"--keep: {keep} is there already; name a new folder")
+        os.makedirs(keep, exist_ok=True)
+        yield os.path.abspath(keep)
+        return
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="amplint-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _teller() -> Any:
+    """Tells progress in one line of a terminal; elsewhere nothing."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return lambda text: None
+
+    def tell(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text[: max(20, shutil.get_terminal_size().columns - 1)]}")
+        sys.stderr.flush()
+
+    return tell
+
+
+class _Verification:
+    """The runs of one verification, in the order in which they are needed."""
+
+    def __init__(self, folder: str, script: str, settings: Settings, options: Options, how: Launch) -> None:
+        self.folder, self.script, self.settings, self.options, self.how = folder, script, settings, options, how
+        self.dtype = options["dtype"] or settings.target_dtype
+        self.against = options["against"]
+        paths = [script, *([self.against] if self.against else [])]
+        self.base = make(os.path.join(folder, "base"), paths, how.arguments, settings)
+        self.conversion = Conversion()
+        if not self.against:
+            trees = [theirs for theirs, _ in self.base.trees]
+            self.conversion = convert(script, settings, self.dtype, trees)
+        self.spaces: dict[str, Workspace] = {}
+        self.fp32: list[Run] = []
+        self.amp: list[Run] = []
+        self.notes: list[str] = []
+
+    def report(self) -> Report:
+        first = self._fp32("FP32, seed 0")
+        if not first.problem and not first.steps:
+            raise CouldNotRun(f"{self.script} ended and never stepped an optimizer")
+        if first.problem:
+            raise CouldNotRun(f"{self.script} fails in FP32 already: {first.problem}")
+        on_gpu = first.answer.get("device", {}).get("policy") == "CUDA"
+        if self.options["device"] == "cuda" and not on_gpu:
+            raise CouldNotRun("--device cuda: torch finds no usable GPU here")
+        self.fp32.append(first)
+        self.amp.append(self._amp("AMP, seed 0", count=not on_gpu))
+        counted = self._amp("AMP, counted", count=True, steps=_COUNTED) if on_gpu else self.amp[0]
+        if not counted.answer.get("half_matmuls") and not counted.problem and not self.amp[0].problem:
+            raise CouldNotRun(self._never())
+        enough = len(main_steps(first)) >= judging.LEAST
+        for seed in range(1, self.options["seeds"] if enough else 1):
+            self.fp32.append(self._fp32(f"FP32, seed {seed}", seed=seed))
+        verdict = self._judged()
+        return self._told(verdict, counted)
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def _job(self, kind: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "seed": seed,
+            "steps": self.options["steps"],
+            "count": False,
+            "accumulate": self.options["accumulate"],
+            "dtype": self.dtype,
+            "device": self.options["device"],
+            "full_precision": kind == "fp32",
+            "warmup": WARMUP,
+            "batch_factor": 1,
+        } | more
+
+    def _run(self, name: str, script: str, job: dict[str, Any]) -> Run:
+        key = name.replace(", ", "-").replace(" ", "-").lower()
+        space = self.base.copy(os.path.join(self.folder, key))
+        self.spaces[job["kind"]] = space
+        if job["kind"] == "amp":
+            self.conversion.write(space)
+        made = run(name, script, space, job, self.how)
+        if not self.options["keep"]:
+            shutil.rmtree(space.folder, ignore_errors=True)
+        return made
+
+    def _fp32(self, name: str, seed: int = 0, **more: Any) -> Run:
+        return self._run(name, self.script, self._job("fp32", seed, more))
+
+    def _amp(self, name: str, count: bool, seed: int = 0, **more: Any) -> Run:
+        return self._run(name, self.against or self.script, self._job("amp", seed, {"count": count} | more))
+
+    # -- the verdict ----------------------------------------------------------------------------------------------
+
+    def _judged(self) -> judging.Verdict:
+        """The verdict; where it hangs on what more runs would tell, after these."""
+        verdict = self._compare()
+        if "first" in verdict.doubts:
+            self._same_again()
+        delayed = None
+        if "skips" in verdict.doubts and not verdict.hard:
+            gone = skipped(self.amp[0])
+            delayed = self._fp32("FP32, seed 0, the same steps left out", skip=gone)
+            verdict = self._compare(delayed)
+        if "curve" in verdict.doubts and not verdict.hard:
+            self.fp32.append(self._fp32("FP32, seed 0, weights moved by a rounding", perturb=True))
+            verdict = self._compare(delayed)
+        if verdict.doubts & {"curve", "skips"} and not verdict.hard:
+            for seed in range(1, self.options["seeds"]):
+                self.amp.append(self._amp(f"AMP, seed {seed}", count=False, seed=seed))
+            verdict = self._compare(delayed)
+        return verdict
+
+    def _compare(self, delayed: Run | None = None) -> judging.Verdict:
+        return judging.compare(self.fp32, self.amp, self.dtype, _severity, delayed)
+
+    def _same_again(self) -> None:
+        """Whether the script does the same again from the same seed; ends the verification if it does not."""
+        again = self._fp32("FP32, seed 0 again", steps=2)
+        for one, other in zip(curves(self.fp32[0]), curves(again), strict=False):
+            a, b = one.values[0], other.values[0]
+            if abs(a - b) > 1e-4 * max(abs(a), abs(b)):
+                raise CouldNotRun(
+                    f"{self.script} differs from run to run: its first loss is {a:.5g}, and {b:.5g} with the "
+                    "same seed; make what it draws come from seeded generators of torch, numpy or random"
+                )
+
+    def _never(self) -> str:
+        said = f"AMP never ran: no matmul or convolution of {self.against or self.script} ran in {self.dtype}"
+        if self.conversion.already and not self.against:
+            said += "; the script is AMP as it is: does it need an argument that switches AMP on?"
+        return said
+
+    # -- the report -----------------------------------------------------------------------------------------------
+
+    def _told(self, verdict: judging.Verdict, counted: Run) -> Report:
+        before, after = Places(self.spaces["fp32"]), Places(self.spaces["amp"], self.conversion)
+        target = {
+            "script": self.script,
+            "arguments": list(self.how.arguments),
+            "against": self.against or "",
+            "dtype": self.dtype,
+            "steps": self.options["steps"],
+            "seeds": self.options["seeds"],
+            "launcher": self.options["launcher"] or "",
+            "accumulate": self.options["accumulate"],
+        }
+        made = report(target, verdict, self.fp32, self.amp, counted, before, after, WARMUP)
+        made["target"]["conversion"] = self.conversion.lines
+        if self.conversion.already and not self.against:
+            made["notes"].insert(0, f"{self.script} is AMP as it is: FP32 is the same with autocast and scaler off")
+        return made
+
+
+def _severity(code: str) -> str:
+    rule = knowledge.rules().get(code)
+    return rule.severity.value if rule is not None else "warning"
+
+
+# -- output -------------------------------------------------------------------------------------------------------
+
+
+def _print(made: Report, options: Options) -> int:
+    if options["html"]:
+        from amplint.report.verify.page import page
+
+        sources = {line["path"]: source(line["path"]) for line in made["lines"]}
+        _write(options["html"], page(made, sources))
+    if options["output_format"] == "json":
+        click.echo(json.dumps(made, indent=2, allow_nan=False))
+    elif options["output_format"] == "markdown":
+        from amplint.report.verify.markdown import markdown
+
+        click.echo(markdown(made), nl=False)
+    else:
+        from amplint.report.verify.terminal import summary
+
+        click.echo(summary(made), nl=False)
+    word, fails = made["verdict"]["word"], set(options["fail_on"] or ())
+    if word == judging.DIFFERENT or _named(made, fails):
+        return 1
+    return 2 if word == judging.TOO_FEW else 0
+
+
+def _named(made: Report, fails: set[str]) -> bool:
+    """Whether something happened that --fail-on names."""
+    happened = {
+        "not-enough": made["verdict"]["word"] == judging.TOO_FEW,
+        "fault": bool(made["faults"]),
+        "overflow": any(line["phase"] == "forward" and line.get("origin", line["inf"]) for line in made["lines"]),
+        "skipped": bool(made["skipped"]),
+        "slower": made["speed"] is not None and made["speed"]["ratio"] < 1,
+    }
+    return any(happened.get(name, False) for name in fails)
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        fail(f"{file}: cannot write the page: {files.reason(error)}")
