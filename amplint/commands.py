@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amplint import files, knowledge
+from amplint import files, output
 from amplint.cache import open_cache
 from amplint.cli import fail
 from amplint.config import Settings
@@ -22,6 +20,8 @@ from amplint.limit import TooLong, deep_recursion, time_limit
 from amplint.report import text
 from amplint.report.cells import by_cell
 from amplint.report.diff import patch
+from amplint.report.formats import FORMATS
+from amplint.report.places import Around
 from amplint.source.module import Module, Unreadable, bytes_of, parse, text_of
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ T = TypeVar("T")
 
 def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     """`amplint check`: print what was found and fixed; 0 nothing left, 1 findings, 2 bad input."""
+    targets = _targets(options)
     if options["show_settings"] or options["show_files"]:
-        return _show(paths, settings, options)
+        return _show(paths, settings, targets, options)
     allowed = {Applicability.SAFE, Applicability.UNSAFE} if options["unsafe_fixes"] else {Applicability.SAFE}
     fixing = options["fix"] or options["fix_only"] or options["diff"]
     stdin = "-" in paths
@@ -50,10 +51,11 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
         hide=not options["ignore_noqa"],
     )
     read: text.Source = source
+    raw: text.Source = files.text
     if stdin:
         data = sys.stdin.buffer.read() if sys.stdin else b""  # closed
         outcomes = [_check_stdin(data, job, options)]
-        read = partial(_text, outcomes[0], data)
+        read, raw = partial(_text, outcomes[0], data), partial(_raw, outcomes[0], data)
     else:
         outcomes = run(_discover(paths, settings, options), job)
     for outcome in outcomes:
@@ -64,17 +66,33 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     if options["add_ignore"]:
         return _add_ignore(outcomes, options)
     if options["diff"]:
-        return _diff(outcomes, options)
-    return _report(outcomes, cache(read), settings, allowed, options, to_stderr=stdin and fixing)
+        return _diff(outcomes, targets, options)
+    read = cache(read)
+    place = output.around(read, raw, settings)
+    return _report(outcomes, read, place, targets, allowed, options, to_stderr=stdin and fixing)
 
 
-def _show(paths: Sequence[str], settings: Settings, options: Options) -> int:
+def _targets(options: Options) -> list[output.Target]:
+    """Where the findings go; what is printed instead of findings goes in the format that it has."""
+    found = output.targets(options, ("full", "concise"))
+    texts = ("full", "concise", "json") if options["statistics"] else ("full", "concise", *FORMATS)
+    if wrong := [how for how, _ in found if how not in texts]:
+        fail(f"--statistics prints counts, as text or json, not as {wrong[0]}")
+    flag = next((name for name in ("--diff", "--show-files", "--show-settings") if options[_key(name)]), "")
+    if flag and len(found) > 1:
+        fail(f"{flag} prints no findings, so it goes with one --output-file, without a format")
+    return found
+
+
+def _key(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _show(paths: Sequence[str], settings: Settings, targets: list[output.Target], options: Options) -> int:
     from amplint.show import shown_files, shown_settings
 
-    if options["show_settings"]:
-        _print(shown_settings(settings), options["output_file"])
-    else:
-        _print(shown_files(_discover(paths, settings, options)), options["output_file"])
+    lines = shown_settings(settings) if options["show_settings"] else shown_files(_discover(paths, settings, options))
+    output.write(targets, lambda how: lines)
     return 0
 
 
@@ -144,11 +162,20 @@ def _say(outcome: Outcome, options: Options) -> None:
         click.echo(outcome.trace, err=True)
 
 
-def _diff(outcomes: list[Outcome], options: Options) -> int:
+def _raw(outcome: Outcome, data: bytes, path: str) -> str:
+    """The same as it would lie on the disk."""
+    if path != outcome.path:
+        return files.text(path)
+    fixed = bytes_of(path, outcome.after, outcome.encoding, data) if outcome.fixed else data
+    return fixed.decode(errors="replace")
+
+
+def _diff(outcomes: list[Outcome], targets: list[output.Target], options: Options) -> int:
     for finding in (finding for outcome in outcomes for finding in outcome.findings):
         if finding.code in ("AMP902", "AMP903"):
             _complain(finding)
-    _print((patch(outcome.path, outcome.before, outcome.after) for outcome in outcomes), options["output_file"], end="")
+    patches = [patch(outcome.path, outcome.before, outcome.after) for outcome in outcomes]
+    output.write(targets, lambda how: patches, end="")
     count = sum(len(outcome.fixed) for outcome in outcomes)
     if not options["quiet"]:
         click.echo(f"Would fix {text.plural(count, 'finding')}." if count else "Nothing to fix.", err=True)
@@ -158,7 +185,8 @@ def _diff(outcomes: list[Outcome], options: Options) -> int:
 def _report(
     outcomes: list[Outcome],
     read: text.Source,
-    settings: Settings,
+    place: Around,
+    targets: list[output.Target],
     allowed: set[Applicability],
     options: Options,
     to_stderr: bool,
@@ -169,41 +197,34 @@ def _report(
     if options["fix_only"]:
         findings = [finding for finding in findings if finding.code in ("AMP902", "AMP903")]
     shown, read_cell = by_cell(findings, read)
-    parts = _parts(shown, read_cell, settings, allowed, options)
-    if options["output_format"] != "json" and not options["quiet"]:
-        if options["show_fixes"] and fixed:
-            parts.append(text.fixes(fixed) + "\n")
-        last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
-        parts.append(last or text.footer(findings, fixed, allowed))
-    _print(parts, options["output_file"], to_stderr)
+
+    def parts(how: str) -> list[str]:
+        if how in FORMATS and not options["statistics"]:
+            return output.structured(how, findings, place)
+        made = _parts(how, shown, read_cell, allowed, options)
+        if how != "json" and not options["quiet"]:
+            if options["show_fixes"] and fixed:
+                made.append(text.fixes(fixed) + "\n")
+            last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
+            made.append(last or text.footer(findings, fixed, allowed))
+        return made
+
+    output.write(targets, parts, to_stderr)
     return _code(failed, bool(findings) or bool(fixed and options["exit_non_zero_on_fix"]), options)
 
 
 def _parts(
-    findings: list[Finding], read: text.Source, settings: Settings, allowed: set[Applicability], options: Options
+    how: str, findings: list[Finding], read: text.Source, allowed: set[Applicability], options: Options
 ) -> list[str]:
-    if options["output_format"] == "json":
-        from amplint.report.json import render, render_statistics
+    if options["statistics"] and how == "json":
+        from amplint.report.json import render_statistics
 
-        counted = options["statistics"]
-        return [render_statistics(findings, allowed) if counted else render(findings, read, settings.root)]
+        return [render_statistics(findings, allowed)]
     if options["statistics"]:
         return [text.statistics(findings, allowed)] if findings else []
-    if options["output_format"] == "concise":
+    if how == "concise":
         return [text.concise(finding, allowed) for finding in findings]
     return [part + "\n" for part in text.full_list(findings, read, allowed)]
-
-
-def _print(parts: Iterable[str], file: str | None, to_stderr: bool = False, end: str = "\n") -> None:
-    if file is None:
-        for part in parts:
-            click.echo(part + end, err=to_stderr, nl=False)
-        return
-    try:
-        with open(file, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.writelines(click.unstyle(part) + end for part in parts)
-    except OSError as error:
-        fail(f"{file}: cannot write the findings: {files.reason(error)}")
 
 
 def _code(failed: bool, found: bool, options: Options) -> int:
@@ -326,31 +347,3 @@ def _part(name: str) -> Any:
         if error.name != name:
             raise
         fail("this version of amplint does not do that yet")
-
-
-def rule(code: str | None, output_format: str) -> int:
-    """`amplint rule`: one page, or all of them."""
-    rules = knowledge.rules()
-    if code is None:
-        chosen = list(rules.values())
-    else:
-        wanted = code.upper()
-        chosen = [rule for rule in rules.values() if rule.code == wanted or rule.name == code]
-        if not chosen:
-            from amplint.selection import nearest
-
-            names = [rule.name for rule in rules.values()]
-            fail(f'unknown rule "{code}"{nearest(wanted, rules) or nearest(code, names)}')
-    if output_format == "json":
-        entries = [{**asdict(rule), "severity": rule.severity.value} for rule in chosen]
-        click.echo(json.dumps(entries if code is None else entries[0], indent=2))
-        return 0
-    for rule in chosen:
-        if output_format == "markdown":
-            click.echo(f"# {rule.name} ({rule.code})\n\n{rule.text}")
-            continue
-        title = click.style(f"{rule.code} {rule.name}", bold=True)
-        state = "preview" if rule.preview else "on by default" if rule.default else "off by default"
-        state += " in amplint trace" if rule.depth == "trace" else ""
-        click.echo(f"{title}\n{rule.severity} · fix: {rule.fix} · {state} · since {rule.since}\n\n{rule.text}")
-    return 0

@@ -95,6 +95,14 @@ def read(path: str) -> bytes:
         raise Unreadable(f"cannot read: {reason(error)}") from None
 
 
+def text(path: str) -> str:
+    """A file as it lies on the disk, for places in it; nothing where it cannot be read any more."""
+    try:
+        return read(path).decode(errors="replace")
+    except (Unreadable, ValueError):
+        return ""
+
+
 def write(path: str, data: bytes, expected: bytes) -> None:
     """Replace the file's content in one step, keeping its mode and owner; a link stays and its target changes.
 

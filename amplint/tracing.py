@@ -8,13 +8,14 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
-from amplint import files, process
+from amplint import files, output, process
 from amplint.cli import fail
 from amplint.config import Settings
 from amplint.engine import source
@@ -37,6 +38,7 @@ _PHASES = {
 
 def trace(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> int:
     """`amplint trace`: print what the model does in half precision; 0 no marks, 1 marks, 2 could not run."""
+    targets = output.targets(options, ("text",))
     said = _answer(_job(target, arguments, settings, options), options)
     findings, report = _kept(said, target if os.path.isfile(target) else "-", settings)
     if findings:
@@ -45,24 +47,29 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
         findings = with_fixes(findings, settings)
     if options["html"]:
         _write_page(report, findings, options["html"])
-    if options["output_format"] == "json":
-        from amplint.report.json import render
-
+    if all(how != "text" for how, _ in targets):
         for note in report["target"]["notes"]:
             click.echo(f"note: {note}", err=True)
-        click.echo(render(findings, source, settings.root))
-    else:
-        from amplint.report.trace.scale import plural
-        from amplint.report.trace.terminal import summary
-
-        for mark in report["marks"]:
-            if mark["place"]:
-                mark["place"]["path"] = _shown(mark["place"]["path"])
-        click.echo(summary(report), nl=False)
-        if count := sum(finding.fix is not None for finding in findings):
-            how = "--output-format json > trace.json, then amplint fix --from-trace trace.json"
-            click.echo(f"fixes: for {count} of {plural(len(findings), 'mark')}: {how}")
+    place = output.around(cache(source), files.text, settings, "trace")
+    output.write(
+        targets,
+        lambda how: _summary(report, findings) if how == "text" else output.structured(how, findings, place),
+    )
     return int(bool(findings))
+
+
+def _summary(report: dict[str, Any], findings: list[Finding]) -> Iterator[str]:
+    """The report for people, and how its fixes are applied."""
+    from amplint.report.trace.scale import plural
+    from amplint.report.trace.terminal import summary
+
+    for mark in report["marks"]:
+        if mark["place"]:
+            mark["place"]["path"] = _shown(mark["place"]["path"])
+    yield summary(report).removesuffix("\n")
+    if count := sum(finding.fix is not None for finding in findings):
+        how = "--output-format json > trace.json, then amplint fix --from-trace trace.json"
+        yield f"fixes: for {count} of {plural(len(findings), 'mark')}: {how}"
 
 
 # -- the job ------------------------------------------------------------------------------------------------------

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Container, Iterable
-from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from amplint.findings import Applicability, Finding, Fix, Range
-from amplint.report.lines import split
+from amplint.report.fingerprints import fingerprints
 from amplint.report.text import counts, name
 from amplint.source.notebook import split_path
 from amplint.source.suppress import comment_row
@@ -20,18 +19,9 @@ Source = Callable[[str], str]
 
 def render(findings: Iterable[Finding], source: Source, root: str) -> str:
     """The findings as a JSON list. Fingerprints take paths from `root`: they are the same everywhere."""
-    texts: dict[str, str] = {}
-    seen: Counter[tuple[str, str, str]] = Counter()
-    entries = []
-    for finding in findings:
-        text = texts.setdefault(finding.path, source(finding.path))
-        rows = split(text)
-        row = finding.range.start.row
-        line = rows[row - 1] if row <= len(rows) else ""
-        key = (finding.path, finding.code, "".join(line.split()))
-        entries.append(_entry(finding, text, _fingerprint(finding, line, seen[key], root)))
-        seen[key] += 1
-    return json.dumps(entries, indent=2)
+    found, text = list(findings), cache(source)
+    named = zip(found, fingerprints(found, text, root), strict=True)
+    return json.dumps([_entry(finding, text(finding.path), name) for finding, name in named], indent=2)
 
 
 def render_statistics(findings: Iterable[Finding], allowed: Container[Applicability]) -> str:
@@ -41,11 +31,6 @@ def render_statistics(findings: Iterable[Finding], allowed: Container[Applicabil
         for code, count, fixes in counts(findings, allowed)
     ]
     return json.dumps(entries, indent=2)
-
-
-def _fingerprint(finding: Finding, line: str, occurrence: int, root: str) -> str:
-    path = os.fsencode(os.path.relpath(split_path(finding.path)[0], root)).decode(errors="replace")
-    return replace(finding, path=path.replace(os.sep, "/")).fingerprint(line, occurrence)
 
 
 def _entry(finding: Finding, text: str, fingerprint: str) -> dict[str, Any]:

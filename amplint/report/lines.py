@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from amplint.findings import Location, Range
+
 WIDTH = 100  # of the source part of an excerpt
 TAB = 4
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -57,3 +59,13 @@ def show(line: str, start: int = 0, end: int = 0) -> tuple[str, int, int]:
     if total > high:
         shown += "…"
     return shown, min(first - low, WIDTH), min(last - low, WIDTH)
+
+
+def telling(place: Range, lines: tuple[str, ...]) -> Range:
+    """The part of a range that says most: its first row or, where that is a bracket, its last (`).backward()`)."""
+    first, last = place.start.row, min(place.end.row, len(lines))
+    if last <= first or re.search(r"\w", lines[first - 1][place.start.column - 1 :]):
+        return place
+    if re.search(r"\w", lines[last - 1][: place.end.column - 1]):
+        return Range(Location(last, len(lines[last - 1]) - len(lines[last - 1].lstrip()) + 1), place.end)
+    return Range(Location(first + 1, len(lines[first]) - len(lines[first].lstrip()) + 1), place.end)

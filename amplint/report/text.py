@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from bisect import bisect_right
 from collections import Counter
@@ -11,9 +10,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from click import style
 
 from amplint import knowledge
-from amplint.findings import Applicability, Finding, Fix, Location, Range, Severity
+from amplint.findings import Applicability, Finding, Fix, Range, Severity
 from amplint.report.diff import rows
-from amplint.report.lines import WIDTH, path_text, show, split
+from amplint.report.lines import WIDTH, path_text, show, split, telling
 from amplint.rewrite.syntax.apply import Change, Conflict, apply_changes, changes, fixable, row_starts
 
 Source = Callable[[str], str]  # the text of a file, empty where there is none
@@ -101,7 +100,7 @@ def _numbered(row: int, line: str, width: int) -> str:
 
 def _excerpt(finding: Finding, lines: tuple[str, ...], width: int, note: str) -> Iterator[str]:
     """The finding's row under-scored, with the rows around it but no blank ones at the ends."""
-    row = min(_telling(finding.range, lines).start.row, len(lines))
+    row = min(telling(finding.range, lines).start.row, len(lines))
     numbers = list(range(max(1, row - CONTEXT), min(len(lines), row + CONTEXT) + 1))
     while numbers[0] != row and not lines[numbers[0] - 1].strip():
         numbers.pop(0)
@@ -131,21 +130,11 @@ def _evidence(finding: Finding, files: dict[str, tuple[str, ...]], width: int) -
             yield from _underscored(related.range, lines, width, "-", "blue", note)
 
 
-def _telling(place: Range, lines: tuple[str, ...]) -> Range:
-    """The part of a range that says most: its first row or, where that is a bracket, its last (`).backward()`)."""
-    first, last = place.start.row, min(place.end.row, len(lines))
-    if last <= first or re.search(r"\w", lines[first - 1][place.start.column - 1 :]):
-        return place
-    if re.search(r"\w", lines[last - 1][: place.end.column - 1]):
-        return Range(Location(last, len(lines[last - 1]) - len(lines[last - 1].lstrip()) + 1), place.end)
-    return Range(Location(first + 1, len(lines[first]) - len(lines[first].lstrip()) + 1), place.end)
-
-
 def _underscored(
     place: Range, lines: tuple[str, ...], width: int, sign: str, colour: str, note: str = ""
 ) -> Iterator[str]:
     """A row, below it a rule under the range (to the end of the row where the range is longer), and a note."""
-    place = _telling(place, lines)
+    place = telling(place, lines)
     row = min(place.start.row, len(lines))
     line = lines[row - 1]
     end = place.end.column - 1 if place.end.row == row else len(line.rstrip())

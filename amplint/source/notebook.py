@@ -75,6 +75,25 @@ def cells(text: str) -> dict[int, str]:
     return {number: source + "\n" for number, source in _sources(text).items()}
 
 
+def rows(data: str) -> dict[tuple[int, int], int]:
+    """The row of the notebook's file in which each row of each cell is written; nothing of what is no notebook."""
+    found: dict[tuple[int, int], int] = {}
+    done, here = 0, 1
+    try:
+        for cell in _cells(data):
+            row = 1
+            listed = data[cell.start] == "["
+            for start, end in _elements(data, cell.start) if listed else [(cell.start, cell.end)]:
+                here += data.count("\n", done, start)
+                done = start
+                count = json.loads(data[start:end]).count("\n")
+                found |= {(cell.number, row + index): here for index in range(count + 1)}
+                row += count
+    except NotANotebook:
+        pass
+    return found
+
+
 def cell_path(path: str, number: int) -> str:
     """What a cell is called in reports: `train.ipynb:cell 3`."""
     return f"{path}:cell {number}"
