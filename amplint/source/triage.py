@@ -52,7 +52,7 @@ def _large(data: bytes) -> bool:
     for match in _DIGITS.finditer(data):
         before = data[match.start() - 1 : match.start()]
         free = not before.isalnum() and before not in (b"_", b".", b"#")
-        if free and float(match[0].rstrip(b"_")) > _LARGEST and fills(*match.span()):
+        if free and float(match[0].replace(b"_", b"")) > _LARGEST and fills(*match.span()):
             return True
     for match in _EXPONENT.finditer(data):
         start = match.start()

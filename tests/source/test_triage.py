@@ -66,6 +66,7 @@ def test_a_large_number_may_fill_something(code):
         "'^norm', (99999,)",
         "'w-530616c2.pth'",
         "'w-670e1166.pth'",
+        "'llama-3___1-8b'",
     ],
 )
 def test_a_count_or_a_divisor_fills_nothing(code):

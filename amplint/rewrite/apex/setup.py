@@ -270,7 +270,7 @@ def _conditions(module: Module, made: Setup, leaving: Leaving, others: list[ast.
         if any(isinstance(node, ast.NamedExpr | ast.Await) or _acts(node) for node in ast.walk(branch.test)):
             raise Refused("the condition of amp.initialize calls something", "give it a name first")
         if tested := leaving.simplified(branch.test):
-            parts.insert(0, tested)
+            parts.insert(0, _on_one_line(tested))
     parts += [made.switch] if made.switch else []
     made.switch = _all_of(parts)
     outermost = next((branch for branch, _ in reversed(inner) if leaving.simplified(branch.test)), None)
@@ -305,6 +305,11 @@ _ASKS = frozenset("is_available device_count isinstance len hasattr getattr int 
 def _acts(node: ast.AST) -> bool:
     """Whether a part of a condition calls something that may do more than to ask."""
     return isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) not in _ASKS
+
+
+def _on_one_line(condition: str) -> str:
+    """A condition that may go on over lines, which needs the brackets that it stands in."""
+    return ast.unparse(ast.parse(f"({condition})", mode="eval")) if "\n" in condition else condition
 
 
 def _all_of(parts: list[str]) -> str:
