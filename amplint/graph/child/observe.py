@@ -72,7 +72,7 @@ def watching(found: Found) -> Iterator[Watch]:
         patch(torch.optim.Optimizer, "__init__", lambda original: _optimizer(original, watch))
         patch(torch.amp.GradScaler, "scale", _scale)
         stack.enter_context(unopened(watch.regions))
-        patch(torch, "compile", _eager)
+        patch(torch, "compile", eager)
         yield watch
 
 
@@ -334,7 +334,7 @@ def _scale(original: Any) -> Any:
     return scale
 
 
-def _eager(original: Any) -> Any:
+def eager(original: Any) -> Any:
     """torch.compile gives what it always gives, but it runs uncompiled."""
 
     @wraps(original)

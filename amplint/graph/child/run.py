@@ -1,4 +1,4 @@
-"""The child: open CUDA's policy, go through one of the two doors, analyse, answer."""
+"""The child: open CUDA's policy, go through one of the doors, answer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def run(folder: str) -> None:
     try:
         import torch
     except ImportError as error:
-        finish(folder, {"error": _no_torch(error)})
+        finish(folder, {"error": _no_torch(error, _command(job))})
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        finish(folder, {"error": f"{sys.executable} has torch {torch.__version__}; trace needs {oldest} or newer"})
+        has = f"{sys.executable} has torch {torch.__version__}"
+        finish(folder, {"error": f"{has}; {_command(job)} needs {oldest} or newer"})
     try:  # amplint's own part is imported before the user's folder is on the path
         if job["door"] == "script":
             from amplint.graph.child.script import script as door
+        elif job["door"] == "verify":
+            from amplint.verify.child.door import verify as door
         else:
             from amplint.graph.child.factory import factory as door
     except Exception as error:
@@ -35,10 +38,14 @@ def run(folder: str) -> None:
     door(folder, job)
 
 
-def _no_torch(error: ImportError) -> str:
+def _command(job: dict[str, Any]) -> str:
+    return "verify" if job["door"] == "verify" else "trace"
+
+
+def _no_torch(error: ImportError, command: str) -> str:
     if error.name != "torch":
         return f"torch cannot be imported in {sys.executable}: {error}"
     return (
-        f"{sys.executable} has no torch, which trace needs: pip install amplint[torch], or name the interpreter that "
-        "trains with --python"
+        f"{sys.executable} has no torch, which {command} needs: pip install amplint[torch], or name the interpreter "
+        "that trains with --python"
     )

@@ -40,7 +40,7 @@ def script(folder: str, job: dict[str, Any]) -> None:
     say(folder, "script")
     try:
         execute(path, module.__dict__)
-        _wait()
+        wait()
     except SystemExit as error:
         problem = _ended(shown, error.code, watch)
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def execute(path: str, names: dict[str, Any]) -> None:
     exec(code, names)
 
 
-def _wait() -> None:
+def wait() -> None:
     """A script is not at its end before its threads and processes are."""
     for process in multiprocessing.active_children():
         if not process.daemon:

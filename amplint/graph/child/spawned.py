@@ -18,12 +18,19 @@ def _main() -> None:
     start.mount(os.path.dirname(os.path.dirname(here)))
     import json
 
-    from amplint.graph.child.script import execute, under_watch
+    from amplint.graph.child.script import execute
 
     folder = os.environ[FOLDER]
     with open(os.path.join(folder, "job.json"), encoding="utf-8") as stream:
         job = json.load(stream)
-    under_watch(folder, job)
+    if job["door"] == "verify":
+        from amplint.verify.child.door import under_probe
+
+        under_probe(folder, job)
+    else:
+        from amplint.graph.child.script import under_watch
+
+        under_watch(folder, job)
     names = globals()
     names["__file__"] = os.environ[SCRIPT]
     execute(os.environ[SCRIPT], names)
