@@ -354,3 +354,16 @@ def rule(context: click.Context, /, code: str | None, every: bool, output_format
     if (code is None) is not every:
         raise click.UsageError("name a rule, or use --all", context)
     context.exit(run(code, output_format))
+
+
+@cli.command(short_help="Serve editors: findings as you type, fixes, hovers.")
+def server() -> None:
+    """Speak the Language Server Protocol over standard input and output.
+
+    An editor starts it; docs/editors.md says how. It needs pygls: pip install amplint[lsp].
+    """
+    try:
+        from amplint.editor.server import serve
+    except ImportError as error:
+        fail(f"server needs {error.name or 'pygls'}, which is not installed: pip install amplint[lsp]")
+    serve()
