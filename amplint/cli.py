@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from amplint import __version__
+from amplint.options import FILES, FORMAT_HELP, KEYS, OUTPUT_FILE, SETTINGS, list_option, with_options
 from amplint.report.formats import FORMATS
 
 Command = Callable[..., Any]
@@ -53,81 +54,11 @@ def fail(message: str) -> NoReturn:
 # -- options ------------------------------------------------------------------------------------------------------
 
 
-def _split(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
-    """`--select A,B --select C` is A, B and C."""
-    return [part.strip() for value in values for part in value.split(",")] if values else None
-
-
-def _ignores(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]] | None:
-    """`--per-file-ignores "tests/*:AMP105,demo.py:AMP1"` as the table that a config file has."""
-    table: dict[str, list[str]] = {}
-    for part in _split(context, option, values) or ():
-        glob, colon, code = part.rpartition(":")
-        if not colon:
-            raise click.BadParameter(f'"{part}" is not GLOB:CODE', context, option)
-        table.setdefault(glob.strip(), []).append(code.strip())
-    return table or None
-
-
-def _list(name: str, text: str) -> Callable[[Command], Command]:
-    return click.option(name, multiple=True, callback=_split, metavar="LIST", help=text)
-
-
-_FORMAT = "How findings are printed [default: full]"
-_OUTPUT_FILE = click.option(
-    "-o",
-    "--output-file",
-    multiple=True,
-    metavar="[FORMAT:]FILE",
-    help="Write the findings here instead of to standard output; with a format, beside it (may be repeated).",
-)
-_SETTINGS = (
-    _list("--select", "Rules to run: codes, prefixes or ALL, comma-separated; instead of the default ones."),
-    _list("--ignore", "Rules not to run."),
-    _list("--extend-select", "Rules to run, too."),
-    _list("--fixable", "Rules whose fixes may be applied [default: ALL]."),
-    _list("--unfixable", "Rules whose fixes may not be applied."),
-    click.option("--target-torch", metavar="VERSION", help="Oldest torch that the code runs on [default: 2.4]."),
-    click.option("--target-device", metavar="DEVICE", help="Device that the code trains on [default: cuda]."),
-    click.option("--target-dtype", metavar="DTYPE", help="float16 or bfloat16 [default: float16]."),
-    click.option("--config", multiple=True, metavar="FILE|KEY=VALUE", help="Config file, or one setting as TOML."),
-    click.option("--isolated", is_flag=True, help="Read no config file."),
-    click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Use colours."),
-)
-_FILES = (
-    click.option(
-        "--per-file-ignores",
-        multiple=True,
-        callback=_ignores,
-        metavar="GLOB:CODE",
-        help="Rules not to run there.",
-    ),
-    _list("--exclude", "Files and folders to leave out, as globs; instead of the default ones."),
-    _list("--extend-exclude", "Files and folders to leave out, too."),
-    click.option("--force-exclude", is_flag=True, help="Leave out also files that are named on the command line."),
-)
-
-
-def _with(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_KEYS = (
-    *("select", "ignore", "extend-select", "fixable", "unfixable", "per-file-ignores", "exclude", "extend-exclude"),
-    *("target-torch", "target-device", "target-dtype"),
-)
-
-
 def _settings(paths: Sequence[str], options: dict[str, Any]) -> Any:
     """The settings for a run; a mistake in them ends it."""
     from amplint.config import ConfigError, load
 
-    values = {key: options.get(key.replace("-", "_")) for key in _KEYS}
+    values = {key: options.get(key.replace("-", "_")) for key in KEYS}
     flags = {key: value for key, value in values.items() if value is not None}
     try:
         return load(paths, flags, options["config"], options["isolated"])
@@ -139,6 +70,19 @@ def _named(paths: Sequence[str]) -> None:
     """A path without a name is a variable that was not set."""
     if "" in paths:
         fail("a path is empty")
+
+
+def _only_mine(stdin: bool, options: dict[str, Any]) -> None:
+    """What `--diff-base` and `--baseline` go with."""
+    chosen = [flag for flag in ("--diff-base", "--baseline") if options[flag[2:].replace("-", "_")] is not None]
+    if options["write_baseline"] and chosen != ["--baseline"]:
+        fail("--write-baseline goes with --baseline FILE, and not with --diff-base")
+    if chosen and not all(options[flag[2:].replace("-", "_")] for flag in chosen):
+        fail(f"{chosen[0]} is empty")
+    if chosen and any(options[name] for name in ("fix", "fix_only", "diff", "add_ignore")):
+        fail(f"{chosen[0]} chooses what is reported; it goes with neither fixes nor --add-ignore")
+    if stdin and chosen and (options["diff_base"] or options["write_baseline"]):
+        fail("--diff-base and --write-baseline look at files, not at standard input")
 
 
 def _colour(choice: str) -> bool | None:
@@ -168,11 +112,14 @@ def cli() -> None:
 @click.option("--show-fixes", is_flag=True, help="List what was fixed in each file.")
 @click.option("--add-ignore", is_flag=True, help="Hide what is found now behind comments.")
 @click.option("--reason", metavar="TEXT", default="", help="What these comments say.")
+@click.option("--diff-base", metavar="REF", help="Report only what touches lines changed since the merge base with it.")
+@click.option("--baseline", metavar="FILE", help="Do not report what is listed there.")
+@click.option("--write-baseline", is_flag=True, help="List there what is found now, and report nothing.")
 @click.option("--ignore-noqa", is_flag=True, help="Report also what comments hide.")
 @click.option("--show-files", is_flag=True, help="List the files that would be checked, and stop.")
 @click.option("--show-settings", is_flag=True, help="Print the settings as TOML, and stop.")
-@click.option("--output-format", type=click.Choice(["full", "concise", *FORMATS]), default="full", help=_FORMAT)
-@_OUTPUT_FILE
+@click.option("--output-format", type=click.Choice(["full", "concise", *FORMATS]), default="full", help=FORMAT_HELP)
+@OUTPUT_FILE
 @click.option("--statistics", is_flag=True, help="Print how many findings each rule has, instead of the findings.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 in spite of findings.")
 @click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit 1 if something was fixed, even if nothing is left.")
@@ -180,8 +127,8 @@ def cli() -> None:
 @click.option("--no-cache", is_flag=True, help="Neither read nor write .amplint_cache/.")
 @click.option("-q", "--quiet", is_flag=True, help="Print findings only.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done, and show tracebacks of internal errors.")
-@_with(_SETTINGS)
-@_with(_FILES)
+@with_options(SETTINGS)
+@with_options(FILES)
 @click.pass_context
 def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> None:
     """Find mistakes in code that uses low precision; with --fix, repair them.
@@ -200,6 +147,7 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
         fail("--reason goes with --add-ignore")
     if options["add_ignore"] and (paths == ("-",) or options["fix"] or options["fix_only"] or options["diff"]):
         fail("--add-ignore writes comments into files; it goes with neither standard input nor fixes")
+    _only_mine(paths == ("-",), options)
     places = [options["stdin_filename"] or "."] if paths == ("-",) else list(paths or (".",))
     context.exit(run(paths or (".",), _settings(places, options), options))
 
@@ -212,8 +160,8 @@ def check(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> 
 @click.option("--explain", is_flag=True, help="Write comments, too, that say why, above the first edit of each kind.")
 @click.option("--dtype", type=click.Choice(["float16", "bfloat16", "auto"]), help="What to train in.")
 @click.option("--device", metavar="DEVICE", help="What to train on; the same as --target-device.")
-@_with(_SETTINGS)
-@_with(_FILES)
+@with_options(SETTINGS)
+@with_options(FILES)
 @click.pass_context
 def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> None:
     """Turn full-precision training steps into correct AMP code, and complete half-done ones.
@@ -240,7 +188,7 @@ def fix(context: click.Context, /, paths: tuple[str, ...], **options: Any) -> No
 
 @cli.command(short_help="Tell what a script does, step by step.")
 @click.argument("file")
-@_with(_SETTINGS)
+@with_options(SETTINGS)
 @click.pass_context
 def events(context: click.Context, /, file: str, **options: Any) -> None:
     """Tell what a script does in each training step, as amplint understood it."""
@@ -272,9 +220,9 @@ def events(context: click.Context, /, file: str, **options: Any) -> None:
     "--python", metavar="EXE", help="The Python that has torch and the script's packages [default: this one]."
 )
 @click.option("--output-format", type=click.Choice(["text", *FORMATS]), default="text", help="[default: text]")
-@_OUTPUT_FILE
+@OUTPUT_FILE
 @click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
-@_with(_SETTINGS)
+@with_options(SETTINGS)
 @click.pass_context
 def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **options: Any) -> None:
     """Find what leaves half precision's range inside a model, forward and backward, on one batch.
@@ -321,10 +269,10 @@ def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **
     "--output-format", type=click.Choice(["text", "json", "markdown"]), default="text", help="[default: text]"
 )
 @click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
-@_list("--fail-on", "What exits 1, too: not-enough, fault, overflow, skipped, slower.")
+@list_option("--fail-on", "What exits 1, too: not-enough, fault, overflow, skipped, slower.")
 @click.option("--batch-sweep", is_flag=True, help="Find the largest batch that fits, and the throughput there.")
 @click.option("--keep", metavar="FOLDER", help="Keep the runs' working folders there.")
-@_with(_SETTINGS)
+@with_options(SETTINGS)
 @click.pass_context
 def verify(context: click.Context, /, script: str, arguments: tuple[str, ...], **options: Any) -> None:
     """Run a script in FP32 and in AMP, from the same seeds, and say whether it trains the same.

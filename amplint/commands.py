@@ -69,6 +69,12 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
         return _diff(outcomes, targets, options)
     read = cache(read)
     place = output.around(read, raw, settings)
+    if options["write_baseline"] or options["baseline"] or options["diff_base"]:
+        from amplint import mine
+
+        if options["write_baseline"]:
+            return mine.write_baseline(outcomes, settings, place, options)
+        outcomes = mine.only_mine(outcomes, paths, settings, place, options)
     return _report(outcomes, read, place, targets, allowed, options, to_stderr=stdin and fixing)
 
 
