@@ -7,7 +7,7 @@ on a GPU waits for the device: a run that counts is not timed."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -19,11 +19,13 @@ from amplint.graph.child.answer import internal
 from amplint.verify.child import emulate, products
 from amplint.verify.child.emulate import HALVES
 from amplint.verify.child.lines import NOWHERE, Line, innermost
-from amplint.verify.child.products import Counts
+from amplint.verify.child.records import number
+from amplint.verify.kernels.ops import Counts
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MANY = 400_000  # lines of forward operations that are remembered for their backward
 _SHAPES = 3
+_CAST = torch.ops.aten._to_copy.default
 _SKIPPED = ("empty", "new_empty", "resize", "set_", "detach", "lift", "_foreach_zero", "zero", "zeros", "ones", "clone")
 
 
@@ -32,8 +34,7 @@ class Tally:
     """What came out of one operation on one line."""
 
     calls: int = 0
-    counts: list[int] = field(default_factory=lambda: [0] * 5)  # inf, nan, flushed, subnormal, elements
-    absmax: float = 0.0
+    counts: Counts = field(default_factory=Counts)
     origin: int = 0  # calls in which something not finite came out of finite operands
     shapes: list[list[int]] = field(default_factory=list)
     by: str = "statistics"
@@ -42,11 +43,11 @@ class Tally:
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The mode; entered once in each thread."""
 
-    def __init__(self, accumulate: str = "float32") -> None:
+    def __init__(self, accumulate: str = "float32", on_gpu: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.accumulate = accumulate
         self.paused = False
-        self.products = products.Products(accumulate)
+        self.how = products.load(on_gpu)
         self.clear()
 
     def clear(self) -> None:
@@ -81,19 +82,19 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented  # a subclass goes on with what is inside it
         if self.paused:
             return func(*args, **kwargs)
-        product = products.of(func)
-        if product is not None and args[product[0]].dtype in HALVES and _is_dense(args[product[0]]):
-            out, counts, by = self.products.run(func, product, args, kwargs)
-            self._note(func, args, kwargs, [(out, counts)], by, products.shape(args, product))
+        at = products.of(func)
+        if at is not None and args[at].dtype in HALVES and args[at + 1].dtype == args[at].dtype and _is_dense(args[at]):
+            out, counts = products.run(func, at, args, kwargs, self.accumulate)
+            self._note(func, args, kwargs, [out], [counts], products.by(func, args, self.how))
             return out
         return self._other(func, args, kwargs)
 
     def _other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        exact: list[torch.Tensor] = []
+        counts: list[Counts] = []
         by = "statistics"
         half = None
         if func in emulate.SLOW and (half := _emulated(args)) is not None:
-            out, exact = emulate.full(func, args, kwargs, half)
+            out, counts = emulate.full(func, args, kwargs, half)
             by = "emulation"
         else:
             try:
@@ -102,32 +103,25 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 half = _emulated((args, kwargs)) if emulate.is_lacking(func, error) else None
                 if half is None:
                     raise
-                out, exact = emulate.full(func, args, kwargs, half)
+                out, counts = emulate.full(func, args, kwargs, half)
                 by = "emulation"
         halves = _halves(out)
         if not halves and torch.is_grad_enabled() and _halves(args):
             self._where()  # the gradient of what comes out may be half
         if halves and not func.is_view and func.namespace == "aten" and not func.__name__.startswith(_SKIPPED):
-            wide = exact if len(exact) == len(halves) else [None] * len(halves)
-            with_counts = [(one, products.count(one, before)) for one, before in zip(halves, wide, strict=True)]
-            self._note(func, args, kwargs, with_counts, by, products.shape_of(func, args))
+            if len(counts) != len(halves):
+                counts = [_counted(func, args, one) for one in halves]
+            self._note(func, args, kwargs, halves, counts, by)
         return out
 
-    def _note(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        outs: list[tuple[torch.Tensor, Counts]],
-        by: str,
-        shape: list[int] | None,
-    ) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, outs: list[torch.Tensor], counts: list[Counts], by: str) -> None:
         """Add what came out to its line. A mistake in this must not end the user's run."""
         try:
             backward, line = self._where()
+            shape = products.shape(func, args)
             self.half_ops += 1
             self.half_matmuls += shape is not None
-            if backward and outs[0][0].dtype == torch.float16:
+            if backward and outs[0].dtype == torch.float16:
                 self._backwards += 1
             key = (line, str(func), "backward" if backward else "forward")
             tally = self.tallies.get(key)
@@ -137,13 +131,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tally.by = by
             if shape is not None and shape not in tally.shapes and len(tally.shapes) < _SHAPES:
                 tally.shapes.append(shape)
-            bad = False
-            for _, counts in outs:
-                for index, one in enumerate(counts.five):
-                    tally.counts[index] += one
-                tally.absmax = max(tally.absmax, counts.absmax)
-                bad |= counts.five[0] + counts.five[1] > 0
-            if bad and _finite((args, kwargs), [out for out, _ in outs]):
+            for one in counts:
+                tally.counts += one
+            if any(one.inf or one.nan for one in counts) and _finite((args, kwargs), outs):
                 tally.origin += 1
         except Exception as error:
             self.mistake = self.mistake or internal(error)
@@ -174,7 +164,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
-    def layer(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def layer(self, module: torch.nn.Module, output: Any) -> None:
         """A module was called; those that hold no others are counted."""
         if module._modules:
             return
@@ -188,17 +178,15 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def told(self) -> dict[str, Any]:
         """As the answer has it."""
-        names = ("inf", "nan", "flushed", "subnormal", "elements")
         lines = [
             {"path": line[0], "line": line[1], "op": op, "phase": phase, "calls": tally.calls}
-            | dict(zip(names, tally.counts, strict=True))
-            | {"absmax": tally.absmax if math.isfinite(tally.absmax) else None, "origin": tally.origin}
-            | {"shapes": tally.shapes, "counted_by": tally.by}
+            | (asdict(tally.counts) | {"absmax": number(tally.counts.absmax)})
+            | {"origin": tally.origin, "shapes": tally.shapes, "counted_by": tally.by}
             for (line, op, phase), tally in self.tallies.items()
         ]
         layers = [{"class": name, "calls": calls[0], "dtypes": dtypes} for name, (calls, dtypes) in self.layers.items()]
         told = {"layers": layers, "half_matmuls": self.half_matmuls, "half_ops": self.half_ops, "lines": lines}
-        return told | {"kernel": self.products.how}
+        return told | {"kernel": self.how}
 
 
 def _number() -> int:
@@ -224,6 +212,13 @@ def _halves(out: Any) -> list[torch.Tensor]:
     if isinstance(out, list | tuple):
         return [one for one in out if type(one) in _PLAIN and one.dtype in HALVES and _is_dense(one)]
     return []
+
+
+def _counted(func: Any, args: Any, out: torch.Tensor) -> Counts:
+    """What is in a result; of a cast also what it flushed to zero."""
+    if func is _CAST and args[0].dtype == torch.float32 and args[0].device == out.device:
+        return Counts.of(torch.ops.amplint.narrow(args[0], str(out.dtype).removeprefix("torch."))[1])
+    return Counts.of(torch.ops.amplint.statistics(out))
 
 
 def _finite(tree: Any, outs: list[torch.Tensor]) -> bool:

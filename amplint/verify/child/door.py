@@ -59,11 +59,11 @@ def under_probe(folder: str, job: dict[str, Any]) -> Probe:
     stack = ExitStack()
     _HELD.append(stack)
     on_gpu = job["device"] == "cuda"
+    counting = Counting(job.get("accumulate", "float32"), on_gpu) if job["count"] else None
     if not on_gpu:
         stack.enter_context(device.cuda_on_cpu())
         stack.enter_context(policy.cuda_policy())
         stack.enter_context(device.open_gate())
-    counting = Counting(job.get("accumulate", "float32")) if job["count"] else None
     records = Records(folder, job)
     probe = Probe(records, meters.Meters(on_gpu), counting, lambda: finish(probe, "steps"))
     seeds.begin(job["seed"])

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from amplint.verify.kernels.ops import Counts
+
 HALVES = (torch.float16, torch.bfloat16)
 _aten = torch.ops.aten
 # A kernel that GPUs have and the CPU does not.
@@ -34,8 +36,8 @@ def is_lacking(func: Any, error: Exception) -> bool:
     return LACKING.search(str(error)) is not None and not _NOWHERE.search(func.__name__)
 
 
-def full(func: Any, args: Sequence[Any], kwargs: dict[str, Any], half: torch.dtype) -> tuple[Any, list[torch.Tensor]]:
-    """The operation in FP32, with its results rounded; and those results before they were."""
+def full(func: Any, args: Sequence[Any], kwargs: dict[str, Any], half: torch.dtype) -> tuple[Any, list[Counts]]:
+    """The operation in FP32, with its results rounded; and what is in those."""
     wide = {}
 
     def widen(leaf: Any) -> Any:
@@ -52,17 +54,17 @@ def full(func: Any, args: Sequence[Any], kwargs: dict[str, Any], half: torch.dty
             leaf.copy_(copy)
     back = {id(copy): leaf for leaf, copy in wide.values()}
     keeps = _dtypes(func, args, kwargs)
-    exact: list[torch.Tensor] = []
+    counts: list[Counts] = []
     rounded = []
     leaves, tree = pytree.tree_flatten(results)
     for index, leaf in enumerate(leaves):
         if id(leaf) in back:
             leaf = back[id(leaf)]
         elif isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32 and keeps.get(index, half) in HALVES:
-            exact.append(leaf)
-            leaf = leaf.to(keeps.get(index, half))
+            leaf, found = torch.ops.amplint.narrow(leaf, str(keeps.get(index, half)).removeprefix("torch."))
+            counts.append(Counts.of(found))
         rounded.append(leaf)
-    return pytree.tree_unflatten(rounded, tree), exact
+    return pytree.tree_unflatten(rounded, tree), counts
 
 
 def _dtypes(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[int, torch.dtype]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 from unittest import mock
@@ -22,13 +23,11 @@ _Scaler = torch.amp.GradScaler
 def watched(probe: Probe) -> Iterator[None]:
     """While it is open, the probe sees this process's training steps."""
     patched = [mock.patch.object(owner, name, new) for owner, name, new in _patches(probe)]
-    for one in patched:
-        one.start()
-    try:
+    with ExitStack() as stack:
+        for one in patched:
+            stack.enter_context(one)
+        _modules(probe, stack)
         yield
-    finally:
-        for one in reversed(patched):
-            one.stop()
 
 
 def _patches(probe: Probe) -> Iterator[tuple[Any, str, Any]]:
@@ -72,6 +71,39 @@ def _grad(original: Any, probe: Probe) -> Any:
         return probe.backward(outputs, grad_outputs, run, leaves) if leaves else run()
 
     return grad
+
+
+# -- modules ------------------------------------------------------------------------------------------------------
+
+
+def _modules(probe: Probe, stack: ExitStack) -> None:
+    """The first model that trains is asked for its samples from then on, through its class: what is set on the module
+    itself would be copied and saved with it. Other modules only where counting has made all of it slow anyway."""
+    kinds = torch.nn.modules.module
+
+    def first(module: torch.nn.Module, args: Any) -> None:
+        if probe.off or not (module.training and torch.is_grad_enabled()):
+            return
+        if isinstance(module, torch.jit.ScriptModule) or not any(one.requires_grad for one in module.parameters()):
+            return
+        handle.remove()
+        probe.called(args, {})
+        kind, model, own = type(module), weakref.ref(module), "__call__" in type(module).__dict__
+        original = kind.__call__
+
+        @wraps(original)
+        def __call__(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self is model():
+                probe.called(args, kwargs)
+            return original(self, *args, **kwargs)
+
+        kind.__call__ = __call__  # type: ignore[method-assign]
+        stack.callback((lambda: setattr(kind, "__call__", original)) if own else (lambda: delattr(kind, "__call__")))
+
+    handle = kinds.register_module_forward_pre_hook(first)
+    stack.callback(handle.remove)
+    if probe.counting is not None:
+        stack.callback(kinds.register_module_forward_hook(probe.layer).remove)
 
 
 # -- optimizers ---------------------------------------------------------------------------------------------------

@@ -292,6 +292,23 @@ class Probe:
                 for pool in pools:
                     pool.seen = tensors.state(pool.parameters())
 
+    def called(self, args: Any, kwargs: Any) -> None:
+        """The model was, with these."""
+        if not self.off and torch.is_grad_enabled():
+            size = tensors.leading(args, kwargs)
+            self.samples = (self.samples or 0) + size if size is not None else self.samples
+
+    def layer(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """A module was called, in a run that counts."""
+        if self.off or self.counting is None or self.counting.paused:
+            return
+        with self.own():
+            self.counting.layer(module, output)
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+                mean = module.running_mean
+                if mean is not None and mean.dtype == torch.float16:
+                    self.records.fault("AMP302", "keeps the running statistics of BatchNorm in float16", here())
+
     def zeroed(self, parameters: Any) -> None:
         with self.own():
             for pool in self.pools.of(parameters):

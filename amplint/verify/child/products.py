@@ -1,88 +1,69 @@
-"""Matrix products in half precision, computed and counted."""
+"""Matrix products in half precision, computed by the kernel that counts."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from amplint.verify.kernels import ops
+from amplint.verify.kernels.ops import Counts
+
 _aten = torch.ops.aten
-# the places of the two factors among the arguments, and whether something is added
-_PRODUCTS: dict[Any, tuple[int, int, bool]] = {
-    _aten.mm.default: (0, 1, False),
-    _aten.bmm.default: (0, 1, False),
-    _aten.addmm.default: (1, 2, True),
-    _aten.baddbmm.default: (1, 2, True),
+# the places of the two factors among the arguments; what stands before them is added
+_PRODUCTS: dict[Any, int] = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
 }
-_NAMES = (
-    "convolution",
-    "attention",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "mv",
-    "dot",
-    "addmv",
-    "addbmm",
-    "linear",
-    "matmul",
-)
+_OTHERS = ("mv", "dot", "vdot", "addmv", "addbmm", "addr", "linear", "matmul")
+_PARTS = ("convolution", "attention", "mm")
 
 
-class Counts(NamedTuple):
-    five: tuple[int, int, int, int, int]  # inf, nan, flushed, subnormal, elements
-    absmax: float  # of what is finite
-
-
-def of(func: Any) -> tuple[int, int, bool] | None:
+def of(func: Any) -> int | None:
+    """Where the factors are, if it is one of the products that the kernel computes."""
     return _PRODUCTS.get(func)
 
 
-class Products:
-    """Products by the kernel, for one way to accumulate."""
-
-    def __init__(self, accumulate: str) -> None:
-        self.accumulate = accumulate
-        self.how = "emulation"
-
-    def run(
-        self, func: Any, product: tuple[int, int, bool], args: Any, kwargs: Any
-    ) -> tuple[torch.Tensor, Counts, str]:
-        """The result, its counts, and how they were made."""
-        first, second, adds = product
-        a, b = args[first], args[second]
-        exact = torch.matmul(a.float(), b.float())
-        if adds:
-            beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
-            exact = exact * alpha if alpha != 1 else exact
-            exact = exact if beta == 0 else exact + (args[0].float() * beta if beta != 1 else args[0].float())
-        out = exact.to(a.dtype)
-        return out, count(out, exact), "emulation"
+def run(func: Any, at: int, args: Any, kwargs: Any, accumulate: str) -> tuple[torch.Tensor, Counts]:
+    """The result, and what is in it. On tensor cores a bias is added to the FP32 sum, before it is rounded: here it is
+    one more product. What else is added, and bfloat16, goes through FP32."""
+    a, b = args[at : at + 2]
+    beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
+    added = args[0] if at and beta != 0 else None
+    if a.dtype == torch.float16 and alpha == 1 and (added is None or (beta == 1 and _is_row(added, a.dim()))):
+        if added is not None:
+            a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
+            b = torch.cat([b, added.expand(*b.shape[:-2], 1, b.shape[-1])], -2)
+        out, counts = torch.ops.amplint.mm(a, b, accumulate)
+    else:
+        wide = func(*(one.float() if isinstance(one, torch.Tensor) else one for one in args), **kwargs)
+        out, counts = torch.ops.amplint.narrow(wide, str(a.dtype).removeprefix("torch."))
+    return out, Counts.of(counts)
 
 
-def count(out: torch.Tensor, exact: torch.Tensor | None = None) -> Counts:
-    """What is in a half tensor; `exact`: the same before it was rounded."""
-    size = out.abs()
-    finite = size <= torch.finfo(out.dtype).max
-    smallest = torch.finfo(out.dtype).smallest_normal
-    nan = int(torch.isnan(out).sum())
-    elements = out.numel()
-    inf = elements - nan - int(finite.sum())
-    subnormal = int(((size > 0) & (size < smallest)).sum())
-    flushed = 0 if exact is None else int(((exact != 0) & (out == 0)).sum())
-    absmax = float(torch.where(finite, size, 0).max()) if elements else 0.0
-    return Counts((inf, nan, flushed, subnormal, elements), absmax)
+def by(func: Any, args: Any, how: str) -> str:
+    """How `run` counts."""
+    half = args[_PRODUCTS[func]].dtype == torch.float16
+    return "kernel" if half and not how.startswith("emulation") else "emulation"
 
 
-def shape(args: Any, product: tuple[int, int, bool]) -> list[int]:
-    a, b = args[product[0]], args[product[1]]
-    return [*a.shape, b.shape[-1]]
+def _is_row(added: torch.Tensor, dims: int) -> bool:
+    return added.dtype == torch.float16 and (added.dim() == 1 or (added.dim() == dims and added.shape[-2] == 1))
 
 
-def shape_of(func: Any, args: Any) -> list[int] | None:
-    """The shape of another operation that multiplies; None for one that does not."""
+def shape(func: Any, args: Any) -> list[int] | None:
+    """m, k, n of a product; the first operand's shape of what else multiplies; None for all other operations."""
+    at = _PRODUCTS.get(func)
+    if at is not None:
+        return [*args[at].shape, args[at + 1].shape[-1]]
     name = func.__name__.partition(".")[0]
-    if not any(word in name for word in ("convolution", "attention")) and name not in _NAMES:
+    if name not in _OTHERS and not any(part in name for part in _PARTS):
         return None
     return next((list(one.shape) for one in args if isinstance(one, torch.Tensor)), [])
+
+
+def load(on_gpu: bool) -> str:
+    """The kernel for this device; how it works."""
+    return ops.load("cuda" if on_gpu else "cpu")
