@@ -315,3 +315,29 @@ def server() -> None:
     except ImportError as error:
         fail(f"server needs {error.name or 'pygls'}, which is not installed: pip install amplint[lsp]")
     serve()
+
+
+@cli.command(short_help="Comment on a pull or merge request.")
+@click.option("--github", is_flag=True, help="A pull request of GitHub; the token is GITHUB_TOKEN.")
+@click.option("--gitlab", is_flag=True, help="A merge request of GitLab; the token is GITLAB_TOKEN.")
+@click.option("--repository", metavar="OWNER/NAME", help="Which repository [default: that of the running workflow].")
+@click.option("--number", type=click.IntRange(1), help="Which request [default: that of the running workflow].")
+@click.option("--api", metavar="URL", help="Where the API is [default: that of the running workflow].")
+@click.option("--verify", metavar="FILE", help="Attach the verdict of `amplint verify --output-format json`.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 in spite of findings.")
+@with_options(SETTINGS)
+@with_options(FILES)
+@click.pass_context
+def review(context: click.Context, /, **options: Any) -> None:
+    """Check what a pull or merge request changes, and say it there: a comment for each finding on a changed line.
+
+    What was said before is not said again; comments that nobody answered go with what they were about. Run it in a
+    checkout of the request's head; nothing of it is executed.
+
+    Exit code: 0 nothing found on changed lines, 1 findings, 2 could not review.
+    """
+    from amplint.reviewing import review as run
+
+    if options["github"] == options["gitlab"]:
+        raise click.UsageError("name one: --github or --gitlab", context)
+    context.exit(run(_settings(["."], options), options))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from amplint.config import Settings
+from amplint.fence import outside
 from amplint.globs import matches, names
 from amplint.source.module import MAX_BYTES, Unreadable
 
@@ -76,6 +77,8 @@ def _tidy(path: str) -> str:
 
 def read(path: str) -> bytes:
     """The bytes of a regular file of a size that people write; raises Unreadable with the reason."""
+    if outside(path):
+        raise Unreadable("leads out of the repository")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

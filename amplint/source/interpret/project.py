@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from amplint.fence import outside
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
@@ -171,6 +172,8 @@ def trains(data: bytes) -> bool:
 def _parse(path: Path, changed: int, size: int, wider: bool = False) -> Module | None:
     """Kept while the file stays as it is: the files of a project import the same ones again and again."""
     words = (*_TRAINS, *_HANDLES) if wider else _TRAINS
+    if outside(path):
+        return None
     try:
         data = path.read_bytes()
         passes_on = wider and path.name == "__init__.py" and size <= MOST_PASSED_ON
