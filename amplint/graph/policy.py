@@ -50,7 +50,7 @@ def cuda_policy() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that kernels are overridden
             for operator, kind in _overridden():
-                library.impl(operator, _kernel(operator, kind), allow_override=True)  # type: ignore[no-untyped-call]
+                library.impl(operator, _kernel(operator, kind))  # type: ignore[no-untyped-call]
         for owner, name, new in _cuda_is_cpu():
             stack.enter_context(mock.patch.object(owner, name, new))
         stack.callback(torch._C._jit_set_autocast_mode, torch._C._jit_set_autocast_mode(False))  # has lists of its own

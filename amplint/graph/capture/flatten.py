@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._higher_order_ops.wrap import wrap_with_autocast, wrap_with_set_grad_enabled
 
 from amplint.graph import places
 from amplint.graph.capture import aliases
 
-_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
-_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _OPERATORS = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
 _SKIPPED = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 
@@ -55,12 +54,12 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], s
                 return fx.map_arg(node.args[0], lambda one: copies[one])
             case "get_attr":
                 copies[node] = _Held(_attribute(module, node.target))
-            case "call_function" if node.target is _AUTOCAST or node.target is _GRAD:
+            case "call_function" if node.target in (wrap_with_autocast, wrap_with_set_grad_enabled):
                 inner, rest = _region(node)
                 inside = copies[inner].value
                 given = fx.map_arg(rest, lambda one: _spelled(copies[one], graph, state))
                 names = [one for one in inside.graph.nodes if one.op == "placeholder"]
-                if node.target is _AUTOCAST:
+                if node.target is wrap_with_autocast:
                     on = replace(state, autocast=bool(node.args[2]), dtype=node.args[1] or state.dtype)
                 else:
                     on = replace(state, grad=bool(node.args[0]))
@@ -98,7 +97,7 @@ def _spelled(copy: Any, graph: fx.Graph, state: _State) -> Any:
 
 def _region(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """The graph of a region, and what it is given. wrap_with_autocast(device, dtype, enabled, cache, graph, *given)."""
-    at = 4 if node.target is _AUTOCAST else 1
+    at = 4 if node.target is wrap_with_autocast else 1
     return node.args[at], node.args[at + 1 :]
 
 

@@ -30,7 +30,7 @@ def taken_apart(output: Any) -> tuple[list[torch.Tensor], Shape]:
     if unknown:
         for kind in unknown:  # a dataclass that torch has not been told of
             with contextlib.suppress(ValueError):
-                pytree.register_dataclass(kind)
+                torch.export.register_dataclass(kind)
         again, spec = pytree.tree_flatten(output)
         if len(again) > len(flat):
             return taken_apart(output)

@@ -339,8 +339,6 @@ def eager(original: Any) -> Any:
 
     @wraps(original)
     def compile(*args: Any, **kwargs: Any) -> Any:
-        if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6: what is to be compiled stays as it is
-            return args[0] if args and args[0] is not None else lambda function: function
         torch.compiler.set_stance("force_eager")
         return original(*args, **kwargs)
 

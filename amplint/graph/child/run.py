@@ -10,7 +10,7 @@ from typing import Any
 
 from amplint.graph.child.answer import finish, internal, say
 
-_OLDEST = (2, 4)  # as in pyproject.toml
+_OLDEST = (2, 6)  # as in pyproject.toml
 
 
 def run(folder: str) -> None:
