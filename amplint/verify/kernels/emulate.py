@@ -17,6 +17,8 @@ def mm(a: Tensor, b: Tensor, accumulate: str = "float32", chunk: int = 0) -> tup
         raise ValueError("amplint: mm takes float16")
     if a.dim() not in (2, 3) or a.dim() != b.dim():
         raise ValueError("amplint: mm takes two matrices or two batches of them")
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError("amplint: mm's shapes do not go together")
     with torch.autocast(a.device.type, enabled=False):
         k = a.shape[-1]
         step = k if accumulate == "float32" else chunk or CHUNK
