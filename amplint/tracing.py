@@ -21,6 +21,7 @@ from amplint.config import Settings
 from amplint.engine import source
 from amplint.findings import Finding, Location, Range, Severity
 from amplint.source import suppress
+from amplint.verify.memory import worded
 
 Job = dict[str, Any]
 _START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "graph", "child", "start.py")
@@ -39,7 +40,7 @@ _PHASES = {
 def trace(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> int:
     """`amplint trace`: print what the model does in half precision; 0 no marks, 1 marks, 2 could not run."""
     targets = output.targets(options, ("text",))
-    said = _answer(_job(target, arguments, settings, options), options)
+    said = _answer(job_of(target, arguments, settings, options), options)
     findings, report = _kept(said, target if os.path.isfile(target) else "-", settings)
     if findings:
         from amplint.traced import with_fixes
@@ -75,7 +76,7 @@ def _summary(report: dict[str, Any], findings: list[Finding]) -> Iterator[str]:
 # -- the job ------------------------------------------------------------------------------------------------------
 
 
-def _job(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> Job:
+def job_of(target: str, arguments: Sequence[str], settings: Settings, options: dict[str, Any]) -> Job:
     """What the child is to do; a mistake of the user's ends the run."""
     is_script = os.path.exists(target) or target.endswith(".py") or ":" not in target
     given = bool(options["input"] or options["inputs"])
@@ -177,7 +178,7 @@ def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[F
     comments: dict[str, suppress.Suppressions] = {}
     findings, at = [], []
     for index, entry in enumerate(said["findings"]):
-        finding = _finding(entry | {"path": entry["path"] or target})  # no line of the user's ran it
+        finding = finding_of(entry | {"path": entry["path"] or target})  # no line of the user's ran it
         if finding.path not in comments:
             comments[finding.path] = suppress.read(source(finding.path))
         codes = settings.of_file(finding.path)
@@ -188,12 +189,18 @@ def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[F
     report = said["report"]
     places = {old: new for new, old in enumerate(at)}
     report["marks"] = [report["marks"][index] for index in at]
+    measured = worded(findings, settings)
+    for mark, old, new in zip(report["marks"], findings, measured, strict=True):
+        if new != old:
+            mark["message"] += new.message.removeprefix(old.message)
+            mark["verdict"] = new.verdict
     for node in report["nodes"]:
         node["mark"] = places.get(node["mark"])
-    return findings, report
+    return measured, report
 
 
-def _finding(entry: dict[str, Any]) -> Finding:
+def finding_of(entry: dict[str, Any]) -> Finding:
+    """A mark as the child gives it."""
     start, end = (Location(*entry[key]) for key in ("start", "end"))
     return Finding(
         code=entry["code"],

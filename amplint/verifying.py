@@ -19,12 +19,13 @@ from amplint.cli import fail
 from amplint.config import Settings
 from amplint.engine import source
 from amplint.verify import compare as judging
+from amplint.verify import marks, memory
 from amplint.verify.convert import CannotConvert, Conversion, convert
 from amplint.verify.curves import curves, main_steps, skipped
 from amplint.verify.places import Places
 from amplint.verify.runs import CouldNotRun, Launch, Run, launch, run
 from amplint.verify.told import Report, report
-from amplint.verify.workspace import Workspace, make
+from amplint.verify.workspace import make
 
 Options = dict[str, Any]
 WARMUP = 3
@@ -91,7 +92,6 @@ class _Verification:
         if not self.against:
             trees = [theirs for theirs, _ in self.base.trees]
             self.conversion = convert(script, settings, self.dtype, trees)
-        self.spaces: dict[str, Workspace] = {}
         self.fp32: list[Run] = []
         self.amp: list[Run] = []
         self.notes: list[str] = []
@@ -135,10 +135,10 @@ class _Verification:
     def _run(self, name: str, script: str, job: dict[str, Any]) -> Run:
         key = name.replace(", ", "-").replace(" ", "-").lower()
         space = self.base.copy(os.path.join(self.folder, key))
-        self.spaces[job["kind"]] = space
         if job["kind"] == "amp":
             self.conversion.write(space)
         made = run(name, script, space, job, self.how)
+        Places(space, self.conversion if job["kind"] == "amp" else None).settle(made)
         if not self.options["keep"]:
             shutil.rmtree(space.folder, ignore_errors=True)
         return made
@@ -193,7 +193,6 @@ class _Verification:
     # -- the report -----------------------------------------------------------------------------------------------
 
     def _told(self, verdict: judging.Verdict, counted: Run) -> Report:
-        before, after = Places(self.spaces["fp32"]), Places(self.spaces["amp"], self.conversion)
         target = {
             "script": self.script,
             "arguments": list(self.how.arguments),
@@ -204,11 +203,24 @@ class _Verification:
             "launcher": self.options["launcher"] or "",
             "accumulate": self.options["accumulate"],
         }
-        made = report(target, verdict, self.fp32, self.amp, counted, before, after, WARMUP)
+        made = report(target, verdict, self.fp32, self.amp, counted, WARMUP)
         made["target"]["conversion"] = self.conversion.lines
+        self._marks(made, counted)
         if self.conversion.already and not self.against:
             made["notes"].insert(0, f"{self.script} is AMP as it is: FP32 is the same with autocast and scaler off")
         return made
+
+    def _marks(self, made: Report, counted: Run) -> None:
+        """What trace marks and check finds in the AMP script, against what was counted on its lines."""
+        script = self.against or self.script
+        space = self.base.copy(os.path.join(self.folder, "trace"))
+        self.conversion.write(space)
+        found, why = marks.traced(script, space, self.settings, self.dtype, self.how)
+        if why:
+            made["notes"].append(f"no marks: {why}")
+        found += marks.checked(script, self.conversion, self.settings)
+        made["marks"] = marks.judged(found, Places(space, self.conversion), made["lines"], counted, self.dtype)
+        memory.remember(made["marks"], len(main_steps(counted)), self.settings)
 
 
 def _severity(code: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amplint.source.module import Unreadable, text_of
 from amplint.verify.convert import Conversion, line_map
+from amplint.verify.runs import Run
 from amplint.verify.workspace import Workspace
 
 
@@ -37,6 +38,15 @@ class Places:
         if not colon or not line.isdigit():
             return said
         return "{}:{}".format(*self.theirs(path, int(line)))
+
+    def settle(self, run: Run) -> None:
+        """Put the user's places into what a run left."""
+        for step in run.steps:
+            step["losses"] = [[self.site(site), loss] for site, loss in step["losses"]]
+        for fault in run.answer.get("faults", ()):
+            fault["place"] = self.site(fault.get("place") or "")
+        for line in run.answer.get("lines", ()):
+            line["path"], line["line"] = self.theirs(line["path"], line["line"])
 
 
 def shown(path: str) -> str:

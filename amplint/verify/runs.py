@@ -42,6 +42,7 @@ class Run:
     answer: dict[str, Any] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)  # the user's files that were written through links
     problem: str = ""  # why it ended before its time
+    space: Workspace = field(default_factory=lambda: Workspace(""))
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ def run(name: str, target: str, space: Workspace, job: dict[str, Any], how: Laun
     os.makedirs(folder, exist_ok=True)
     arguments = [space.told(text) for text in how.arguments]
     moved = [list(tree) for tree in space.trees]
-    job = {"door": "verify", "target": space.inside(target), "arguments": arguments, "moved": moved} | job
+    job = {"door": "verify", "target": _named(target, space), "arguments": arguments, "moved": moved} | job
     Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
     command = [*how.launcher, str(_START), folder] if how.launcher else [how.python, str(_START), folder]
     env = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "PYTHONHASHSEED": "0"}
     for key in ("PYTHONPATH", "PWD"):
         if env.get(key):
             env[key] = space.told(env[key])
-    made = Run(job["kind"], job["seed"])
+    made = Run(job["kind"], job["seed"], space=space)
     watch = _Watch(folder, name, job["steps"], how.tell)
     with open(os.path.join(folder, "output.txt"), "wb") as output:
         try:
@@ -108,6 +109,13 @@ def run(name: str, target: str, space: Workspace, job: dict[str, Any], how: Laun
     elif made.answer["ended"] == "error":
         made.problem = made.answer.get("error") or "failed"
     return made
+
+
+def _named(target: str, space: Workspace) -> str:
+    """The script as the user wrote it, where that leads to its copy."""
+    here = space.inside(os.getcwd())
+    same = os.path.normpath(os.path.join(here, target)) == space.inside(target)
+    return target if same else space.inside(target)
 
 
 def _records(folder: str) -> list[dict[str, Any]]:

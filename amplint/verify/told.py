@@ -8,12 +8,11 @@ from typing import Any
 
 from amplint.verify.compare import Verdict
 from amplint.verify.curves import main_steps, skipped
-from amplint.verify.places import Places
+from amplint.verify.marks import LIMITS
 from amplint.verify.runs import Run
 
 Report = dict[str, Any]
 VERSION = 1
-_LIMITS = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 
 def report(
@@ -22,8 +21,6 @@ def report(
     fp32: Sequence[Run],
     amp: Sequence[Run],
     counted: Run,
-    before: Places,
-    after: Places,
     warmup: int,
 ) -> Report:
     """What the runs came to. `amp` are the runs whose time counts, `counted` the one whose values were counted."""
@@ -32,17 +29,16 @@ def report(
     on_gpu = device.get("policy") == "CUDA"
     shown = device.get("name", "?") if on_gpu else f"{device.get('name', 'CPU')}, CUDA's policy on the CPU"
     steps = main_steps(half) if half.steps else []
-    faults = [one | {"place": after.site(one.get("place") or "")} for one in counted.answer.get("faults", ())]
     made: Report = {
         "version": VERSION,
         "target": target | {"device": shown, "torch": device.get("torch", "?"), "kernel": counted.answer.get("kernel")},
         "verdict": {
             "word": verdict.word,
-            "reasons": [_mapped(reason, after) for reason in verdict.reasons],
+            "reasons": verdict.reasons,
             "steps": verdict.steps,
             "band": {"why": verdict.why, "relative": verdict.relative},
         },
-        "series": _series(fp32, amp, before),
+        "series": _series(fp32, amp),
         "norms": {
             "fp32": [step["norm"] for step in main_steps(fp32[0])],
             "amp": [step["norm"] for step in steps],
@@ -53,8 +49,8 @@ def report(
         "memory": _both(_most(fp32, "memory"), _most(amp, "memory")),
         "energy": _both(_energy(fp32), _energy(amp)),
         "not_measured": [],
-        "faults": faults,
-        "lines": lines(counted, after, target["dtype"]),
+        "faults": counted.answer.get("faults", []),
+        "lines": _lines(counted, target["dtype"]),
         "layers": counted.answer.get("layers", []),
         "marks": [],
         "advice": [],
@@ -70,48 +66,25 @@ def report(
     return made
 
 
-def lines(run: Run, places: Places, dtype: str) -> list[dict[str, Any]]:
+def _lines(run: Run, dtype: str) -> list[dict[str, Any]]:
     """The counters of each source line, the worst first."""
-    found = []
-    for line in run.answer.get("lines", ()):
-        path, row = places.theirs(line["path"], line["line"])
-        found.append(line | {"path": path, "line": row})
-    limit = _LIMITS[dtype]
 
-    def rank(line: dict[str, Any]) -> tuple[float, float, float, float]:
+    def rank(line: dict[str, Any]) -> tuple[float, ...]:
         size = max(1, line["elements"])
-        largest = float(line["absmax"] or 0)
-        return (
-            -line.get("origin", 0) / size,
-            -(line["inf"] + line["nan"]) / size,
-            -line["flushed"] / size,
-            -largest / limit,
-        )
+        largest = float(line["absmax"] or 0) / LIMITS[dtype]
+        return (-line["origin"] / size, -(line["inf"] + line["nan"]) / size, -line["flushed"] / size, -largest)
 
-    return sorted(found, key=rank)
+    return sorted(run.answer.get("lines", ()), key=rank)
 
 
-def _mapped(reason: str, places: Places) -> str:
-    """The places in a sentence as the user's."""
-    return " ".join(_word(word, places) for word in reason.split(" "))
-
-
-def _word(word: str, places: Places) -> str:
-    bare = word.rstrip(",;:)")
-    if ".py:" in bare:
-        opening = bare[: len(bare) - len(bare.lstrip("("))]
-        return opening + places.site(bare.lstrip("(")) + word[len(bare) :]
-    return word
-
-
-def _series(fp32: Sequence[Run], amp: Sequence[Run], places: Places) -> list[dict[str, Any]]:
+def _series(fp32: Sequence[Run], amp: Sequence[Run]) -> list[dict[str, Any]]:
     """The loss curves as they were recorded, by backward; sites of FP32 and AMP go together by their order."""
     runs = [[_raw(run) for run in kind] for kind in (fp32, amp)]
     sites = list(runs[0][0])
     found = []
     for index, site in enumerate(sites):
         both = [[list(one.values())[index] for one in kind if index < len(one)] for kind in runs]
-        found.append({"site": places.site(site), "fp32": both[0], "amp": both[1]})
+        found.append({"site": site, "fp32": both[0], "amp": both[1]})
     return found
 
 

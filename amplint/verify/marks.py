@@ -1,0 +1,158 @@
+"""The marks of `amplint trace` and the findings of `amplint check` against what a run counted on their lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from amplint import process, tracing
+from amplint.config import Settings
+from amplint.engine import Job, check_data
+from amplint.findings import Finding
+from amplint.verify.convert import Conversion
+from amplint.verify.places import Places
+from amplint.verify.runs import Launch, Run
+from amplint.verify.workspace import Workspace
+
+CONFIRMED, REFUTED, UNSEEN = "confirmed", "refuted", "not exercised"
+LIMITS = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+_SMALL = {"float16": "2^-24", "bfloat16": "2^-133"}
+_OVERFLOW = {"AMP451", "AMP401", "AMP402", "AMP406", "AMP407", "AMP408", "AMP409", "AMP410", "AMP415"}
+_UNDERFLOW = {"AMP452", "AMP403", "AMP404"}
+_FLUSHED = 1e-3  # share of the values, from which on they are lost
+_START = Path(__file__).parents[1] / "graph" / "child" / "start.py"
+_NO_INPUTS = {"input": (), "inputs": None, "eval": False, "meta": False, "precision": None, "frontend": "auto"}
+
+
+# -- what is to be judged -----------------------------------------------------------------------------------------
+
+
+def traced(target: str, space: Workspace, settings: Settings, dtype: str, how: Launch) -> tuple[list[Finding], str]:
+    """The marks of a trace of the script in a workspace, by the paths there; or why there is none."""
+    folder = f"{space.folder}.trace"
+    os.makedirs(folder, exist_ok=True)
+    settings = replace(settings, target_dtype=dtype)
+    arguments = [space.told(text) for text in how.arguments]
+    job = tracing.job_of(target, arguments, settings, _NO_INPUTS | {"dtype": dtype})
+    job["target"] = space.inside(target)
+    Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
+    answered = Path(folder, "answer.json")
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if env.get("PYTHONPATH"):
+        env["PYTHONPATH"] = space.told(env["PYTHONPATH"])
+    how.tell("trace")
+    with open(os.path.join(folder, "output.txt"), "wb") as output:
+        command = [how.python, str(_START), folder]
+        with contextlib.suppress(OSError):
+            process.run(command, how.timeout, answered.exists, env, space.inside(os.getcwd()), output.fileno())
+    how.tell("")
+    try:
+        said = json.loads(answered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [], "trace gave no answer"
+    if "error" in said:
+        return [], f"trace: {said['error']}"
+    return [tracing.finding_of(entry | {"path": entry["path"] or job["target"]}) for entry in said["findings"]], ""
+
+
+def checked(script: str, conversion: Conversion, settings: Settings) -> list[Finding]:
+    """What `amplint check` finds in the AMP script and the files that changed with it, by the user's paths."""
+    found: list[Finding] = []
+    texts = {os.path.abspath(script): Path(script).read_bytes()} | conversion.changed
+    for path, data in texts.items():
+        found += check_data(path, data, Job(settings)).findings
+    return [one for one in found if one.code not in ("AMP001", "AMP901", "AMP902", "AMP903")]
+
+
+# -- the judgement ------------------------------------------------------------------------------------------------
+
+
+def judged(
+    findings: Sequence[Finding], places: Places, lines: Sequence[dict[str, Any]], half: Run, dtype: str
+) -> list[Any]:
+    """Each finding with its outcome, as the report has it; `lines` are the counters, by the user's places."""
+    found = []
+    for finding in findings:
+        path, first = places.theirs(finding.path, finding.range.start.row)
+        _, last = places.theirs(finding.path, finding.range.end.row)
+        on = [one for one in lines if one["path"] == path and first <= one["line"] <= max(first, last)]
+        outcome, evidence = _outcome(finding, on, half, dtype)
+        found.append(
+            {
+                "code": finding.code,
+                "place": f"{path}:{first}",
+                "message": finding.message,
+                "outcome": outcome,
+                "evidence": evidence,
+            }
+        )
+    return found
+
+
+def _outcome(finding: Finding, on: Sequence[dict[str, Any]], half: Run, dtype: str) -> tuple[str, str]:
+    fault = next((one for one in half.answer.get("faults", ()) if one["code"] == finding.code), None)
+    if fault is not None:
+        return CONFIRMED, f"the script {fault['what']}, {_times(fault['count'])}"
+    forward = [one for one in on if one["phase"] == "forward"]
+    backward = [one for one in on if one["phase"] == "backward"]
+    if finding.code in _OVERFLOW:
+        return _overflow(forward, dtype)
+    if finding.code in _UNDERFLOW:
+        return _underflow(forward, dtype)
+    if finding.code == "AMP454":
+        return _underflow(backward, dtype)
+    if finding.code.startswith("AMP5"):
+        if half.problem:
+            return UNSEEN, f"the run failed: {half.problem}"
+        return (
+            (REFUTED, f"{_calls(forward)} without an error") if forward else (UNSEEN, "nothing was counted on the line")
+        )
+    return UNSEEN, "the counters do not tell"
+
+
+def _overflow(on: Sequence[dict[str, Any]], dtype: str) -> tuple[str, str]:
+    """Infinities that come out of finite operands on the line."""
+    if not on:
+        return UNSEEN, "nothing was counted on the line"
+    bad, elements = sum(one["inf"] + one["nan"] for one in on), sum(one["elements"] for one in on)
+    if any(one["origin"] for one in on):
+        return CONFIRMED, f"{bad} of {elements} values were not finite, in {_calls(on)}"
+    if bad:
+        return UNSEEN, f"what came in was not finite, in {_calls(on)}"
+    return REFUTED, f"{_calls(on)}: {_headroom(max(float(one['absmax'] or 0) for one in on), dtype)}"
+
+
+def _underflow(on: Sequence[dict[str, Any]], dtype: str) -> tuple[str, str]:
+    """Values that are not zero, and too small for half."""
+    exact = [one for one in on if one.get("counted_by") in ("kernel", "emulation")]
+    elements, flushed = sum(one["elements"] for one in exact), sum(one["flushed"] for one in exact)
+    if flushed > _FLUSHED * elements:
+        return CONFIRMED, f"{flushed} of {elements} values flushed to zero, in {_calls(exact)}"
+    if exact:
+        return (
+            REFUTED,
+            f"{_calls(exact)}: {flushed} of {elements} values were below {_SMALL[dtype]} and flushed to zero",
+        )
+    return UNSEEN, "nothing that flushes to zero was counted on the line"
+
+
+def _headroom(largest: float, dtype: str) -> str:
+    if not largest:
+        return "all values were 0"
+    bits = math.log2(LIMITS[dtype] / largest)
+    return f"largest {largest:.4g}, {bits:.1f} bits below {dtype}'s limit"
+
+
+def _calls(on: Sequence[dict[str, Any]]) -> str:
+    count = max(one["calls"] for one in on)
+    return "1 call" if count == 1 else f"{count} calls"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
