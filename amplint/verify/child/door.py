@@ -106,7 +106,7 @@ def ended(probe: Probe, problem: str) -> NoReturn:
         os._exit(0)
     steps = probe.records.taken()
     if not steps and not problem:
-        problem = "ended without an optimizer step"
+        problem = "ended without an optimizer step" + probe.hint()
     finish(probe, "error" if problem else "script", problem, steps)
 
 

@@ -16,6 +16,7 @@ from amplint.verify.child import protocol, tensors
 from amplint.verify.child.probe import Probe
 
 _CLIPS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_")
+_UNHOOKED = "amplint_unhooked"
 _Scaler = torch.amp.GradScaler
 
 
@@ -27,6 +28,8 @@ def watched(probe: Probe) -> Iterator[None]:
         for one in patched:
             stack.enter_context(one)
         _modules(probe, stack)
+        _unhook("__wrapped__")
+        stack.callback(_unhook, _UNHOOKED)
         yield
 
 
@@ -132,9 +135,20 @@ def _hooked(original: Any, probe: Probe) -> Any:
             closure = next((one for one in (*args, *kwargs.values()) if callable(one)), None)
             return probe.step(self, closure, lambda: hooked(self, *args, **kwargs))
 
+        step.__dict__[_UNHOOKED] = function
         return step
 
     return profile_hook_step
+
+
+def _unhook(name: str) -> None:
+    """Give all classes of optimizers the steps that they had: the next object of each is hooked again."""
+    todo = [torch.optim.Optimizer]
+    for kind in todo:
+        todo += kind.__subclasses__()
+        step = kind.__dict__.get("step")
+        if getattr(step, "hooked", False) and hasattr(step, name):
+            kind.step = getattr(step, name)  # type: ignore[method-assign]
 
 
 def _held(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

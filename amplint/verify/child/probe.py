@@ -314,6 +314,12 @@ class Probe:
             for pool in self.pools.of(parameters):
                 pool.clear()
 
+    def hint(self) -> str:
+        """Why there was no step."""
+        if not self._losses:
+            return ": it called no backward"
+        return f": the gradients of its backward (line {self._losses[0][0][1]}) reached no optimizer of torch.optim's kind"
+
     def forked(self) -> None:
         """This process is a copy of the one that was watched."""
         self.records.forked()

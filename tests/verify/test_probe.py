@@ -1,0 +1,249 @@
+"""The probe: what is written down of each training step, and which orders are named as faults. In this process."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from amplint.verify.child.counting import Counting  # noqa: E402
+from amplint.verify.child.hooks import watched  # noqa: E402
+from amplint.verify.child.meters import Meters  # noqa: E402
+from amplint.verify.child.probe import Probe  # noqa: E402
+from amplint.verify.child.records import Records  # noqa: E402
+
+SETUP = """
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+torch.manual_seed(0)
+net, other = nn.Linear(4, 2), nn.Linear(4, 2)
+opt = torch.optim.SGD(net.parameters(), 0.1)
+second = torch.optim.SGD(other.parameters(), 0.1)
+scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+x = torch.ones(3, 4)
+def loss(model=net):
+    return model(x).square().mean()
+def amp():
+    return torch.autocast("cpu", dtype=torch.float16)
+def again():
+    raise StopIteration
+"""
+
+
+class Ended(Exception):
+    pass
+
+
+@contextmanager
+def probing(folder: Any, count: bool = False, **job: Any) -> Any:
+    """A probe at work in this process."""
+
+    def finish() -> None:
+        raise Ended
+
+    records = Records(str(folder), {"steps": 1000, "warmup": 3} | job)
+    counting = Counting() if count else None
+    with ExitStack() as stack:
+        probe = Probe(records, Meters(False), counting, finish)
+        stack.enter_context(watched(probe))
+        if counting is not None:
+            stack.enter_context(counting)
+        yield probe
+    assert not records.notes
+
+
+def run(folder: Any, body: str, count: bool = False, **job: Any) -> tuple[Probe, list[dict[str, Any]], str]:
+    """Run a script under a probe, to its error if it has one; what was written down, and the script."""
+    script = SETUP + textwrap.dedent(body)
+    path = folder / "train.py"
+    path.write_text(script)
+    with probing(folder, count, **job) as probe:
+        try:
+            exec(compile(script, str(path), "exec"), {})
+        except (RuntimeError, ValueError, AssertionError, Ended) as error:
+            probe.error = error
+    steps = folder / "steps.0.jsonl"
+    told = [json.loads(line) for line in steps.read_text().splitlines()] if steps.exists() else []
+    return probe, told, script
+
+
+FAULTS = [
+    (
+        "scaler.scale(loss()).backward(); clip_grad_norm_(net.parameters(), 1.0)  # AMP105\nscaler.step(opt); scaler.update()"
+    ),
+    ("scaler.scale(loss()).backward(); scaler.unscale_(opt); clip_grad_norm_(net.parameters(), 1.0); scaler.step(opt)"),
+    ("scaler.scale(loss()).backward()\nopt.step()  # AMP102"),
+    ("(scaler.scale(loss()) / 4).backward()\nopt.step()  # AMP102"),
+    ("scaler.scale(loss()).backward(); scaler.unscale_(opt); opt.step()"),  # by hand, as some guards do
+    ("scaler.scale(loss()).backward(); scaler.step(opt)\nscaler.scale(loss()).backward(); scaler.step(opt)  # AMP110"),
+    ("scaler.scale(loss()); loss().backward()\nscaler.step(opt)  # AMP103"),
+    ("scaler.scale(loss()).backward(); loss().backward()\nscaler.step(opt)  # AMP104"),
+    (
+        "scaler.scale(loss()).backward(); scaler.unscale_(opt)\nscaler.scale(loss()).backward()  # AMP108\n"
+        "scaler.unscale_(opt)  # AMP108"
+    ),
+    ("scaler.scale(loss()).backward(); scaler.step(opt)\nscaler.unscale_(opt)  # AMP137"),
+    (
+        "scaler.scale(loss()).backward(); scaler.unscale_(opt)\nopt.zero_grad(); loss().backward(); scaler.unscale_(opt)  # AMP113"
+    ),
+    (
+        "scaler.scale(loss()).backward(); scaler.scale(loss(other)).backward(); scaler.step(opt); scaler.update()\n"
+        "scaler.step(second)  # AMP112"
+    ),
+    (
+        "scaler.scale(loss()).backward(); scaler.scale(loss(other)).backward(); scaler.step(opt); scaler.step(second)\n"
+        "scaler.update()"
+    ),
+    (
+        "last = torch.amp.GradScaler('cpu'); last.scale(loss(other)).backward()\nscaler.scale(loss()).backward()\nlast.step(opt)  # AMP134"
+    ),
+    ("with amp():\n    loss().backward()  # AMP202"),
+    ("net.half(); x = x.half(); loss().backward()\nopt.step()  # AMP301"),
+    ("net.half(); x = x.half(); scaler.scale(loss()).backward()\nscaler.step(opt)  # AMP303"),
+    ("net.bfloat16(); x = x.bfloat16(); loss().backward()\nopt.step()  # AMP305"),
+    (
+        "off = torch.amp.GradScaler('cpu', enabled=False); off.scale(loss()).backward(); clip_grad_norm_(net.parameters(), 1); off.step(opt)"
+    ),
+    (
+        "for i in range(3):\n    for p in net.parameters():\n        p.grad = None\n    scaler.scale(loss()).backward(); scaler.step(opt); scaler.update()"
+    ),
+    (
+        "for i in range(3):\n    net.zero_grad(set_to_none=False)\n    scaler.scale(loss()).backward(); scaler.step(opt); scaler.update()"
+    ),
+    # a penalty's own gradient is of inputs: it trains nothing
+    (
+        "y = x.requires_grad_(); g, = torch.autograd.grad(scaler.scale(loss()), y, create_graph=True); loss().backward(); opt.step()"
+    ),
+]
+COUNTED = [
+    ("with amp(): a = loss()\na.backward()\nopt.step()  # AMP101"),
+    ("with amp(): a = loss()\nscaler.scale(a).backward(); scaler.step(opt); scaler.update()"),
+    ("with torch.autocast('cpu', dtype=torch.bfloat16): a = loss()\na.backward(); opt.step()"),
+    # scaled by hand
+    ("with amp(): a = loss()\n(a * 64).backward()\nfor p in net.parameters(): p.grad.div_(64)\nopt.step()"),
+    # one trains in half and is scaled, the other is not half
+    (
+        "with amp(): a = loss()\nscaler.scale(a).backward(); loss(other).backward(); second.step(); scaler.step(opt); scaler.update()"
+    ),
+    ("net = nn.Sequential(net, nn.BatchNorm1d(2).half())\nwith amp(): net(x)  # AMP302"),
+]
+
+
+@pytest.mark.parametrize(("body", "count"), [(one, False) for one in FAULTS] + [(one, True) for one in COUNTED])
+def test_faults_are_named_at_their_line(tmp_path, body, count):
+    probe, _, script = run(tmp_path, body, count)
+    expected = [
+        (code, row)
+        for row, line in enumerate(script.splitlines(), 1)
+        for code in line.partition("# ")[2].split()
+        if "AMP" in code
+    ]
+    assert [(code, line[1]) for code, _, line in probe.records.faults] == expected
+
+
+STEPS = [
+    # accumulation: a loss each
+    ("for i in range(4):\n    (loss() / 2).backward()\n    if i % 2: opt.step(); opt.zero_grad()", [([0.5, 0.5], 0, False)] * 2),
+    # two optimizers, in the order of their first steps
+    ("second.zero_grad(); loss(other).backward(); second.step(); loss().backward(); opt.step(); second.step()",
+     [([1], 0, False), ([1], 1, False), ([], 0, False)]),
+    # what steps inside a step is part of it
+    (
+        "class Wrapper(torch.optim.Optimizer):\n"
+        "    def __init__(self, inner): self.inner = inner; super().__init__(net.parameters(), {})\n"
+        "    def step(self, closure=None): self.inner.step()\n"
+        "outer = Wrapper(opt); loss().backward(); outer.step()",
+        [([1], 0, False)],
+    ),
+    # a closure is called within the step
+    (
+        "lbfgs = torch.optim.LBFGS(net.parameters(), max_iter=3)\n"
+        "def closure():\n    lbfgs.zero_grad(); a = loss(); a.backward(); loss().backward(); return a\n"
+        "lbfgs.step(closure)",
+        [([1, 1], 0, False)],
+    ),
+    # the scaler skips a step; a retained graph, a loss with a weight, gradients that are asked for
+    (
+        "scaler.scale(loss() * 1e38).backward(); scaler.step(opt); scaler.update()\n"
+        "net.zero_grad(); a = loss(); scaler.scale(a).backward(retain_graph=True); scaler.scale(a).backward(torch.tensor(2.0))\n"
+        "scaler.step(opt); scaler.update()\n"
+        "g = torch.autograd.grad(loss(), list(net.parameters()))\n"
+        "for p, d in zip(net.parameters(), g): p.grad = d\n"
+        "opt.step()",
+        [(["inf"], 0, True), ([1, 2], 0, False), ([1], 0, False)],
+    ),
+    ("fused = torch.optim.Adam(net.parameters(), fused=True)\n"
+     "scaler.scale(loss() * 1e38).backward(); scaler.step(fused); scaler.update()\n"
+     "fused.zero_grad(); scaler.scale(loss()).backward(); scaler.step(fused); scaler.update()",
+     [(["inf"], 0, True), ([1], 0, False)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), STEPS)
+def test_steps_and_their_losses(tmp_path, body, expected):
+    """The loss is always 1, whatever it was scaled by."""
+    constant = "def loss(model=net):\n    return (model(x) * 0).sum() + 1\n"
+    _, told, _ = run(tmp_path, constant + body)
+    assert [([one for _, one in step["losses"]], step["optimizer"], step["skipped"]) for step in told] == expected
+    assert [step["step"] for step in told] == list(range(len(told)))
+    assert all(place.startswith(f"{tmp_path}/train.py:") for step in told for place, _ in step["losses"])
+
+
+NORM = """
+for p in net.parameters():
+    p.data.fill_(1.0)  # the gradient of the sum of 3 rows is 3, of each of 10 numbers
+def loss(model=net):
+    return model(x).sum()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "scale", "size"),
+    [
+        ("loss().backward(); opt.step()", None, 1),
+        ("loss().backward(); clip_grad_norm_(net.parameters(), 1e-3); opt.step()", None, 1),
+        ("scaler.scale(loss()).backward(); scaler.step(opt); scaler.update()", 1024, 1),
+        ("scaler.scale(loss()).backward(); scaler.unscale_(opt); clip_grad_norm_(net.parameters(), 1); scaler.step(opt)", 1024, 1),
+        ("scaler.scale(loss()).backward(); opt.step()", None, 1),  # past the scaler, by its own unit
+        ("scaler.scale(loss() * 1e38).backward(); scaler.step(opt); scaler.update()", 1024, "inf"),
+        ("table = nn.Embedding(4, 2, sparse=True); opt = torch.optim.SGD(table.parameters(), 0.1)\n"
+         "table(torch.tensor([1, 1])).sum().backward(); opt.step()", None, 8**0.5 / 90**0.5),
+    ],
+)  # fmt: skip
+def test_the_norm_is_that_of_unscaled_gradients_before_clipping(tmp_path, body, scale, size):
+    _, (told,), _ = run(tmp_path, NORM + body)
+    assert told["norm"] == (size if isinstance(size, str) else pytest.approx(size * 90**0.5))
+    assert told["scale"] == scale and told["seconds"] > 0
+
+
+def test_the_samples_are_those_of_the_first_model_that_trains(tmp_path):
+    body = """
+        with torch.no_grad():
+            other(x)
+        net.eval()
+        net(x)
+        net.train()
+        for rows in (2, 5):
+            opt.zero_grad(); net(torch.ones(rows, 4)).sum().backward(); net(torch.ones(1, 4)).sum().backward(); opt.step()
+        import copy, io
+        torch.save(copy.deepcopy(net), io.BytesIO())  # nothing of the probe is on it
+    """
+    _, told, _ = run(tmp_path, body)
+    assert [step["samples"] for step in told] == [3, 6]
+    assert torch.nn.Linear.__call__ is torch.nn.Module.__call__  # as it was
+
+
+def test_a_run_ends_at_its_last_step(tmp_path):
+    """Of the first optimizer that steps; another one may take five times as many."""
+    probe, told, _ = run(tmp_path, "for i in range(9): loss().backward(); opt.step()", steps=4)
+    assert len(told) == 4 and isinstance(probe.error, Ended)
+    (tmp_path / "second").mkdir()
+    body = "loss().backward(); opt.step()\nfor i in range(99): loss(other).backward(); second.step()"
+    _, told, _ = run(tmp_path / "second", body, steps=4)
+    assert len(told) == 1 + 20
