@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from amplint.config import Settings
-from amplint.fence import outside
 from amplint.globs import matches, names
+from amplint.report.places import repository
+from amplint.source.fence import outside
 from amplint.source.module import MAX_BYTES, Unreadable
 
 SUFFIXES = (".py", ".pyi", ".ipynb")
@@ -73,6 +74,16 @@ def _walk(top: str, settings: Settings) -> Iterator[File]:
 
 def _tidy(path: str) -> str:
     return path.removeprefix(os.path.join(".", ""))
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path in the repository that one works in is a link, or goes through one, to a place outside of it.
+
+    Whoever wrote the repository would choose what is overwritten there.
+    """
+    top = repository(os.getcwd())
+    inside = os.path.abspath(path).startswith(os.path.join(top, ""))
+    return inside and not os.path.realpath(path).startswith(os.path.join(os.path.realpath(top), ""))
 
 
 def read(path: str) -> bytes:

@@ -15,7 +15,6 @@ from amplint import files, output
 from amplint.cli import fail
 from amplint.config import Settings
 from amplint.engine import Job, check_file, source
-from amplint.fence import fenced
 from amplint.files import File
 from amplint.findings import Finding, Severity
 from amplint.report.lines import path_text
@@ -26,6 +25,7 @@ from amplint.review import github, gitlab
 from amplint.review.comments import MOST, Comment, comments
 from amplint.review.forge import Change, Changed, Forge, ReadOnly
 from amplint.review.http import Refused
+from amplint.source.fence import fenced
 from amplint.source.module import MAX_BYTES
 
 _TITLE = "**amplint** finds mixed-precision mistakes in the lines that this change touches."
@@ -48,7 +48,7 @@ def review(settings: Settings, options: dict[str, Any]) -> int:
         fail(str(error))
     except ReadOnly as error:
         click.echo(f"note: the token cannot comment, so the findings are annotations: {error}", err=True)
-        _annotate([one.finding for one in made], place)
+        _annotate([finding for one in made for finding in (one.finding, *one.others)], place)
     except Refused as error:
         fail(_told(error, options))
     return int(bool(made) and not options["exit_zero"])
@@ -156,9 +156,8 @@ def _say(
 ) -> None:
     """Post what is new, remove what is no more and nobody answered."""
     before = forge.posted()
-    known = {one.fingerprint for one in before}
-    current = {one.fingerprint for one in made}
-    fresh = [one for one in made if one.fingerprint not in known]
+    known = {fingerprint for one in before for fingerprint in one.fingerprints}
+    fresh = [one for one in made if not known.issuperset(one.fingerprints)]
     shown, rest = fresh[:MOST], fresh[MOST:]
     if shown:
         if forge.head() != change.head:
@@ -166,19 +165,23 @@ def _say(
         lost = forge.post(change, shown, _body(made, rest, notes, attached))
         for comment in lost:
             click.echo(f"warning: has no place in the diff any more: {_line(comment)}", err=True)
-    gone = [one for one in before if one.fingerprint not in current and not one.replied]
+    current = {fingerprint for one in made for fingerprint in one.fingerprints}
+    again = {fingerprint for one in shown for fingerprint in one.fingerprints}  # in a comment that holds more, now
+    gone = [one for one in before if not one.replied and (not one.fingerprints & current or one.fingerprints <= again)]
     for one in gone:
         forge.remove(one)
     for note in notes:
         click.echo(f"note: {path_text(note)}", err=True)
-    said = f"{plural(len(made), 'finding')} on changed lines: {plural(len(shown), 'new comment')}"
+    count = sum(1 + len(one.others) for one in made)
+    said = f"{plural(count, 'finding')} on changed lines: {plural(len(shown), 'new comment')}"
     said += f", {len(made) - len(fresh)} said before" if len(made) > len(fresh) else ""
     said += f", {plural(len(gone), 'outdated comment')} removed" if gone else ""
     click.echo(said)
 
 
 def _body(made: list[Comment], rest: list[Comment], notes: list[str], attached: str) -> str:
-    counts = [(severity, sum(one.finding.severity is severity for one in made)) for severity in Severity]
+    found = [finding.severity for one in made for finding in (one.finding, *one.others)]
+    counts = [(severity, found.count(severity)) for severity in Severity]
     parts = [f"{_TITLE} {', '.join(plural(count, severity.value) for severity, count in counts if count)}."]
     if rest:
         lines = "\n".join(f"- {code(f'{path_text(one.path)}:{one.first}')} {_summary(one)}" for one in rest[:300])

@@ -32,11 +32,11 @@ class Comment:
     first: int
     last: int
     finding: Finding
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     hunk: Hunk = field(repr=False)
     suggestion: str | None = None
     patch: str = ""  # the fix where it is no suggestion
-    also: str = ""  # what repairs it, too
+    others: tuple[Finding, ...] = ()  # that the same suggestion repairs
 
     def body(self, fence: str = "suggestion") -> str:
         """In Markdown, with the fingerprint where nobody sees it. `fence`: what the forge calls a suggestion."""
@@ -51,11 +51,11 @@ class Comment:
             )
         if self.finding.help:
             parts.append(f"→ {escaped(self.finding.help)}")
+        if self.others:
+            parts.append("The same suggestion repairs:\n" + "\n".join(f"- {_short(other)}" for other in self.others))
         if self.suggestion is not None:
             text = self.suggestion.replace("\r\n", "\n")
             parts.append(_fenced(fence, text if text.endswith("\n") or not text else text + "\n"))
-        elif self.also:
-            parts.append(self.also)
         if self.patch:
             warned = _unsafe(self.finding)
             told = "A fix that may change what the code does" if warned else "The fix, in more than one place"
@@ -64,14 +64,13 @@ class Comment:
                 f"<details><summary>{told}</summary>\n\n{_fenced('diff', self.patch)}\n"
                 f"{code(f'{command} {_quoted(self.path)}')}\n\n</details>"
             )
-        parts.append(_MARK.format(self.fingerprint))
+        parts.append("".join(_MARK.format(fingerprint) for fingerprint in self.fingerprints))
         return "\n\n".join(parts)
 
 
-def fingerprint_of(body: str) -> str:
-    """The fingerprint in a comment's body; empty where it has none."""
-    found = _MARKED.search(body or "")
-    return found[1] if found else ""
+def fingerprints_of(body: str | None) -> frozenset[str]:
+    """The fingerprints in a comment's body; none where it is not the bot's."""
+    return frozenset(_MARKED.findall(body or ""))
 
 
 def comments(findings: Sequence[Finding], hunks: dict[str, list[Hunk]], around: Around) -> list[Comment]:
@@ -86,7 +85,7 @@ def comments(findings: Sequence[Finding], hunks: dict[str, list[Hunk]], around: 
             continue
         text = source(finding.path)
         first = max(hunk.first, finding.range.start.row)
-        comment = Comment(path, first, min(hunk.last, max(first, _last(finding))), finding, fingerprint, hunk)
+        comment = Comment(path, first, min(hunk.last, max(first, _last(finding))), finding, (fingerprint,), hunk)
         made.append(_with_fix(comment, text, path))
     made = _together(made, source)
     return sorted(made, key=lambda one: (_ORDER.index(one.finding.severity), one.path, one.first))
@@ -118,7 +117,7 @@ def _with_fix(comment: Comment, text: str, path: str) -> Comment:
 
 
 def _together(made: list[Comment], source: Source) -> list[Comment]:
-    """Suggestions that share rows cannot all be taken: the first of them repairs what the others point at, too."""
+    """Suggestions that share rows cannot all be taken: they become one, in one comment."""
     kept: list[Comment] = []
     for comment in sorted(made, key=lambda one: (one.path, one.first, one.last)):
         before = next((one for one in reversed(kept) if one.suggestion is not None and _overlap(one, comment)), None)
@@ -127,14 +126,9 @@ def _together(made: list[Comment], source: Source) -> list[Comment]:
             continue
         both = _joined(before, comment, source(comment.finding.path))
         if both is None:
-            kept.append(
-                replace(comment, suggestion=None, also="The suggestion above changes the same lines: take it first.")
-            )
-            continue
-        kept[kept.index(before)] = both
-        rows = f"line {both.first}" if both.first == both.last else f"lines {both.first} to {both.last}"
-        also = f"The suggestion at {rows} repairs this, too."
-        kept.append(replace(comment, first=_row(comment), last=_row(comment), suggestion=None, also=also))
+            kept.append(replace(comment, suggestion=None, first=_row(comment), last=_row(comment)))
+        else:
+            kept[kept.index(before)] = both
     return kept
 
 
@@ -147,17 +141,34 @@ def _row(comment: Comment) -> int:
 
 
 def _joined(one: Comment, other: Comment, text: str) -> Comment | None:
-    """The first comment with a suggestion that holds the fixes of both; None where they do not go together."""
-    fixes = [comment.finding.fix for comment in (one, other) if comment.finding.fix]
+    """One comment with a suggestion that holds the fixes of both, about the worse of them; None where these do not go
+    together."""
+    findings = sorted(
+        (one.finding, *one.others, other.finding),
+        key=lambda finding: (_ORDER.index(finding.severity), finding.range, finding.code),
+    )
+    fixes = [finding.fix for finding in findings if finding.fix]
     chosen, _ = compatible(text, fixes)
-    if len(chosen) < 2:
+    if len(chosen) < len(fixes):
         return None
     edits = tuple(dict.fromkeys(edit for fix in fixes for edit in fix.edits))
-    finding = replace(one.finding, fix=replace(fixes[0], edits=edits))
-    rows = whole_rows(finding, text)
+    rows = whole_rows(replace(findings[0], fix=replace(fixes[0], edits=edits)), text)
     if rows is None or not one.hunk.holds(rows[0], rows[1]):
         return None
-    return replace(one, finding=finding, first=rows[0], last=rows[1], suggestion=rows[2])
+    return replace(
+        one,
+        finding=findings[0],
+        others=tuple(findings[1:]),
+        fingerprints=(*one.fingerprints, *other.fingerprints),
+        first=rows[0],
+        last=rows[1],
+        suggestion=rows[2],
+    )
+
+
+def _short(finding: Finding) -> str:
+    place = code(f"{path_text(finding.path)}:{finding.range.start.row}")
+    return f"{place} **{finding.code}** {escaped(finding.message)}"
 
 
 def _fenced(kind: str, text: str) -> str:

@@ -31,10 +31,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Posted:
-    """A comment of the bot's own: its name at the forge, its fingerprint, and whether somebody replied."""
+    """A comment of the bot's own: its name at the forge, its fingerprints, and whether somebody replied."""
 
     id: str
-    fingerprint: str
+    fingerprints: frozenset[str]
     replied: bool
 
 

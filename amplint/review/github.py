@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from amplint.review.comments import Comment, fingerprint_of
+from amplint.review.comments import Comment, fingerprints_of
 from amplint.review.forge import Change, Changed, Posted, ReadOnly
 from amplint.review.http import Api, Lost, Refused
 from amplint.review.hunks import parse
@@ -52,14 +52,14 @@ class GitHub:
     def posted(self) -> list[Posted]:
         """Comments with a fingerprint whose author the token speaks for: anybody can write a fingerprint."""
         every = list(self.api.pages(f"{self.pull}/comments"))
-        if not any(fingerprint_of(entry["body"]) for entry in every):
+        if not any(fingerprints_of(entry["body"]) for entry in every):
             return []
         own = self._login()
         answered = {entry.get("in_reply_to_id") for entry in every}
         return [
-            Posted(str(entry["id"]), fingerprint_of(entry["body"]), entry["id"] in answered)
+            Posted(str(entry["id"]), fingerprints_of(entry["body"]), entry["id"] in answered)
             for entry in every
-            if fingerprint_of(entry["body"]) and (entry.get("user") or {}).get("login") == own
+            if fingerprints_of(entry["body"]) and (entry.get("user") or {}).get("login") == own
         ]
 
     def _login(self) -> str:
@@ -95,8 +95,8 @@ class GitHub:
             self.api.post(path, body)
         except Lost:
             self.api.sleep(2.0)
-            there = {one.fingerprint for one in self.posted()}
-            if not comments or any(comment.fingerprint not in there for comment in comments):
+            there = {fingerprint for one in self.posted() for fingerprint in one.fingerprints}
+            if not comments or not there.issuperset(mark for comment in comments for mark in comment.fingerprints):
                 self.api.post(path, body)
 
     def remove(self, posted: Posted) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from amplint.review.comments import Comment, fingerprint_of
+from amplint.review.comments import Comment, fingerprints_of
 from amplint.review.forge import Change, Changed, Posted, ReadOnly
 from amplint.review.github import NoContext
 from amplint.review.http import Api, Lost, Refused
 from amplint.review.hunks import parse
 
 _BODY = 1_000_000  # characters of a note at most
-_SUMMARY = "0" * 16  # stands for the summary among fingerprints
 
 
 class GitLab:
@@ -48,14 +47,14 @@ class GitLab:
     def posted(self) -> list[Posted]:
         """Threads that begin with a fingerprint by whom the token speaks for."""
         threads = [one for one in self.api.pages(f"{self.request}/discussions") if one.get("notes")]
-        marked = [one for one in threads if fingerprint_of(one["notes"][0]["body"])]
+        marked = [one for one in threads if fingerprints_of(one["notes"][0]["body"])]
         if not marked:
             return []
         own = self.api.get("/user")["id"]
         return [
             Posted(
                 f"{thread['id']}/notes/{thread['notes'][0]['id']}",
-                fingerprint_of(thread["notes"][0]["body"]),
+                fingerprints_of(thread["notes"][0]["body"]),
                 len([note for note in thread["notes"] if not note.get("system")]) > 1,
             )
             for thread in marked
@@ -68,26 +67,27 @@ class GitLab:
         try:
             for comment in comments:
                 try:
-                    self._post({"body": self._body(comment), "position": self._position(comment)}, comment.fingerprint)
+                    self._post({"body": self._body(comment), "position": self._position(comment)}, comment)
                 except Refused as error:
                     if error.status != 400:
                         raise
                     lost.append(comment)
             if body:
-                self._post({"body": body[:_BODY]}, "")
+                self._post({"body": body[:_BODY]})
         except Refused as error:
             if error.status in (401, 403):
                 raise ReadOnly(str(error)) from None
             raise
         return lost
 
-    def _post(self, body: dict[str, Any], fingerprint: str) -> None:
+    def _post(self, body: dict[str, Any], comment: Comment | None = None) -> None:
         path = f"{self.request}/discussions"
         try:
             self.api.post(path, body)
         except Lost:
             self.api.sleep(2.0)
-            if not fingerprint or all(one.fingerprint != fingerprint for one in self.posted()):
+            there = [one.fingerprints for one in self.posted()] if comment else []
+            if comment is None or not any(marks.issuperset(comment.fingerprints) for marks in there):
                 self.api.post(path, body)
 
     def _position(self, comment: Comment) -> dict[str, Any]:

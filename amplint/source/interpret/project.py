@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from amplint.fence import outside
+from amplint.source.fence import outside
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
