@@ -42,7 +42,7 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
             if not create.loops and not _one_epoch(create, backward):
                 continue
             inner = len(backward.loops) > len(create.loops)
-            older = any(not _made_in(script, o, create) for o, _ in backward.touched)
+            older = any(not _made_in(script, o, create) for o, _ in backward.touched) or _steps_older(script, create)
             if not older and not _handed_to_each_epoch(create):
                 continue
             if not inner:
@@ -117,6 +117,23 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
         and module.source(value).partition(".")[0] not in stored
         for value in (*call.args, *(keyword.value for keyword in call.keywords))
     )
+
+
+def _steps_older(script: Script, create: events.Create) -> bool:
+    """Whether the scaler steps an optimizer whose name the loop that makes the scaler does not bind."""
+    if not create.loops or create.loops[-1].frame is not create.frame:
+        return False
+    bound = {node.id for node in walk(create.loops[-1].node) if isinstance(node, ast.Name) and not _reads(node)}
+    for step in script.events(events.Step):
+        if step.scaler == create.value and step.frame is create.frame:
+            match step.node:
+                case ast.Call(args=[ast.Name(id=name), *_]) if name not in bound:
+                    return True
+    return False
+
+
+def _reads(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
 
 
 def _handed_to_each_epoch(create: events.Create) -> bool:

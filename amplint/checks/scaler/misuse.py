@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found_at, rule, text
+from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.scaler.nonfinite import last_name
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
@@ -13,7 +13,7 @@ from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import FunctionNode, Module
-from amplint.source.values import Scaler
+from amplint.source.values import FALSE, TRUE, Scaler
 from amplint.source.walk import walk
 
 _LOOKS = frozenset(("item", "detach", "cpu", "tolist", "numpy"))
@@ -44,6 +44,28 @@ def _calls(module: Module, scalers: set[str], method: str) -> Iterator[ast.Call]
                 name == method and path_of(receiver) in scalers
             ):
                 yield node
+
+
+@rule("AMP124")
+def scaler_without_autocast(script: Script) -> Iterator[Finding]:
+    """A scaler is on, and the region that the model runs in is written as one that is off."""
+    regions = {event.entered for event in script.events(events.Enter)}
+    if not regions or any(one.autocast.enabled != FALSE for one in regions):
+        return
+    inside = [forward for forward in script.events(events.Forward) if forward.region in regions and forward.grad]
+    for backward in script.events(events.Backward):
+        scaler = backward.scaler
+        if inside and isinstance(scaler, Scaler) and scaler.enabled == TRUE:
+            create = next((one for one in script.events(events.Create) if one.value == scaler), None)
+            yield found(
+                "AMP124",
+                create or backward,
+                "the scaler is on, and autocast is always off: a float32 run is scaled for nothing, and skips steps "
+                "with inf or nan instead of showing them",
+                severity=Severity.NOTE,
+                evidence=[(inside[0], "the model runs where autocast is off"), (backward, "its loss is scaled")],
+                help="turn autocast on, or leave the scaler out",
+            )
 
 
 @rule("AMP130")

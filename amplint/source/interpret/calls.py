@@ -43,6 +43,7 @@ from amplint.source.values import (
     Model,
     Namespace,
     Object,
+    Optimizer,
     Partial,
     Scaler,
     Sym,
@@ -225,9 +226,12 @@ def unknown(
             for inner in containers.contents(value):
                 protocol.hand_over(world, inner)
     if "save" in _last_name(callee):
-        parts = tuple(part for value in values for part in containers.saved_parts(value)[0])
-        if any(isinstance(part, Scaler) for part in parts):
-            m.observe(events.Save(node, frame, world.contexts, world.loops, world.facts, parts, False))
+        saved = [containers.saved_parts(value) for value in values]
+        parts = tuple(part for held, _, _ in saved for part in held)
+        mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
+        if mapping is not None or any(isinstance(part, Scaler) for part in parts):
+            at = (node, frame, world.contexts, world.loops, world.facts)
+            m.observe(events.Save(*at, parts, False, mapping=mapping))
     carried = (receiver, *values) if isinstance(receiver, Tensor) else values
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)

@@ -11,7 +11,7 @@ from amplint import knowledge
 from amplint.limit import deep_recursion
 from amplint.source import symbols
 from amplint.source.events import Event
-from amplint.source.interpret import classes, functions, imports, loops, protocol, statements, tensors
+from amplint.source.interpret import classes, declared, functions, imports, loops, protocol, statements, tensors
 from amplint.source.interpret.frames import Arguments, Flow, Frame
 from amplint.source.interpret.library import Library
 from amplint.source.interpret.machine import Exhausted, Machine
@@ -117,6 +117,9 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         )
         joined = join_all(world for _, world in done)
         ready = joined[0] if joined else start.copy()
+    if init is not None and relevance.steps(node):
+        m.alone = False
+        ready = declared.set_up(m, instance, ready)
     loops.forget_counted(instance, ready)
     own = {inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)}
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
