@@ -101,7 +101,7 @@ class _Verification:
         if not first.problem and not first.steps:
             raise CouldNotRun(f"{self.script} ended and never stepped an optimizer")
         if first.problem:
-            raise CouldNotRun(f"{self.script} fails in FP32 already: {first.problem}")
+            raise CouldNotRun(f"in FP32 already, {self.script} {first.problem}")
         on_gpu = first.answer.get("device", {}).get("policy") == "CUDA"
         if self.options["device"] == "cuda" and not on_gpu:
             raise CouldNotRun("--device cuda: torch finds no usable GPU here")

@@ -61,7 +61,7 @@ def compare(
     first, half = fp32[0], amp[0]
     _faults(half, severity, verdict)
     if half.problem:
-        verdict.fail(f"in AMP the script fails after {_steps(len(main_steps(half)))}: {half.problem}")
+        verdict.fail(f"in AMP the script {half.problem}")
     if half.steps:
         _finite(first, half, verdict)
         _skips(half, verdict)

@@ -109,9 +109,12 @@ def test_not_the_same(amp, said):
 
 def test_a_run_that_breaks_in_amp_is_not_the_same():
     amp = trained(kind="amp", steps=3)
-    amp.problem = "RuntimeError: expected scalar type Float but found Half"
+    amp.problem = "crashed after 3 optimizer steps: RuntimeError: expected scalar type Float but found Half"
     verdict = judge(amp)
-    assert verdict.word == DIFFERENT and "fails after 3 steps: RuntimeError" in verdict.reasons[0]
+    assert (
+        verdict.word == DIFFERENT
+        and "in AMP the script crashed after 3 optimizer steps: RuntimeError" in verdict.reasons[0]
+    )
 
 
 def test_a_few_steps_are_no_curve():
