@@ -26,6 +26,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # what the parser says of invalid escapes in users' files
     signal.signal(signal.SIGTERM, _stop)
     try:
+        _no_file_is_an_option(sys.argv[1:])
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
         error.show()
@@ -38,6 +39,15 @@ def main() -> None:
         if os.environ.get("AMPLINT_DEBUG"):
             raise
         fail(f"internal error: {type(error).__name__}: {error}; please report (AMPLINT_DEBUG=1 shows the traceback)")
+
+
+def _no_file_is_an_option(arguments: Sequence[str]) -> None:
+    """A file called `--fix` that a hook hands over would be taken for the option."""
+    for argument in arguments:
+        if argument == "--":
+            return
+        if argument.startswith("-") and os.path.lexists(argument):
+            fail(f"{argument!r} is a file here, and reads as an option: write ./ before it, or rename it")
 
 
 def _stop(number: int, frame: object) -> None:

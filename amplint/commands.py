@@ -21,6 +21,7 @@ from amplint.report import text
 from amplint.report.cells import by_cell
 from amplint.report.diff import patch
 from amplint.report.formats import FORMATS
+from amplint.report.lines import path_text
 from amplint.report.places import Around
 from amplint.source.module import Module, Unreadable, bytes_of, parse, text_of
 
@@ -248,6 +249,8 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
         try:
             if file.problem:
                 raise Unreadable(file.problem)
+            if not file.named and files.leads_out(file.path):
+                raise Unreadable("a link out of the repository; name it to convert it")
             data = files.read(file.path)
             read.append((Module.read(file.path, data), data))
         except Unreadable as error:
@@ -278,7 +281,7 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
         if options["diff"]:
             click.echo(patch(module.path, module.text, result.text), nl=False)
         for line in result.lines:
-            click.echo(line, err=options["diff"])
+            click.echo(path_text(line), err=options["diff"])
     if made and not any(result.lines for _, _, result in made) and not options.get("quiet"):
         click.echo(f"no training step found in {text.plural(len(made), 'file')}", err=True)
     return max(code, int(bool(changed) if options["check"] else any(result.refused for _, _, result in made)))

@@ -68,6 +68,8 @@ def check_file(file: File, job: Job) -> Outcome:
     outcome = check_data(file.path, data, job, file.named)
     if job.write and outcome.after != outcome.before:
         try:
+            if not file.named and files.leads_out(file.path):
+                raise Unreadable("not fixed: a link out of the repository; name it to fix it")
             files.write(file.path, bytes_of(file.path, outcome.after, outcome.encoding, data), data)
         except Unreadable as error:
             plain = check_data(file.path, data, replace(job, fix=frozenset()), file.named)

@@ -87,9 +87,6 @@ def _write(file: str, text: str) -> None:
 
 
 def refuse_link_out(file: str) -> None:
-    """Raise OSError for what lies in this repository and is a link to a place outside: whoever wrote the repository
-    would choose what is overwritten."""
-    top = os.path.join(repository(os.getcwd()), "")
-    real = os.path.realpath(file)
-    if os.path.abspath(file).startswith(top) and not real.startswith(os.path.join(os.path.realpath(top), "")):
+    """Raise OSError for a link out of the repository."""
+    if files.leads_out(file):
         raise OSError("it is a link out of the repository; name the place itself")

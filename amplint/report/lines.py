@@ -11,12 +11,13 @@ from amplint.findings import Location, Range
 WIDTH = 100  # of the source part of an excerpt
 TAB = 4
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# besides what commands a terminal: what turns the direction of text, ends lines elsewhere, or is no text at all
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def path_text(path: str) -> str:
     """A path on one line: a line end or an escape sequence in a name would end the line or command the terminal."""
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], path)
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], path)
 
 
 @lru_cache(8)

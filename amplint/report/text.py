@@ -32,7 +32,7 @@ def concise(finding: Finding, allowed: Container[Applicability]) -> str:
     """`train.py:41:9: AMP105 [*] gradients are clipped while still scaled`."""
     mark = f"[{style('*', fg='cyan')}] " if fixable(finding, allowed) else ""
     code = style(finding.code, fg=_COLOURS[finding.severity], bold=True)
-    return f"{_place(finding.path, finding.range)}: {code} {mark}{finding.message}"
+    return f"{_place(finding.path, finding.range)}: {code} {mark}{path_text(finding.message)}"
 
 
 def full_list(findings: Iterable[Finding], source: Source, allowed: Container[Applicability]) -> Iterator[str]:
@@ -81,9 +81,9 @@ def full(finding: Finding, source: Source, allowed: Container[Applicability], fi
 
 def _header(finding: Finding, allowed: Container[Applicability]) -> str:
     severity = style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
-    title = f"{name(finding.code)}: " if name(finding.code) else ""
+    title = path_text(f"{name(finding.code)}: {finding.message}" if name(finding.code) else finding.message)
     mark = f"[{style('*', fg='cyan', bold=True)}] " if fixable(finding, allowed) else ""
-    return f"{severity}{style(f'[{finding.code}]', bold=True)} {mark}{style(title + finding.message, bold=True)}"
+    return f"{severity}{style(f'[{finding.code}]', bold=True)} {mark}{style(title, bold=True)}"
 
 
 def _place(path: str, place: Range) -> str:
