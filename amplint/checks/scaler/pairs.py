@@ -246,7 +246,8 @@ def closure_with_scaler(script: Script) -> Iterator[Finding]:
         if not isinstance(step.scaler, Scaler) or is_disabled(step.scaler) or not isinstance(step.node, ast.Call):
             continue
         closure = _closure(step.node)
-        if step.before.scaler != step.scaler and step.scaler.node is None:
+        scales = step.before.scaler == step.scaler or f"{receiver(step)}.scale(" in step.module.text
+        if not scales and step.scaler.node is None:
             continue  # something else with a step(optimizer, …)
         if closure is not None and _is_closure(step.module, closure):
             named = any(keyword.arg == "closure" for keyword in step.node.keywords)
