@@ -26,7 +26,21 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MANY = 400_000  # lines of forward operations that are remembered for their backward
 _SHAPES = 3
 _CAST = torch.ops.aten._to_copy.default
-_SKIPPED = ("empty", "new_empty", "resize", "set_", "detach", "lift", "_foreach_zero", "zero", "zeros", "ones", "clone")
+_SKIPPED = (  # they compute nothing
+    *(
+        "empty",
+        "new_empty",
+        "resize",
+        "set_",
+        "detach",
+        "lift",
+        "clone",
+        "_unsafe_view",
+        "unsafe_split",
+        "unsafe_chunk",
+    ),
+    *("zero", "new_zeros", "one", "new_ones", "_foreach_zero", "scalar_tensor", "_reshape_alias"),
+)
 
 
 @dataclass

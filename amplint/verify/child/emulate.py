@@ -20,7 +20,9 @@ LACKING = re.compile(
     r"not implemented for '(?:Half|BFloat16)'|mixed dtype \(CPU\)|could not create a primitive|"
     r"[Uu]nsupported (?:data|input) type:? (?:Half|BFloat16)"
 )
-_NOWHERE = re.compile(r"linalg|_fft|cholesky|qr$|svd|eig|lu_|solve|inverse|lstsq|householder|slogdet")  # nor has a GPU
+_NOWHERE = re.compile(
+    r"linalg|_fft|cholesky|svd|eig|(^|_)(lu|qr)(_|$)|solve|inverse|lstsq|householder|det$"
+)  # nor has a GPU
 SLOW = {
     getattr(_aten, name).default
     for name in (

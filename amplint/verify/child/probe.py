@@ -318,7 +318,9 @@ class Probe:
         """Why there was no step."""
         if not self._losses:
             return ": it called no backward"
-        return f": the gradients of its backward (line {self._losses[0][0][1]}) reached no optimizer of torch.optim's kind"
+        return (
+            f": the gradients of its backward (line {self._losses[0][0][1]}) reached no optimizer of torch.optim's kind"
+        )
 
     def forked(self) -> None:
         """This process is a copy of the one that was watched."""
