@@ -289,6 +289,9 @@ def _is_closure(module: Module, node: ast.expr) -> bool:
         return True
     if not isinstance(node, ast.Name):
         return False
+    function = module.function(node)
+    if function is not None and any(one.arg == node.id for one in walk(function.args) if isinstance(one, ast.arg)):
+        return False
     return any(
         (isinstance(one, ast.FunctionDef) and one.name == node.id)
         or (
