@@ -110,7 +110,10 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
     it is older."""
     if not isinstance(call, ast.Call):
         return False
-    stored = {node.id for node in walk(loop) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    around = loop if loop in module.ancestors(call) else module.function(call)  # a function that the loop calls
+    if around is None:
+        return False
+    stored = {node.id for node in walk(around) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return any(
         isinstance(value, ast.Name | ast.Attribute)
         and "optim" in module.source(value).lower()

@@ -170,6 +170,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             or before.kind not in ("scaled", "unscaled", "unknown")
             or (before.kind == "unknown" and before.stepped)
             or not isinstance(before.scaler, Scaler)
+            or _given_a_scaler(step)
         ):
             continue
         backward = backwards_of(step, before)[-1:]
@@ -210,6 +211,12 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
+
+
+def _given_a_scaler(step: events.Step) -> bool:
+    """Whether a step is handed a scaler, which it then uses: `optimizer.step(grad_scaler=scaler)`."""
+    given = step.node.keywords if isinstance(step.node, ast.Call) else []
+    return any("scaler" in text(step.module, keyword.value).lower() for keyword in given)
 
 
 def _through_scaler(script: Script, step: events.Step) -> Fix | None:

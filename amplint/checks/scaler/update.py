@@ -76,7 +76,8 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
         if step.scaler is None or before.kind != "unscaled" or before.stepped or step.state != "ready":
             continue
         update = _last_update(script, step)
-        if update is not None and before.by and isinstance(before.by[0], events.Unscale):
+        by = before.by[0] if before.by else None
+        if update is not None and isinstance(by, events.Unscale) and by.scaler == step.scaler:
             yield found(
                 "AMP111",
                 update,
@@ -84,7 +85,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 f"scale a "
                 "second time",
                 evidence=[
-                    (before.by[0], "unscaled"),
+                    (by, "unscaled"),
                     (update, "the scaler forgets that"),
                     (step, "and unscales again"),
                 ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, containers
+from amplint.source.interpret import assignment, containers, subscripts
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -22,6 +22,8 @@ def container_method(
             default = args[1] if len(args) > 1 else NONE
             if found is None and owner.open:
                 return [(sym("item", owner, args[0]), world)]
+            if found is None and not isinstance(args[0], Const):
+                found = subscripts.dispatch(owner, args[0], world, default)
             return [(found if found is not None else default, world)]
         case Mapping(), "items" | "values":
             values = tuple(value for _, value in owner.items)

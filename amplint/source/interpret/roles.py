@@ -83,7 +83,8 @@ def _note_call(call: ast.Call, function: ast.Attribute, uses: Uses) -> None:
     if method == "update" and not call.args and not call.keywords:
         _note(receiver, "update", uses)
     if method == "step":
-        _note(receiver, "step(x)" if call.args else "step()", uses)
+        given = call.args or any(keyword.arg and "scaler" in keyword.arg for keyword in call.keywords)
+        _note(receiver, "step(x)" if given else "step()", uses)
         path = path_of(call.args[0]) if call.args else None
         if path is not None:
             _note(receiver, f"steps {path}", uses)

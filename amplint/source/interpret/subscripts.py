@@ -59,7 +59,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             stored = world.get(owner, index)
             if stored is not None:
                 return stored  # type: ignore[no-any-return]
-            dispatched = _dispatch(owner, index, world)
+            dispatched = dispatch(owner, index, world)
             return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
             return operations.pair(owner, index.value if isinstance(index, Const) else None) or (
@@ -84,20 +84,25 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
     return part(owner, index)
 
 
-def _dispatch(table: Mapping, index: Value, world: World) -> Value | None:
-    """`{"fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]`: one of few, by the key that it equals."""
+def dispatch(table: Mapping, index: Value, world: World, default: Value | None = None) -> Value | None:
+    """`{"fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]`: one of few, by the key that it equals. A default
+    that the table has, too, is only for words that mean nothing."""
     keys = [key for key, _ in table.items]
     values = [value for _, value in table.items]
+    other = default is not None and default not in values
     plain = isinstance(index, Sym) and all(isinstance(key, Const) for key in keys)
     if table.open or not plain or not 0 < len(keys) <= 4 or not all(isinstance(value, _DISPATCHED) for value in values):
         return None
     chosen = values[-1]  # a key that is not there is an error
     known = conditions.compare("==", index, keys[-1])
+    if default is not None and other:
+        chosen = conditions.choice(known, chosen, default)
     for key, value in reversed(list(zip(keys[:-1], values[:-1], strict=True))):
         asked = conditions.compare("==", index, key)
         known = conditions.either(asked, known)
         chosen = conditions.choice(asked, value, chosen)
-    world.suppose(known)
+    if not other:
+        world.suppose(known)
     return chosen
 
 
@@ -120,12 +125,11 @@ def set_item(
     frame: Frame,
 ) -> list[World]:
     """`owner[index] = value`: containers are values, so the variable that holds one is bound anew."""
-    if isinstance(owner, Mapping | Items):
-        new: Value
-        if isinstance(owner, Mapping):
-            kept = tuple((key, old) for key, old in owner.items if key != index)
-            new = Mapping((*kept, (index, value)), owner.open or not isinstance(index, Const), owner.node)
-        elif (
+    new: Value | None = _with_entry(owner, index, value)
+    if new is not None:
+        return assignment.assign(m, target.value, new, world, frame)
+    if isinstance(owner, Items):
+        if (
             isinstance(index, Const)
             and isinstance(index.value, int)
             and -len(owner.items) <= index.value < len(owner.items)
@@ -141,3 +145,14 @@ def set_item(
         return [world]
     world.set(("items", owner), index if isinstance(index, Const) else "*", value)
     return [world]
+
+
+def _with_entry(owner: Value, index: Value, value: Value) -> Value | None:
+    """A dict, or whichever of two it is, with one entry more (or another)."""
+    if isinstance(owner, Choice):
+        yes, no = _with_entry(owner.yes, index, value), _with_entry(owner.no, index, value)
+        return conditions.choice(owner.formula, yes, no) if yes is not None and no is not None else None
+    if not isinstance(owner, Mapping):
+        return None
+    kept = tuple((key, old) for key, old in owner.items if key != index)
+    return Mapping((*kept, (index, value)), owner.open or not isinstance(index, Const), owner.node)

@@ -10,7 +10,7 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, serial, sym
-from amplint.source.values import FALSE, NONE, Gradient, Items, Many, Parameter, Parameters, Sym, Tensor, Value
+from amplint.source.values import FALSE, NONE, Gradient, Items, Lib, Many, Parameter, Parameters, Sym, Tensor, Value
 
 _IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
 _LINEAR = frozenset(
@@ -38,6 +38,9 @@ def tensor_method(
         operations.operation(m, "numpy", (tensor,), {}, node, world, frame)
     if name in tensors.NUMBERS:
         return [(fresh("number") if name != "size" else sym("attr", f"tensor {tensor.identity}", name), world)]
+    if name == "view" and given.args and isinstance(given.args[0], Lib):  # the same bits as another dtype
+        read = replace(tensor, dtype=tensors.dtype_of(given.args[0]) or "integer", made=name, identity=serial())
+        return [(read, world)]
     if name in tensors.VIEWS or name in _IN_PLACE_KEEP:
         return [(operations.view(tensor, node), world)]
     if name in ("values", "items", "keys", "get", "to_tuple"):  # a model's output may be a dict of tensors
