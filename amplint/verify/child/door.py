@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from amplint.graph import policy
-from amplint.graph.child import device, observe, script, spawned
+from amplint.graph.child import answer, device, observe, script, spawned
 from amplint.graph.child.answer import describe, say
 from amplint.verify.child import hooks, meters, outside, seeds
 from amplint.verify.child.counting import Counting
@@ -30,6 +30,7 @@ _HELD: list[ExitStack] = []  # patches that stay for the life of the process
 def verify(folder: str, job: dict[str, Any]) -> NoReturn:
     """Run the script under the probe; ends the process."""
     shown, path, main = job["target"], os.path.abspath(job["target"]), os.getpid()
+    outside.move(job.get("moved", ()))
     probe = under_probe(folder, job)
     if not sys.flags.safe_path:
         sys.path.insert(0, os.path.dirname(path))
@@ -58,8 +59,9 @@ def under_probe(folder: str, job: dict[str, Any]) -> Probe:
     """From now on the training steps of this process, and of those that it starts, are written down."""
     stack = ExitStack()
     _HELD.append(stack)
-    on_gpu = job["device"] == "cuda"
-    counting = Counting(job.get("accumulate", "float32"), on_gpu) if job["count"] else None
+    on_gpu = _on_gpu(folder, job["device"])
+    counts = job["count"] or (job["kind"] == "amp" and not on_gpu)  # a CPU's own half kernels are slow
+    counting = Counting(job.get("accumulate", "float32"), on_gpu) if counts else None
     if not on_gpu:
         stack.enter_context(device.cuda_on_cpu())
         stack.enter_context(policy.cuda_policy())
@@ -85,6 +87,21 @@ def under_probe(folder: str, job: dict[str, Any]) -> Probe:
     os.register_at_fork(after_in_child=probe.forked)
     multiprocessing.util.register_after_fork(probe, _answering)
     return probe
+
+
+def _on_gpu(folder: str, wanted: str) -> bool:
+    """Whether the run is on a GPU: as asked, or where there is one that works."""
+    if wanted == "cpu" or not torch.cuda.is_available():
+        problem = "torch finds no GPU here that it can use"
+    else:
+        try:
+            torch.zeros(1, device="cuda")
+            return True
+        except RuntimeError as error:
+            problem = describe(error)
+    if wanted == "cuda":
+        answer.finish(folder, {"error": f"--device cuda: {problem}"})
+    return False
 
 
 def _answering(probe: Probe) -> None:
@@ -122,6 +139,7 @@ def finish(probe: Probe, how: str, problem: str = "", steps: int | None = None) 
     with probe.own():
         told |= counting.told() if counting else _UNCOUNTED
         told |= {"device": meters.device(meter.on_gpu), "memory": meter.memory(), "energy": meter.energy()}
+        told["energy_steps"] = probe.measured()
     probe.records.finish(told)
 
 

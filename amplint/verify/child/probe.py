@@ -180,7 +180,7 @@ class Probe:
                     self._norm(attempt)
         self._in_step = True
         try:
-            result = run()
+            result = None if self._left_out(optimizer) else run()
         finally:
             self._in_step = False
         if attempt is not None:
@@ -191,6 +191,15 @@ class Probe:
                 attempt.stepped = True
             self._end(attempt)
         return result
+
+    def measured(self) -> int:
+        """The steps of the first optimizer whose energy was measured."""
+        return max(0, self._attempts.get(0, 0) - int(self.records.job.get("warmup", 0)))
+
+    def _left_out(self, optimizer: Any) -> bool:
+        """Whether the job wants this step of the first optimizer to do nothing, as AMP's did that was skipped."""
+        first = not self._order or self._order[0] == id(optimizer)
+        return first and self._attempts.get(0, 0) in self.records.job.get("skip", ())
 
     def _begin(self, optimizer: Any, scaler: Any) -> Attempt:
         if isinstance(optimizer, torch.optim.Optimizer) and self.pools.of_optimizer(optimizer) is None:
@@ -203,6 +212,8 @@ class Probe:
 
     def _check(self, attempt: Attempt) -> None:
         """What an optimizer trains, at its first step."""
+        if self.records.job.get("perturb"):
+            tensors.perturb(attempt.optimizer, self.records.job["dtype"])
         if not type(attempt.optimizer).__module__.startswith("torch.optim"):  # it may keep master weights
             return
         dtypes = {parameter.dtype for group in attempt.optimizer.param_groups for parameter in group["params"]}

@@ -66,3 +66,13 @@ def leading(args: Any, kwargs: Any) -> int | None:
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return int(leaf.shape[0])
     return None
+
+
+def perturb(optimizer: Any, dtype: str) -> None:
+    """Move what an optimizer trains by about a rounding step of a dtype; no seed's random numbers are used up."""
+    generator = torch.Generator().manual_seed(1)
+    size = torch.finfo(getattr(torch, dtype)).eps / 2
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.mul_(1 + size * noise)
