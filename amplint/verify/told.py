@@ -31,7 +31,13 @@ def report(
     steps = main_steps(half) if half.steps else []
     made: Report = {
         "version": VERSION,
-        "target": target | {"device": shown, "torch": device.get("torch", "?"), "kernel": counted.answer.get("kernel")},
+        "target": target
+        | {
+            "device": shown,
+            "torch": device.get("torch", "?"),
+            "kernel": counted.answer.get("kernel"),
+            "ranks": counted.answer.get("launched", {}).get("world", 1),
+        },
         "verdict": {
             "word": verdict.word,
             "reasons": verdict.reasons,
@@ -116,5 +122,9 @@ def _most(runs: Sequence[Run], key: str) -> float | None:
 
 def _energy(runs: Sequence[Run]) -> float | None:
     """Joules a step."""
-    known = [run.answer["energy"] / len(main_steps(run)) for run in runs if run.steps and run.answer.get("energy")]
+    known = [
+        run.answer["energy"] / (run.answer.get("energy_steps") or 1)
+        for run in runs
+        if run.steps and run.answer.get("energy")
+    ]
     return statistics.median(known) if known else None
