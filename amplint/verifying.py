@@ -188,6 +188,8 @@ class _Verification:
         said = f"AMP never ran: no matmul or convolution of {self.against or self.script} ran in {self.dtype}"
         if self.conversion.already and not self.against:
             said += "; the script is AMP as it is: does it need an argument that switches AMP on?"
+        elif not self.against and self.settings.target_device == "cuda":
+            said += "; where it trains on the CPU, --target-device cpu converts it for that"
         return said
 
     # -- the report -----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Conversion:
 
 def convert(script: str, settings: Settings, dtype: str, trees: list[str]) -> Conversion:
     """What `amplint fix` makes of a script, and of the project's files that must change with it."""
-    settings = replace(settings, target_device="cuda", target_dtype=dtype)
+    settings = replace(settings, target_dtype=dtype)
     alone = _fixed([script], settings, dtype)
     if alone.changed and not any(": refused: " in line for line in alone.lines):
         return alone
