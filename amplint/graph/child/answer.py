@@ -66,7 +66,10 @@ def internal(error: Exception) -> str:
 
 def describe(error: BaseException) -> str:
     """An error in a line."""
-    said = (str(error).strip().splitlines() or [""])[0]
+    lines = str(error).strip().splitlines() or [""]
+    if type(error).__name__ == "ProcessRaisedException":  # of torch.multiprocessing: it holds a traceback
+        return lines[-1]
+    said = lines[0]
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
         return f"out of memory: {said.rpartition('allocate memory: ')[2] or type(error).__name__}"
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

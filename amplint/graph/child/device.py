@@ -62,6 +62,7 @@ def cuda_on_cpu() -> Iterator[None]:
             put(kind, "pin_memory", _itself)
         put(torch.Tensor, "record_stream", _nothing)
         wrap(torch.Tensor, "to", _first)
+        wrap(torch.nn.Module, "to", _first)
         wrap(torch.Tensor, "type", _legacy_type)
         for name in ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros", "new_empty_strided"):
             wrap(torch.Tensor, name, _keyword)
