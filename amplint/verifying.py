@@ -20,15 +20,18 @@ from amplint.config import Settings
 from amplint.engine import source
 from amplint.verify import compare as judging
 from amplint.verify import marks, memory
+from amplint.verify.advice import advice
 from amplint.verify.convert import CannotConvert, Conversion, convert
 from amplint.verify.curves import curves, main_steps, skipped
 from amplint.verify.places import Places
 from amplint.verify.runs import CouldNotRun, Launch, Run, launch, run
+from amplint.verify.sweep import sweep
 from amplint.verify.told import Report, report
 from amplint.verify.workspace import make
 
 Options = dict[str, Any]
 WARMUP = 3
+_SWEPT = 8  # steps of a run that only measures, after the first ones
 _COUNTED = 10  # steps of the run that counts values on a GPU
 FAILS = ("not-same", "not-enough", "fault", "overflow", "skipped", "slower")
 
@@ -102,7 +105,7 @@ class _Verification:
             raise CouldNotRun(f"{self.script} ended and never stepped an optimizer")
         if first.problem:
             raise CouldNotRun(f"in FP32 already, {self.script} {first.problem}")
-        on_gpu = first.answer.get("device", {}).get("policy") == "CUDA"
+        on_gpu = _on_gpu(first)
         if self.options["device"] == "cuda" and not on_gpu:
             raise CouldNotRun("--device cuda: torch finds no usable GPU here")
         self.fp32.append(first)
@@ -208,6 +211,7 @@ class _Verification:
         made = report(target, verdict, self.fp32, self.amp, counted, WARMUP)
         made["target"]["conversion"] = self.conversion.lines
         self._marks(made, counted)
+        self._sweep(made, _on_gpu(self.fp32[0]))
         if self.conversion.already and not self.against:
             made["notes"].insert(0, f"{self.script} is AMP as it is: FP32 is the same with autocast and scaler off")
         return made
@@ -221,8 +225,31 @@ class _Verification:
         if why:
             made["notes"].append(f"no marks: {why}")
         found += marks.checked(script, self.conversion, self.settings)
-        made["marks"] = marks.judged(found, Places(space, self.conversion), made["lines"], counted, self.dtype)
+        places = Places(space, self.conversion)
+        made["marks"] = marks.judged(found, places, made["lines"], counted, self.dtype)
+        capability = counted.answer.get("device", {}).get("capability")
+        made["advice"] = advice(made, script, self.conversion, self.settings, places, capability)
         memory.remember(made["marks"], len(main_steps(counted)), self.settings)
+
+    def _sweep(self, made: Report, on_gpu: bool) -> None:
+        """The largest batch that fits, where memory is a GPU's."""
+        if not self.options["batch_sweep"]:
+            return
+        if not on_gpu:
+            made["not_measured"].append("largest batch that fits: no GPU here")
+            return
+
+        def measure(kind: str, factor: int) -> Run:
+            more = {"steps": WARMUP + _SWEPT, "batch_factor": factor}
+            name = f"{kind}, batch × {factor}"
+            return self._fp32(name, **more) if kind == "fp32" else self._amp(name, count=False, **more)
+
+        made["sweep"], said = sweep(measure, WARMUP)
+        made["notes"] += said
+
+
+def _on_gpu(made: Run) -> bool:
+    return bool(made.answer.get("device", {}).get("policy") == "CUDA")
 
 
 def _severity(code: str) -> str:
