@@ -23,6 +23,7 @@ FLOORS = {"float16": 0.01, "bfloat16": 0.05}
 LEAST = 8  # steps, below which a curve is none
 _SKIPS = 0.1  # share of steps after the first three
 _BEFORE = 3  # attempts with which a scaler finds its scale
+_WIDE = 0.3  # share of the loss that a verdict hardly tells anything about
 _NORMS = 3.0  # times that the gradients' norm may differ
 
 Severity = Callable[[str], str]
@@ -76,7 +77,11 @@ def compare(
         _start(name, one, other, [_nth(run, index) for run in fp32], dtype, verdict)
         _course(name, index, fp32, amp, delayed, dtype, verdict)
     _norms(first, half, fp32, verdict)
-    verdict.reasons += verdict.said if verdict.word == SAME else []
+    if verdict.word == SAME:
+        wide = [f"the band is wide ({verdict.relative:.0%}): more --steps make it narrower"] * (
+            verdict.relative > _WIDE
+        )
+        verdict.reasons = verdict.said + wide
     return verdict
 
 
@@ -166,10 +171,9 @@ def _course(
         f"what {by} by in a window of {places[0][1]} steps" if "seeds" in by else f"the floor for {dtype}: rounding"
     )
     low, high = places[worst]
-    over = f"{name} over losses {low + 1}–{high}"
-    said = (
-        f"{over}: {_percent(abs(apart[worst]), size[worst])} from FP32, {_percent(allowed[worst], size[worst])} allowed"
-    )
+    steps = f"{halves[0].attempts[low] + 1}–{halves[0].attempts[high - 1] + 1}"
+    far, may = _percent(abs(apart[worst]), size[worst]), _percent(allowed[worst], size[worst])
+    said = f"{name} over steps {steps}, the worst of {len(places)} windows: {far} from FP32, {may} allowed"
     if abs(apart[worst]) > allowed[worst]:
         verdict.fail(said, "skips" if delayed is None and skipped(amp[0]) else "curve")
     elif _still(means, apart, allowed):
@@ -274,7 +278,7 @@ def _finite_of(values: Any) -> list[float]:
 
 def _percent(part: float, whole: float) -> str:
     share = 100 * part / (whole or 1e-300)
-    return f"{share:.2g} %" if share < 100 else f"{share:.0f} %"
+    return f"{share:.2g} %" if 0.01 <= share < 100 else f"{share:.0f} %" if share >= 100 else "< 0.01 %"
 
 
 def _steps(count: int) -> str:
