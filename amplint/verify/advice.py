@@ -92,4 +92,4 @@ def _layers(layers: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     stayed = sum(one["dtypes"]["float32"] for one in full)
     if stayed > 0.1 * calls:
         names = ", ".join(sorted(one["class"] for one in full))
-        yield "AMP223", f"{stayed} of {calls} calls of layers that multiply ran in float32 ({names}): outside autocast"
+        yield "note", f"{stayed} of {calls} calls of layers that multiply ran in float32 ({names})"

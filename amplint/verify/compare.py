@@ -180,6 +180,8 @@ def _course(
         verdict.fail(f"{name} does not fall as in FP32: {means[0][0]:.4g} → {means[0][-1]:.4g} there", "curve")
     else:
         verdict.said.append(said)
+        if delayed is None and skipped(amp[0]) and 2 * abs(apart[worst]) > allowed[worst]:
+            verdict.doubts.add("skips")  # it is the delay, most likely
 
 
 def _apart(

@@ -108,6 +108,8 @@ def run(name: str, target: str, space: Workspace, job: dict[str, Any], how: Laun
         raise CouldNotRun(made.answer.get("error", "the run said nothing"))
     elif made.answer["ended"] == "error":
         made.problem = made.answer.get("error") or "failed"
+        if re.fullmatch(r"ended with exit code \d+", made.problem):
+            made.problem += last_line(folder)
     return made
 
 

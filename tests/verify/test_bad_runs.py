@@ -69,6 +69,7 @@ def verify(folder: Path, script: str, *arguments: str, **rest: Any) -> subproces
 
 
 BAD = [
+    (train("if sys.argv: raise SystemExit('no data')"), "in FP32 already, train.py ended with exit code 1: no data"),
     (
         train("if sys.argv: raise ValueError('no data\\nat all')"),
         "in FP32 already, train.py crashed before its first training step: ValueError",

@@ -130,7 +130,7 @@ def test_advice_is_given_where_amp_brings_no_speed(script):
     Path(script).write_text(SCRIPT.replace("nn.Linear(16, 4)", "nn.Linear(768, 50257)"))
     found = advice(slow, script, Conversion(), Settings(), Places(Workspace("")), [6, 1])
     codes = [one["code"] for one in found]
-    assert codes[:3] == ["AMP805", "AMP801", "AMP223"]
+    assert codes[:3] == ["AMP805", "AMP801", "note"]
     assert "100% of the products' work" in found[1]["text"] and "train.py:9 (4096 × 768 × 50257)" in found[1]["text"]
     assert (
         advice(slow | {"speed": {"ratio": 1.9}}, script, Conversion(), Settings(), Places(Workspace("")), [9, 0]) == []
