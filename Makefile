@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow bench compare lint format docs .venv
+.PHONY: demo test slow e2e bench compare lint format docs .venv
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion, and all versions training
@@ -15,6 +15,9 @@ test: lint  ## format, lint, types, and all tests but the slow ones
 
 slow: $(READY)  ## the slow tests: packaging, training runs
 	$(BIN)/python -m pytest -m slow
+
+e2e: $(READY)  ## the tests that need npm or a browser
+	$(BIN)/python -m pytest -m e2e
 
 bench: $(READY)  ## CPU time from a cold start, and beside ruff, TorchFix and Fixit on the same files (FILES=folder)
 	@$(BIN)/python fixtures/bench.py

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from jsonschema import Draft202012Validator
+
 TOKEN = "ghs_s3cr3t"
+_OPENAPI = json.loads(Path(__file__).with_name("openapi.json").read_text())["bodies"]
 PAGE = 2  # entries a page, so that lists have several
 
 
@@ -43,6 +46,18 @@ def commit(folder: Path, files: dict[str, str | bytes | None]) -> str:
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "--allow-empty", "-m", "x")
     return git(folder, "rev-parse", "HEAD").strip()
+
+
+def misfits(body: Any, described: dict[str, Any]) -> str:
+    """How a body differs from GitHub's description of it; keys that it does not name are no good either."""
+
+    def closed(schema: Any) -> Any:
+        if isinstance(schema, dict):
+            inner = {key: closed(value) for key, value in schema.items()}
+            return inner | ({"additionalProperties": False} if "properties" in schema else {})
+        return schema
+
+    return "; ".join(error.message for error in Draft202012Validator(closed(described)).iter_errors(body))
 
 
 @dataclass
@@ -171,6 +186,9 @@ class GitHubHandler(Handler):
             ] + state.extra
         if (method, path) == ("GET", f"{pull}/comments"):
             return 200, state.comments
+        described = _OPENAPI.get(f"{method} {path}".replace("/o/r/pulls/7", "/{owner}/{repo}/pulls/{pull_number}"))
+        if described and (wrong := misfits(body, described)):
+            return 400, {"message": wrong}
         if (method, path) == ("POST", f"{pull}/reviews"):
             if body["commit_id"] != state.head:
                 return 422, {"message": "commit_id is not part of the pull request"}
