@@ -140,7 +140,7 @@ def finish(probe: Probe, how: str, problem: str = "", steps: int | None = None) 
         told |= counting.told() if counting else _UNCOUNTED
         told |= {"device": meters.device(meter.on_gpu), "memory": meter.memory(), "energy": meter.energy()}
         told["energy_steps"] = probe.measured()
-    probe.records.finish(told)
+    probe.records.finish(told, last=steps is not None)
 
 
 def _exited(code: Any) -> str:

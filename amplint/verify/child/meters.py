@@ -25,6 +25,10 @@ class Meters:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def is_recording(self) -> bool:
+        """Whether a CUDA graph is being captured: nothing may be asked of the device then."""
+        return self.on_gpu and torch.cuda.is_current_stream_capturing()
+
     def begin(self) -> None:
         """From here on energy counts: the warm-up is over."""
         if self.on_gpu and self._nvml is None:

@@ -74,11 +74,15 @@ class Probe:
             if self.counting:
                 self.counting.paused = outer
 
+    def _passes(self) -> bool:
+        """Whether what happens now is none of the probe's business."""
+        return self.off or self.meters.is_recording()
+
     # -- backward ---------------------------------------------------------------------------------------------------
 
     def backward(self, roots: Any, weights: Any, run: Run, inputs: Any = None) -> Any:
         """A backward call. `inputs`: torch.autograd.grad's, which leaves what it finds to the script."""
-        if self.off or self._in_backward:
+        if self._in_backward or self._passes():
             return run()
         frame, line = innermost(2)
         unit: Scale | None = None
@@ -146,7 +150,7 @@ class Probe:
         return result
 
     def scaler_step(self, scaler: Any, optimizer: Any, run: Run) -> Any:
-        if self.off or self._scaling is not None:
+        if self._scaling is not None or self._passes():
             return run()
         attempt = None
         with self.own():
@@ -166,7 +170,7 @@ class Probe:
 
     def step(self, optimizer: torch.optim.Optimizer, closure: Any, run: Run) -> Any:
         """An optimizer's own step, in a scaler's or not; what steps inside a step is part of it."""
-        if self.off or self._in_step:
+        if self._in_step or self._passes():
             return run()
         attempt = None
         if self._scaling is not None:
@@ -285,7 +289,7 @@ class Probe:
     # -- the rest ---------------------------------------------------------------------------------------------------
 
     def clip(self, parameters: list[Any], run: Run) -> Any:
-        if self.off or self._in_clip:
+        if self._in_clip or self._passes():
             return run()
         pools: list[Pool] = []
         with self.own():

@@ -18,7 +18,7 @@ _PRODUCTS: dict[Any, int] = {
     _aten.baddbmm.default: 1,
 }
 _OTHERS = ("mv", "dot", "vdot", "addmv", "addbmm", "addr", "linear", "matmul")
-_PARTS = ("convolution", "attention", "_mm")
+_PARTS = ("convolution", "attention", "_mm", "_rnn")
 
 
 def of(func: Any) -> int | None:

@@ -52,8 +52,9 @@ class Records:
         if text not in self.notes:
             self.notes.append(text)
 
-    def finish(self, answer: dict[str, Any]) -> NoReturn:
-        """Answer, and end here and now: nothing of the user's runs any more, no `finally` either."""
+    def finish(self, answer: dict[str, Any], last: bool = False) -> NoReturn:
+        """Answer, and end here and now: nothing of the user's runs any more, no `finally` either. `last`: there is
+        no other process left that could answer."""
         rank, world = launched()
         told = {
             "steps": self.steps,
@@ -64,13 +65,16 @@ class Records:
             "launched": {"rank": rank, "world": world},
             "notes": self.notes,
         }
-        if rank == 0 and self.steps and not self._claimed:  # another process trains as well, and was first to step
+        crashed = answer["ended"] == "error"
+        if rank == 0 and self.steps and not self._claimed and not last:  # another process was first to step
             while True:
                 time.sleep(60)
         self._write("answer.json" if rank == 0 else f"answer.{rank}.json", told | answer)
         end = time.monotonic() + _PATIENCE
         others = [f"answer.{other}.json" for other in range(1, world)] if rank == 0 else ["answer.json"]
-        while self.steps and not all(os.path.exists(os.path.join(self.folder, name)) for name in others):
+        while (
+            self.steps and not crashed and not all(os.path.exists(os.path.join(self.folder, name)) for name in others)
+        ):
             if time.monotonic() > end:
                 break
             time.sleep(0.02)
