@@ -71,11 +71,16 @@ def compare(
             verdict.word = TOO_FEW
             verdict.reasons = [f"{_steps(verdict.steps)} to compare; {LEAST} at least are a curve"]
         return verdict
+    seen = 0
     pairs = list(zip(curves(first), curves(half), strict=False))
     for index, (one, other) in enumerate(pairs):
         name = "loss" if len(pairs) == 1 else f"loss at {one.site}"
         _start(name, one, other, [_nth(run, index) for run in fp32], dtype, verdict)
-        _course(name, index, fp32, amp, delayed, dtype, verdict)
+        seen += _course(name, index, fp32, amp, delayed, dtype, verdict)
+    if not seen and not verdict.hard:
+        verdict.word = TOO_FEW
+        verdict.reasons = [f"no backward has {LEAST} losses that are numbers, in every run"]
+        return verdict
     _norms(first, half, fp32, verdict)
     if verdict.word == SAME:
         wide = [f"the band is wide ({verdict.relative:.0%}): more --steps make it narrower"] * (
@@ -149,23 +154,26 @@ def _start(name: str, one: Curve, other: Curve, all_: Sequence[Curve | None], dt
 
 def _course(
     name: str, index: int, fp32: Sequence[Run], amp: Sequence[Run], delayed: Run | None, dtype: str, verdict: Verdict
-) -> None:
-    """The curve, window by window. With AMP from several seeds, the mean over the seeds of what differs is judged."""
+) -> bool:
+    """The curve, window by window; False where there is none. With AMP from several seeds, what they differ by in the
+    mean is judged."""
     seeds = [curve for run in fp32 if (curve := _nth(run, index)) is not None]
     halves = [curve for run in amp if (curve := _nth(run, index)) is not None]
     count = min(len(curve.values) for curve in (*seeds, *halves))
     if count < LEAST:
-        return
-    places = bounds(count)
+        return False
+    places = [place for place in bounds(count) if all(_known(curve, place) for curve in (*seeds, *halves))]
+    if not places:
+        return False
     means = [windows(curve.values, places) for curve in seeds]
     size = [max(abs(one), 0.05 * _size(seeds[0].values)) for one in means[0]]
     floor = [FLOORS[dtype] * one for one in size]
     noise = _noise(means, seeds[0].values, places)
-    allowed = [max(pair) / math.sqrt(len(halves)) for pair in zip(floor, noise, strict=True)]
+    allowed = [max(a, b / math.sqrt(len(halves))) for a, b in zip(floor, noise, strict=True)]
     apart = _apart(index, fp32, amp, delayed, places, means)
     worst = max(range(len(places)), key=lambda at: abs(apart[at]) / (allowed[at] or 1e-300))
     relative = sorted(one / (whole or 1e-300) for one, whole in zip(allowed, size, strict=True))[len(size) // 2]
-    verdict.relative = max(verdict.relative, relative)
+    verdict.relative = max(verdict.relative, min(relative, 1e6))
     by = f"{len(seeds)} FP32 seeds differ" if any(a > b for a, b in zip(noise, floor, strict=True)) else "rounding"
     verdict.why = verdict.why or (
         f"what {by} by in a window of {places[0][1]} steps" if "seeds" in by else f"the floor for {dtype}: rounding"
@@ -182,6 +190,7 @@ def _course(
         verdict.said.append(said)
         if delayed is None and skipped(amp[0]) and 2 * abs(apart[worst]) > allowed[worst]:
             verdict.doubts.add("skips")  # it is the delay, most likely
+    return True
 
 
 def _apart(
@@ -259,6 +268,11 @@ def _norms_of(run: Run) -> list[float]:
 
 
 # -- words and numbers --------------------------------------------------------------------------------------------
+
+
+def _known(curve: Curve, place: tuple[int, int]) -> bool:
+    """Whether a window holds a number."""
+    return any(math.isfinite(one) for one in curve.values[slice(*place)])
 
 
 def _nth(run: Run, index: int) -> Curve | None:

@@ -107,6 +107,27 @@ def test_not_the_same(amp, said):
     assert any(said in reason for reason in verdict.reasons), verdict.reasons
 
 
+def test_losses_that_are_no_numbers_in_fp32_either_are_the_same():
+    """A script that skips them itself; also where a whole window has no other."""
+    fp32, amp = [trained(seed) for seed in range(3)], trained(kind="amp")
+    for run in (*fp32, amp):
+        for at in (3, *range(12, 20)):
+            spoiled(run, at, "nan")
+    verdict = judge(amp, fp32)
+    assert verdict.word == SAME and math.isfinite(verdict.relative), verdict.reasons
+    nothing = [spoiled(trained(steps=9), at, "nan") for at in range(3)]
+    for run in nothing:
+        for at in range(9):
+            spoiled(run, at, "nan")
+    assert judge(nothing[0], nothing).word == TOO_FEW
+    for run in nothing:
+        for step in run.steps:
+            step["losses"] = []
+    assert judge(nothing[0], nothing).reasons == ["no backward has 8 losses that are numbers, in every run"]
+    zero = [trained(offset=0.0, batch=0.0) for _ in range(3)]
+    assert math.isfinite(judge(zero[0], zero).relative)
+
+
 def test_a_run_that_breaks_in_amp_is_not_the_same():
     amp = trained(kind="amp", steps=3)
     amp.problem = "crashed after 3 optimizer steps: RuntimeError: expected scalar type Float but found Half"
