@@ -13,7 +13,7 @@ from amplint.findings import Finding, Fix, Related, Severity
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.values import Instance, Value
+from amplint.source.values import Instance, Question, Sym, Value
 
 E = TypeVar("E", bound=events.Event)
 
@@ -168,7 +168,35 @@ def fork(module: Module, one: ast.AST, other: ast.AST) -> ast.AST | None:
 
 def may_both_run(one: events.Event, other: events.Event) -> bool:
     """Whether nothing that was asked on the way to both was answered differently."""
-    return all(one.facts.get(question, answer) == answer for question, answer in other.facts.items())
+    if any(one.facts.get(question, answer) != answer for question, answer in other.facts.items()):
+        return False
+    here, there = list(_settings(one)), list(_settings(other))
+    return not any(
+        value != another and path[-len(same) :] == same[-len(path) :] for path, value in here for same, another in there
+    )
+
+
+def _settings(event: events.Event) -> Iterator[tuple[tuple[str, ...], object]]:
+    """What the options are on the way to an event, by their names: `self.cfg.prec`, read elsewhere as `cfg.prec`."""
+    for asked, answer in event.facts.items():
+        option = None
+        if isinstance(asked, tuple) and len(asked) == 2 and asked[0] == "is":
+            option = asked[1]
+        elif isinstance(asked, Question) and asked.kind == "truth":
+            option = asked.parts[0]
+        path = _path(option)
+        if len(path) > 1:
+            yield path, answer
+
+
+def _path(option: object) -> tuple[str, ...]:
+    """The names of a chain of attributes, without the object that it starts from."""
+    match option:
+        case Sym(kind="attr", parts=(owner, str() as name)):
+            return (*_path(owner), name)
+        case Sym(kind="name" | "argument", parts=(*_, str() as name)):
+            return (name,)
+    return ()
 
 
 def own_condition(module: Module, one: ast.AST, other: ast.AST) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from amplint.checks.registry import Script, found_at, rule
-from amplint.checks.scaler.scopes import binders, dynamic, is_guarded, loads, unbound
+from amplint.checks.scaler.scopes import asked_before, binders, dynamic, is_guarded, loads, unbound
 from amplint.findings import Finding
 from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
@@ -140,6 +140,8 @@ def _excused(script: Script, event: events.Unbound) -> bool:
     """Whether an answer on the way to the use may have to do with AMP (or with the device, where that decides), and is
     none of those that decide."""
     deciding = set(_atoms(event.bound))
+    if asked_before(event.module, event.node, [_said(script, question) for question in deciding]):
+        return True
     words = [_AMP_WORDS, *([_DEVICE_WORDS] if any(_DEVICE_WORDS.search(_said(script, q)) for q in deciding) else [])]
     for asked in event.facts:
         atoms = set(_atoms(asked)) if isinstance(asked, Question) else set()
@@ -199,7 +201,10 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
                 break
             if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler):
                 return []
-    return [(module, module.statement(place)) for place in places]
+    statements = [module.statement(place) for place in places]
+    if isinstance(code, ast.Module) and any(module.parents[one] is code for one in statements):
+        return []  # bound as the file is run, whatever a circle of imports made of it
+    return [(module, statement) for statement in statements]
 
 
 def _plain(node: ast.ClassDef, name: str) -> bool:
@@ -222,7 +227,9 @@ def _words(script: Script, event: events.Unbound) -> str:
         module = event.home.module
     places = _bindings(event)
     for above in module.ancestors(places[0][1]):
-        if isinstance(above, ast.If):
+        arms = [above.body, above.orelse] if isinstance(above, ast.If) else []
+        both = arms and all(any(n is place for one in arm for n in walk(one) for _, place in places) for arm in arms)
+        if isinstance(above, ast.If) and not both:
             test = " ".join(module.source(above.test).split())
             return f"under `{test if len(test) <= 50 else test[:49] + '…'}`" + (
                 "" if any(n is places[0][1] for one in above.body for n in walk(one)) else " being false"

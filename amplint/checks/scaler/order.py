@@ -338,6 +338,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
         if _own_backward_follows(script, zero, step):
             continue  # it is another loss whose gradients are thrown away: AMP121
         backwards = backwards_of(step, before)[-1:]
+        if any(same_function(zero, b) and not same_function(zero, step) for b in backwards):
+            continue  # a helper that throws away the gradients of its own backward: it has measured them
         yield found(
             "AMP120",
             zero,

@@ -121,6 +121,20 @@ def is_guarded(module: Module, node: ast.AST, name: str) -> bool:
     return False
 
 
+def asked_before(module: Module, node: ast.AST, conditions: list[str]) -> bool:
+    """Whether `if not f(): raise` stands in front of a use and asks what one of the conditions asks, in whatever way f
+    was imported."""
+    calls = {one.rpartition(".")[2] for one in conditions if one.endswith("()")}
+    function = module.function(node)
+    for branch in walk(function) if calls and function is not None else ():
+        match branch:
+            case ast.If(test=ast.UnaryOp(op=ast.Not(), operand=asked), body=[*_, ast.Raise() | ast.Return()]):
+                before = branch.lineno < node.lineno  # type: ignore[attr-defined]
+                if before and module.source(asked).rpartition(".")[2] in calls:
+                    return True
+    return False
+
+
 def _catches(handler: ast.ExceptHandler) -> bool:
     caught = handler.type
     names = [caught] if not isinstance(caught, ast.Tuple) else list(caught.elts)
