@@ -15,7 +15,7 @@ from amplint import files
 from amplint.cli import fail
 from amplint.config import Settings
 from amplint.findings import Finding, Fix, Location, Range, Severity
-from amplint.report.diff import patch
+from amplint.report.diff import patch, rows
 from amplint.report.lines import path_text
 from amplint.rewrite.islands.traced import CODES, VERDICTS, CannotFix, island
 from amplint.rewrite.syntax.apply import apply_changes, compatible
@@ -71,6 +71,12 @@ def with_fixes(findings: Iterable[Finding], settings: Settings) -> list[Finding]
                     finding = replace(finding, fix=island(module, finding, settings.target_device))
         fixed.append(finding)
     return fixed
+
+
+def rows_of(text: str, fix: Fix) -> list[tuple[str, str]]:
+    """What a fix takes away ("-") and puts there ("+"), row by row."""
+    after = apply_changes(text, compatible(text, [fix])[1])
+    return [(sign, line) for sign, _, line in rows(text.splitlines(), after.splitlines()) if sign in "-+"]
 
 
 def _module(path: str) -> Module | None:

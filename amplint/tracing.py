@@ -176,7 +176,7 @@ def _silence(folder: str, target: str, python: str, code: int | None, seconds: f
 def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[Finding], dict[str, Any]]:
     """The findings that are wanted, and the report with their marks only. `target`: where those without a line go."""
     comments: dict[str, suppress.Suppressions] = {}
-    findings, at = [], []
+    findings, at, hidden = [], [], 0
     for index, entry in enumerate(said["findings"]):
         finding = finding_of(entry | {"path": entry["path"] or target})  # no line of the user's ran it
         if finding.path not in comments:
@@ -186,7 +186,10 @@ def _kept(said: dict[str, Any], target: str, settings: Settings) -> tuple[list[F
         if wanted and not comments[finding.path].hide(finding):
             findings.append(finding)
             at.append(index)
+        else:
+            hidden += finding.severity is Severity.NOTE and finding.code in codes.codes and not wanted
     report = said["report"]
+    report["hidden"] = hidden  # notes, which nobody asked for
     places = {old: new for new, old in enumerate(at)}
     report["marks"] = [report["marks"][index] for index in at]
     measured = worded(findings, settings)
@@ -221,9 +224,12 @@ def _shown(path: str) -> str:
 
 def _write_page(report: dict[str, Any], findings: list[Finding], file: str) -> None:
     from amplint.report.trace.page import page
+    from amplint.traced import rows_of
 
     sources = {finding.path: source(finding.path) for finding in findings}
     sources |= {os.path.abspath(path): text for path, text in sources.items()}
+    for mark, finding in zip(report["marks"], findings, strict=True):
+        mark["fix"] = rows_of(sources[finding.path], finding.fix) if finding.fix else []
     try:
         Path(file).write_text(page(report, sources), encoding="utf-8", errors="backslashreplace")
     except OSError as error:

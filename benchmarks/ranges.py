@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,33 +102,45 @@ def main() -> None:
 
 
 def _model(name: str, result: Result, options: argparse.Namespace) -> None:
+    captured, declared, other = prepared(name)
+    original = _measure(name, captured, declared, other, result, options, "")
+    for what in perturbed(captured, original):
+        _measure(name, captured, declared, other, result, options, what)
+
+
+def prepared(name: str, precision: Precision | None = None) -> tuple[Captured, dict[str, Declared], dict[str, Any]]:
+    """A model of the zoo, captured with a batch; what is declared of its inputs; another batch."""
     model, args, kwargs = zoo.transformers(name) if name in zoo.TRANSFORMERS else zoo.timm(name)
     args, kwargs = _bounded(args), _bounded(kwargs)
     for module in model.modules():
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = False
-    captured = capture(model, args, kwargs, Precision())
+    captured = capture(model, args, kwargs, precision or Precision())
     inputs = [node for node, kind in captured.kinds.items() if kind == "input"]
     declared = {
         node: Declared(-CLIP, CLIP)
         for node in inputs
         if _float(captured.values[node]) and captured.values[node].ndim > 1
     }
+    return captured, declared, {node: _redraw(captured.values[node]) for node in inputs}
+
+
+def perturbed(captured: Captured, largest: dict[Any, float]) -> Iterator[str]:
+    """Which layer is rescaled, and to what: the captured values are those of the perturbed model until the next one.
+    `largest`: max |x| of each node, as the model is."""
     drawn = dict(captured.values)
-    other = {node: _redraw(captured.values[node]) for node in inputs}
-    original = _measure(name, captured, declared, other, result, options, "")
-    linear = [node for node in captured.nodes() if _weight(captured, node) and original.get(node, 0.0) > 0]
+    layers = [node for node in captured.nodes() if _weight(captured, node) and 0 < largest.get(node, 0.0) < math.inf]
     targets = [(f"65504*2^{step:+g}", LIMIT * 2.0**step) for step in LARGE] + [
         (f"2^{step}", 2.0**step) for step in SMALL
     ]
-    for label, target in targets if linear else ():
-        node = random.choice(linear)
-        factor = target / original[node]
+    for label, target in targets if layers else ():
+        node = random.choice(layers)
         captured.values.update(drawn)
         for argument in node.args[1:3]:
             if isinstance(argument, torch.fx.Node) and captured.kinds.get(argument.name) == "parameter":
-                captured.values[argument.name] = drawn[argument.name].detach() * factor
-        _measure(name, captured, declared, other, result, options, f"{node.name} {label}")
+                captured.values[argument.name] = drawn[argument.name].detach() * (target / largest[node])
+        yield f"{node.name} {label}"
+    captured.values.update(drawn)
 
 
 def _measure(

@@ -18,6 +18,7 @@ import torch
 from amplint.findings import Severity
 from amplint.graph import places
 from amplint.graph.capture.captured import Captured, dtype_of, place_of
+from amplint.graph.marks import words
 from amplint.graph.marks.mark import Mark
 from amplint.graph.places import Place
 from amplint.graph.policy import HALVES
@@ -74,12 +75,13 @@ def marks(captured: Captured, found: list[Fill]) -> list[Mark]:
             node=nodes[0],
             place=fill.place,
             headroom_bits=math.log2(limit / abs(fill.value)),
-            message=f'{fill.value:g} is no {name} number: this raises "value cannot be converted to type c10::{kind} '
-            'without overflow"',
+            message=f"{words.number(fill.value)} is no {name} number: this raises "
+            f'"value cannot be converted to type c10::{kind} without overflow"',
             cause="",
             remedy="fill with torch.finfo(x.dtype).min, x being the tensor that is filled",
             severity=Severity.ERROR,
             count=len(nodes),
+            nodes=tuple(nodes),
             modules=tuple(node.meta["module"][-1][0] for node in nodes if node.meta.get("module")),
         )
     return list(told.values())

@@ -34,7 +34,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All that was found of a captured model. `gradients`: the summary that the scaler's window comes with."""
     dtype = captured.precision.dtype
-    marked = {mark.node: index for index, mark in reversed(list(enumerate(marks)))}
+    marked = {node: index for index, mark in reversed(list(enumerate(marks))) for node in (mark.node, *mark.nodes)}
     unknown: dict[str, int] = {}
     nodes = []
     for node in captured.nodes():

@@ -137,6 +137,17 @@ def test_an_infinity_that_nothing_uses() -> None:
     assert summary(told(Of(buckets))) == []
 
 
+def test_a_mask_that_is_a_tensor() -> None:
+    """-9e15 * torch.ones_like(x), which where() takes: -inf, harmless but for a row without anything else."""
+
+    def masked(h: Tensor) -> Tensor:
+        return torch.where(h > 0, h, -9e15 * torch.ones_like(h)).softmax(-1)
+
+    (mark,) = (one for one in told(Of(masked)) if one.severity is not Severity.NOTE)
+    assert (mark.code, mark.verdict, mark.severity) == ("AMP451", "certain", Severity.WARNING)
+    assert "-9.0e15 does not fit into float16" in mark.message and "torch.finfo(x.dtype).min" in mark.remedy
+
+
 def test_tight_is_a_note() -> None:
     notes = [one for one in told(Of(lambda h: h * 100, 20)) if one.code == "AMP451"]
     assert [(one.code, one.verdict, one.severity) for one in notes] == [("AMP451", "tight", Severity.NOTE)]

@@ -9,6 +9,7 @@ from amplint.graph import ranges
 from amplint.graph.calibrate import measure
 from amplint.graph.capture.captured import Precision
 from amplint.graph.capture.ladder import capture
+from amplint.graph.marks import marks
 
 
 class Layer(nn.Module):
@@ -25,3 +26,4 @@ def test_a_sparse_input_is_unknown_and_no_crash() -> None:
     found = ranges.analyse(captured)
     assert [one.unknown for node, one in found.items() if node.name == "adjacency"] == ["sparse_coo"]
     assert any(node.name == "linear" for node in measure(captured).forward)
+    assert marks(captured, found, measure(captured)) == []

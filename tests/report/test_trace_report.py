@@ -43,7 +43,7 @@ def report(**more: Any) -> dict[str, Any]:
         "modules": ["blocks.0", "blocks.1"],
     }
     target = {"what": "train.py", "model": "Net<script>", "parameters": 1234567, "frontend": "export", "mode": "train"}
-    target |= {"precision": "amp", "dtype": "float16", "device": "cpu under CUDA's policy", "batch": ["2x3 float32"]}
+    target |= {"precision": "amp", "dtype": "float16", "device": "on the CPU", "batch": ["2x3 float32"]}
     target |= {"loss": "the script's", "notes": ["2 graph breaks"], "seconds": {}}
     gradients = {"flushed_at_1": 0.0368, "subnormal_at_1": 0.5, "scale": 65536, "flushed_at_scale": 0.0, "signal": True}
     gradients |= {
@@ -72,8 +72,8 @@ def test_the_terminal_says_what_where_why_and_what_to_do() -> None:
     assert (
         summary(report())
         == """\
-Net<script>: 1.23 M parameters, 2 operations (export), autocast in float16, cpu under CUDA's policy; batch 2x3 float32
-1 operations run in float16; 0 of them are proved not to overflow
+Net<script>: 1.23 M parameters, 2 operations (export), autocast in float16, on the CPU; batch 2x3 float32
+1 operation runs in float16; 0 of them proved not to overflow
 note: 2 graph breaks
 
                         headroom  2^-30   2^-14          2^16
@@ -82,9 +82,10 @@ AMP451   calibrated    -1.6 bits     .....-------########!   model.py:2:5
                      because: a sum of 4096 products
                      do: scale q before the product
 
+bars: # values measured, 0 becomes 0, ! becomes inf; float16: . subnormal, - normal, | its end
 gradients in float16: without a loss scale 3.68 % become 0 and 50 % are subnormal; scaled by 65536, 0 % become 0
 useful loss scales: 2^3 to 2^17; 65536, a GradScaler's first, is inside
-casts: 3 a forward, 12.3 MB; 1 operations lowered, 1 in float32, 0 at the widest dtype, 0 as they are given
+of all operations autocast runs 1 in float16, 1 in float32, 0 in their widest dtype, 0 as they come: 3 casts, 12.3 MB
 unknown to amplint, so nothing is said of what they give: my_op (2)
 """
     )
@@ -121,14 +122,18 @@ class _Reader(HTMLParser):
 
 def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
     reader = _Reader()
-    reader.feed(page(report(), {"model.py": "def forward(x):\n    a @ b < c\n"}))
+    given = report()
+    given["marks"][0]["fix"] = [("-", "a @ b < c"), ("+", "a.float() @ b")]
+    reader.feed(page(given, {"model.py": "def forward(x):\n    a @ b < c\n"}))
     text = " ".join("".join(reader.text).split())
     assert "script" not in reader.tags and "link" not in reader.tags and "img" not in reader.tags
     assert all(one.startswith("file://") for one in reader.outside)
     for shown in (
         "Net<script> in float16",
         "warning AMP451",
-        "headroom -1.6 bits, 12 times",
+        "calibrated: measured on this batch; headroom -1.6 bits, 12 times",
+        "head Head 1 operation, 1 in float16, least headroom -1.5 bits",
+        "- a @ b < c + a.float() @ b",
         "> 2 a @ b < c",
         "my_op (2)",
     ):
@@ -137,7 +142,9 @@ def test_the_page_stands_alone_and_escapes_what_it_shows() -> None:
 
 def test_a_report_without_marks_and_gradients_is_whole() -> None:
     bare = report(marks=[], gradients=None, unknown={})
-    assert "AMP4" not in summary(bare) and "None: on this batch" in page(bare, {})
+    assert "AMP4" not in summary(bare) and "no marks\n" in summary(bare) and "<p>None.</p>" in page(bare, {})
+    bare["hidden"] = 2
+    assert "no marks; 2 notes: --select AMP4" in summary(bare) and "None; 2 notes not shown" in page(bare, {})
     silent = report(gradients={"signal": False, "silent": [9, 12], "scale": 65536})
     assert "they are 0 at 9 of 12 operations" in summary(silent) and "they are 0 at 9 of 12 operations" in page(
         silent, {}

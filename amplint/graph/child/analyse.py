@@ -112,7 +112,7 @@ def facts(captured: Captured, seen: Seen, job: dict[str, Any], calibration: Cali
         "frontend": captured.frontend,
         "precision": precision.mode,
         "dtype": str(precision.dtype).removeprefix("torch."),
-        "device": "cpu under CUDA's policy",
+        "device": "on the CPU by CUDA's rules",
         "batch": [
             shape(leaf) for leaf in pytree.tree_leaves((seen.args, seen.kwargs)) if isinstance(leaf, torch.Tensor)
         ],

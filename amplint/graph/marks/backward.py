@@ -59,8 +59,8 @@ def gradients(facts: Facts, scale: float | None) -> Iterator[Mark]:
         yield _gradient(
             _worst(facts, power, largest=True),
             float(window[1] - power),
-            f"the scaler's first scale, 2^{power}, makes gradients inf: it skips {power - window[1]} steps until it "
-            f"has come down to 2^{window[1]}",
+            f"the scaler's first scale, 2^{power}, makes gradients inf: it skips the first "
+            f"{_steps(power - window[1])}, until it has come down to 2^{window[1]}",
             f"gradients up to {words.number(found.all.absmax)}",
             f"start lower if the first steps matter: torch.amp.GradScaler(init_scale=2.0**{window[1]})",
             Severity.NOTE,
@@ -82,11 +82,19 @@ def _no_window(facts: Facts, found: backward.Gradients) -> Iterator[Mark]:
         node,
         math.log2(every[node].absmax * 2.0**top / 2.0**-25),
         f"no loss scale holds all gradients: 2^{top}, the largest that none of them overflows with, "
-        + (f"leaves nothing of this one and of {len(lost) - 1} others" if lost else "makes small ones 0"),
+        + (f"leaves nothing of {_these(len(lost))}" if lost else "makes small ones 0"),
         f"they come up to {words.number(every[node].absmax)} here, and to {words.number(high)} elsewhere",
         "train in bfloat16, or keep the part with the largest gradients in float32",
         Severity.WARNING if len(lost) > LOST * len(every) else Severity.NOTE,
     )
+
+
+def _steps(count: int) -> str:
+    return "step" if count == 1 else f"{count} steps"
+
+
+def _these(count: int) -> str:
+    return "this one" if count == 1 else f"this one and of {count - 1} other{'s' * (count > 2)}"
 
 
 def _halves(facts: Facts) -> Iterator[tuple[fx.Node, Stats]]:

@@ -33,6 +33,7 @@ class Mark:
     severity: Severity
     count: int = 1  # how many nodes of this line and module class
     modules: tuple[str, ...] = ()  # their paths, the worst first
+    nodes: tuple[fx.Node, ...] = ()  # all of them, where there are several
 
 
 def to_finding(mark: Mark) -> Finding:

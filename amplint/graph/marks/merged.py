@@ -29,7 +29,7 @@ def _one(marks: list[Mark]) -> Mark:
     modules = tuple(dict.fromkeys(path for mark in marks if (path := _module(mark)[0])))
     many = len(modules) > 1
     message = f"{worst.message} ({len(modules)} modules; worst in {modules[0]})" if many else worst.message
-    return replace(worst, count=len(marks), modules=modules, message=message)
+    return replace(worst, count=len(marks), modules=modules, message=message, nodes=tuple(mark.node for mark in marks))
 
 
 def _module(mark: Mark) -> tuple[str, str]:

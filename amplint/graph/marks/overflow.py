@@ -91,6 +91,8 @@ def _beyond(node: fx.Node, facts: Facts) -> Mark | None:
     if constant(node, facts.ranges) is not None and held is not None and not held.infinite:
         return _mark(node, "certain", size, facts) if size is not None and limit <= size < math.inf else None
     if held is not None and not held.masked and (held.low >= limit or held.high <= -limit):
+        if _is_mask(node, held):
+            return _number(node, math.copysign(size or held.low, held.low), False, facts)
         return _mark(node, "certain", max(size or 0.0, min(abs(held.low), abs(held.high))), facts)
     if size is None or math.isinf(size):
         return None
@@ -141,23 +143,33 @@ def _written(node: fx.Node, facts: Facts) -> Mark | None:
             exact = constant(value, facts.ranges)
             value = float(exact) if exact is not None and exact.numel() == 1 and not exact.is_complex() else None
         if is_number(value) and limit <= abs(number := float(value)) < math.inf:
-            name_of_dtype = words.dtype_name(dtype)
-            fatal = name(node) != "where"
-            return Mark(
-                CODE,
-                "certain",
-                node,
-                place_of(placed(node)),
-                math.log2(limit / abs(number)),
-                f"{words.number(number)} does not fit into {name_of_dtype}, which ends at {_limit_name(name_of_dtype)}",
-                f"torch refuses to write it (value cannot be converted to type {_C10.get(dtype, 'Half')} without "
-                "overflow)"
-                if fatal
-                else "it is inf there, and a row that is masked throughout becomes nan",
-                _mask_remedy(number),
-                Severity.ERROR if fatal else Severity.WARNING,
-            )
+            return _number(node, number, name(node) != "where", facts)
     return None
+
+
+def _is_mask(node: fx.Node, held: Range) -> bool:
+    """Whether a tensor holds one number, which where() writes: -9e15 * torch.ones_like(x)."""
+    written = all(name(user) == "where" and node in user.args[1:] for user in node.users)
+    return written and math.isclose(held.low, held.high, rel_tol=0.01)
+
+
+def _number(node: fx.Node, number: float, refused: bool, facts: Facts) -> Mark:
+    """`refused`: torch raises."""
+    dtype = facts.half(node) or facts.captured.precision.dtype
+    name_of_dtype = words.dtype_name(dtype)
+    return Mark(
+        CODE,
+        "certain",
+        node,
+        place_of(placed(node)),
+        math.log2(facts.limit(node) / abs(number)),
+        f"{words.number(number)} does not fit into {name_of_dtype}, which ends at {_limit_name(name_of_dtype)}",
+        f"torch refuses to write it (value cannot be converted to type {_C10.get(dtype, 'Half')} without overflow)"
+        if refused
+        else "it is inf there, and a row that is masked throughout becomes nan",
+        _mask_remedy(number),
+        Severity.ERROR if refused else Severity.WARNING,
+    )
 
 
 _C10 = {torch.float16: "c10::Half", torch.bfloat16: "c10::BFloat16"}

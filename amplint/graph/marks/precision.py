@@ -116,7 +116,8 @@ def _given(source: fx.Node, facts: Facts) -> Tensor | None:
     """The batch's own values, where a node has them: positions that the caller gives."""
     first = origin(source)
     value = facts.captured.values.get(first.name) if isinstance(first, fx.Node) and first.op == "placeholder" else None
-    return value if isinstance(value, Tensor) and not value.is_meta else None
+    plain = isinstance(value, Tensor) and not value.is_meta and value.layout is torch.strided
+    return value if plain else None
 
 
 def _step(size: float, dtype: torch.dtype) -> int:

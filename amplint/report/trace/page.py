@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from amplint.report.trace.pictures import histogram, legend, range_bar
-from amplint.report.trace.scale import WINDOWS, Report, Window, amount, bits, number, plural, share, where
+from amplint.report.trace.scale import (
+    VERDICTS,
+    WINDOWS,
+    Report,
+    Window,
+    amount,
+    bits,
+    least,
+    number,
+    plural,
+    share,
+    where,
+)
 from amplint.report.trace.terminal import order
 
 Node = dict[str, Any]
@@ -60,7 +72,7 @@ def _cards(report: Report) -> Iterator[str]:
         (f"{len(half)} of {len(report['nodes'])}", f"operations in {dtype}"),
         (f"{safe} of {len(half)}", "proved not to overflow"),
         (amount(report["target"]["parameters"], ""), "parameters"),
-        (str(plan["casts"]), f"casts a forward, {amount(plan['bytes'])}"),
+        (str(plan["casts"]), f"casts per forward, {amount(plan['bytes'])}"),
     ]
     yield '<div class="cards">'
     yield from (f'<div class="card"><b>{escape(value)}</b>{escape(label)}</div>' for value, label in cards)
@@ -70,7 +82,7 @@ def _cards(report: Report) -> Iterator[str]:
 def _marks(report: Report, sources: dict[str, str], window: Window) -> Iterator[str]:
     yield "<h2>Marks, worst first</h2>"
     if not report["marks"]:
-        yield f"<p>None: on this batch nothing that runs in {window.name} comes near the end of its range.</p>"
+        yield f"<p>None{_hidden(report)}.</p>"
     nodes = {node["name"]: node for node in report["nodes"]}
     for mark in order(report["marks"]):
         node = nodes.get(mark["node"], {})
@@ -80,21 +92,39 @@ def _marks(report: Report, sources: dict[str, str], window: Window) -> Iterator[
             f'<h3><span class="tag {mark["severity"]}">{mark["severity"]} {mark["code"]}</span> '
             f"{escape(mark['message'])}</h3>"
         )
-        headroom = bits(mark["headroom_bits"]) or "unknown"
-        yield f'<p class="soft">{escape(mark["verdict"])}, headroom {headroom}{escape(times)}</p>'
-        yield range_bar(node, window, 520)
+        headroom, verdict = bits(mark["headroom_bits"]) or "unknown", mark["verdict"]
+        known = f"{verdict}: {VERDICTS[verdict]}" if verdict in VERDICTS else verdict
+        yield f'<p class="soft">{escape(known)}; headroom {headroom}{escape(times)}</p>'
+        backward = {"measured": node.get("gradient")} if mark["code"] == "AMP454" else node
+        yield range_bar(backward, window, 520, axis=True)
         if mark["cause"]:
             yield f"<p>Because: {escape(mark['cause'])}.</p>"
         yield f"<p>Do: {escape(mark['remedy'])}.</p>"
         yield f"<p>{_link(mark['place'])}</p>"
         yield _excerpt(mark["place"], sources)
+        if mark.get("fix"):
+            yield f'<p>As <span class="code">amplint fix --from-trace</span> writes it:</p>{_diff(mark["fix"])}'
         yield "</section>"
 
 
-def _link(place: dict[str, Any] | None) -> str:
+def _hidden(report: Report) -> str:
+    """How many notes are not shown."""
+    count = report.get("hidden", 0)
+    return f"; {plural(count, 'note')} not shown: --select AMP4 shows them" if count else ""
+
+
+def _diff(rows: list[tuple[str, str]]) -> str:
+    lines = (
+        f'<span class="{"add" if sign == "+" else "cut"}">{escape(sign + " " + line)}</span>' for sign, line in rows
+    )
+    return f'<pre class="code">{chr(10).join(lines)}</pre>'
+
+
+def _link(place: dict[str, Any] | None, shown: str = "") -> str:
     if not place:
         return '<span class="soft">no line of yours</span>'
-    return f'<a class="code" href="file://{escape(place["path"])}">{escape(where(place))}</a>'
+    name = escape(where(place))
+    return f'<a class="code" href="file://{escape(place["path"])}" title="{name}">{escape(shown) or name}</a>'
 
 
 def _excerpt(place: dict[str, Any] | None, sources: dict[str, str]) -> str:
@@ -102,8 +132,13 @@ def _excerpt(place: dict[str, Any] | None, sources: dict[str, str]) -> str:
     if not place or place["path"] not in sources:
         return ""
     lines, row = sources[place["path"]].splitlines(), place["row"]
+    around = list(range(max(1, row - 2), min(len(lines), row + 2) + 1))
+    while around and around[-1] > row and not lines[around[-1] - 1].strip():
+        around.pop()
+    while around and around[0] < row and not lines[around[0] - 1].strip():
+        around.pop(0)
     shown = []
-    for at in range(max(1, row - 2), min(len(lines), row + 2) + 1):
+    for at in around:
         line = lines[at - 1]
         text = escape(line)
         if at == row and place.get("column"):
@@ -142,8 +177,8 @@ def _gradients(report: Report, window: Window) -> Iterator[str]:
     if swamped:
         shares = (share(swamped["share_half"]), share(swamped["share_float32"]))
         rate = f"{escape(swamped['optimizer'])}, lr {swamped['lr']:g}"
-        yield f"<p>First updates below half an ulp of their weight ({rate}): "
-        yield f"{shares[0]} where weights are {window.name}, {shares[1]} where they are float32.</p>"
+        yield f"<p>First updates lost to rounding ({rate}): {shares[0]} if weights were {window.name}, "
+        yield f"{shares[1]} in float32.</p>"
 
 
 def _model(report: Report, window: Window) -> Iterator[str]:
@@ -178,7 +213,9 @@ def _module(tree: Tree, window: Window, opened: bool = False) -> Iterator[str]:
     marked = sum(node["mark"] is not None for node in every)
     half = sum(node["dtype"] == window.name for node in every)
     said = f"{plural(len(every), 'operation')}, {half} in {window.name}"
-    said += f", {plural(marked, 'mark')} ▲" if marked else ""
+    room = least(every, window)
+    said += f", least headroom {bits(room)}" if room is not None else ""
+    said += f", {marked} marked ▲" if marked else ""
     yield f"<details{' class=root' if opened else ''}{' open' if opened or marked else ''}>"
     yield f"<summary><b>{escape(tree['name'] or 'model')}</b> {escape(tree['kind'])} "
     yield f'<span class="soft">{said}</span></summary>'
@@ -200,7 +237,7 @@ def _row(node: Node, window: Window) -> str:
         f"<tr{' class=marked' if node['mark'] is not None else ''}>"
         f'<td class="code">{escape(_short(node["op"]))}'
         f'<td class="code">{node["dtype"]}<td class="code">{"×".join(map(str, node["shape"]))}<td>{picture}'
-        f'<td class="number">{largest}<td class="code" title="{escape(where(place))}">{escape(line)}'
+        f'<td class="number">{largest}<td class="code">{_link(place, line) if place else ""}'
     )
 
 

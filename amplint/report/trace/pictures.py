@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from amplint.report.trace.scale import HIGH, LOW, Window, exponent, number
@@ -30,9 +31,9 @@ def _window(window: Window, width: float, height: float) -> str:
     )
 
 
-def range_bar(node: dict[str, Any], window: Window, width: int) -> str:
+def range_bar(node: dict[str, Any], window: Window, width: int, axis: bool = False) -> str:
     """A node's range: a bar from the smallest non-zero to the largest measured magnitude, a tick at the estimate of the
-    largest, a thin line to the sound bound."""
+    largest, a thin line to the sound bound. `axis`: with its powers of two below it."""
     height = 14
     parts = [f'<rect class="track" width="{width}" height="{height}"/>', _window(window, width, height)]
     said = []
@@ -54,18 +55,36 @@ def range_bar(node: dict[str, Any], window: Window, width: int) -> str:
         parts.append(f'<line class="est" x1="{at:.1f}" x2="{at:.1f}" y1="1" y2="{height - 1}"/>')
         said.append(f"estimated largest {number(node['amax'])}")
     label = "; ".join(said) or "not a number in floating point, or unknown"
+    if axis:
+        parts.append(_ticks(width, height + 12, (-36, -25, -14, 0, 16)))
+    tall = height + 16 * axis
     return (
-        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{tall}" viewBox="0 0 {width} {tall}">'
         f"<title>{label}</title>{''.join(parts)}</svg>"
     )
+
+
+def _ticks(width: float, y: float, powers: Iterable[int]) -> str:
+    return "".join(f'<text x="{_x(one, width):.0f}" y="{y}" text-anchor="middle">2^{one}</text>' for one in powers)
+
+
+def _zones(window: Window, width: float) -> str:
+    """The names of the parts of the window, where there is room for them."""
+    ends = (_FIRST, window.zero, window.normal, window.top, _LAST)
+    shown = []
+    for name, start, end in zip(("becomes 0", "subnormal", "normal", "inf"), ends, ends[1:], strict=False):
+        start, end = max(start, _FIRST), min(end, _LAST)
+        if end - start >= 4:
+            shown.append(f'<text x="{_x((start + end) / 2, width):.0f}" y="11" text-anchor="middle">{name}</text>')
+    return "".join(shown)
 
 
 def histogram(counts: list[int], window: Window, scale: float) -> str:
     """log2 magnitudes of gradients, multiplied by a loss scale, against the window. `counts`: a bin for each power of
     two from 2^-50."""
-    width, height, shift = 720, 96, math.log2(scale)
+    width, height, shift = 720, 108, math.log2(scale)
     most = max(counts) or 1
-    parts = [_window(window, width, height)]
+    parts = [_window(window, width, height), _zones(window, width)]
     for index, count in enumerate(counts):
         start = LOW + index + shift
         tall = 84 * count / most
@@ -73,10 +92,7 @@ def histogram(counts: list[int], window: Window, scale: float) -> str:
             lost = start + 1 <= window.zero or start >= window.top
             kind = "v-bad" if start >= window.top else "v-low" if lost else "g"
             parts.append(_box(start + 0.08, start + 0.92, width, height - tall, round(tall, 1), kind))
-    ticks = "".join(
-        f'<text x="{_x(power, width):.0f}" y="{height + 14}" text-anchor="middle">2^{power}</text>'
-        for power in range(-36, HIGH, 6)
-    )
+    ticks = _ticks(width, height + 14, range(-36, HIGH, 6))
     said = f"histogram of gradient magnitudes times {number(scale)}"
     return (
         f'<svg role="img" aria-label="{said}" width="{width}" viewBox="0 0 {width} {height + 20}">'

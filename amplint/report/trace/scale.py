@@ -23,6 +23,13 @@ WINDOWS = {
     "float16": Window("float16", -25, -14, 16, 65504.0),
     "bfloat16": Window("bfloat16", -134, -126, 128, 3.3895313892515355e38),
 }
+# what a verdict rests on
+VERDICTS = {
+    "certain": "of any input",
+    "calibrated": "measured on this batch",
+    "likely": "estimated, not measured",
+    "tight": "near the limit, not beyond it",
+}
 LOW, HIGH = -50, 21  # of the histograms: 71 bins, each a power of two
 
 
@@ -64,6 +71,14 @@ def share(value: float) -> str:
     if value <= 0:
         return "0 %"
     return "< 0.01 %" if value < 1e-4 else f"{100 * value:.3g} %"
+
+
+def least(nodes: list[dict[str, Any]], window: Window) -> float | None:
+    """The least headroom of some nodes' values, in bits: measured, else estimated."""
+    half = [node for node in nodes if node["dtype"] == window.name]
+    sizes = [node["measured"]["absmax"] if node["measured"] else node["amax"] for node in half]
+    largest = max((size for size in sizes if size), default=0.0)
+    return math.log2(window.largest / largest) if largest else None
 
 
 def bits(value: float | None) -> str:

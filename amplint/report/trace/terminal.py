@@ -35,18 +35,23 @@ def _lines(report: Report) -> Iterator[str]:
         f"({target['frontend']}), {how} in {target['dtype']}, {target['device']}; batch {', '.join(target['batch'])}"
     )
     safe = sum(node["safe"] for node in half)
-    yield f"{len(half)} operations run in {target['dtype']}; {safe} of them are proved not to overflow"
+    run = "runs" if len(half) == 1 else "run"
+    yield f"{plural(len(half), 'operation')} {run} in {target['dtype']}; {safe} of them proved not to overflow"
     yield from (f"note: {note}" for note in target["notes"])
     marks = order(report["marks"])
+    yield ""
     if marks:
-        yield ""
         yield f"{'':8} {'':11} {'headroom':>11}  {_AXIS}"
+    else:
+        yield "no marks" + (
+            f"; {plural(report['hidden'], 'note')}: --select AMP4 shows" if report.get("hidden") else ""
+        )
     for mark in marks:
         node = nodes.get(mark["node"])
         seen = (node or {}).get("gradient" if mark["code"] == "AMP454" else "measured")
         largest = seen["absmax"] if seen else (node or {}).get("amax")
         picture = bar(seen["tiny"] if seen else None, largest, window) if node else ""
-        times = f" ({mark['count']} times)" if mark["count"] > 1 else ""
+        times = f" ({mark['count']} times)" if mark["count"] > 1 and "modules; worst" not in mark["message"] else ""
         headroom = bits(mark["headroom_bits"])
         yield f"{mark['code']:8} {mark['verdict']:11} {headroom:>11}  {picture}  {where(mark['place'])}"
         yield f"{'':20} {mark['message']}{times}"
@@ -54,12 +59,17 @@ def _lines(report: Report) -> Iterator[str]:
             yield f"{'':20} because: {mark['cause']}"
         yield f"{'':20} do: {mark['remedy']}"
     yield ""
+    if marks:
+        dtype = target["dtype"]
+        yield f"bars: # values measured, 0 becomes 0, ! becomes inf; {dtype}: . subnormal, - normal, | its end"
     yield from _gradients(report)
     plan = report["plan"]
-    yield (
-        f"casts: {plan['casts']} a forward, {amount(plan['bytes'])}; {plan['lower']} operations lowered, "
-        f"{plan['fp32']} in float32, {plan['promote']} at the widest dtype, {plan['other']} as they are given"
-    )
+    if target["precision"] == "amp":
+        kinds = (
+            f"{plan['lower']} in {target['dtype']}, {plan['fp32']} in float32, {plan['promote']} in their widest dtype"
+        )
+        casts = f"{plural(plan['casts'], 'cast')}, {amount(plan['bytes'])}"
+        yield f"of all operations autocast runs {kinds}, {plan['other']} as they come: {casts}"
     if report["unknown"]:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(report["unknown"].items()))
         yield f"unknown to amplint, so nothing is said of what they give: {names}"
@@ -89,8 +99,8 @@ def _gradients(report: Report) -> Iterator[str]:
     swamped = gradients["swamped"]
     if swamped:
         yield (
-            f"first updates below half an ulp of their weight ({swamped['optimizer']}, lr {swamped['lr']:g}): "
-            f"{share(swamped['share_half'])} in {dtype} weights, {share(swamped['share_float32'])} in float32 ones"
+            f"first updates lost to rounding ({swamped['optimizer']}, lr {swamped['lr']:g}): "
+            f"{share(swamped['share_half'])} if weights were {dtype}, {share(swamped['share_float32'])} in float32"
         )
 
 
