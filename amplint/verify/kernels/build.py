@@ -90,7 +90,7 @@ def place(device: str, torch: Torch) -> Path:
     """Where a library is, or will be."""
     digest = hashlib.sha256(repr((device, parts(device), torch.flags[0])).encode())
     for source in sorted(HERE.glob("*.[ch]*")):
-        if source.suffix in (".cpp", ".cu", ".h"):
+        if source.suffix in (".cpp", ".cu", ".cuh", ".h"):
             digest.update(source.name.encode() + b"\0" + source.read_bytes())
     machine = f"{sys.platform}-{platform.machine()}"
     name = f"torch{torch.version}-{machine}-{device}-{digest.hexdigest()[:16]}"
