@@ -23,7 +23,7 @@ def argument(call: ast.Call, name: str) -> ast.expr | None:
 
 def targets(module: Module, call: ast.Call) -> set[str]:
     """The texts of what the call's result is assigned to; of the first of a tuple's names."""
-    above = module.parents[call]
+    above = module.parents.get(call)  # None: a call of another file
     if isinstance(above, ast.Assign):
         firsts = (one.elts[0] if isinstance(one, ast.Tuple) and one.elts else one for one in above.targets)
         return {module.source(one) for one in firsts}
