@@ -72,8 +72,10 @@ def launch(
         found = shutil.which(command[0]) or shutil.which(command[0], path=beside)
         if found is None:
             raise CouldNotRun(f"--launcher: {command[0]}: no such command")
-        command = (found, *command[1:])
-    return Launch(script, tuple(arguments), python or sys.executable, command, timeout, tell)
+        command = (os.path.abspath(found), *command[1:])
+    exe = python or sys.executable
+    exe = os.path.abspath(exe) if os.sep in exe else exe  # the run is in another folder
+    return Launch(script, tuple(arguments), exe, command, timeout, tell)
 
 
 def run(name: str, target: str, space: Workspace, job: dict[str, Any], how: Launch) -> Run:

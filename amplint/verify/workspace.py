@@ -172,7 +172,7 @@ def _fill(top: str, ours: str, space: Workspace, budget: _Budget, paths: list[st
         budget.files -= len(entries)
         for entry in sorted(entries, key=lambda one: one.name):
             target = os.path.join(place, entry.name)
-            if entry.name in _CACHES or _under(space.folder, entry.path):
+            if entry.name in _CACHES or entry.path == os.path.dirname(space.folder):  # where all workspaces are
                 continue
             if entry.is_symlink():
                 _relink(entry.path, target, space)

@@ -118,3 +118,11 @@ def test_a_working_folder_outside_the_project_comes_along(project, monkeypatch):
     space = make(str(project.parents[1] / "space"), [str(project / "src/train.py")], (), Settings(root=str(other)))
     assert (Path(space.inside(str(other))) / "config.yaml").read_text() == "lr: 1"
     assert [theirs for theirs, _ in space.trees] == [str(project), str(other)]
+
+
+def test_a_workspace_inside_the_project_does_not_hold_itself(project):
+    folder = project / "runs" / "kept" / "base"
+    folder.parent.mkdir()
+    space = make(str(folder), ["train.py"], (), Settings())
+    runs = Path(space.inside(str(project / "runs")))
+    assert sorted(path.name for path in runs.iterdir()) == ["last.pt"]
