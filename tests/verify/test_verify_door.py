@@ -37,7 +37,7 @@ def steps(net, batches, place="cuda"):
 
 
 def child(
-    folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] = (sys.executable,), **job: Any
+    folder: Path, script: str = "", *arguments: str, launcher: tuple[str, ...] = (sys.executable,), **job: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """Run the child: its answer, the steps of rank 0, and what the script printed."""
     (folder / "train.py").write_text(STEP + textwrap.dedent(script))
@@ -57,7 +57,7 @@ def child(
     )
     steps = box / "steps.0.jsonl"
     told = [json.loads(line) for line in steps.read_text().splitlines()] if steps.exists() else []
-    return json.loads((box / "answer.json").read_text()), told, done.stderr
+    return json.loads((box / "answer.json").read_text()), told, done.stderr + done.stdout
 
 
 def losses(steps: list[dict[str, Any]]) -> list[float]:
@@ -185,3 +185,20 @@ def test_parameters_that_were_sent_to_the_gpu_say_so_to_the_script_alone(tmp_pat
     """
     answer, told, said = child(tmp_path, script)
     assert answer["ended"] == "script" and len(told) == 2, said
+
+
+def test_training_steps_of_many_kinds_do_what_they_do_without_the_probe(tmp_path):
+    """In FP32 to the last digit; in AMP they run, and nothing is found that is not there."""
+    kinds = Path(__file__).with_name("kinds.py")
+    command = [sys.executable, str(kinds), "cpu"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    plain = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200, env=env).stdout
+    base: dict[str, Any] = {"target": str(kinds), "arguments": ["cuda"], "steps": 1000}
+    for kind in ("fp32", "amp"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        answer, told, said = child(folder, **base, kind=kind, count=kind == "amp", full_precision=kind == "fp32")
+        assert answer["ended"] == "script" and answer["faults"] == answer["notes"] == [], said
+        assert len(told) == 3 * len(plain.splitlines())
+        if kind == "fp32":
+            assert said.splitlines() == plain.splitlines()
