@@ -16,7 +16,7 @@ from amplint.rewrite.fixes.autocast import _float
 from amplint.source.module import Module
 
 CODES = ("AMP451", "AMP452", "AMP453")
-VERDICTS = ("certain", "likely", "calibrated")
+VERDICTS = ("certain", "likely", "calibrated", "verified")  # refuted is none
 UNSAFE = Applicability.UNSAFE
 
 _PRODUCTS = frozenset("matmul mm bmm einsum baddbmm addmm linear dot mv".split())
