@@ -152,14 +152,14 @@ def plain_step(pool: Pool, fault: Fault) -> None:
     """Before an optimizer's own step, outside of a scaler's."""
     scale = pool.scale
     if scale is not None and scale.value != 1:
-        fault("AMP102", f"steps past the scaler on gradients scaled by {scale.value:g}")
+        fault("AMP102", "steps past the scaler on gradients that are still scaled")
 
 
 def clip(pool: Pool, fault: Fault) -> None:
     """Before the gradients are clipped."""
     scale = pool.scale
     if scale is not None and scale.value != 1:
-        fault("AMP105", f"clips gradients that are still scaled by {scale.value:g}")
+        fault("AMP105", "clips gradients that are still scaled")
 
 
 # -- scalers ------------------------------------------------------------------------------------------------------
