@@ -163,6 +163,15 @@ def test_a_weight_beyond_half() -> None:
     assert "the parameter" in mark.message
 
 
+def test_a_weight_beyond_half_is_told_even_where_its_products_saturate() -> None:
+    """inf - inf is nan, and so is its sigmoid."""
+    model = Of(torch.sigmoid)
+    with torch.no_grad():
+        model.body.weight.mul_(1e6)
+    (mark,) = (one for one in told(model) if one.severity is not Severity.NOTE)
+    assert (mark.code, mark.verdict) == ("AMP451", "certain") and "the parameter" in mark.message
+
+
 def test_declared_ranges_need_no_data() -> None:
     model = Of(lambda h: h * h)
     assert summary(told(model, run=False)) == []

@@ -51,7 +51,10 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     with _timed(seconds, "calibration"):
         calibration = _calibrated(captured, seen, notes)
     captured.notes.extend(notes)
-    marked = [*fills.marks(captured, cut), *marks.marks(captured, found, calibration, seen.scale)]
+    filled = fills.marks(captured, cut)
+    lines = {(mark.code, mark.place) for mark in filled}  # what was cut is at the limit there
+    others = marks.marks(captured, found, calibration, seen.scale)
+    marked = [*filled, *(mark for mark in others if (mark.code, mark.place) not in lines)]
     with _timed(seconds, "plan"):
         casts = plan.plan(captured)
     summed = gradients.summary(captured, calibration, seen.scale) if calibration else None

@@ -49,7 +49,8 @@ def overflows(facts: Facts, poles: Container[fx.Node] = ()) -> Iterator[Mark]:
         if facts.half(node) is None:
             continue
         written = _written(node, facts)
-        mark = written or _cast(node, facts) or _beyond(node, facts)
+        cast = _cast(node, facts)  # inf in a product gives nan, which nothing hides
+        mark = written or cast or _beyond(node, facts)
         if mark is None:
             continue
         before = [one for one in operands(node, facts) if _same_kind(one, node, mark, facts)]
@@ -60,7 +61,7 @@ def overflows(facts: Facts, poles: Container[fx.Node] = ()) -> Iterator[Mark]:
                 followers[root] = followers.get(root, 0) + 1
             continue
         reached[node] = node
-        if written or not (node in poles or harmless(node, facts)):
+        if written or cast or not (node in poles or harmless(node, facts)):
             found[node] = mark
     for node, mark in found.items():
         count = followers.get(node, 0)
@@ -189,13 +190,14 @@ def _cast(node: fx.Node, facts: Facts) -> Mark | None:
         if cast.users[0] is not node:
             continue
         limit, held, size = LIMITS[cast.dtype].overflow, facts.ranges.get(cast.source), _size(cast, facts)
-        if size is None or math.isinf(size) or size < limit or (held and held.masked):
+        what = facts.captured.kinds.get(cast.source.name)
+        masked = held is not None and held.masked and what != "parameter"  # a weight is no mask, however negative
+        if size is None or math.isinf(size) or size < limit or masked:
             continue
         sound = held is not None and (held.exact is not None or held.low >= limit or held.high <= -limit)
         verdict = "certain" if sound else "calibrated" if facts.measured(cast.source) else "likely"
         if not sound and facts.safe(cast.source):
             continue
-        what = facts.captured.kinds.get(cast.source.name)
         said = f"the {what}" if what else f"the result of {words.operation(cast.source)}"
         headroom, dtype = math.log2(limit / size), words.dtype_name(cast.dtype)
         return Mark(
