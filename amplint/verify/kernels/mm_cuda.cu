@@ -39,7 +39,8 @@ void check(cudaError_t error, const char* what) {
 
 cudaStream_t stream_of(const Tensor& x) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  const auto error = aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream);
+  STD_TORCH_CHECK(error == 0, "amplint: torch has no current stream");
   return static_cast<cudaStream_t>(stream);
 }
 
