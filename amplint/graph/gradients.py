@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,7 @@ def summary(captured: Captured, calibration: Calibration, scale: float | None = 
     return {
         "signal": calibration.signal,
         "silent": [calibration.silent, len(calibration.gradient)],
+        "zero": list(zeros(captured)),
         "flushed_at_1": together.flushed(found.dtype),
         "subnormal_at_1": together.subnormal(found.dtype),
         "scale": scale,
@@ -93,6 +95,15 @@ def summary(captured: Captured, calibration: Calibration, scale: float | None = 
             "share_float32": swamped.float32,
         },
     }
+
+
+def zeros(captured: Captured) -> Iterator[str]:
+    """The weights that are 0 throughout, as a residual branch's last one often starts: no gradient passes them."""
+    for node in captured.graph.graph.nodes:
+        target, value = str(node.meta.get("target", "")), captured.values.get(node.name)
+        weight = captured.kinds.get(node.name) == "parameter" and target.rpartition(".")[2] == "weight"
+        if weight and isinstance(value, torch.Tensor) and not value.is_meta and not bool(value.any()):
+            yield target
 
 
 def is_view(node: fx.Node) -> bool:

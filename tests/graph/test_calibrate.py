@@ -13,7 +13,7 @@ from amplint.graph import stats
 from amplint.graph.calibrate import CalibrationError, measure
 from amplint.graph.capture.captured import Precision
 from amplint.graph.capture.ladder import capture
-from amplint.graph.gradients import gradients
+from amplint.graph.gradients import gradients, summary
 from amplint.graph.updates import swamped
 
 HALF = torch.float16
@@ -171,8 +171,10 @@ def test_the_window_of_useful_scales(factor, inside, window):
 def test_no_gradient_signal_is_said():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     nn.init.zeros_(model[2].weight)
-    found = measure(capture(model, (torch.randn(3, 4),), {}, Precision()), lambda output: output.square().mean())
+    captured = capture(model, (torch.randn(3, 4),), {}, Precision())
+    found = measure(captured, lambda output: output.square().mean())
     assert not found.signal and "no gradient signal" in found.notes[0]
+    assert summary(captured, found)["zero"] == ["2.weight"]
 
     frozen = nn.Softmax(-1)
     found = measure(capture(frozen, (torch.randn(3, 4),), {}, Precision()))

@@ -145,7 +145,8 @@ def test_a_report_without_marks_and_gradients_is_whole() -> None:
     assert "AMP4" not in summary(bare) and "no marks\n" in summary(bare) and "<p>None.</p>" in page(bare, {})
     bare["hidden"] = 2
     assert "no marks; 2 notes: --select AMP4" in summary(bare) and "None; 2 notes not shown" in page(bare, {})
-    silent = report(gradients={"signal": False, "silent": [9, 12], "scale": 65536})
+    silent = report(gradients={"signal": False, "silent": [9, 12], "zero": ["bn.weight"], "scale": 65536})
+    assert "1 weight of 0 lets none through (bn.weight)" in summary(silent)
     assert "they are 0 at 9 of 12 operations" in summary(silent) and "they are 0 at 9 of 12 operations" in page(
         silent, {}
     )

@@ -20,6 +20,7 @@ from amplint.report.trace.scale import (
     number,
     plural,
     share,
+    silence,
     where,
 )
 from amplint.report.trace.terminal import order
@@ -157,8 +158,7 @@ def _gradients(report: Report, window: Window) -> Iterator[str]:
     loss = escape(report["target"]["loss"])
     yield f'<p class="soft">Of the loss ({loss}) at the operations that run in {window.name}.</p>'
     if not gradients["signal"]:
-        silent, of = gradients["silent"]
-        yield f"<p>Too little to go by: they are 0 at {silent} of {of} operations and parameters on this batch.</p>"
+        yield f"<p>Too little to go by: {escape(silence(gradients))}.</p>"
         return
     scale = gradients["scale"]
     flushed, subnormal = share(gradients["flushed_at_1"]), share(gradients["subnormal_at_1"])

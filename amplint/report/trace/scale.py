@@ -81,6 +81,17 @@ def least(nodes: list[dict[str, Any]], window: Window) -> float | None:
     return math.log2(window.largest / largest) if largest else None
 
 
+def silence(gradients: dict[str, Any]) -> str:
+    """Why there is too little to go by."""
+    (silent, of), zero = gradients["silent"], gradients.get("zero", ())
+    said = f"they are 0 at {silent} of {of} operations and parameters on this batch"
+    if zero:
+        names = ", ".join(zero[:2]) + (", …" if len(zero) > 2 else "")
+        held = f"{plural(len(zero), 'weight')} of 0 let{'s' * (len(zero) == 1)} none through"
+        said += f"; {held} ({names}): train a little first"
+    return said
+
+
 def bits(value: float | None) -> str:
     """Headroom in bits, signed: how many times the values may double before the dtype ends."""
     return "" if value is None or math.isinf(value) else f"{value:+.1f} bits"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from amplint.report.trace.scale import WINDOWS, Report, amount, bar, bits, number, plural, share, where
+from amplint.report.trace.scale import WINDOWS, Report, amount, bar, bits, number, plural, share, silence, where
 
 _AXIS = "2^-30" + " " * 3 + "2^-14" + " " * 10 + "2^16"
 
@@ -81,8 +81,7 @@ def _gradients(report: Report) -> Iterator[str]:
         return
     dtype, scale = report["target"]["dtype"], gradients["scale"]
     if not gradients["signal"]:
-        silent, of = gradients["silent"]
-        yield f"gradients: too little to go by: they are 0 at {silent} of {of} operations and parameters on this batch"
+        yield f"gradients: too little to go by: {silence(gradients)}"
         return
     yield (
         f"gradients in {dtype}: without a loss scale {share(gradients['flushed_at_1'])} become 0 and "
