@@ -37,7 +37,7 @@ for x, y in loader:
 """
 UNSCALE = "    scaler.unscale_(opt)\n"
 FIXED = FINDING.replace("    torch.nn.utils.clip", UNSCALE + "    torch.nn.utils.clip")
-LEFT = FIXED.replace("scaler.step(opt)", "scaler.step(opt, closure)")  # nobody but a person can fix that
+LEFT = FIXED.replace("scaler.step(opt)", "scaler.step(opt, lambda: loss)")  # nobody but a person can fix that
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
