@@ -109,8 +109,9 @@ def _tops(paths: list[str], settings: Settings) -> list[str]:
     top = _work_tree(script) or os.path.dirname(script)
     if top == os.path.dirname(script) and _under(script, settings.root) and not _general(settings.root):
         top = settings.root
-    if _under(top, here) and not _general(here):
-        top = here
+    for place in (here, *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))):
+        if _under(top, place) and not _general(place):
+            top = place
     tops = [top]
     for place in (here, *(os.path.dirname(os.path.abspath(path)) for path in paths[1:])):
         if not any(_under(place, one) for one in tops):

@@ -126,3 +126,10 @@ def test_a_workspace_inside_the_project_does_not_hold_itself(project):
     space = make(str(folder), ["train.py"], (), Settings())
     runs = Path(space.inside(str(project / "runs")))
     assert sorted(path.name for path in runs.iterdir()) == ["last.pt"]
+
+
+def test_a_search_path_around_the_script_is_its_project(project, monkeypatch):
+    (project / ".git").rmdir()
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    space = make(str(project.parents[1] / "space"), ["train.py"], (), Settings(root=str(project / "src")))
+    assert [theirs for theirs, _ in space.trees] == [str(project)]
