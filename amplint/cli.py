@@ -300,6 +300,23 @@ def verify(context: click.Context, /, script: str, arguments: tuple[str, ...], *
     context.exit(run(script, arguments, _settings([script], options), options))
 
 
+@cli.command(short_help="Build the compiled FP16 matmul that verify counts with, or tell what there is.")
+@click.argument("action", type=click.Choice(["build", "info"]))
+@click.option("--cuda", is_flag=True, help="The one for NVIDIA GPUs, too.")
+@click.option("--python", metavar="EXE", help="The Python that has torch [default: this one].")
+@click.pass_context
+def kernels(context: click.Context, /, action: str, cuda: bool, python: str | None) -> None:
+    """Build the compiled FP16 matmul ahead of the first `amplint verify`, or tell what there is of it.
+
+    It is kept in $AMPLINT_CACHE_DIR, or amplint/ in the user's cache folder. Exit code: 0 done, 2 could not be built.
+    """
+    import subprocess
+
+    where = os.path.join(os.path.dirname(__file__), "verify", "kernels", "__main__.py")
+    command = [python or sys.executable, where, action, "cpu", *(["cuda"] if cuda or action == "info" else [])]
+    context.exit(subprocess.run(command, check=False).returncode)
+
+
 @cli.command(short_help="Explain a rule.")
 @click.argument("code", required=False)
 @click.option("--all", "every", is_flag=True, help="Explain all rules.")

@@ -57,6 +57,8 @@ def test_the_wheel_carries_the_rules_and_nothing_of_the_workshop(built):
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {f"amplint/{path}" for path in RULES} <= names
     assert "amplint/py.typed" in names
+    sources = {f"amplint/verify/kernels/{name}" for name in ("mm_cpu.cpp", "mm_path.cpp", "mm_path.h", "mm_cuda.cu")}
+    assert sources | {f"amplint/verify/kernels/mm_{name}.cuh" for name in ("tally", "tile", "hopper")} <= names
     assert {name.partition("/")[0] for name in names} == {"amplint", f"amplint-{amplint.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
