@@ -175,9 +175,13 @@ def mixed_dtype_layer(script: Script) -> Iterator[Finding]:
         )
 
 
+# get_peft_model casts the adapters, not the model.
+_CASTERS = ("set_default_dtype", "set_default_tensor_type", "FullyShardedData", "get_peft_model")
+
+
 def _casts_out_of_sight(script: Script) -> bool:
     """Whether models may be cast in a way that is not followed: by an engine, or module by module."""
-    if any(word in script.module.text for word in ("set_default_dtype", "set_default_tensor_type", "FullyShardedData")):
+    if any(word in script.module.text for word in _CASTERS):
         return True
     if any(isinstance(event.model, Sym) for event in script.events(events.Cast)):
         return True

@@ -183,6 +183,8 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             continue
         if not save.complete and not save.registers and save.mapping is None:
             continue
+        if _never_scaled(script, save):
+            continue
         maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
         if save.registers and maker is None:
             continue  # whoever makes the scaler may register it there
@@ -236,6 +238,13 @@ def _holds_optimizer(save: events.Save) -> bool:
     if any(isinstance(part, Optimizer) for part in save.parts):
         return True
     return isinstance(save.mapping, ast.Dict) and _optimizer_entry(save.mapping) is not None
+
+
+def _never_scaled(script: Script, save: events.Save) -> bool:
+    """Whether the saved optimizers are stepped, and none of them by a scaler: another model of the script is."""
+    saved = [part for part in save.parts if isinstance(part, Optimizer)]
+    steps = [step for step in script.events(events.Step) if step.optimizer in saved]
+    return bool(steps) and all(step.scaler is None for step in steps)
 
 
 def _optimizer_entry(mapping: ast.Dict | None) -> ast.expr | None:

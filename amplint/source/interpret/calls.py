@@ -226,7 +226,8 @@ def unknown(
             for inner in containers.contents(value):
                 protocol.hand_over(world, inner)
     if "save" in _last_name(callee):
-        saved = [containers.saved_parts(value) for value in values]
+        named = (value for name, value in given.kwargs.items() if "meta" not in name)  # a label on what is saved
+        saved = [containers.saved_parts(value) for value in (*given.args, *named)]
         parts = tuple(part for held, _, _ in saved for part in held)
         mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
         if mapping is not None or any(isinstance(part, Scaler) for part in parts):
