@@ -9,6 +9,7 @@ and 8192³ beside torch's half matmul (cuBLAS). Random operands; the median of s
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -94,6 +95,11 @@ def _at(device: str, size: int) -> dict[str, Any]:
         raw = torch.ops.amplint._mm_cuda
         work["amplint, not counted"] = lambda: raw(a, b, "float32", 0, "", False)
         work["amplint, tile"] = lambda: raw(a, b, "float32", 0, "tile", True)
+    elif ops.load("cpu").startswith("C++"):
+        for path in torch.ops.amplint._cpu_paths().split("; "):
+            on = functools.partial(torch.ops.amplint._mm_path, a, b, "float32", 0, path)
+            work |= {f"amplint, {path}": functools.partial(on, True)}
+        work["amplint, not counted"] = lambda: torch.ops.amplint._mm_path(a, b, "float32", 0, "", False)
     row: dict[str, Any] = {}
     flops = 2.0 * size**3
     for name, run in work.items():
@@ -113,11 +119,12 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
     for _ in range(3 if device == "cuda" else 1):
         run()
     if device == "cpu":
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # others' work is not ours
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = clock()
             run()
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
         return statistics.median(times)
     times = []
     for _ in range(15):
