@@ -92,6 +92,9 @@ BY_HAND = {
 }  # fmt: skip
 
 
+_chosen = [*SIZES]
+
+
 def policy() -> dict[str, Any]:
     """How many calls of listed operations gave the dtype of their list under CUDA's own autocast."""
     if not GPU:
@@ -131,7 +134,7 @@ def kernels() -> dict[str, Any]:
 
 def fixtures() -> dict[str, Any]:
     """Each script five ways and a second seed."""
-    return {script: _script(script) for script in SIZES}
+    return {script: _script(script) for script in _chosen}
 
 
 def _script(script: str) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def verify() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = shutil.copy(ROOT / "fixtures" / f"{script}.py", folder)
         command = [
-            sys.executable, "-m", "amplint", "verify", path, "--steps", "20", "--seeds", "2", "--output-format", "json",
+            sys.executable, "-m", "amplint", "verify", path, "--steps", "24", "--seeds", "2", "--output-format", "json",
             "--", *arguments,
         ]  # fmt: skip
         env = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
@@ -230,8 +233,10 @@ def main() -> None:
     sections = {section.__name__: section for section in (policy, kernels, fixtures, verify)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(sections), default=list(sections))
+    parser.add_argument("--script", nargs="+", choices=list(SIZES), default=list(SIZES), help="of the fixtures")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    _chosen[:] = options.script
     name = torch.cuda.get_device_name() if GPU else "cpu"
     out = options.out or ROOT / "benchmarks" / "results" / f"{name.lower().replace(' ', '-')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
