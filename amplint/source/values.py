@@ -155,6 +155,9 @@ class Instance(Value):
     cls: Class
     site: Hashable
 
+    def __hash__(self) -> int:  # asked for whenever a field is read
+        return hash(self.site)
+
 
 @dataclass(frozen=True, slots=True)
 class Object(Value):

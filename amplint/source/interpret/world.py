@@ -176,11 +176,14 @@ def join(left: World, right: World) -> World | None:
 def perhaps_bound(world: World, owner: Hashable, name: Hashable) -> Formula:
     """Where a name (or a field) that has a value is bound at all: a function that binds it under a condition leaves it
     without a value elsewhere. Only what AMP is made of is followed."""
-    known = world.get(PERHAPS, (owner, name))
-    if known is None or known[0] is not world.get(owner, name):  # it was bound again
-        return True
-    bound: Formula = known[1]
-    return bound
+    return _bound(world.get(PERHAPS, (owner, name)), world.get(owner, name))
+
+
+def _bound(known: tuple[Value, Formula] | None, value: Value) -> Formula:
+    return True if known is None or known[0] is not value else known[1]  # otherwise it was bound again
+
+
+_OF_AMP = (Scaler, Autocast, Partial, Lib, Imported, Object, Choice)
 
 
 def _perhaps(
@@ -188,16 +191,17 @@ def _perhaps(
 ) -> dict[tuple[Any, Any], Formula]:
     """The names and fields that only one of two worlds binds, and where: nothing if that is not known."""
     found: dict[tuple[Any, Any], Formula] = {}
-    old = {*left.space(PERHAPS), *right.space(PERHAPS)}
-    for owner, name in (*differing, *old) if formula is not None else ():
-        mine, other = left.get(owner, name), right.get(owner, name)
-        if (mine is None) is (other is None) and (owner, name) not in old:
+    here, there = left.space(PERHAPS), right.space(PERHAPS)
+    old = {*here, *there}
+    for key in (*differing, *old) if formula is not None else ():
+        mine, other = left.get(*key), right.get(*key)
+        if (mine is None) is (other is None) and key not in old:
             continue
-        if isinstance(mine or other, Scaler | Autocast | Partial | Lib | Imported | Object | Choice):
-            sides = [value is not None and perhaps_bound(world, owner, name)
-                     for world, value in ((left, mine), (right, other))]  # fmt: skip
+        if isinstance(mine or other, _OF_AMP):
+            sides = [value is not None and _bound(space.get(key), value)
+                     for value, space in ((mine, here), (other, there))]  # fmt: skip
             if sides != [True, True]:
-                found[owner, name] = conditions.choose(formula, *sides)  # type: ignore[arg-type]
+                found[key] = conditions.choose(formula, *sides)  # type: ignore[arg-type]
     for key in old - set(found):
         left.drop(PERHAPS, key)
     return found
