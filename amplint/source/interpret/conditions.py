@@ -16,8 +16,15 @@ Facts = dict[Any, Any]
 
 
 class Settled(Facts):
-    """Facts in which no answer to a compound question contradicts the answers to its parts. Looking for that is most of
-    the work in a script of many conditions: one more answer can only contradict the questions that depend on it."""
+    """Facts in which no answer to a compound question contradicts the answers to its parts, but for those that depend
+    on what is `unchecked`. Looking for that is most of the work in a script of many conditions: one more answer can
+    only contradict the questions that depend on it, and fewer answers contradict no more."""
+
+    __slots__ = ("unchecked",)
+
+    def __init__(self, facts: Facts, unchecked: frozenset[Any] = frozenset()):
+        super().__init__(facts)
+        self.unchecked = unchecked
 
 
 MOST_ATOMS = 16  # of a formula
@@ -239,13 +246,21 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
         for side, other in (parts, parts[::-1]):
             if evaluate(side, facts) is not None:
                 return assume(other, answer, facts)
-    after = {**facts, formula: answer}
+    changed = None if not isinstance(facts, Settled) else facts.unchecked | _depends(formula)
     if kind in ("and", "or"):
-        return after
+        return {**facts, formula: answer} if changed is None else Settled({**facts, formula: answer}, changed)
+    after = Settled(facts)
+    after[formula] = answer
     if kind == "eq" and answer:
         after["is", parts[0]] = parts[1]
-    changed = None if not isinstance(facts, Settled) else parts[0] if kind in _ABOUT else formula
-    return None if _contradicts(after, changed) else Settled(after)
+    return None if _contradicts(after, changed) else after
+
+
+def shared(left: Facts, right: Facts) -> Facts:
+    """The answers that two worlds agree on."""
+    same = {question: answer for question, answer in left.items() if right.get(question) == answer}
+    settled = left if isinstance(left, Settled) else right
+    return Settled(same, settled.unchecked) if isinstance(settled, Settled) else same
 
 
 def possible(formula: Formula, facts: Facts, atoms: int = 6) -> bool:
@@ -276,12 +291,12 @@ def sides(value: Value, facts: Facts, given: Formula = True) -> list[Value]:
     return found + (sides(value.no, facts, no) if possible(no, facts) else [])
 
 
-def _contradicts(facts: Facts, changed: Any = None) -> bool:
+def _contradicts(facts: Facts, changed: frozenset[Any] | None) -> bool:
     """Whether the answers to the parts of a compound question have settled it otherwise than it was answered.
-    `changed`: all that is new is about this."""
+    `changed`: all that is new is about these; None: anything may be new."""
     for formula, answer in facts.items():
         if isinstance(formula, Question) and formula.kind in ("and", "or"):
-            if changed is not None and changed not in _depends(formula):
+            if changed is not None and changed.isdisjoint(_depends(formula)):
                 continue
             known = _combined(formula.kind, formula.parts, facts)
             if known is not None and known is not answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import lru_cache
 
 from amplint.source.interpret import (
@@ -205,25 +206,27 @@ def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], neste
     """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
     optimizers that nothing holds any more."""
     made = [optimizer for optimizer in world.space("gradients") if optimizer not in known]
-    if nested or made:
-        held = [
-            inner
-            for owner, space in (*world.spaces.items(), (None, {"": value}))
-            if owner != frame.scope and owner not in PROTOCOL
-            for one in space.values()
-            if isinstance(one, _HOLDERS)
-            for inner in (containers.contents(one) if isinstance(one, containers.CONTAINERS) else (one,))
-        ]
-        lives_on = nested and any(isinstance(one, Function | Partial) and _defined_in(one, frame) for one in held)
-        if lives_on:
-            return
-        for optimizer in made:
-            if optimizer not in held and isinstance(optimizer.site, int):
-                world.drop("gradients", optimizer)
-                for key in list(world.space("updates")):
-                    if key[1] == optimizer:
-                        world.drop("updates", key)
+    if nested and any(
+        isinstance(one, Function | Partial) and _defined_in(one, frame) for one in _left(value, world, frame)
+    ):
+        return
+    for optimizer in made:
+        if isinstance(optimizer.site, int) and all(one != optimizer for one in _left(value, world, frame)):
+            world.drop("gradients", optimizer)
+            for key in list(world.space("updates")):
+                if key[1] == optimizer:
+                    world.drop("updates", key)
     world.forget(frame.scope)
+
+
+def _left(value: Value, world: World, frame: Frame) -> Iterator[Value]:
+    """The functions and optimizers that a call leaves: in what it returned, in its object, where most of them are, and
+    then wherever else, which is a long way in a large world."""
+    spaces = (space for owner, space in world.spaces.items() if owner != frame.scope and owner not in PROTOCOL)
+    for space in ({"": value}, world.space(frame.owner), *spaces):
+        for one in space.values():
+            if isinstance(one, _HOLDERS):
+                yield from containers.contents(one) if isinstance(one, containers.CONTAINERS) else (one,)
 
 
 def _defined_in(value: Value, frame: Frame) -> bool:

@@ -167,7 +167,7 @@ def join(left: World, right: World) -> World | None:
         left.set(PERHAPS, (owner, name), (left.get(owner, name), bound))
     left.trace = _weave(formula, left.trace, right.trace)
     if left.facts is not right.facts:
-        common = {atom: answer for atom, answer in left.facts.items() if right.facts.get(atom) == answer}
+        common = conditions.shared(left.facts, right.facts)
         if len(common) < len(left.facts):
             left.facts = common
     return left
@@ -302,7 +302,7 @@ def _blur(kept: World, lost: World) -> None:
         for name in kept.space(shared).keys() | lost.space(shared).keys():
             if kept.get(shared, name) != lost.get(shared, name):
                 kept.set(shared, name, UNKNOWN[shared])
-    kept.facts = {atom: answer for atom, answer in kept.facts.items() if lost.facts.get(atom) == answer}
+    kept.facts = conditions.shared(kept.facts, lost.facts)
     kept.loops = kept.loops if kept.loops == lost.loops else kept.loops[: min(len(kept.loops), len(lost.loops))]
     for owner in kept.spaces.keys() | lost.spaces.keys():
         if owner in PROTOCOL or kept.spaces.get(owner) is lost.spaces.get(owner):
