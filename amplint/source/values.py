@@ -152,11 +152,8 @@ class Class(Value):
 class Instance(Value):
     """An object of a project class, named by where it was made."""
 
-    cls: Class
+    cls: Class = field(hash=False)  # the hash is asked for whenever a field is read
     site: Hashable
-
-    def __hash__(self) -> int:  # asked for whenever a field is read
-        return hash(self.site)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from amplint.source.interpret.conditions import Facts, Settled, assume, evaluate
+from amplint.source.interpret.conditions import Facts, Settled, assume, evaluate, shared
 from amplint.source.symbols import ask, reset, sym
 from amplint.source.values import Const, Formula
 
@@ -21,7 +21,7 @@ def test_settled_facts_answer_like_all_others() -> None:
         for _ in range(12):
             kind = chance.choice(("and", "or", "not"))
             known.append(ask(kind, *chance.sample(known, 1 if kind == "not" else 2)))
-        settled: Facts | None = Settled()
+        settled: Facts | None = Settled({})
         plain: Facts | None = {}
         for _ in range(25):
             formula, answer = chance.choice(known), chance.random() < 0.5
@@ -34,6 +34,7 @@ def test_settled_facts_answer_like_all_others() -> None:
                 break
             if chance.random() < 0.1:  # as a join forgets
                 lost = chance.choice([*settled, None])
-                settled = {asked: answer for asked, answer in settled.items() if asked != lost}
+                settled = shared(settled, {asked: answer for asked, answer in settled.items() if asked != lost})
+                assert isinstance(settled, Settled)
                 plain = dict(settled)
     assert contradictions > 10
