@@ -152,7 +152,7 @@ def may_hold(data: bytes, plan: Plan, extra: Iterable[str] = ()) -> bool:
     """Whether the code of the file holds the words of one of the planned rules, or one of the `extra` words.
 
     Without rules no file can hold a finding."""
-    has = _asked(data)
+    has = asked(data)
     return any(True for _ in _live(plan, has)) or any(map(has, extra))
 
 
@@ -209,9 +209,9 @@ def _live(plan: Plan, has: Callable[[str], bool]) -> Iterator[str]:
 
 
 def _asked_of(module: Module) -> Callable[[str], bool]:
-    """As _asked, of the code of a module; kept with it."""
+    """As `asked`, of the code of a module; kept with it."""
     if "words" not in module.memo:
-        module.memo["words"] = _asked(module.text.encode(errors="replace"))
+        module.memo["words"] = asked(module.text.encode(errors="replace"))
     has: Callable[[str], bool] = module.memo["words"]
     return has
 
@@ -223,7 +223,7 @@ def wrapper_words(apis: Iterable[dict[str, Any]]) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def _asked(data: bytes) -> Callable[[str], bool]:
+def asked(data: bytes) -> Callable[[str], bool]:
     """Whether a word is in the code of a file, each looked for once: by triage, and again by the checks of a candidate.
 
     The names that a file uses, each once, are a tenth of it, and most words are in none of them."""

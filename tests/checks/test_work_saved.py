@@ -40,3 +40,19 @@ def test_what_is_saved_changes_no_finding(path: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Relevance, "begins", lambda *given: True)
     monkeypatch.setattr(Relevance, "matters", lambda *given: True)
     assert found(data, Job(EVERY)) == saved
+
+
+def test_a_word_that_is_denied_by_the_names_of_a_file_is_not_in_its_code() -> None:
+    pages = rules().values()
+    words = {
+        *triage.PATTERNS,
+        *(word for page in pages for group in (page.triggers, *page.with_words) for word in group),
+    }
+    met = set()
+    for path in SCRIPTS:
+        data = path.read_bytes()
+        code, has = triage.code_only(data), triage.asked(data)
+        said = {word for word in words if has(word)}
+        assert said == {word for word in words if triage.holds(code, word)}, path.name
+        met |= said
+    assert met >= {*triage.PATTERNS}
