@@ -13,6 +13,7 @@ from amplint.report.verify.words import (
     half_layers,
     headroom,
     how,
+    operation,
     outcomes,
     scale_said,
     share,
@@ -70,7 +71,7 @@ def _table(report: Report) -> Iterator[str]:
     for line in lines[:_ROWS]:
         largest = finite(line["absmax"])
         yield (
-            f"| `{_code(where(line))}` | {line['op']} {line['phase']} | {share(line['inf'], line['elements'])} | "
+            f"| `{_code(where(line))}` | {operation(line)} | {share(line['inf'], line['elements'])} | "
             f"{line['nan']} | {share(line['flushed'], line['elements'])} | "
             f"{number(largest) if largest is not None else 'inf'} | {headroom(line, dtype)} |"
         )

@@ -18,6 +18,7 @@ from amplint.report.verify.words import (
     half_layers,
     headroom,
     how,
+    operation,
     outcomes,
     scale_said,
     share,
@@ -146,7 +147,7 @@ def _line(line: dict[str, Any], dtype: str, sources: dict[str, str]) -> str:
     largest = finite(line["absmax"])
     cells = [
         f'<td class="code" title="{escape(source)}">{"▲ " if line["inf"] or line["nan"] else ""}{escape(where(line))}',
-        f'<td class="code">{escape(line["op"])} {escape(line["phase"])}',
+        f'<td class="code">{escape(operation(line))}',
         f'<td class="end">{line["calls"]}',
     ]
     for key in ("inf", "nan", "flushed", "subnormal"):

@@ -13,6 +13,7 @@ from amplint.report.verify.words import (
     half_layers,
     headroom,
     how,
+    operation,
     outcomes,
     scale_said,
     share,
@@ -98,7 +99,7 @@ def _table(report: Report) -> Iterator[str]:
         yield (
             f"  {share(line['inf'], line['elements']):>14} {line['nan']:>8} "
             f"{share(line['flushed'], line['elements']):>16} {number(largest) if largest is not None else 'inf':>10} "
-            f"{headroom(line, dtype):>10}  {line['op']} {line['phase']}, {where(line)}"
+            f"{headroom(line, dtype):>10}  {operation(line)}, {where(line)}"
         )
     if len(bad or lines) > _LINES:
         yield f"  … {len(bad or lines) - _LINES} more in the JSON and the page"

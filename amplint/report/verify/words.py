@@ -81,6 +81,12 @@ def scale_said(report: Report) -> str:
     return f"loss scale: {shown}; {steps}{at}"
 
 
+def operation(line: dict[str, Any]) -> str:
+    """convolution_backward in the backward."""
+    name = str(line["op"]).removeprefix("aten.").removesuffix(".default")
+    return f"{name}, {line['phase']}"
+
+
 def troubled(line: dict[str, Any]) -> bool:
     """Whether a line's counters show a loss: what became inf or NaN, or was flushed to zero."""
     return bool(line["inf"] or line["nan"] or line["flushed"])
