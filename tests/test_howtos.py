@@ -16,7 +16,10 @@ from amplint.cli import cli
 from amplint.report.formats import FORMATS
 
 ROOT = Path(amplint.__file__).parents[1]
-DOCS = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("formats", "pre-commit")}
+DOCS = {
+    name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    for name in ("editors", "formats", "pre-commit", "review", "verify")
+}
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -58,7 +61,16 @@ def test_every_format_has_its_row_and_every_flag_exists():
     rows = "".join(re.findall(r"^\| (`.*?) \|", DOCS["formats"], re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", rows)) == {*FORMATS, "full", "concise"}
     known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "".join(DOCS.values()))) <= known
+    torchrun = {"--nproc-per-node"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "".join(DOCS.values()))) <= known | torchrun
+
+
+@pytest.mark.slow
+def test_verify_says_what_the_page_shows():
+    (block,) = blocks("verify", "console")
+    command, first = block.splitlines()[:2]
+    result = CliRunner().invoke(cli, shlex.split(command)[2:])
+    assert result.exit_code == 0 and result.output.splitlines()[0] == first
 
 
 def test_the_hooks_of_the_page_are_those_of_the_manifest():
