@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
-from amplint.source.interpret.tensors import HALF, tensors_in
+from amplint.source.interpret.tensors import HALF, region_dtype, tensors_in
 from amplint.source.module import Module
 from amplint.source.values import FALSE, KNOWN, Choice, Scaler, Sym, Tensor, Value
 from amplint.source.walk import walk
@@ -61,11 +61,11 @@ def gradient_penalty_in_half(script: Script) -> Iterator[Finding]:
     if not scaled:
         return
     for event in script.events(events.Operation):
-        if event.name != "grad" or not is_penalty(event.node):
+        if event.name != "grad" or not is_penalty(event.node) or ".scale(" in event.module.source(event.node):
             continue
         outputs = next(iter(event.args), None) or dict(event.kwargs).get("outputs")
-        half = [t for t in tensors_in([outputs] if outputs else []) if t.trust == KNOWN and t.dtype in HALF]
-        if half and all(t.scaler is None and t.dtype != "bfloat16" for t in half):
+        half = [t for t in tensors_in([outputs] if outputs else []) if _is_half(t)]
+        if half and all(t.scaler is None and not _is_bfloat16(t) for t in half):
             yield found(
                 "AMP119",
                 event,
@@ -74,6 +74,22 @@ def gradient_penalty_in_half(script: Script) -> Iterator[Finding]:
                 help="differentiate scaler.scale(outputs) and divide by scaler.get_scale(), or compute the outputs in "
                 "float32",
             )
+
+
+def _is_half(output: Tensor) -> bool:
+    """Whether a tensor is in half precision: it is seen, or a model that is not seen returns it in a float16 region."""
+    if output.trust == KNOWN and output.dtype in HALF:
+        return True
+    if output.made in ("sum", "mean") and output.parents:  # autocast adds up in float32, of what is half
+        return isinstance(output.parents[0], Tensor) and _is_half(output.parents[0])
+    made = output.dtype == "" and output.made == "" and isinstance(output.node, ast.Call) and bool(output.of)
+    region = output.region if made else None
+    return region is not None and not region.assumed and region_dtype(region) == "float16"
+
+
+def _is_bfloat16(output: Tensor) -> bool:
+    inner = output.parents[0] if output.made in ("sum", "mean") and output.parents else output
+    return isinstance(inner, Tensor) and inner.dtype == "bfloat16"
 
 
 def is_penalty(node: ast.AST) -> bool:
