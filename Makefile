@@ -11,7 +11,7 @@ demo: $(READY)  ## amplint on two training scripts: findings, fixes, conversion,
 	@$(BIN)/python fixtures/demo.py build/demo
 
 test: lint  ## format, lint, types, and all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 slow: $(READY)  ## the slow tests: packaging, training runs
 	$(BIN)/python -m pytest -m slow

@@ -78,6 +78,7 @@ class State:
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     extra: list[dict[str, Any]] = field(default_factory=list)  # entries of the list of files that git would not give
     number: int = 100
+    known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # the diffs of a head
 
     def next(self) -> int:
         self.number += 1
@@ -85,6 +86,11 @@ class State:
 
     def diffs(self) -> list[dict[str, Any]]:
         """Each changed file with its patch, its old name and what happened to it."""
+        if self.head not in self.known:
+            self.known[self.head] = self._diffs()
+        return self.known[self.head]
+
+    def _diffs(self) -> list[dict[str, Any]]:
         listed = git(self.repository, "diff", "--name-status", "-z", "-M", f"{self.base}...{self.head}").split("\0")
         found, at = [], 0
         while at + 1 < len(listed):
