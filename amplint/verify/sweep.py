@@ -30,22 +30,41 @@ def sweep(measure: Measure, warmup: int) -> tuple[dict[str, Any] | None, list[st
 
 
 def _largest(kind: str, measure: Measure, warmup: int) -> tuple[dict[str, Any] | None, str]:
-    """Doubles the batch until memory is full, or batches grow no more."""
+    """Doubles the batch until memory is full, or batches grow no more. What two batches took says how far memory goes:
+    the doublings up to there are left out, and what was too bold is halved."""
     best: dict[str, Any] | None = None
-    factor = 1
-    while factor <= _MOST:
+    fits, factor, taken = 0, 1, {}
+    full_at = 2 * _MOST
+    while fits < factor < full_at:
         run = measure(kind, factor)
         if run.problem:
             full = any(word in run.problem.lower() for word in _FULL)
-            return best, "" if full and best else f"with {factor} times the batch the script {run.problem}"
+            if not full or best is None:
+                return best, f"with {factor} times the batch the script {run.problem}"
+            full_at, factor = factor, factor // 2
+            continue
         seen = _seen(run, warmup)
         if seen is None:
             return best, "the model's batches have no size that could be read"
-        if best is not None and seen["batch"] <= best["batch"]:
-            return best, f"batches grow no further than {best['batch']}: they are all of the data, or no DataLoader's"
-        best = seen
-        factor *= 2
-    return best, f"{_MOST} times the script's batch still fits"
+        if best is not None and seen["batch"] < best["batch"] * factor / fits:
+            grown = best if seen["batch"] <= best["batch"] else seen
+            return grown, f"batches grow no further than {grown['batch']}: they are all of the data, or no DataLoader's"
+        best, fits = seen, factor
+        taken[factor] = run.answer.get("memory")
+        factor = max(2 * factor, min(_room(taken, run), full_at // 2))
+    return best, f"{fits} times the script's batch still fits" if fits >= _MOST else ""
+
+
+def _room(taken: dict[int, Any], run: Run) -> int:
+    """The largest power of two times the batch for which memory should do, by a line through the first two; 0 where
+    that cannot be told."""
+    total = (run.answer.get("device") or {}).get("memory")
+    if len(taken) != 2 or not total or not all(taken.values()):
+        return 0
+    (low, first), (high, second) = taken.items()
+    slope = (second - first) / (high - low)
+    room = (total - first) / slope + low if slope > 0 else 0
+    return min(_MOST, 1 << int(room).bit_length() - 1) if room >= 1 else 0
 
 
 def _seen(run: Run, warmup: int) -> dict[str, Any] | None:

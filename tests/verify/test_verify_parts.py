@@ -167,6 +167,22 @@ def test_the_largest_batch_and_its_throughput():
     assert found is None and "with 1 times the batch the script crashed" in notes[0]
 
 
+@pytest.mark.parametrize("bold", [0.5, 1.0, 3.0], ids=["timid", "exact", "bold"])
+def test_what_two_batches_took_leaves_most_doublings_out(bold):
+    """Also where memory is not quite a line: too much is halved, too little is doubled."""
+    asked = []
+
+    def measure(kind: str, factor: int) -> Run:
+        asked.append(factor)
+        run = device(32 * 1500)("fp32", factor)
+        run.answer |= {"memory": 1000 + 32 * factor, "device": {"memory": (1000 + 32 * 1500) * bold}}
+        return run
+
+    found, _ = sweep(measure, 3)
+    assert found is not None and found["fp32"]["batch"] == 32 * 1024
+    assert asked[:2] == [1, 2] and len(asked) <= 2 * 5
+
+
 def test_batches_that_do_not_grow_end_the_sweep():
     def measure(kind: str, factor: int) -> Run:
         run = trained(steps=11)

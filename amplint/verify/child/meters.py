@@ -77,13 +77,15 @@ def _nvml() -> tuple[Any, Any]:
 
 def device(on_gpu: bool) -> dict[str, Any]:
     """What a record says of the device."""
-    name, capability = "CPU", None
+    name, capability, total = "CPU", None, None
     if on_gpu:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         name = torch.cuda.get_device_name()
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
     return {
         "name": name,
         "torch": torch.__version__,
         "capability": capability,
+        "memory": total,
         "policy": "CUDA" if on_gpu else "CUDA's on the CPU",
     }
