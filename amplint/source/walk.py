@@ -36,11 +36,11 @@ def walk(top: ast.AST) -> list[ast.AST]:
     return found
 
 
-def children(node: ast.AST) -> list[ast.AST]:
-    """The nodes right below this one."""
+def children(node: ast.AST, besides: frozenset[str] = frozenset()) -> list[ast.AST]:
+    """The nodes right below this one, but for those in the fields `besides`."""
     found: list[ast.AST] = []
     for name in _FIELDS[type(node)]:
-        value = getattr(node, name, None)
+        value = getattr(node, name, None) if name not in besides else None
         if type(value) is list:
             found += [one for one in value if one is not None] if name in _EMPTY_ITEMS else value
         elif value is not None:

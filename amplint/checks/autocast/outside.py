@@ -218,11 +218,7 @@ def _said(module: Module, region: ast.With, loss: ast.stmt) -> bool:
 def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
     """A note: of two losses of one kind in one block, one casts its inputs to float32, and the other does not."""
     module = script.module
-    calls = [
-        node
-        for node in walk(module.tree)
-        if isinstance(node, ast.Call) and len(node.args) > 1 and _library_loss(module, node)
-    ]
+    calls = [node for node in module.nodes(ast.Call) if len(node.args) > 1 and _library_loss(module, node)]
     careful = [call for call in calls if all(_made_float(arg) for arg in call.args[:2])]
     for call in calls:
         names = [arg.id for arg in call.args[:2] if isinstance(arg, ast.Name)]

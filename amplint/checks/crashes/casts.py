@@ -66,10 +66,11 @@ def transformed_as_it_is(script: Script) -> Iterator[Finding]:
 def _left_out(module: Module, prefix: str) -> Iterator[tuple[ast.Call, ast.expr, str, Cast]]:
     """Calls of a library's functions that have no half kernel, their operand, and what the cast before them leaves
     out, in words."""
-    for function in module.nodes(ast.FunctionDef):
+    calls = {call for call in module.nodes(ast.Call) if call.args and _without_kernel(module, call, prefix)}
+    for function in module.nodes(ast.FunctionDef) if calls else ():
         casts = None
         for call in walk(function):
-            if not isinstance(call, ast.Call) or not call.args or not _without_kernel(module, call, prefix):
+            if not isinstance(call, ast.Call) or call not in calls:
                 continue
             if module.function(call) is not function:
                 continue

@@ -234,10 +234,12 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
     """A hand-written loss scaler divides its factor by the scale in every backward: after k micro-batches the gradients
     carry the scale once, and are divided by it k times."""
     module = script.module
+    if not any(isinstance(node.op, ast.Div) for node in module.nodes(ast.AugAssign)):
+        return
     for function in module.all_nodes:
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        inside = list(walk(function))
+        inside = walk(function)
         scalings = {text(module, side): node for node in inside for side in _factors(node)}
         backwards = [n for n in inside if isinstance(n, ast.Call) and _calls_backward(n)]
         for node in inside:

@@ -7,13 +7,14 @@ import builtins
 from collections.abc import Iterator
 
 from amplint.source.module import FunctionNode, Module
-from amplint.source.walk import walk
+from amplint.source.walk import children, walk
 
 _BUILTINS = frozenset((*dir(builtins), "__file__", "__name__", "__class__"))
 _DYNAMIC = frozenset(("exec", "execfile", "get_ipython"))
 _NAMESPACES = frozenset(("globals", "locals", "vars"))  # without an argument
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _CATCHES = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "Exception", "BaseException")
+_ANNOTATIONS = frozenset(("annotation", "returns", "type_params"))
 Scope = ast.Module | ast.ClassDef | FunctionNode
 
 
@@ -95,14 +96,7 @@ def loads(tree: ast.AST) -> Iterator[ast.Name]:
         node = pending.pop()
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             yield node
-        inner = [
-            child
-            for field, value in ast.iter_fields(node)
-            if field not in ("annotation", "returns", "type_params")
-            for child in (value if isinstance(value, list) else [value])
-            if isinstance(child, ast.AST)
-        ]
-        pending += reversed(inner)
+        pending += reversed(children(node, besides=_ANNOTATIONS))
 
 
 def is_guarded(module: Module, node: ast.AST, name: str) -> bool:

@@ -103,11 +103,9 @@ def _is_trained(module: Module, model: ast.expr) -> bool:
 def round_trip(script: Script) -> Iterator[Finding]:
     """A function casts a model that it was given to half, and back to float32 at its end."""
     module = script.module
-    if ".float()" not in module.text:
+    if ".float()" not in module.text or not any(half_cast(module, call) for call in module.nodes(ast.Call)):
         return
-    for function in module.all_nodes:
-        if not isinstance(function, ast.FunctionDef):
-            continue
+    for function in module.nodes(ast.FunctionDef):
         given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
         casts = [call for call in walk(function) if isinstance(call, ast.Call) and half_cast(module, call)]
         for cast in casts:
@@ -163,9 +161,9 @@ def _made_here(function: Definition, name: str, cast: ast.Call) -> bool:
 def live_parts_cast(script: Script) -> Iterator[Finding]:
     """A pipeline that is made around the very model that is being trained is cast to half for a validation."""
     module = script.module
-    for function in module.all_nodes:
-        if not isinstance(function, ast.FunctionDef):
-            continue
+    if not any(keyword.arg == "dtype" for call in module.nodes(ast.Call) for keyword in call.keywords):
+        return
+    for function in module.nodes(ast.FunctionDef):
         parameters = [one.arg for one in function.args.args]
         for call in walk(function):
             match call:
