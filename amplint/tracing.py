@@ -61,7 +61,7 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
 
 def _summary(report: dict[str, Any], findings: list[Finding]) -> Iterator[str]:
     """The report for people, and how its fixes are applied."""
-    from amplint.report.trace.scale import plural
+    from amplint.report.text import plural
     from amplint.report.trace.terminal import summary
 
     for mark in report["marks"]:

@@ -8,21 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from amplint.report.html import document
+from amplint.report.numbers import amount, number, share
+from amplint.report.text import plural
 from amplint.report.trace.pictures import histogram, legend, range_bar
-from amplint.report.trace.scale import (
-    VERDICTS,
-    WINDOWS,
-    Report,
-    Window,
-    amount,
-    bits,
-    least,
-    number,
-    plural,
-    share,
-    silence,
-    where,
-)
+from amplint.report.trace.scale import VERDICTS, WINDOWS, Report, Window, bits, least, silence, where
 from amplint.report.trace.terminal import order
 
 Node = dict[str, Any]
@@ -43,13 +33,7 @@ def page(report: Report, sources: dict[str, str]) -> str:
             *_unknown(report),
         )
     )
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    title = escape(f"amplint trace: {target['model']}")
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(f"amplint trace: {target['model']}", body)
 
 
 def _head(report: Report) -> Iterator[str]:

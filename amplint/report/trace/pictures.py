@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from amplint.report.trace.scale import HIGH, LOW, Window, exponent, number
+from amplint.report.numbers import number
+from amplint.report.trace.scale import HIGH, LOW, Window, exponent
 
 _FIRST, _LAST = -40, 21  # powers of two that bars show
 

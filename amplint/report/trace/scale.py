@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from amplint.report.text import plural
+
 Report = dict[str, Any]
 
 
@@ -59,20 +61,6 @@ def bar(
     return "".join(cells)
 
 
-def number(value: float | None) -> str:
-    """Three digits, as people write them: 0.0012, 65504, 1.2e+09."""
-    if value is None or math.isinf(value):
-        return "unbounded"
-    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def share(value: float) -> str:
-    """A share as a percentage: 0 %, < 0.01 %, 4.7 %."""
-    if value <= 0:
-        return "0 %"
-    return "< 0.01 %" if value < 1e-4 else f"{100 * value:.3g} %"
-
-
 def least(nodes: list[dict[str, Any]], window: Window) -> float | None:
     """The least headroom of some nodes' values, in bits: measured, else estimated."""
     half = [node for node in nodes if node["dtype"] == window.name]
@@ -97,22 +85,9 @@ def bits(value: float | None) -> str:
     return "" if value is None or math.isinf(value) else f"{value:+.1f} bits"
 
 
-def amount(count: float, unit: str = "B") -> str:
-    """12345678 bytes → 12.3 MB."""
-    for prefix in ("", "k", "M", "G"):
-        if abs(count) < 1000 or prefix == "G":
-            return f"{count:.3g} {prefix}{unit}".strip()
-        count /= 1000
-    return ""
-
-
 def where(place: dict[str, Any] | None) -> str:
     """path:row:column of a place."""
     if not place:
         return "no line of yours"
     column = f":{place['column']}" if place.get("column") else ""
     return f"{place['path']}:{place['row']}{column}"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" + ("" if count == 1 else "s")

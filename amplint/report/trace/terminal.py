@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from amplint.report.trace.scale import WINDOWS, Report, amount, bar, bits, number, plural, share, silence, where
+from amplint.report.numbers import amount, number, share
+from amplint.report.text import plural
+from amplint.report.trace.scale import WINDOWS, Report, bar, bits, silence, where
 
 _AXIS = "2^-30" + " " * 3 + "2^-14" + " " * 10 + "2^16"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amplint.report.trace.scale import number
+from amplint.report.numbers import number
 from amplint.report.verify.words import (
     SIGNS,
     Report,
     costs,
+    counted,
     finite,
     half_layers,
     headroom,
@@ -16,7 +17,6 @@ from amplint.report.verify.words import (
     operation,
     outcomes,
     scale_said,
-    share,
     times,
     title,
     troubled,
@@ -71,8 +71,8 @@ def _table(report: Report) -> Iterator[str]:
     for line in lines[:_ROWS]:
         largest = finite(line["absmax"])
         yield (
-            f"| `{_code(where(line))}` | {operation(line)} | {share(line['inf'], line['elements'])} | "
-            f"{line['nan']} | {share(line['flushed'], line['elements'])} | "
+            f"| `{_code(where(line))}` | {operation(line)} | {counted(line['inf'], line['elements'])} | "
+            f"{line['nan']} | {counted(line['flushed'], line['elements'])} | "
             f"{number(largest) if largest is not None else 'inf'} | {headroom(line, dtype)} |"
         )
     if len(lines) > _ROWS:

@@ -8,12 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from amplint.report.trace.scale import number
+from amplint.report.html import document
+from amplint.report.numbers import number
 from amplint.report.verify.pictures import cost_bars, curves, legend, scale_course
 from amplint.report.verify.words import (
     SIGNS,
     Report,
     costs,
+    counted,
     finite,
     half_layers,
     headroom,
@@ -21,7 +23,6 @@ from amplint.report.verify.words import (
     operation,
     outcomes,
     scale_said,
-    share,
     times,
     troubled,
     where,
@@ -44,16 +45,7 @@ def page(report: Report, sources: dict[str, str]) -> str:
         _rest(report),
     )
     body = "\n".join(line for part in parts for line in part)
-    style = "\n".join(
-        path.read_text(encoding="utf-8")
-        for path in (Path(__file__).parents[1] / "trace" / "page.css", Path(__file__).with_name("page.css"))
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape('amplint verify: ' + report['target']['script'])}</title>\n<style>\n{style}</style>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(f"amplint verify: {report['target']['script']}", body, Path(__file__).with_name("page.css"))
 
 
 def _verdict(report: Report) -> Iterator[str]:
@@ -152,7 +144,7 @@ def _line(line: dict[str, Any], dtype: str, sources: dict[str, str]) -> str:
     ]
     for key in ("inf", "nan", "flushed", "subnormal"):
         lost = " lost" if line[key] and key in ("inf", "nan") else ""
-        cells.append(f'<td class="end{lost}">{share(line[key], line["elements"])}')
+        cells.append(f'<td class="end{lost}">{counted(line[key], line["elements"])}')
     cells.append(f'<td class="end">{number(largest) if largest is not None else "inf"}')
     cells.append(f'<td class="end">{headroom(line, dtype)}<td>{escape(line["counted_by"])}')
     return f"<tr>{''.join(cells)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from amplint.report.trace.scale import number
+from amplint.report.numbers import number
 from amplint.report.verify.words import finite
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 22

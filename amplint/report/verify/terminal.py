@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amplint.report.trace.scale import number
+from amplint.report.numbers import number
 from amplint.report.verify.words import (
     SIGNS,
     Report,
     costs,
+    counted,
     finite,
     half_layers,
     headroom,
@@ -16,7 +17,6 @@ from amplint.report.verify.words import (
     operation,
     outcomes,
     scale_said,
-    share,
     times,
     title,
     troubled,
@@ -97,8 +97,8 @@ def _table(report: Report) -> Iterator[str]:
     for line in shown:
         largest = finite(line["absmax"])
         yield (
-            f"  {share(line['inf'], line['elements']):>14} {line['nan']:>8} "
-            f"{share(line['flushed'], line['elements']):>16} {number(largest) if largest is not None else 'inf':>10} "
+            f"  {counted(line['inf'], line['elements']):>14} {line['nan']:>8} "
+            f"{counted(line['flushed'], line['elements']):>16} {number(largest) if largest is not None else 'inf':>10} "
             f"{headroom(line, dtype):>10}  {operation(line)}, {where(line)}"
         )
     if len(bad or lines) > _LINES:

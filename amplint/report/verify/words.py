@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from amplint.report.trace.scale import amount, number
+from amplint.report.numbers import amount, number
+from amplint.report.trace.scale import WINDOWS
 
 Report = dict[str, Any]
 SIGNS = {"same": "✓", "not the same": "✗", "not enough steps": "?"}
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 
 def finite(value: Any) -> float | None:
@@ -97,7 +96,7 @@ def headroom(line: dict[str, Any], dtype: str) -> str:
     largest = finite(line["absmax"])
     if not largest:
         return ""
-    return f"{math.log2(_LARGEST[dtype] / largest):+.1f} bits"
+    return f"{math.log2(WINDOWS[dtype].largest / largest):+.1f} bits"
 
 
 def where(line: dict[str, Any]) -> str:
@@ -105,12 +104,7 @@ def where(line: dict[str, Any]) -> str:
     return f"{line['path']}:{line['line']}" if line.get("path") else "no line of yours"
 
 
-def place(path: str) -> str:
-    """A file's name, where its folder is told already."""
-    return Path(path).name
-
-
-def share(count: int, of: int) -> str:
+def counted(count: int, of: int) -> str:
     """A count with its share: 12 (0.3 %)."""
     if not count or not of:
         return str(count)
