@@ -23,7 +23,7 @@ from amplint.report.places import repository
 from amplint.report.text import name, plural
 from amplint.review import github, gitlab
 from amplint.review.comments import MOST, Comment, comments
-from amplint.review.forge import Change, Changed, Forge, ReadOnly
+from amplint.review.forge import Change, Changed, Forge, NoContext, ReadOnly
 from amplint.review.http import Refused
 from amplint.source.fence import fenced
 from amplint.source.module import MAX_BYTES
@@ -44,7 +44,7 @@ def review(settings: Settings, options: dict[str, Any]) -> int:
         place = output.around(source, files.text, settings)
         made = comments(found, {one.path: one.hunks for one in mine}, place)
         _say(forge, change, made, [*change.notes, *notes, *failed], attached, options)
-    except github.NoContext as error:
+    except NoContext as error:
         fail(str(error))
     except ReadOnly as error:
         click.echo(f"note: the token cannot comment, so the findings are annotations: {error}", err=True)

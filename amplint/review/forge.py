@@ -38,6 +38,10 @@ class Posted:
     replied: bool
 
 
+class NoContext(Exception):
+    """Which request is meant cannot be told; the message says what to give."""
+
+
 class ReadOnly(Exception):
     """The token may read and not write: that of a fork's pull request."""
 

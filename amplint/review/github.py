@@ -10,17 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 from amplint.review.comments import Comment, fingerprints_of
-from amplint.review.forge import Change, Changed, Posted, ReadOnly
+from amplint.review.forge import Change, Changed, NoContext, Posted, ReadOnly
 from amplint.review.http import Api, Lost, Refused
 from amplint.review.hunks import parse
 
 _BOT = "github-actions[bot]"  # who speaks with the token of a workflow
 _BODY = 65536  # characters of a comment at most
 _DENIED = (401, 403, 404)
-
-
-class NoContext(Exception):
-    """Which pull request is meant cannot be told; the message says what to give."""
 
 
 class GitHub:

@@ -8,8 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from amplint.review.comments import Comment, fingerprints_of
-from amplint.review.forge import Change, Changed, Posted, ReadOnly
-from amplint.review.github import NoContext
+from amplint.review.forge import Change, Changed, NoContext, Posted, ReadOnly
 from amplint.review.http import Api, Lost, Refused
 from amplint.review.hunks import parse
 

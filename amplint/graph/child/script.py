@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 from unittest import mock
@@ -31,15 +32,10 @@ def script(folder: str, job: dict[str, Any]) -> None:
     """Run the script under watch; ends the process."""
     shown, path, main = job["target"], os.path.abspath(job["target"]), os.getpid()
     watch = under_watch(folder, job)
-    if not sys.flags.safe_path:
-        sys.path.insert(0, os.path.dirname(path))
-    sys.argv[:] = [shown, *job["arguments"]]
-    module = ModuleType("__main__")
-    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = module
+    names = as_main(path, [shown, *job["arguments"]])
     say(folder, "script")
     try:
-        execute(path, module.__dict__)
+        execute(path, names)
         wait()
     except SystemExit as error:
         problem = _ended(shown, error.code, watch)
@@ -63,15 +59,8 @@ def under_watch(folder: str, job: dict[str, Any]) -> Watch:
     patches.enter_context(device.cuda_on_cpu())
     gate = patches.enter_context(ExitStack())
     gate.enter_context(device.open_gate())
-    prepare = multiprocessing.spawn.get_preparation_data
-
-    def prepared(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = prepare(name)
-        return data | {"init_main_from_path": spawned.__file__} if "init_main_from_path" in data else data
-
-    gate.enter_context(mock.patch.object(multiprocessing.spawn, "get_preparation_data", prepared))
+    gate.enter_context(in_spawned_too(folder, job["target"]))
     start = time.perf_counter()
-    os.environ |= {spawned.FOLDER: folder, spawned.SCRIPT: os.path.abspath(job["target"])}
 
     def found(seen: Seen) -> NoReturn:
         claim(folder)
@@ -81,6 +70,31 @@ def under_watch(folder: str, job: dict[str, Any]) -> Watch:
         finish(folder, analyse.answer(seen, job))
 
     return gate.enter_context(watching(found))
+
+
+def as_main(path: str, arguments: list[str]) -> dict[str, Any]:
+    """The names of a new `__main__`, and the rest of the interpreter as `python path ARGS` has it."""
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.path.dirname(path))
+    sys.argv[:] = arguments
+    module = ModuleType("__main__")
+    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    return module.__dict__
+
+
+@contextmanager
+def in_spawned_too(folder: str, target: str) -> Iterator[None]:
+    """While it is open, processes that the script spawns go through the same door (spawned.py)."""
+    prepare = multiprocessing.spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = prepare(name)
+        return data | {"init_main_from_path": spawned.__file__} if "init_main_from_path" in data else data
+
+    os.environ |= {spawned.FOLDER: folder, spawned.SCRIPT: os.path.abspath(target)}
+    with mock.patch.object(multiprocessing.spawn, "get_preparation_data", prepared):
+        yield
 
 
 def execute(path: str, names: dict[str, Any]) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import builtins
 import multiprocessing
 import multiprocessing.spawn
 import multiprocessing.util
 import os
 import sys
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any, NoReturn
 from unittest import mock
 
 import torch
 
 from amplint.graph import policy
-from amplint.graph.child import answer, device, observe, script, spawned
+from amplint.graph.child import answer, device, observe, script
 from amplint.graph.child.answer import describe, say
 from amplint.verify.child import hooks, meters, outside, seeds
 from amplint.verify.child.counting import Counting
@@ -32,16 +30,11 @@ def verify(folder: str, job: dict[str, Any]) -> NoReturn:
     shown, path, main = job["target"], os.path.abspath(job["target"]), os.getpid()
     outside.move(job.get("moved", ()))
     probe = under_probe(folder, job)
-    if not sys.flags.safe_path:
-        sys.path.insert(0, os.path.dirname(path))
-    sys.argv[:] = [shown, *job["arguments"]]
-    module = ModuleType("__main__")
-    module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = module
+    names = script.as_main(path, [shown, *job["arguments"]])
     say(folder, "script")
     problem = ""
     try:
-        script.execute(path, module.__dict__)
+        script.execute(path, names)
         script.wait()
     except SystemExit as error:
         problem = _exited(error.code)
@@ -73,14 +66,7 @@ def under_probe(folder: str, job: dict[str, Any]) -> Probe:
         stack.enter_context(mock.patch.object(owner, name, new))
     if counting is not None or not on_gpu:  # compiled code is not seen operation by operation
         stack.enter_context(mock.patch.object(torch, "compile", observe.eager(torch.compile)))
-    prepare = multiprocessing.spawn.get_preparation_data
-
-    def prepared(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = prepare(name)
-        return data | {"init_main_from_path": spawned.__file__} if "init_main_from_path" in data else data
-
-    stack.enter_context(mock.patch.object(multiprocessing.spawn, "get_preparation_data", prepared))
-    os.environ |= {spawned.FOLDER: folder, spawned.SCRIPT: os.path.abspath(job["target"])}
+    stack.enter_context(script.in_spawned_too(folder, job["target"]))
     stack.enter_context(hooks.watched(probe))
     if counting is not None:
         stack.enter_context(counting)
