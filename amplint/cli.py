@@ -281,6 +281,13 @@ def trace(context: click.Context, /, target: str, arguments: tuple[str, ...], **
 @click.option("--html", metavar="FILE", help="Write the report here, too, as one page.")
 @list_option("--fail-on", "What exits 1, too: not-enough, fault, overflow, skipped, slower.")
 @click.option("--batch-sweep", is_flag=True, help="Find the largest batch that fits, and the throughput there.")
+@click.option(
+    "--sweep-time",
+    type=click.FloatRange(0, min_open=True),
+    default=300,
+    metavar="SECONDS",
+    help="Of the whole batch sweep [default: 300].",
+)
 @click.option("--keep", metavar="FOLDER", help="Keep the runs' working folders there.")
 @with_options(SETTINGS)
 @click.pass_context

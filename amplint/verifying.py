@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,12 +240,14 @@ class _Verification:
             made["not_measured"].append("largest batch that fits: no GPU here")
             return
 
-        def measure(kind: str, factor: int) -> Run:
+        def measure(kind: str, factor: int, seconds: float) -> Run:
             more = {"steps": WARMUP + _SWEPT, "batch_factor": factor}
             name = f"{kind}, batch × {factor}"
+            self.how = replace(how, timeout=min(how.timeout, seconds))
             return self._fp32(name, **more) if kind == "fp32" else self._amp(name, count=False, **more)
 
-        made["sweep"], said = sweep(measure, WARMUP)
+        how = self.how
+        made["sweep"], said = sweep(measure, WARMUP, self.options["sweep_time"])
         made["notes"] += said
 
 

@@ -144,7 +144,7 @@ def test_advice_is_given_where_amp_brings_no_speed(script):
 def device(memory: int, seconds: float = 0.1) -> Any:
     """A device on which `memory` samples fit in FP32, and twice that in AMP."""
 
-    def measure(kind: str, factor: int) -> Run:
+    def measure(kind: str, factor: int, limit: float) -> Run:
         batch = 32 * factor
         run = trained(steps=11)
         if batch > memory * (2 if kind == "amp" else 1):
@@ -157,13 +157,13 @@ def device(memory: int, seconds: float = 0.1) -> Any:
 
 
 def test_the_largest_batch_and_its_throughput():
-    found, notes = sweep(device(300), 3)
+    found, notes = sweep(device(300), 3, 300)
     assert found == {
-        "fp32": {"batch": 256, "samples_per_s": pytest.approx(320)},
-        "amp": {"batch": 512, "samples_per_s": pytest.approx(960)},
+        "fp32": {"batch": 256, "samples_per_s": pytest.approx(320), "full": True},
+        "amp": {"batch": 512, "samples_per_s": pytest.approx(960), "full": True},
     }
     assert notes == []
-    found, notes = sweep(device(16), 3)
+    found, notes = sweep(device(16), 3, 300)
     assert found is None and "with 1 times the batch the script crashed" in notes[0]
 
 
@@ -172,27 +172,63 @@ def test_what_two_batches_took_leaves_most_doublings_out(bold):
     """Also where memory is not quite a line: too much is halved, too little is doubled."""
     asked = []
 
-    def measure(kind: str, factor: int) -> Run:
+    def measure(kind: str, factor: int, limit: float) -> Run:
         asked.append(factor)
-        run = device(32 * 1500)("fp32", factor)
+        run = device(32 * 1500)("fp32", factor, limit)
         run.answer |= {"memory": 1000 + 32 * factor, "device": {"memory": (1000 + 32 * 1500) * bold}}
         return run
 
-    found, _ = sweep(measure, 3)
-    assert found is not None and found["fp32"]["batch"] == 32 * 1024
+    found, _ = sweep(measure, 3, 300)
+    assert found is not None and found["fp32"]["batch"] == 32 * 1024 and found["fp32"]["full"]
     assert asked[:2] == [1, 2] and len(asked) <= 2 * 5
 
 
 def test_batches_that_do_not_grow_end_the_sweep():
-    def measure(kind: str, factor: int) -> Run:
+    def measure(kind: str, factor: int, limit: float) -> Run:
         run = trained(steps=11)
         for step in run.steps:
             step |= {"samples": min(100, 32 * factor), "seconds": 0.1}
         return run
 
-    found, notes = sweep(measure, 3)
-    assert found is not None and found["amp"]["batch"] == 100
+    found, notes = sweep(measure, 3, 300)
+    assert found is not None and found["amp"]["batch"] == 100 and not found["amp"]["full"]
     assert "batches grow no further than 100" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("start", "each", "runs", "batches"),
+    [
+        (10, 0.0, {"fp32": 4, "amp": 4}, {"fp32": 1 << 14, "amp": 1 << 15}),  # seconds of a start: memory ends it
+        (40, 0.0, {"fp32": 3, "amp": 4}, {"fp32": 1 << 14, "amp": 1 << 15}),
+        (100, 0.0, {"fp32": 1, "amp": 1}, {"fp32": 32, "amp": 32}),
+        (5, 0.01, {"fp32": 3, "amp": 3}, {"fp32": 64, "amp": 64}),  # and of a sample
+        (160, 0.0, {"fp32": 1, "amp": 0}, {}),
+    ],
+)
+def test_a_sweep_keeps_to_its_time(start, each, runs, batches):
+    """139 GiB, 8 MiB a sample in FP32 and 4 MiB in AMP: a jump after two runs, whatever there is left of 300 s."""
+    now, asked = [0.0], {"fp32": 0, "amp": 0}
+
+    def measure(kind: str, factor: int, limit: float) -> Run:
+        asked[kind] += 1
+        run = trained(steps=11)
+        took, sample = start + each * 32 * factor, 8 if kind == "fp32" else 4
+        now[0] += min(took, limit)
+        if took > limit:
+            run.problem = f"was stopped after {limit:g} s: after 4 steps"
+        elif 32 * factor * sample > 139 << 10:
+            run.problem = "crashed after 1 optimizer step: OutOfMemoryError: CUDA out of memory"
+        for step in run.steps:
+            step |= {"samples": 32 * factor, "seconds": 0.1}
+        run.answer |= {"memory": 32 * factor * sample, "device": {"memory": 139 << 10}}
+        return run
+
+    found, notes = sweep(measure, 3, 300, lambda: now[0])
+    assert now[0] <= 301 and asked == runs, (now, asked, notes)
+    assert {kind: best["batch"] for kind, best in (found or {}).items()} == batches
+    assert all("--sweep-time" in note for note in notes) and len(notes) == sum(
+        not (found or {}).get(kind, {"full": False})["full"] for kind, count in asked.items() if count
+    )
 
 
 # -- which runs -------------------------------------------------------------------------------------------------------

@@ -46,7 +46,10 @@ ON_A_GPU = REPORT | {
     "verdict": REPORT["verdict"] | {"word": "same", "reasons": ["the loss stays within FP32's own spread"]},
     "speed": {"fp32": 0.2, "amp": 0.1}, "memory": {"fp32": 8e9, "amp": 5e9}, "energy": {"fp32": 90.0, "amp": 41.0},
     "not_measured": [], "faults": [], "marks": [],
-    "sweep": {"fp32": {"batch": 64, "samples_per_s": 810.0}, "amp": {"batch": 128, "samples_per_s": 1900.0}},
+    "sweep": {
+        "fp32": {"batch": 64, "samples_per_s": 810.0, "full": True},
+        "amp": {"batch": 128, "samples_per_s": 1900.0, "full": False},
+    },
 }  # fmt: skip
 
 
@@ -70,7 +73,8 @@ def test_terminal_on_a_gpu() -> None:
     assert text.startswith("✓ train.py in FP32 and float16: same")
     assert "time a step    FP32    200 ms   AMP    100 ms   2.00 times less" in text
     assert "peak memory    FP32      8 GB   AMP      5 GB   1.60 times less" in text
-    assert "largest batch that fits, AMP: 128, 1900 samples a second" in text
+    assert "largest batch that fits, FP32: 64, 810 samples a second" in text
+    assert "largest batch tried, AMP: 128, 1900 samples a second" in text
 
 
 @pytest.mark.parametrize("report", [REPORT, ON_A_GPU])

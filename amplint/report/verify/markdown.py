@@ -8,6 +8,7 @@ from amplint.report.numbers import number
 from amplint.report.verify.words import (
     SIGNS,
     Report,
+    batches,
     costs,
     counted,
     finite,
@@ -46,10 +47,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield from ("", "| | FP32 | AMP | |", "| --- | ---: | ---: | --- |")
         yield from (f"| {name} | {full} | {half} | {times(a, b)} |" for name, a, b, full, half in rows)
     if report["sweep"]:
-        yield from ("", "| largest batch that fits | batch | samples a second |", "| --- | ---: | ---: |")
-        for name, label in (("fp32", "FP32"), ("amp", "AMP")):
-            best = report["sweep"][name]
-            yield f"| {label} | {best['batch']} | {number(best['samples_per_s'])} |"
+        yield from ("", "| largest batch | batch | samples a second |", "| --- | ---: | ---: |")
+        for name, which, batch, speed in batches(report):
+            yield f"| {which}, {name} | {batch} | {speed} |"
     yield ""
     yield from (f"- {_text(said)}" for said in (scale_said(report), half_layers(report)) if said)
     yield from (f"- {advice['code']}: {_text(advice['text'])}" for advice in report["advice"])

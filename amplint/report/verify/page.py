@@ -14,6 +14,7 @@ from amplint.report.verify.pictures import cost_bars, curves, legend, scale_cour
 from amplint.report.verify.words import (
     SIGNS,
     Report,
+    batches,
     costs,
     counted,
     finite,
@@ -91,10 +92,9 @@ def _costs(report: Report) -> Iterator[str]:
         yield cost_bars(rows)
         yield f"<p>{'; '.join(f'{name}: {times(full, half)}' for name, full, half, _, _ in rows)}.</p>"
     if report["sweep"]:
-        yield '<table class="tight"><tr><th>largest batch that fits<th class="end">batch<th class="end">samples/s'
-        for name, label in (("fp32", "FP32"), ("amp", "AMP")):
-            best = report["sweep"][name]
-            yield f'<tr><td>{label}<td class="end">{best["batch"]}<td class="end">{number(best["samples_per_s"])}'
+        yield '<table class="tight"><tr><th>largest batch<th class="end">batch<th class="end">samples/s'
+        for name, which, batch, speed in batches(report):
+            yield f'<tr><td>{which}, {name}<td class="end">{batch}<td class="end">{speed}'
         yield "</table>"
     yield from (f"<p>{escape(one['code'])}: {escape(one['text'])}</p>" for one in report["advice"])
     yield from (f'<p class="soft">Not measured: {escape(what)}</p>' for what in report["not_measured"])

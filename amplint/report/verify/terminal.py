@@ -8,6 +8,7 @@ from amplint.report.numbers import number
 from amplint.report.verify.words import (
     SIGNS,
     Report,
+    batches,
     costs,
     counted,
     finite,
@@ -51,10 +52,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"marks and findings against the counters: {outcomes(report)}"
         for mark in report["marks"]:
             yield f"  {mark['outcome']:13} {mark['code']}  {mark['place']}  {mark['evidence']}"
-    if report["sweep"]:
-        for name, label in (("fp32", "FP32"), ("amp", "AMP")):
-            best = report["sweep"][name]
-            yield f"largest batch that fits, {label}: {best['batch']}, {number(best['samples_per_s'])} samples a second"
+    for name, which, batch, speed in batches(report):
+        yield f"largest batch {which}, {name}: {batch}, {speed} samples a second"
     yield from (f"advice: {advice['code']} {advice['text']}" for advice in report["advice"])
     yield from (f"written through a link to your own file: {path}" for path in report["links_written"])
     yield from (f"note: {note}" for note in report["notes"])

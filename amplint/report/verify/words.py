@@ -60,6 +60,14 @@ def times(full: float, half: float) -> str:
     return f"{full / half:.2f} times less" if half <= full else f"{half / full:.2f} times more"
 
 
+def batches(report: Report) -> Iterator[tuple[str, str, int, str]]:
+    """The batch sweep: FP32 or AMP, "that fits" or, where no larger one was too large, "tried", batch, samples/s."""
+    for kind, name in (("fp32", "FP32"), ("amp", "AMP")):
+        best = (report["sweep"] or {}).get(kind)
+        if best:
+            yield name, "that fits" if best["full"] else "tried", best["batch"], number(best["samples_per_s"])
+
+
 def scale_said(report: Report) -> str:
     """The loss scale's course in a line; empty without a scaler."""
     scales = [value for value in map(finite, report["scale"]) if value is not None]
