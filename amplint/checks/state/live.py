@@ -14,7 +14,9 @@ from amplint.source.module import Module
 from amplint.source.walk import walk
 
 _PARTS = frozenset("unet transformer text_encoder text_encoder_2 prior controlnet model decoder adapter".split())
-_OPTIMIZER = re.compile(r"Adam|SGD|RMSprop|Adagrad|Lion|LAMB|optimizer_(class|cls)")
+_OPTIMIZER = re.compile(
+    r"Adam|SGD|RMSprop|Adagrad|Lion|LAMB|optimizer_(class|cls)|(make|get|build|configure|create)_optim"
+)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -36,7 +38,7 @@ def saved_in_half(script: Script) -> Iterator[Finding]:
         receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
         if not isinstance(receiver, ast.Name | ast.Attribute) or not _in_save(module, call):
             continue
-        if _is_trained(module, receiver) and _in_loop(module, call):
+        if _is_trained(module, receiver) and _in_loop(module, call, receiver):
             yield found_at(
                 "AMP309",
                 module,
@@ -49,7 +51,10 @@ def saved_in_half(script: Script) -> Iterator[Finding]:
 
 
 def _in_save(module: Module, call: ast.AST) -> bool:
-    """Whether a call stands in what is saved."""
+    """Whether a call stands in what is saved, or a state dict is made of its result: that is for saving."""
+    match module.parents[call]:
+        case ast.Attribute(attr="state_dict"):
+            return True
     for above in module.ancestors(call):
         if isinstance(above, ast.stmt):
             return False
@@ -60,23 +65,43 @@ def _in_save(module: Module, call: ast.AST) -> bool:
     return False
 
 
-def _in_loop(module: Module, node: ast.AST) -> bool:
-    """Whether training goes on after a node: it stands in a loop of its function, or in a function without one."""
+def _in_loop(module: Module, node: ast.AST, model: ast.expr) -> bool:
+    """Whether training of the same model goes on after a node: it stands in a loop that goes on, or in a function that
+    is called in one."""
+    below = node
     for above in module.ancestors(node):
         if isinstance(above, ast.For | ast.While):
-            return True
+            bound = walk(above.target) if isinstance(above, ast.For) else ()
+            return not any(isinstance(one, ast.Name) and text(module, one) == text(module, model) for one in bound)
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
             return _called_in_loop(module, above)
+        if isinstance(above, ast.If) and below in above.body and isinstance(above.body[-1], ast.Break | ast.Return):
+            return False
+        below = above
     return False
 
 
 def _called_in_loop(module: Module, function: Definition) -> bool:
+    """Whether a function is called in a loop, and does not make its optimizer anew each time: one training a call."""
+    if any(_makes_optimizer(module, call) for call in walk(function)):
+        return False
+    method = isinstance(module.parents[function], ast.ClassDef)
     for call in module.all_nodes:
         match call:
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name == function.name:
-                if any(isinstance(above, ast.For | ast.While) for above in module.ancestors(call)):
-                    return True
+            case ast.Call(func=ast.Name(id=name)) if not method and name == function.name:
+                pass
+            case ast.Call(func=ast.Attribute(attr=name, value=ast.Name(id=owner))) if method and name == function.name:
+                if owner in module.imports:  # torch.save() is not this save()
+                    continue
+            case _:
+                continue
+        if any(isinstance(above, ast.For | ast.While) for above in module.ancestors(call)):
+            return True
     return False
+
+
+def _makes_optimizer(module: Module, node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and _OPTIMIZER.search(text(module, node.func).rpartition(".")[2]) is not None
 
 
 def _is_trained(module: Module, model: ast.expr) -> bool:
