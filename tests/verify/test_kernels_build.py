@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -153,3 +154,8 @@ def test_the_kernel_for_gpus_compiles(monkeypatch, tmp_path):
     made = build.library("cuda", build.Torch(torch.__version__, Path(torch.__file__).parent))
     assert made.stat().st_size > 100_000
     assert os.access(made, os.R_OK)
+    log = (made.parent / "build.log").read_text()
+    spills = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'\n.*\n.* (\d+) bytes spill stores", log)
+    assert {arch for _, arch, _ in spills} == {"sm_80", "sm_90a"}
+    tiles = [spilled for name, arch, spilled in spills if "4tile6kernel" in name and arch == "sm_80"]
+    assert tiles == ["0"] * 8  # what a thread holds is in registers

@@ -30,6 +30,7 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mpre
 _CUDA = (
     *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr"),
     *("-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"),
+    "-Xptxas=-v",  # registers and spills, into the log
 )
 
 

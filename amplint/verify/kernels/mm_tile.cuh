@@ -14,7 +14,9 @@ constexpr int kThreads = 256;  // 8 warps, 2 down and 4 across: each 64 x 32
 // Pitches, in halves, that spread the 8 rows of ldmatrix over all banks.
 constexpr int kDeepPitch = kDepth + 8, kWidePitch = kSide + 8;
 constexpr int kStage = kSide * kDeepPitch > kDepth * kWidePitch ? kSide * kDeepPitch : kDepth * kWidePitch;
+constexpr int kSums = kSide * kSide / kThreads;  // of a thread
 constexpr int kShared = 2 * kStages * kStage * int(sizeof(__half));
+static_assert(kShared >= kSide * kSide * int(sizeof(float)), "the ring holds the sums at the end");
 
 __device__ inline unsigned shared_address(const void* x) { return unsigned(__cvta_generic_to_shared(x)); }
 
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 2) kernel(Product it, bool aligned_a
       }
       asm volatile("cp.async.commit_group;");  // also an empty one: their number is what is waited for
     };
-    float sums[4 * 4 * 4] = {};  // 16 rows down, 8 columns across, and a lane's 4 of a product
+    float sums[kSums] = {};  // 16 rows down, 8 columns across, and a lane's 4 of a product
     int in_chunk = 0;
     for (int i = 0; i < kStages - 1; i++) fetch_stage(i);
     for (int step = 0; step < steps; step++) {
@@ -121,24 +123,42 @@ __global__ void __launch_bounds__(kThreads, 2) kernel(Product it, bool aligned_a
         }
       }
     }
-    __half* out = it.out + batch * it.m * (long long)it.n;
-    auto row_of = [&](int i) { return top + down + i / 16 * 16 + lane / 4 + i % 4 / 2 * 8; };
-    auto column_of = [&](int i) { return left + across + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2; };
+    // The ring is free now: it holds the sums while they are rounded, a few at a time. In registers beside their places
+    // in the result they would not fit.
+    __syncthreads();
+    float* parked = reinterpret_cast<float*>(memory) + threadIdx.x;
+    unsigned most = 0, least = ~0u;
+#pragma unroll
+    for (int i = 0; i < kSums; i++) {
+      most = max(most, size_of(sums[i])), least = min(least, size_of(sums[i]));
+      parked[i * kThreads] = sums[i];
+    }
     const bool whole = top + kSide <= it.m && left + kSide <= it.n, even = it.n % 2 == 0;
-    finish(
-        sums, whole, it.counted, it.counters,
-        [&](int i, unsigned pair) {
-          int row = row_of(i), column = column_of(i);
-          if (row >= it.m || column >= it.n) return;
-          __half* to = out + row * (long long)it.n + column;
-          if (even)
-            *reinterpret_cast<unsigned*>(to) = pair;
-          else {
-            to[0] = __ushort_as_half(pair & 0xffffu);
-            if (column + 1 < it.n) to[1] = __ushort_as_half(pair >> 16);
-          }
-        },
-        [&](int i) { return row_of(i) < it.m && column_of(i) < it.n; });
+    const bool special = !whole || most >= kHalfHere.overflow || (it.counted && least < kHalfHere.normal);
+    __half* out = it.out + batch * it.m * (long long)it.n;
+    Tally tally;
+    if (!special) tally.top = most;
+#pragma unroll 4
+    for (int i = 0; i < kSums; i += 2) {
+      const int row = top + down + i / 16 * 16 + lane / 4 + i % 4 / 2 * 8;
+      const int column = left + across + i / 4 % 4 * 8 + lane % 4 * 2;
+      if (row >= it.m || column >= it.n) continue;
+      const float low = parked[i * kThreads], high = parked[(i + 1) * kThreads];
+      __half* to = out + row * (long long)it.n + column;
+      const bool both = column + 1 < it.n;
+      if (special) {
+        tally.add(size_of(low), kHalfHere);
+        if (both) tally.add(size_of(high), kHalfHere);
+      }
+      const unsigned pair = special ? half_of(low) | unsigned(half_of(high)) << 16 : pair_of(low, high);
+      if (even) {
+        *reinterpret_cast<unsigned*>(to) = pair;
+      } else {
+        to[0] = __ushort_as_half(pair & 0xffffu);
+        if (both) to[1] = __ushort_as_half(pair >> 16);
+      }
+    }
+    if (it.counted) tally.into(it.counters, special);
     __syncthreads();  // before the next of the batch fills the ring
   }
 }
