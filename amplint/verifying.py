@@ -23,7 +23,7 @@ from amplint.verify import compare as judging
 from amplint.verify import marks, memory
 from amplint.verify.advice import advice
 from amplint.verify.convert import CannotConvert, Conversion, convert
-from amplint.verify.curves import curves, main_steps, skipped
+from amplint.verify.curves import curves, main_steps
 from amplint.verify.places import Places
 from amplint.verify.runs import CouldNotRun, Launch, Run, launch, run
 from amplint.verify.sweep import sweep
@@ -33,6 +33,7 @@ from amplint.verify.workspace import make
 Options = dict[str, Any]
 WARMUP = 3
 _SWEPT = 8  # steps of a run that only measures, after the first ones
+_ROUNDED = 2  # runs of FP32 that are off by a rounding
 _COUNTED = 10  # steps of the run that counts values on a GPU
 FAILS = ("not-same", "not-enough", "fault", "overflow", "skipped", "slower")
 
@@ -98,6 +99,8 @@ class _Verification:
             self.conversion = convert(script, settings, self.dtype, trees)
         self.fp32: list[Run] = []
         self.amp: list[Run] = []
+        self.rounded: list[Run] = []
+        self.followed: dict[int, Run] = {}
         self.notes: list[str] = []
 
     def report(self) -> Report:
@@ -160,22 +163,37 @@ class _Verification:
         verdict = self._compare()
         if "first" in verdict.doubts:
             self._same_again()
-        delayed = None
-        if "skips" in verdict.doubts and not verdict.hard:
-            gone = skipped(self.amp[0])
-            delayed = self._fp32("FP32, seed 0, the same steps left out", skip=gone)
-            verdict = self._compare(delayed)
+        if verdict.hard or verdict.word == judging.TOO_FEW:
+            return verdict
+        self._follow(0)
+        for draw in range(1, _ROUNDED + 1):
+            self._rounded(0, draw)
+        verdict = self._compare()
         if "curve" in verdict.doubts and not verdict.hard:
-            self.fp32.append(self._fp32("FP32, seed 0, weights moved by a rounding", perturb=True))
-            verdict = self._compare(delayed)
-        if verdict.doubts & {"curve", "skips"} and not verdict.hard:
-            for seed in range(1, self.options["seeds"]):
+            for seed in range(1, len(self.fp32)):
                 self.amp.append(self._amp(f"AMP, seed {seed}", count=False, seed=seed))
-            verdict = self._compare(delayed)
+                self._rounded(seed, 1)
+                self._follow(seed)
+            verdict = self._compare()
         return verdict
 
-    def _compare(self, delayed: Run | None = None) -> judging.Verdict:
-        return judging.compare(self.fp32, self.amp, self.dtype, _severity, delayed)
+    def _compare(self) -> judging.Verdict:
+        runs = judging.Runs(self.fp32, self.amp, self.rounded, self.followed)
+        return judging.compare(runs, self.dtype, _severity)
+
+    def _rounded(self, seed: int, draw: int) -> None:
+        """FP32 again, as far from itself as rounding drives the script."""
+        name = f"FP32, seed {seed}, off by a rounding ({draw})"
+        self.rounded.append(self._fp32(name, seed=seed, perturb=draw))
+
+    def _follow(self, seed: int) -> None:
+        """FP32 without the steps that AMP has skipped, if there are any."""
+        taken: dict[str, list[Any]] = {}
+        for step in self.amp[seed].steps:
+            taken.setdefault(str(step["optimizer"]), []).append([step["skipped"], step["rates"]])
+        if any(skipped for steps in taken.values() for skipped, _ in steps):
+            name = f"FP32, seed {seed}, the same steps left out"
+            self.followed[seed] = self._fp32(name, seed=seed, follow=taken)
 
     def _same_again(self) -> None:
         """Whether the script does the same again from the same seed; ends the verification if it does not."""

@@ -1,25 +1,33 @@
 """The verdict: whether the AMP run trains as the FP32 runs do. Plain lists, no torch.
 
-The AMP run is compared with the FP32 run of the same seed: the same weights at the start, the same batches. Two runs of
-a script that differ in rounding only drift apart as training goes on, at most as far as runs from other seeds are; so
-what may differ in a window of the loss curve hangs on what the FP32 seeds differ by there and in the windows beside it.
-Where AMP differs by more, AMP runs from the other seeds tell whether it does so every time. Where the seeds agree,
-rounding itself is the floor: half's epsilon is 0.1 % in FP16 and 0.8 % in BF16, the rounding of some ten operations in
-a row adds up to about ten times that, and half of it is left after the mean over a batch, so 1 % and 5 %.
+The AMP run is compared with the FP32 run of the same seed that makes the same steps: the same weights at the start, the
+same batches. What is left between the two is rounding, and what training makes of it. That is measured: FP32 runs whose
+weights are off by a rounding in each forward and backward, another one each time, are as far from FP32 as rounding
+alone drives this script. In a window of the loss curve AMP may be four times as far as the farthest of them is there or
+in a window beside it; never farther than half as much again as FP32's seeds are from each other; and always 0.2 % of
+the loss in FP16 and 1 % in BF16. Where AMP is farther, it is run from the other seeds, too: it differs if it does so
+every time.
+
+Without such runs of FP32 the seeds' spread is the measure, and the floor is what rounding may add up to: half's epsilon
+is 0.1 % in FP16 and 0.8 % in BF16, ten operations in a row make about ten times that, and half of it is left after the
+mean over a batch, so 1 % and 5 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amplint.verify.curves import Curve, bounds, curves, kept, main_steps, scatter, skipped, value, windows
+from amplint.verify.curves import Curve, bounds, curves, main_steps, scatter, skipped, value, windows
+from amplint.verify.exact import differences
 from amplint.verify.runs import Run
 
 SAME, DIFFERENT, TOO_FEW = "same", "not the same", "not enough steps"
 FLOORS = {"float16": 0.01, "bfloat16": 0.05}
+_MEASURED = 0.2  # of these, where FP32 runs tell what rounding does
+_FARTHER = 4.0  # times that AMP may be from FP32 than rounding alone
 LEAST = 8  # steps, below which a curve is none
 _SKIPS = 0.1  # share of steps after the first three
 _BEFORE = 3  # attempts with which a scaler finds its scale
@@ -31,8 +39,8 @@ Severity = Callable[[str], str]
 
 @dataclass
 class Verdict:
-    """A word, and why. `doubts`: what another run would tell: first (the same FP32 run again), skips (an FP32 run that
-    leaves out the same steps), curve (AMP from the other seeds)."""
+    """A word, and why. `doubts`: what more runs would tell: first (the same FP32 run again), curve (AMP from the other
+    seeds)."""
 
     word: str = SAME
     reasons: list[str] = field(default_factory=list)
@@ -52,20 +60,34 @@ class Verdict:
             self.hard = True
 
 
-def compare(
-    fp32: Sequence[Run], amp: Sequence[Run], dtype: str, severity: Severity, delayed: Run | None = None
-) -> Verdict:
-    """Judge AMP runs by the FP32 runs of the same seeds. `delayed`: FP32 without the steps that AMP skipped."""
+@dataclass(frozen=True)
+class Runs:
+    """What is compared. `amp` and `fp32` are from the seeds 0, 1, …"""
+
+    fp32: Sequence[Run]
+    amp: Sequence[Run]
+    rounded: Sequence[Run] = ()  # FP32, off by a rounding, each from the seed that it says
+    followed: Mapping[int, Run] = field(default_factory=dict)  # FP32 without the steps that AMP skipped, by seed
+
+    def reference(self, seed: int) -> Run:
+        return self.followed.get(seed, self.fp32[seed])
+
+
+def compare(runs: Runs, dtype: str, severity: Severity) -> Verdict:
+    """Judge the AMP runs by the FP32 runs."""
+    first, half = runs.fp32[0], runs.amp[0]
     verdict = Verdict(
-        steps=min(len(main_steps(run)) for run in (fp32[0], amp[0])) if fp32[0].steps and amp[0].steps else 0
+        steps=min(len(main_steps(first)), len(main_steps(half))) if first.steps and half.steps else 0,
     )
-    first, half = fp32[0], amp[0]
     _faults(half, severity, verdict)
     if half.problem:
         verdict.fail(f"in AMP the script {half.problem}")
     if half.steps:
         _finite(first, half, verdict)
         _skips(half, verdict)
+    if first.steps and half.steps:
+        for said in differences([*runs.fp32, *runs.rounded], half, runs.reference(0)):
+            verdict.fail(said)
     if verdict.steps < LEAST:
         if not verdict.hard:
             verdict.word = TOO_FEW
@@ -75,13 +97,13 @@ def compare(
     pairs = list(zip(curves(first), curves(half), strict=False))
     for index, (one, other) in enumerate(pairs):
         name = "loss" if len(pairs) == 1 else f"loss at {one.site}"
-        _start(name, one, other, [_nth(run, index) for run in fp32], dtype, verdict)
-        seen += _course(name, index, fp32, amp, delayed, dtype, verdict)
+        _start(name, one, other, [_nth(run, index) for run in runs.fp32], dtype, verdict)
+        seen += _course(name, index, runs, dtype, verdict)
     if not seen and not verdict.hard:
         verdict.word = TOO_FEW
         verdict.reasons = [f"no backward has {LEAST} losses that are numbers, in every run"]
         return verdict
-    _norms(first, half, fp32, verdict)
+    _norms(first, half, runs.fp32, verdict)
     if verdict.word == SAME:
         wide = [f"the band is wide ({verdict.relative:.0%}): more --steps make it narrower"] * (
             verdict.relative > _WIDE
@@ -152,78 +174,73 @@ def _start(name: str, one: Curve, other: Curve, all_: Sequence[Curve | None], dt
         verdict.said.append(said)
 
 
-def _course(
-    name: str, index: int, fp32: Sequence[Run], amp: Sequence[Run], delayed: Run | None, dtype: str, verdict: Verdict
-) -> bool:
+def _course(name: str, index: int, runs: Runs, dtype: str, verdict: Verdict) -> bool:
     """The curve, window by window; False where there is none. With AMP from several seeds, what they differ by in the
     mean is judged."""
-    seeds = [curve for run in fp32 if (curve := _nth(run, index)) is not None]
-    halves = [curve for run in amp if (curve := _nth(run, index)) is not None]
-    count = min(len(curve.values) for curve in (*seeds, *halves))
-    if count < LEAST:
-        return False
-    places = [place for place in bounds(count) if all(_known(curve, place) for curve in (*seeds, *halves))]
-    if not places:
+    seeds, halves = _all(runs.fp32, index), _all(runs.amp, index)
+    references = _all([runs.reference(seed) for seed in range(min(len(halves), len(seeds)))], index)
+    pairs = [
+        (one, two) for run in runs.rounded if (one := _nth(run, index)) and (two := _nth(runs.fp32[run.seed], index))
+    ]
+    known = [*seeds, *halves, *references, *(one for one, _ in pairs)]
+    count = min(len(curve.values) for curve in known)
+    places = [place for place in bounds(count) if all(_known(curve, place) for curve in known)]
+    if count < LEAST or not places:
         return False
     means = [windows(curve.values, places) for curve in seeds]
     size = [max(abs(one), 0.05 * _size(seeds[0].values)) for one in means[0]]
+    noise, by = _noise(means, seeds[0].values, places), f"{len(seeds)} FP32 seeds differ"
     floor = [FLOORS[dtype] * one for one in size]
-    noise = _noise(means, seeds[0].values, places)
-    allowed = [max(a, b / math.sqrt(len(halves))) for a, b in zip(floor, noise, strict=True)]
-    apart = _apart(index, fp32, amp, delayed, places, means)
-    worst = max(range(len(places)), key=lambda at: abs(apart[at]) / (allowed[at] or 1e-300))
+    drift: list[float] = []
+    if pairs:
+        floor = [_MEASURED * one for one in floor]
+        drift = _drift([_between(one, two, places) for one, two in pairs])
+        by = by if sum(noise) < sum(drift) else "FP32 differs from itself off by a rounding"
+        noise = list(map(min, noise, drift))
+    apart = [_between(half, reference, places) for half, reference in zip(halves, references, strict=False)]
+    agreed, allowed = _agreed(apart, noise, drift, floor)
+    worst = max(range(len(places)), key=lambda at: abs(agreed[at]) / (allowed[at] or 1e-300))
     relative = sorted(one / (whole or 1e-300) for one, whole in zip(allowed, size, strict=True))[len(size) // 2]
     verdict.relative = max(verdict.relative, min(relative, 1e6))
-    by = f"{len(seeds)} FP32 seeds differ" if any(a > b for a, b in zip(noise, floor, strict=True)) else "rounding"
     verdict.why = verdict.why or (
-        f"what {by} by in a window of {places[0][1]} steps" if "seeds" in by else f"the floor for {dtype}: rounding"
+        f"what {by} by in a window of {places[0][1]} steps"
+        if any(a > b for a, b in zip(noise, floor, strict=True))
+        else f"the floor for {dtype}: rounding"
     )
     low, high = places[worst]
     steps = f"{halves[0].attempts[low] + 1}–{halves[0].attempts[high - 1] + 1}"
-    far, may = _percent(abs(apart[worst]), size[worst]), _percent(allowed[worst], size[worst])
+    far, may = _percent(abs(agreed[worst]), size[worst]), _percent(allowed[worst], size[worst])
     said = f"{name} over steps {steps}, the worst of {len(places)} windows: {far} from FP32, {may} allowed"
-    if abs(apart[worst]) > allowed[worst]:
-        verdict.fail(said, "skips" if delayed is None and skipped(amp[0]) else "curve")
-    elif _still(means, apart, allowed):
+    if abs(agreed[worst]) > allowed[worst]:
+        verdict.fail(said, "curve")
+    elif _still(means, agreed, allowed):
         verdict.fail(f"{name} does not fall as in FP32: {means[0][0]:.4g} → {means[0][-1]:.4g} there", "curve")
     else:
         verdict.said.append(said)
-        if delayed is None and skipped(amp[0]) and 2 * abs(apart[worst]) > allowed[worst]:
-            verdict.doubts.add("skips")  # it is the delay, most likely
     return True
 
 
-def _apart(
-    index: int,
-    fp32: Sequence[Run],
-    amp: Sequence[Run],
-    delayed: Run | None,
-    places: Sequence[tuple[int, int]],
-    means: Sequence[Sequence[float]],
-) -> list[float]:
-    """How far AMP's windows are from FP32's: by attempts, or without the losses of skipped steps, whichever is nearer;
-    against the FP32 run that skips the same steps where there is one."""
-    found = []
-    for number, run in enumerate(amp):
-        half = _nth(run, index)
-        if half is None or number >= len(means):
-            continue
-        exact = _nth(delayed, index) if delayed is not None and not number else None
-        reference = windows(exact.values, places) if exact is not None else means[number]
-        ways = [[a - b for a, b in zip(windows(half.values, places), reference, strict=True)]]
-        if skipped(run) and exact is None:
-            short = kept(half, run)
-            inner = bounds(len(short))
-            if len(inner) == len(places):
-                full = windows(_nth(fp32[number], index).values[: len(short)], inner)  # type: ignore[union-attr]
-                ways.append([a - b for a, b in zip(windows(short, inner), full, strict=True)])
-        found.append(min(ways, key=lambda way: max(map(abs, way))))
-    return [_agreed([one for one in column if math.isfinite(one)]) for column in zip(*found, strict=True)]
+def _between(one: Curve, other: Curve, places: Sequence[tuple[int, int]]) -> list[float]:
+    """How far the windows of one curve are above the other's."""
+    return [a - b for a, b in zip(windows(one.values, places), windows(other.values, places), strict=True)]
 
 
-def _agreed(column: Sequence[float]) -> float:
-    """The mean over the seeds of a difference; drift, which has another sign from another seed, is none."""
-    return _mean(column) if all(one > 0 for one in column) or all(one < 0 for one in column) else 0.0
+def _agreed(
+    apart: Sequence[Sequence[float]], noise: Sequence[float], drift: Sequence[float], floor: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """What AMP's seeds agree on being apart by, and what is allowed. Drift has another sign from another seed: their
+    mean is judged where they have the same. But where rounding explains the course of none of them, the first is."""
+    if drift and all(any(abs(one) > max(may) for one, *may in zip(way, drift, floor, strict=True)) for way in apart):
+        return list(apart[0]), [max(pair) for pair in zip(noise, floor, strict=True)]
+    allowed = [max(a / math.sqrt(len(apart)), b) for a, b in zip(noise, floor, strict=True)]
+    columns = list(zip(*apart, strict=True))
+    return [_mean(one) if min(one) > 0 or max(one) < 0 else 0.0 for one in columns], allowed
+
+
+def _drift(ways: Sequence[Sequence[float]]) -> list[float]:
+    """How far AMP may be from FP32 in each window, by how far rounding alone is."""
+    most = [max(map(abs, column)) for column in zip(*ways, strict=True)]
+    return [_FARTHER * max(most[max(0, at - 1) : at + 2]) for at in range(len(most))]
 
 
 def _noise(means: Sequence[Sequence[float]], values: Sequence[float], places: Sequence[tuple[int, int]]) -> list[float]:
@@ -273,6 +290,10 @@ def _norms_of(run: Run) -> list[float]:
 def _known(curve: Curve, place: tuple[int, int]) -> bool:
     """Whether a window holds a number."""
     return any(math.isfinite(one) for one in curve.values[slice(*place)])
+
+
+def _all(runs: Sequence[Run], index: int) -> list[Curve]:
+    return [curve for run in runs if (curve := _nth(run, index)) is not None]
 
 
 def _nth(run: Run, index: int) -> Curve | None:

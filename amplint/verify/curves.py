@@ -48,11 +48,6 @@ def skipped(run: Run) -> list[int]:
     return [index for index, step in enumerate(main_steps(run)) if step["skipped"]]
 
 
-def kept(curve: Curve, run: Run) -> list[float]:
-    """The curve without the losses of attempts that changed nothing: as many updates as values."""
-    return [one for one, attempt in zip(curve.values, curve.attempts, strict=True) if not run.steps[attempt]["skipped"]]
-
-
 def bounds(count: int) -> list[tuple[int, int]]:
     """The windows of a curve: eight, or fewer of at least two values."""
     number = max(1, min(WINDOWS, count // 2))

@@ -242,3 +242,68 @@ def test_a_run_ends_at_its_last_step(tmp_path):
     body = "loss().backward(); opt.step()\nfor i in range(99): loss(other).backward(); second.step()"
     _, told, _ = run(tmp_path / "second", body, steps=4)
     assert len(told) == 1 + 20
+
+
+def test_a_run_off_by_a_rounding_steps_on_the_parameters_as_they_are(tmp_path):
+    """Forward and backward see them off; each draw, and each step, by other numbers; no seed's numbers are used."""
+    body = """
+        torch.manual_seed(0)
+        seen = []
+        for i in range(3):
+            seen.append([p.detach().clone() for p in net.parameters()])
+            opt.zero_grad(); loss(lambda x: x @ torch.ones(4, 1) + 0 * net(x).sum()).backward(); opt.step()
+        raise ValueError(seen, torch.rand(1).item(), [p.detach().clone() for p in net.parameters()])
+    """
+    found = {}
+    for draw in (0, 1, 1, 2):
+        folder = tmp_path / f"{len(found)}{draw}"
+        folder.mkdir()
+        probe, _, _ = run(folder, body, perturb=draw, dtype="float16")
+        seen, drawn, _ = probe.error.args
+        again = found.setdefault(draw, (seen, drawn))
+        assert drawn == again[1] == found[0][1]
+        for one, other in zip(seen, again[0], strict=True):
+            assert all(map(torch.equal, one, other))
+    exact, off, other = (found[draw][0] for draw in (0, 1, 2))
+    assert torch.equal(exact[0][0], off[0][0])  # before the first step
+    for at in (1, 2):
+        ratio = off[at][0] / exact[at][0]
+        assert 1e-4 < (ratio - 1).abs().mean() < 1e-2, ratio
+        assert not torch.equal(off[at][0], other[at][0])
+    assert torch.allclose(off[2][0] / off[1][0], torch.ones(2, 4), atol=1e-2)  # it does not add up
+    assert not torch.equal(off[2][0], off[1][0])
+
+
+def test_a_run_follows_anothers_skips_and_rates(tmp_path):
+    body = """
+        opt.param_groups[0]["lr"] = 0.5
+        seen = []
+        for i in range(3):
+            before = net.weight.detach().clone()
+            opt.zero_grad(); net(x).sum().backward(); opt.step()
+            seen.append(float((before - net.weight.detach())[0, 0]))
+        raise ValueError(seen, opt.param_groups[0]["lr"])
+    """
+    probe, told, _ = run(tmp_path, body, follow={"0": [[True, [0.5]], [False, [0.25]]]})
+    assert probe.error.args == ([0.0, pytest.approx(0.75), pytest.approx(1.5)], 0.5)
+    assert [step["skipped"] for step in told] == [True, False, False]
+    assert ["parts" in step for step in told] == [False, True, False]  # the first that was made
+
+
+def test_parts_are_the_gradients_that_the_first_step_is_made_on(tmp_path):
+    """Unscaled and clipped; by the names of the model that trains, and of those that have a gradient."""
+    body = """
+        net.bias.requires_grad_(False)
+        scaler.scale(net(x).sum() * float("inf")).backward(); STEP; UPDATE  # skipped
+        for i in range(2):
+            opt.zero_grad(); scaler.scale(net(x).sum() * 100).backward(); UNSCALE; CLIP; STEP; UPDATE
+        other(x).sum().backward(); second.step()
+    """
+    _, told, _ = run(tmp_path, body)
+    assert [step.get("parts") for step in told] == [
+        None,
+        {"weight": pytest.approx(1.0, rel=1e-4), "bias": None},
+        None,
+        {"parameter 0": pytest.approx(72**0.5), "parameter 1": pytest.approx(18**0.5)},
+    ]
+    assert [step["rates"] for step in told] == [[0.1]] * 4

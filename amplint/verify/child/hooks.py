@@ -90,6 +90,7 @@ def _modules(probe: Probe, stack: ExitStack) -> None:
         if isinstance(module, torch.jit.ScriptModule) or not any(one.requires_grad for one in module.parameters()):
             return
         handle.remove()
+        probe.named(module)
         probe.called(args, {})
         kind, model, own = type(module), weakref.ref(module), "__call__" in type(module).__dict__
         original = kind.__call__

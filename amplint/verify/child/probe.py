@@ -14,6 +14,7 @@ import torch
 
 from amplint.graph.child.answer import internal
 from amplint.verify.child import protocol, tensors
+from amplint.verify.child.attempt import Attempt
 from amplint.verify.child.counting import Counting
 from amplint.verify.child.lines import Line, here, innermost, shown
 from amplint.verify.child.meters import Meters
@@ -31,17 +32,6 @@ def _metadata(node: Any) -> dict[str, Any]:
     return noted
 
 
-class Attempt:
-    """A step that an optimizer is about to make, or a scaler to skip."""
-
-    def __init__(self, optimizer: Any, scaler: Any, pool: Pool | None) -> None:
-        self.optimizer, self.scaler, self.pool = optimizer, scaler, pool
-        self.scale: Scale | None = pool.scale if pool else None
-        self.norm: torch.Tensor | None = None
-        self.stepped = False
-        self.line = here()
-
-
 class Probe:
     """One process's view of its training steps."""
 
@@ -50,6 +40,7 @@ class Probe:
         self.off = False  # in a process that loads data
         self.pools = Pools()
         self.samples: int | None = None
+        self.names: dict[int, str] = {}  # of the first model's parameters
         self._losses: list[tuple[Line, torch.Tensor, Scale | None]] = []
         self._in_backward = self._in_step = self._in_clip = False
         self._scaling: Attempt | None = None  # the scaler's step that is running
@@ -57,6 +48,8 @@ class Probe:
         self._order: list[int] = []  # optimizers, by their first step
         self._attempts: dict[int, int] = {}
         self._checked: set[int] = set()
+        self._measured: set[int] = set()  # optimizers that have made a step
+        self._nudged: dict[int, int] = {}  # optimizers whose parameters are off by a rounding, and by which
         self._mark = time.perf_counter()
 
     @contextmanager
@@ -182,9 +175,14 @@ class Probe:
                     self._plain(attempt, attempt.pool)
                 if closure is None:
                     self._norm(attempt)
-        self._in_step = True
+        self._in_step, left_out = True, False
+        stepping = self._scaling or attempt
+        if stepping is not None and closure is None and id(optimizer) not in self._measured:
+            with self.own():
+                stepping.measure(self.names)
         try:
-            result = None if self._left_out(optimizer) else run()
+            with self._exactly(optimizer), self._followed(optimizer) as left_out:
+                result = None if left_out else run()
         finally:
             self._in_step = False
         if attempt is not None:
@@ -192,7 +190,7 @@ class Probe:
                 if closure is not None:
                     attempt.scale = attempt.pool.scale if attempt.pool else None
                     self._norm(attempt)
-                attempt.stepped = True
+                attempt.stepped = not left_out
             self._end(attempt)
         return result
 
@@ -200,10 +198,22 @@ class Probe:
         """The steps of the first optimizer whose energy was measured."""
         return max(0, self._attempts.get(0, 0) - int(self.records.job.get("warmup", 0)))
 
-    def _left_out(self, optimizer: Any) -> bool:
-        """Whether the job wants this step of the first optimizer to do nothing, as AMP's did that was skipped."""
-        first = not self._order or self._order[0] == id(optimizer)
-        return first and self._attempts.get(0, 0) in self.records.job.get("skip", ())
+    @contextmanager
+    def _followed(self, optimizer: Any) -> Iterator[bool]:
+        """Whether this step is left out, as AMP's was that was skipped; at the rates of AMP's. The job says so, by the
+        optimizer's index: [skipped, rates] of each step."""
+        index = self._index(optimizer)
+        steps = self.records.job.get("follow", {}).get(str(index), ())
+        at = self._attempts.get(index, 0)
+        skipped, rates = steps[at] if at < len(steps) else (False, ())
+        before = [group.get("lr") for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            if isinstance(group.get("lr"), float) and rate is not None:
+                group["lr"] = rate
+        yield skipped
+        for group, rate in zip(optimizer.param_groups, before, strict=False):
+            if isinstance(rate, float):
+                group["lr"] = rate
 
     def _begin(self, optimizer: Any, scaler: Any) -> Attempt:
         if isinstance(optimizer, torch.optim.Optimizer) and self.pools.of_optimizer(optimizer) is None:
@@ -216,8 +226,6 @@ class Probe:
 
     def _check(self, attempt: Attempt) -> None:
         """What an optimizer trains, at its first step."""
-        if self.records.job.get("perturb"):
-            tensors.perturb(attempt.optimizer, self.records.job["dtype"])
         if not type(attempt.optimizer).__module__.startswith("torch.optim"):  # it may keep master weights
             return
         dtypes = {parameter.dtype for group in attempt.optimizer.param_groups for parameter in group["params"]}
@@ -228,6 +236,24 @@ class Probe:
             fault("AMP301", "trains float16 parameters")
         if torch.bfloat16 in dtypes:
             fault("AMP305", "trains bfloat16 parameters without a float32 copy")
+
+    @contextmanager
+    def _exactly(self, optimizer: Any) -> Iterator[None]:
+        """A step on the parameters as they are. Where the job wants them `perturb`ed, forward and backward see them
+        off by a rounding, another one each time: what a run in half sees, and all that it does."""
+        draw, dtype = self.records.job.get("perturb", 0), self.records.job.get("dtype", "float16")
+        if not draw:
+            yield
+            return
+        with self.own():
+            before = self._nudged.pop(id(optimizer), None)
+            if before is not None:
+                tensors.nudge(optimizer, dtype, before, back=True)
+        yield
+        with self.own():
+            count = self._attempts.get(self._index(optimizer), 0)
+            self._nudged[id(optimizer)] = draw * 1_000_003 + count
+            tensors.nudge(optimizer, dtype, self._nudged[id(optimizer)])
 
     def _plain(self, attempt: Attempt, pool: Pool) -> None:
         fault = self._fault(attempt.line)
@@ -259,9 +285,11 @@ class Probe:
         scale = attempt.scale.value if attempt.scale else 1.0
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         skipped = not attempt.stepped or bool(scaler and fused and protocol.overflowed(scaler, optimizer))
-        if id(optimizer) not in self._order:
-            self._order.append(id(optimizer))
-        index = self._order.index(id(optimizer))
+        index = self._index(optimizer)
+        if skipped:
+            attempt.parts.clear()
+        elif attempt.parts:
+            self._measured.add(id(optimizer))
         self.records.step(
             {
                 "losses": [
@@ -275,6 +303,7 @@ class Probe:
                 "seconds": seconds,
                 "samples": self.samples,
             }
+            | attempt.told()
         )
         self._losses.clear()
         self.samples = None
@@ -285,6 +314,12 @@ class Probe:
             self.meters.begin()
         steps = int(self.records.job["steps"])
         return count >= (steps if not index else _OTHERS * steps)
+
+    def _index(self, optimizer: Any) -> int:
+        """Optimizers are counted by their first step."""
+        if id(optimizer) not in self._order:
+            self._order.append(id(optimizer))
+        return self._order.index(id(optimizer))
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 
@@ -312,6 +347,11 @@ class Probe:
         if not self.off and torch.is_grad_enabled():
             size = tensors.leading(args, kwargs)
             self.samples = (self.samples or 0) + size if size is not None else self.samples
+
+    def named(self, model: torch.nn.Module) -> None:
+        """The first model that trains; what wraps it has no name of its own."""
+        for name, parameter in model.named_parameters():
+            self.names[id(parameter)] = name.replace("_orig_mod.", "").removeprefix("module.")
 
     def layer(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         """A module was called, in a run that counts."""

@@ -68,11 +68,21 @@ def leading(args: Any, kwargs: Any) -> int | None:
     return None
 
 
-def perturb(optimizer: Any, dtype: str) -> None:
-    """Move what an optimizer trains by about a rounding step of a dtype; no seed's random numbers are used up."""
-    generator = torch.Generator().manual_seed(1)
-    size = torch.finfo(getattr(torch, dtype)).eps / 2
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            parameter.mul_(1 + size * noise)
+def rates(optimizer: Any) -> list[Any]:
+    """The learning rate of each group, as a number or a tensor of its own."""
+    found = [group.get("lr") for group in getattr(optimizer, "param_groups", None) or ()]
+    return [one.detach().clone() if isinstance(one, torch.Tensor) else one for one in found]
+
+
+def nudge(optimizer: Any, dtype: str, draw: int, back: bool = False) -> None:
+    """Move what an optimizer trains by about a rounding of a dtype, or `back`. The same `draw` moves it the same way,
+    and no seed's random numbers are used up."""
+    size = torch.finfo(getattr(torch, dtype)).eps * 2
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for index, parameter in enumerate(parameters):
+        if parameter.dtype not in (torch.float32, torch.float64):
+            continue
+        generator = torch.Generator(parameter.device).manual_seed(draw * len(parameters) + index)
+        noise = torch.randn(parameter.shape, generator=generator, device=parameter.device)
+        factor = 1 + size * noise
+        parameter.div_(factor) if back else parameter.mul_(factor)
