@@ -113,6 +113,11 @@ PATTERNS: dict[str, Callable[[bytes], object]] = {
     "{put}": re.compile(
         rb"^[ \t]*[\w.]+\[[^\n]*\] *= *-?(?:float\(|[\w.+]+[ \t]*$)", re.MULTILINE
     ).search,  # x[i] = -1e9
+    # a mask times a large number: (1 - mask.half()) * -1e9, 1e9 * mask
+    "{masked}": re.compile(
+        rb"(?:mask|\b1(?:\.0?)? -)[^\n]{0,80}\* *\(?-? *\d[\d.]*(?:[eE]\+?\d|0{4})"
+        rb"|\d(?:[eE]\+?\d+|0{4}\.?0?) *\* *[^\n*]{0,80}mask"
+    ).search,
     "{product}": lambda data: any(word in data for word in _PRODUCTS),
     "{half}": _half,
     "{cast}": _cast,
@@ -124,6 +129,7 @@ PATTERNS: dict[str, Callable[[bytes], object]] = {
 _NAMED = {
     "{half}": (*_CAST_WORDS, b"half", b"autocast"),
     "{cast}": (*_CAST_WORDS, b"half"),
+    "{masked}": (b"mask",),
     "{unscale}": (b"unscale",),
     "{scaler}": (b"caler", b"scale", b"apex"),
 }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from amplint.checks.numerics.common import LARGEST, constants, float16, guarded, is_half, made_half, number
+from amplint.checks.numerics.common import LARGEST, constants, float16, guarded, is_half, known_as, made_half, number
 from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.values import ASSUMED, KNOWN, Sym, Tensor, Value
+from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
+from amplint.source.walk import walk
 
 _FILLS = frozenset(
     "masked_fill fill clamp index_fill pad full full_like where index_put tensor as_tensor add sub".split()
@@ -54,6 +55,60 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             help="use torch.finfo(x.dtype).min of the tensor that is filled",
             fix=_limit(event, target),
         )
+
+
+@rule("AMP401")
+def mask_times_a_constant(script: Script) -> Iterator[Finding]:
+    """A mask is multiplied with a constant beyond float16's range in float16, or the product is added in place to what
+    is float16: `(1 - mask.half()) * -1e9`, `scores += (1 - mask) * -1e9`."""
+    for event in script.events(events.Operation):
+        if event.name not in ("mul", "add", "sub") or len(event.args) != 2 or guarded(event):
+            continue
+        if event.name == "mul":
+            factor, target = _large_factor(event.args), next((v for v in event.args if _is_mask(v)), None)
+        else:  # what is not in place takes the dtype of the mask, if that is float32
+            product = event.args[1]
+            factor, target = 0.0, event.args[0] if isinstance(event.node, ast.AugAssign) else None
+            match product:
+                case Sym(kind="op", parts=("Mult", *factors)):
+                    factor = _large_factor([one for one in factors if isinstance(one, Value)])
+                case Tensor(made="mul", parents=factors) if product.dtype not in tensors.HALF:
+                    factor = _large_factor(factors)
+        if not factor or target is None or not is_half(target, ASSUMED):
+            continue
+        assert isinstance(target, Tensor)
+        infinity = "inf" if (factor > 0) is not (event.name == "sub") else "-inf"
+        yield found(
+            "AMP401",
+            event,
+            f"{factor:g} times the mask becomes {infinity} in float16 (its range ends at {LARGEST:.0f}): a fully "
+            "masked row turns to nan",
+            severity=known_as(target.trust),
+            evidence=made_half(script, target),
+            help="fill instead: scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)",
+        )
+
+
+def _large_factor(values: Sequence[Value]) -> float:
+    """The constant beyond float16's range among factors, or 0."""
+    return next((number(one) for value in values for one in constants(value) if abs(number(one)) > LARGEST), 0.0)
+
+
+def _is_mask(value: Value, depth: int = 3) -> bool:
+    """Whether a tensor is ones and zeros, going by how it was made: a cast of a comparison, 1 - x, or a cast to half of
+    what is called a mask."""
+    match value:
+        case Tensor(made="sub", parents=(Const(value=1 | 1.0), *_)):
+            return True
+        case Tensor(dtype="bool"):
+            return True
+        case Tensor(made="half" | "to" | "type" | "type_as", node=ast.Call(func=function)):
+            return _called_mask(function) or any(_is_mask(part, depth - 1) for part in value.parents[:depth])
+    return False
+
+
+def _called_mask(node: ast.AST) -> bool:
+    return any("mask" in getattr(one, "id", getattr(one, "attr", "")).lower() for one in walk(node))
 
 
 def _filled(event: events.Operation) -> Tensor | None:
