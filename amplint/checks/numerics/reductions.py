@@ -195,10 +195,13 @@ def half_accumulator(script: Script) -> Iterator[Finding]:
         if event.name != "add" or not isinstance(event.node, ast.AugAssign | ast.BinOp) or not event.loops:
             continue
         total = event.args[0]
-        if not isinstance(total, Tensor) or total.node is not event.node or total.dtype not in tensors.HALF:
-            continue  # not what this very statement made in the round before
+        if not isinstance(total, Tensor) or total.dtype not in tensors.HALF or total.trust != KNOWN:
+            continue
         added = event.args[1] if len(event.args) > 1 else None
-        if total.trust != KNOWN or not _half_number(added) or not _over_batches(script, event):
+        if not _one_number(added) or not _over_batches(script, event):
+            continue
+        again = total.node is event.node  # what this very statement made in the round before
+        if not (_is_half(added) if again else _begins_half(event, total)):
             continue
         kept = "half precision" if total.dtype == "low" else total.dtype
         limit = {"float16": "2048", "bfloat16": "256"}.get(total.dtype, "2048 (256 in bfloat16)")
@@ -206,21 +209,36 @@ def half_accumulator(script: Script) -> Iterator[Finding]:
             "AMP410",
             event,
             f"the total is kept in {kept}: from {limit} on, adding 1 changes nothing",
-            evidence=made_half(script, added) if added is not None else [],
-            help="add in float32: total += x.float()",
-            fix=fixes.add_in_float32(event.module, event.node),
+            evidence=made_half(script, added) if again and added is not None else [],
+            help="add in float32: total += x.float()" if again else "begin with a total in float32",
+            fix=fixes.add_in_float32(event.module, event.node) if again else None,
         )
 
 
-def _half_number(value: Value | None) -> bool:
-    """Whether something is half, and one number for a batch: a loss, a mean, a sum."""
-    if not isinstance(value, Tensor) or value.dtype not in tensors.HALF or value.trust != KNOWN:
+def _begins_half(event: events.Operation, total: Tensor) -> bool:
+    """Whether a total is made in half precision before the loop, of nothing: whatever is added in place, it stays
+    half."""
+    made, module = total.node, event.module
+    while total.made in ("half", "bfloat16", "to") and total.parents and isinstance(total.parents[0], Tensor):
+        total = total.parents[0]
+    empty = total.made in ("zeros", "tensor", "new_zeros")
+    if not isinstance(event.node, ast.AugAssign) or not empty or made not in module.parents:
         return False
-    made: Value = value
-    while isinstance(made, Tensor) and made.made in ("mul", "div", "to", "half", "bfloat16", "add"):
-        made = made.parents[0] if made.parents else made
-        if made is value:
-            break
+    return all(above is not event.loops[-1].node for above in module.ancestors(made))
+
+
+_KEEP = frozenset("mul div to half bfloat16 float add".split())
+
+
+def _is_half(value: Value | None) -> bool:
+    return isinstance(value, Tensor) and value.dtype in tensors.HALF and value.trust == KNOWN
+
+
+def _one_number(value: Value | None) -> bool:
+    """Whether something is one number for a batch: a loss, a mean, a sum."""
+    made = value
+    while isinstance(made, Tensor) and made.made in _KEEP and made.parents:
+        made = made.parents[0]
     return isinstance(made, Tensor) and (made.made in tensors.LOSSES or made.made in ("mean", "sum", "nansum"))
 
 
