@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import partial
 
 from amplint.checks.autocast.common import AUTOCASTS, is_autocast
 from amplint.checks.autocast.options import OFF, Option, is_about_amp, names_amp, option_of, options_of
@@ -12,9 +14,10 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.symbols import options as sides_of
-from amplint.source.values import Autocast, Const, Device, Items, Scaler, Test, Value
+from amplint.source.values import Autocast, Const, Device, Items, Lib, Scaler, Test, Value
 from amplint.source.walk import walk
 
 SCALERS = frozenset(
@@ -156,7 +159,7 @@ def flag_compared_with_what_it_never_is(script: Script) -> Iterator[Finding]:
         said = None
         match node:
             case ast.Compare(left=left, ops=[operator], comparators=[right]):
-                said = _compared(known, left, operator, right)
+                said = _compared(known, left, operator, right) or _dtype_and_text(module, known, left, operator, right)
             case ast.BoolOp(op=ast.Or(), values=[first, *others]):
                 if isinstance(first, ast.Compare) and is_about_amp(first.left) and any(map(_is_text, others)):
                     said = "is always true: `or` is given a string, not a comparison"
@@ -193,6 +196,50 @@ def _compared(known: dict[str, Option], left: ast.expr, operator: ast.cmpop, rig
     if option.kind == "text" and option.choices and right.value not in option.values:
         return f"is always {always}: {option.flag} has no such choice"
     return ""
+
+
+def _dtype_and_text(
+    module: Module, known: dict[str, Option], left: ast.expr, operator: ast.cmpop, right: ast.expr
+) -> str:
+    """What comparing a string with a dtype says: they are never equal, whatever the string is."""
+    others: list[ast.expr] = []
+    match operator, right:
+        case ast.Eq() | ast.NotEq(), _:
+            others = [right]
+        case ast.In() | ast.NotIn(), ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            others = elements
+    if not others or not is_about_amp(left) or not all(map(partial(_is_dtype, module), others)):
+        return ""
+    if not _holds_text(module, known, left):
+        return ""
+    always = "true" if isinstance(operator, ast.NotEq | ast.NotIn) else "false"
+    return f"is always {always}: a string is never equal to a dtype"
+
+
+def _is_dtype(module: Module, node: ast.expr) -> bool:
+    return any(one.startswith("torch.") and dtype_of(Lib(one)) for one in module.dotted(node))
+
+
+def _holds_text(module: Module, known: dict[str, Option], node: ast.expr) -> bool:
+    """Whether an expression is surely a string: an option of the command line, a parameter that is said to be one, or
+    a variable that only strings are assigned to."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=owner) | ast.Attribute(attr=owner)) if _PARSED.search(owner):
+            option = option_of(known, node)
+            return option is not None and option.kind == "text" and "setattr(" not in module.text
+        case ast.Name(id=name):
+            stores = [one for one in module.nodes(ast.Name) if one.id == name and isinstance(one.ctx, ast.Store)]
+            told = [one.annotation for one in module.nodes(ast.arg) if one.arg == name]
+            values = [getattr(module.parents[one], "value", None) for one in stores]
+            return (
+                bool(values or told)
+                and all(value is not None and _is_text(value) for value in values)
+                and all(isinstance(one, ast.Name) and one.id == "str" for one in told)
+            )
+    return False
+
+
+_PARSED = re.compile(r"(^|_)(args|opts?|options|hparams|flags)$", re.IGNORECASE)
 
 
 def _asked(module: Module, known: dict[str, Option], test: ast.expr) -> str:
