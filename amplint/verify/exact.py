@@ -14,7 +14,7 @@ from amplint.verify.runs import Run
 
 _SAME = 1e-4  # relative, between two learning rates
 _TIMES = 2.0  # that a parameter's first gradient may differ by
-_LARGE = 0.01  # share of the whole gradient, below which a parameter's is rounding, most likely
+_LARGE, _MUCH = 0.01, 0.1  # share of the whole gradient, below which a parameter's is rounding: in FP32, and in AMP
 
 
 def differences(fp32: Sequence[Run], amp: Run, reference: Run) -> Iterator[str]:
@@ -82,7 +82,8 @@ def _parts(fp32: Sequence[Run], amp: Run, reference: Run) -> Iterator[str]:
             seeds = [math.log(norm) for parts in others if (norm := parts.get(name, 0.0)) > 0]
             spread = 1.5 * (max(seeds) - min(seeds)) if seeds else 0.0
             a, b = mine[name], theirs[name]
-            if max(a, b) > _LARGE * whole and not abs(_log(a) - _log(b)) <= max(math.log(_TIMES), spread):
+            large = b > _LARGE * whole or a > _MUCH * whole
+            if large and not abs(_log(a) - _log(b)) <= max(math.log(_TIMES), spread):
                 wrong.append((b, name))
         if wrong:
             _, name = max(wrong)

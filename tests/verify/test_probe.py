@@ -307,3 +307,15 @@ def test_parts_are_the_gradients_that_the_first_step_is_made_on(tmp_path):
         {"parameter 0": pytest.approx(72**0.5), "parameter 1": pytest.approx(18**0.5)},
     ]
     assert [step["rates"] for step in told] == [[0.1]] * 4
+
+
+def test_half_weights_that_the_first_step_leaves_as_they_are_are_counted(tmp_path):
+    body = """
+        net.half(); nn.init.ones_(net.weight); nn.init.zeros_(net.bias)
+        opt = torch.optim.SGD(net.parameters(), 1e-5)
+        for i in range(2):
+            net(x.half()).sum().backward(); opt.step()  # a step of 3e-5, and half of ones' last bit is 4.9e-4
+        other(x).sum().backward(); second.step()
+    """
+    _, told, _ = run(tmp_path, body)
+    assert [step.get("swallowed", "-") for step in told] == [[8, 10], "-", None]

@@ -261,6 +261,7 @@ def started(run: Run, at: int = 0, **parts: float | None) -> Run:
     ("parts", "said"),
     [
         ({"body": 0.97, "head": 0.51, "bias": 3e-5}, ""),
+        ({"body": 0.97, "head": 0.51, "bias": 0.03}, ""),
         ({"body": 1.0, "head": None, "bias": 1e-3}, "the first gradient of head has the norm 0 in AMP, 0.5 in FP32"),
         ({"body": 65536.0, "head": 0.5, "bias": 1e-3}, "of body has the norm 6.55e+04 in AMP, 1 in FP32"),
         ({"body": 3.0, "head": 1.5, "bias": 1e-3}, "of body has the norm 3 in AMP, 1 in FP32, and so with 1 more"),

@@ -72,6 +72,7 @@ def test_what_fix_refuses_is_said(script):
 def line(row: int = 9, phase: str = "forward", **counts: Any) -> dict[str, Any]:
     plain = {"path": "train.py", "line": row, "op": "aten.mm.default", "phase": phase, "calls": 50, "elements": 1000}
     plain |= {"inf": 0, "nan": 0, "flushed": 0, "subnormal": 0, "absmax": 312.0, "origin": 0, "shapes": []}
+    plain |= {"cancelled": 0.0}
     return plain | {"counted_by": "kernel"} | counts
 
 
@@ -94,22 +95,60 @@ def mark(code: str, row: int = 9, last: int | None = None) -> Finding:
         ("AMP454", [line(phase="backward", flushed=900)], "confirmed", "900 of 1000 values flushed"),
         ("AMP454", [line(flushed=900)], "not exercised", "nothing"),
         ("AMP507", [line()], "refuted", "50 calls without an error"),
-        ("AMP455", [line()], "not exercised", "the counters do not tell"),
+        ("AMP455", [line()], "not exercised", "no step was made"),
+        ("AMP999", [line()], "not exercised", "the counters do not tell"),
         ("AMP105", [], "confirmed", "the script clips scaled gradients, 50 times"),
     ],
 )
 def test_a_mark_against_the_counters(script, code, lines, outcome, evidence):
     half = Run("amp", 0, answer={"faults": [{"code": "AMP105", "what": "clips scaled gradients", "count": 50}]})
-    (one,) = marks.judged([mark(code)], Places(Workspace("")), lines, half, "float16")
+    (one,) = marks.judged([(mark(code), "")], Places(Workspace("")), lines, half, "float16")
     assert (one["outcome"], one["place"]) == (outcome, "train.py:9")
     assert one["evidence"].startswith(evidence)
+
+
+BACKWARD = [line(3, "backward", flushed=15), line(phase="backward", flushed=90)]
+GONE, MADE = {"scale": 65536.0, "skipped": True}, {"scale": 16384.0, "skipped": False}
+
+
+@pytest.mark.parametrize(
+    ("claim", "lines", "steps", "outcome", "evidence"),
+    [
+        ("AMP453 integers", [line(absmax=4100.0)], [], "confirmed", "50 calls: values up to 4100 in float16, which"),
+        ("AMP453 integers", [line()], [], "refuted", "50 calls: values up to 312 in float16, which holds integers ex"),
+        ("AMP453 angles", [line(absmax=1000.0)], [], "confirmed", "50 calls: angles up to 1000 rad, rounded by"),
+        ("AMP453 angles", [line(absmax=3.0)], [], "refuted", "50 calls: angles up to 3 rad, rounded by up to 0.00098"),
+        ("AMP453 angles", [line(absmax="inf")], [], "confirmed", "50 calls: angles up to inf rad"),
+        ("AMP453 cancelled", [line(cancelled=9.2)], [], "confirmed", "50 calls: of 11 bits 2 are left at the least"),
+        ("AMP453 cancelled", [line(cancelled=1.5)], [], "refuted", "50 calls: of 11 bits 10 are left at the least"),
+        ("AMP453 cancelled", [line()], [], "not exercised", "the counters do not tell"),
+        ("AMP453 terms", [line(calls=200)], [MADE] * 2, "confirmed", "100 additions a step"),
+        ("AMP453 terms", [line()], [MADE] * 2, "refuted", "25 additions a step"),
+        ("AMP453 saturated", [line()], [], "not exercised", "the counters do not tell"),
+        ("AMP453 integers", [line(row=8)], [], "not exercised", "nothing was counted on the line"),
+        ("AMP454 here", BACKWARD, [], "refuted", "50 calls: 90 of 1000 values were below 2^-24"),
+        ("AMP454 all", BACKWARD, [], "confirmed", "105 of 2000 values flushed to zero, in 50 calls"),
+        ("AMP454 skips", BACKWARD, [GONE, GONE, MADE], "confirmed", "the scaler skipped the first 2 steps"),
+        ("AMP454 skips", BACKWARD, [MADE, GONE, MADE], "refuted", "the scaler skipped none of the first steps"),
+        ("AMP454 skips", BACKWARD, [MADE | {"scale": None}], "not exercised", "no scaler was at work"),
+        ("AMP455", [], [MADE, {"swallowed": [40, 100]}], "confirmed", "the first step left 40 of 100 half weights"),
+        ("AMP455", [], [{"swallowed": [4, 100]}, {"swallowed": None}], "refuted", "the first step left 4 of 100 half"),
+        ("AMP455", [], [{"swallowed": None}], "refuted", "no parameter that is trained is half"),
+    ],
+)  # fmt: skip
+def test_what_a_mark_claims_is_judged_by_what_was_counted_of_it(script, claim, lines, steps, outcome, evidence):
+    code, _, about = claim.partition(" ")
+    half = Run("amp", 0, steps=steps)
+    (one,) = marks.judged([(mark(code), about)], Places(Workspace("")), lines, half, "float16")
+    assert one["outcome"] == outcome and one["evidence"].startswith(evidence), one
 
 
 def test_the_next_trace_words_what_a_run_said(script):
     """Also when the line has moved; not when it is another."""
     settings = Settings(root=str(Path.cwd()))
     half = Run("amp", 0)
-    judged = marks.judged([mark("AMP451"), mark("AMP455")], Places(Workspace("")), [line()], half, "float16")
+    found = [(mark("AMP451"), ""), (mark("AMP455"), "")]
+    judged = marks.judged(found, Places(Workspace("")), [line()], half, "float16")
     memory.remember(judged, 50, settings)
     Path(script).write_text("\n\n" + SCRIPT)
     moved, other, known = memory.worded([mark("AMP451", 11), mark("AMP451", 12), mark("AMP455", 11)], settings)

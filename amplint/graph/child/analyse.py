@@ -60,7 +60,7 @@ def analyse(seen: Seen, job: dict[str, Any]) -> dict[str, Any]:
     summed = gradients.summary(captured, calibration, seen.scale) if calibration else None
     told = facts(captured, seen, job, calibration) | {"seconds": seconds}
     report = summarise(captured, found, calibration, marked, casts, summed, told)
-    return {"report": report, "findings": [_entry(marks.to_finding(mark)) for mark in marked]}
+    return {"report": report, "findings": [_entry(marks.to_finding(mark)) | {"about": mark.about} for mark in marked]}
 
 
 def _declared(captured: Captured, seen: Seen) -> dict[str, Declared]:

@@ -39,6 +39,7 @@ def gradients(facts: Facts, scale: float | None) -> Iterator[Mark]:
     elif power == 0 and scale is not None and share > UNSCALED:
         node = _worst(facts, 0)
         yield _gradient(
+            "all",
             node,
             -float(window[0]),
             f"{100 * share:.1f} % of the gradients are 0 in float16: the loss is not scaled",
@@ -48,6 +49,7 @@ def gradients(facts: Facts, scale: float | None) -> Iterator[Mark]:
         )
     elif power < window[0] and scale is not None:
         yield _gradient(
+            "all",
             _worst(facts, power),
             float(power - window[0]),
             f"a loss scale of {words.number(scale)} leaves {100 * found.flushed(power):.1f} % of the gradients 0",
@@ -57,6 +59,7 @@ def gradients(facts: Facts, scale: float | None) -> Iterator[Mark]:
         )
     elif power > window[1]:
         yield _gradient(
+            "skips",
             _worst(facts, power, largest=True),
             float(window[1] - power),
             f"the scaler's first scale, 2^{power}, makes gradients inf: it skips the first "
@@ -79,6 +82,7 @@ def _no_window(facts: Facts, found: backward.Gradients) -> Iterator[Mark]:
     lost = [node for node, one in every.items() if one.absmax * 2.0**top <= 2.0**-25]
     node = min(lost or every, key=lambda one: every[one].absmax)
     yield _gradient(
+        "here",
         node,
         math.log2(every[node].absmax * 2.0**top / 2.0**-25),
         f"no loss scale holds all gradients: 2^{top}, the largest that none of them overflows with, "
@@ -117,6 +121,7 @@ def _local(facts: Facts, power: int) -> Iterator[Mark]:
         if any(one.flushed(torch.float16, power) > NODE for one in behind):
             continue  # it is lost there already
         yield _gradient(
+            "here",
             node,
             math.log2(max(stats.absmax, 2.0**-149) * 2.0**power / 2.0**-25),
             f"{100 * share:.0f} % of the gradient at {words.operation(node)} is 0 in float16, scaled by 2^{power}",
@@ -126,8 +131,11 @@ def _local(facts: Facts, power: int) -> Iterator[Mark]:
         )
 
 
-def _gradient(node: fx.Node, headroom: float, message: str, cause: str, remedy: str, severity: Severity) -> Mark:
-    return Mark(GRADIENT, "calibrated", node, place_of(placed(node)), headroom, message, cause, remedy, severity)
+def _gradient(
+    about: str, node: fx.Node, headroom: float, message: str, cause: str, remedy: str, severity: Severity
+) -> Mark:
+    place = place_of(placed(node))
+    return Mark(GRADIENT, "calibrated", node, place, headroom, message, cause, remedy, severity, about=about)
 
 
 def _worst(facts: Facts, power: int, largest: bool = False) -> fx.Node:

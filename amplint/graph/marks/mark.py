@@ -34,6 +34,7 @@ class Mark:
     count: int = 1  # how many nodes of this line and module class
     modules: tuple[str, ...] = ()  # their paths, the worst first
     nodes: tuple[fx.Node, ...] = ()  # all of them, where there are several
+    about: str = ""  # which of its code's claims it makes, for verify's counters
 
 
 def to_finding(mark: Mark) -> Finding:

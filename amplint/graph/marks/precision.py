@@ -36,8 +36,11 @@ def losses(facts: Facts) -> Iterator[Mark]:
         yield from _accumulated(node, facts, chains)
 
 
-def _mark(node: fx.Node, verdict: str, message: str, cause: str, remedy: str, lost: float | None = None) -> Mark:
-    return Mark(CODE, verdict, node, place_of(placed(node)), lost, message, cause, remedy, SEVERITIES[verdict])
+def _mark(
+    about: str, node: fx.Node, verdict: str, message: str, cause: str, remedy: str, lost: float | None = None
+) -> Mark:
+    severity = SEVERITIES[verdict]
+    return Mark(CODE, verdict, node, place_of(placed(node)), lost, message, cause, remedy, severity, about=about)
 
 
 def _integers(node: fx.Node, facts: Facts) -> Mark | None:
@@ -48,6 +51,7 @@ def _integers(node: fx.Node, facts: Facts) -> Mark | None:
         if size is not None:
             name_of_dtype, most = words.dtype_name(dtype), INTEGERS[dtype]
             return _mark(
+                "integers",
                 node,
                 "likely" if constant(source, facts.ranges) is None else "certain",
                 f"integers up to {words.number(size)} become {name_of_dtype}, which holds them exactly to {most}",
@@ -60,6 +64,7 @@ def _integers(node: fx.Node, facts: Facts) -> Mark | None:
         size, held = facts.largest(first), facts.ranges.get(first)
         if size is not None and INTEGERS[half] < size < 2.0**31 and held is not None and not held.masked:
             return _mark(
+                "integers",
                 node,
                 "calibrated" if facts.stats(first) else "likely",
                 f"an index up to {words.number(size)} is computed in {words.dtype_name(half)}, which holds integers "
@@ -137,6 +142,7 @@ def _angles(node: fx.Node, facts: Facts) -> Mark | None:
     if rounding < ANGLE:
         return None
     return _mark(
+        "angles",
         origin(first) if facts.half(origin(first)) and place_of(origin(first)) else node,
         "calibrated" if facts.stats(first) else "likely",
         f"angles up to {words.number(size)} rad are rounded to {words.dtype_name(half)} before {words.operation(node)}",
@@ -156,6 +162,7 @@ def _saturated(node: fx.Node, facts: Facts) -> Mark | None:
         high: Any = node.kwargs.get("max", node.args[-1] if len(node.args) > (called != "clamp_max") + 1 else None)
         if is_number(high) and top <= high < 1 and (one := _one_minus(node)):
             return _mark(
+                "saturated",
                 node,
                 "certain",
                 f"{high} is 1 in {words.dtype_name(half)}, so {words.operation(one)} may give 0",
@@ -173,6 +180,7 @@ def _saturated(node: fx.Node, facts: Facts) -> Mark | None:
     if not smallest or smallest >= least:
         return None
     return _mark(
+        "saturated",
         node,
         verdict,
         f"1 - p is 0 in {words.dtype_name(half)} for p above {top:.6g}, and its logarithm -inf",
@@ -231,6 +239,7 @@ def _cancelled(node: fx.Node, facts: Facts) -> Mark | None:
     variance = _square(left) and _square(right)
     what = "E[x²] - E[x]²" if variance else words.operation(node)
     return _mark(
+        "cancelled",
         node,
         "calibrated" if facts.stats(node) else "likely",
         f"{what} cancels: of {kept} bits {max(kept - lost, 0):.0f} are left",
@@ -298,6 +307,7 @@ def _accumulated(node: fx.Node, facts: Facts, chains: dict[fx.Node, int]) -> Ite
         f"each addition rounds to {BITS[half]} bits: the error may come to {100 * error:.2g} %",
         "keep the sum in float32: .float() on what it starts with",
         Severity.WARNING,
+        about="terms",
     )
 
 

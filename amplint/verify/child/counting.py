@@ -25,6 +25,7 @@ from amplint.verify.kernels.ops import Counts
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MANY = 400_000  # lines of forward operations that are remembered for their backward
 _SHAPES = 3
+_DIFFERENCES = ("sub", "add", "rsub")
 _CAST = torch.ops.aten._to_copy.default
 _SKIPPED = (  # they compute nothing
     *(
@@ -51,6 +52,7 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     origin: int = 0  # calls in which something not finite came out of finite operands
     shapes: list[list[int]] = field(default_factory=list)
+    cancelled: float = 0.0  # bits that a sum or difference has lost of its operands, at most
     by: str = "statistics"
 
 
@@ -147,6 +149,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tally.shapes.append(shape)
             for one in counts:
                 tally.counts += one
+            if str(func).split(".")[1] in _DIFFERENCES:
+                tally.cancelled = max(tally.cancelled, _cancelled(args, outs[0]))
             if any(one.inf or one.nan for one in counts) and _finite((args, kwargs), outs):
                 tally.origin += 1
         except Exception as error:
@@ -195,7 +199,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         lines = [
             {"path": line[0], "line": line[1], "op": op, "phase": phase, "calls": tally.calls}
             | (asdict(tally.counts) | {"absmax": number(tally.counts.absmax)})
-            | {"origin": tally.origin, "shapes": tally.shapes, "counted_by": tally.by}
+            | {"origin": tally.origin, "shapes": tally.shapes, "cancelled": tally.cancelled, "counted_by": tally.by}
             for (line, op, phase), tally in self.tallies.items()
         ]
         layers = [{"class": name, "calls": calls[0], "dtypes": dtypes} for name, (calls, dtypes) in self.layers.items()]
@@ -233,6 +237,13 @@ def _counted(func: Any, args: Any, out: torch.Tensor) -> Counts:
     if func is _CAST and args[0].dtype == torch.float32 and args[0].device == out.device:
         return Counts.of(torch.ops.amplint.narrow(args[0], str(out.dtype).removeprefix("torch."))[1])
     return Counts.of(torch.ops.amplint.statistics(out))
+
+
+def _cancelled(args: Any, out: torch.Tensor) -> float:
+    """How many bits a sum or difference is smaller than the larger of its operands, by their mean squares."""
+    sizes = [float(one.float().square().mean()) for one in args[:2] if isinstance(one, torch.Tensor) and one.numel()]
+    left = float(out.float().square().mean()) if out.numel() else 0.0
+    return math.log2(max(sizes) / left) / 2 if len(sizes) == 2 and left and 0 < max(sizes) < math.inf else 0.0
 
 
 def _finite(tree: Any, outs: list[torch.Tensor]) -> bool:

@@ -180,6 +180,7 @@ class Probe:
         if stepping is not None and closure is None and id(optimizer) not in self._measured:
             with self.own():
                 stepping.measure(self.names)
+                stepping.hold()
         try:
             with self._exactly(optimizer), self._followed(optimizer) as left_out:
                 result = None if left_out else run()
