@@ -27,6 +27,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
+from amplint.source.interpret.conditions import sides
 from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
 from amplint.source.values import (
     TRUE,
@@ -47,6 +48,8 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
         for backward in backwards_of(step, before):
             region = backward.loss.region if isinstance(backward.loss, Tensor) else before.region
             severity = _half_without_scaler(region)
+            one_mode = severity is None and _half_in_one_mode(script, region, step)
+            severity = Severity.WARNING if one_mode else severity
             if severity is None or (step.scaler is not None and not is_disabled(step.scaler)):
                 continue
             scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
@@ -72,7 +75,8 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP101",
                 backward,
-                f"float16 gradients without a GradScaler: those below {2**-25:.2g} become zero, silently",
+                f"float16 gradients without a GradScaler: those below {2**-25:.2g} become zero, silently"
+                + (", in the mode in which the region is float16" if one_mode else ""),
                 severity=severity,
                 evidence=[
                     (entering, "the loss is computed in float16 under this autocast"),
@@ -80,7 +84,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                     (step, f"and {text(step.module, step.node)} uses them"),
                 ],
                 help="scale the loss with torch.amp.GradScaler, or use dtype=torch.bfloat16",
-                fix=_complete(script, backward, step, region),
+                fix=None if one_mode else _complete(script, backward, step, region),
             )
 
 
@@ -154,6 +158,24 @@ def _half_without_scaler(region: Region | None) -> Severity | None:
     if device is None or device_type(device) in ("cpu", "xla", "hpu"):
         return None
     return Severity.WARNING  # float16 wherever the device is not a CPU
+
+
+_BY_HAND = re.compile(r"loss_scal|scale_loss|unscale|grad_scal", re.IGNORECASE)
+
+_SAVES = re.compile(r"\.save\w*\(|state_dict|save_(model|checkpoint|pretrained)")
+
+
+def _half_in_one_mode(script: Script, region: Region | None, step: events.Step) -> bool:
+    """Whether a setting may make a region float16, and no setting a scaler: there is none in the file. What is trained
+    to measure its time, and not saved, is left alone."""
+    code = step.module.text
+    if region is None or region.assumed or region.autocast.dtype is None or "caler" in code or _BY_HAND.search(code):
+        return False
+    if device_type(region.autocast.device) in ("cpu", "xla", "hpu") or not _SAVES.search(code):
+        return False
+    scalers = any(isinstance(create.value, Scaler) for create in script.events(events.Create))
+    may = {dtype_of(side) for side in sides(region.autocast.dtype, step.facts)}
+    return not scalers and "float16" in may and len(may) > 1
 
 
 def _entering(script: Script, region: Region) -> events.Event | None:
