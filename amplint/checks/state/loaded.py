@@ -103,7 +103,10 @@ def _trainer_of(module: Module, load: ast.stmt, name: str) -> ast.Call | None:
 
 
 def _told_to_train(module: Module, scope: ast.AST, made: ast.Call) -> bool:
-    """Whether `train()` is called on what a Trainer was assigned to."""
+    """Whether `train()` is called on a Trainer where it is made, or on what it was assigned to."""
+    match module.parents[made]:
+        case ast.Attribute(attr="train") as method if isinstance(module.parents[method], ast.Call):
+            return True
     statement = module.statement(made)
     if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
         return False
