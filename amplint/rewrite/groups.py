@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amplint.rewrite.models.functions import custom_functions
 from amplint.rewrite.plan import StepPlan
+from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.scaler.definitions import uses_in
-from amplint.rewrite.scaler.reach import Files, Reach, savers
-from amplint.rewrite.scaler.wrapped import Wrapped
+from amplint.rewrite.scaler.reach import Files, Reach, must_change, savers
+from amplint.rewrite.scaler.wrapped import Wrapped, shown
+from amplint.source import events
 from amplint.source.module import Module
 
 if TYPE_CHECKING:
@@ -67,3 +70,27 @@ def related(draft: Draft, known: Sequence[Draft]) -> list[Module]:
         return not other.places.isdisjoint(one.reads)
 
     return [other.now for other in known if other is not draft and (reads(draft, other) or reads(other, draft))]
+
+
+def steps_outside(draft: Draft, known: Sequence[Draft]) -> None:
+    """Refuse what a script trains in files that were not named."""
+    own = draft.plans[draft.now]
+    if own.plans or own.refused or own.already:
+        return
+    named = {one.now for one in known}
+    assert draft.reading is not None
+    steps = {step.node: step for step in (shown(one) for one in draft.reading.events if isinstance(one, events.Step))}
+    calls: list[tuple[ast.AST, str]] = []
+    needed = [draft.now]
+    for module, plans in draft.plans.items():
+        if module in named:
+            continue
+        homes = {plan.step.node: modules_of(plan) for plan in plans.plans}
+        for node in [*homes, *(one for one, _ in plans.refused if one in steps)]:
+            frames = steps[node].frame.stack()
+            frame = next((one for one in frames if one.caller and one.caller.module is draft.now), None)
+            if frame is not None and frame.call is not None:
+                calls.append((frame.call, f"{module.path}:{node.lineno}"))  # type: ignore[attr-defined]
+                needed += homes.get(node, [module])
+    for call, step in calls:
+        draft.refuse(call, Refused(f"its training step is in {step}", must_change(list(dict.fromkeys(needed)), ())))

@@ -14,7 +14,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite import edits
 from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.convert import Unit, converted
-from amplint.rewrite.groups import groups_of, modules_of, related
+from amplint.rewrite.groups import groups_of, modules_of, related, steps_outside
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
 from amplint.rewrite.models.halves import without_casts
 from amplint.rewrite.models.used import check_used
@@ -219,7 +219,7 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
     wanted: list[tuple[Draft, StepPlan]] = []  # with the file that runs it
     for draft in group:
         wanted += _own_steps(draft, group, known)
-        _steps_outside(draft, known)
+        steps_outside(draft, known)
     for _, plan in list(wanted):
         home = places[plan.module]
         if home.keeps(plan.step.node):
@@ -323,24 +323,6 @@ def _called(refusal: Elsewhere, draft: Draft, group: Sequence[Draft], known: Seq
                 return Refused(f"{reason}, where amplint does not see which one", BY_HAND)
             return Refused(reason, must_change([one.now for one in group], more))
     return refusal
-
-
-def _steps_outside(draft: Draft, known: Sequence[Draft]) -> None:
-    """Refuse what a script trains in files that were not named."""
-    own = draft.plans[draft.now]
-    if own.plans or own.refused or own.already:
-        return
-    named = {one.now for one in known}
-    for module, plans in draft.plans.items():
-        if module in named:
-            continue
-        for plan in plans.plans:
-            frames = plan.step.frame.stack()
-            frame = next((one for one in frames if one.caller and one.caller.module is draft.now), None)
-            if frame is not None and frame.call is not None:
-                place = f"{module.path}:{plan.step.node.lineno}"  # type: ignore[attr-defined]
-                needed = list(dict.fromkeys([draft.now, *modules_of(plan)]))
-                draft.refuse(frame.call, Refused(f"its training step is in {place}", must_change(needed, ())))
 
 
 def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refused | None:

@@ -21,8 +21,9 @@ SAFE = frozenset((Applicability.SAFE,))
 COMPLETES = frozenset(("AMP101",))
 GOES_ALONG = frozenset(("AMP116", "AMP133"))
 RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
-# What any AMP makes less exact, and a person may judge: as a warning, it is said, and no reason to refuse.
-PRECISION = ("AMP4", "AMP5", "AMP127", "AMP212", "AMP221", "AMP223")
+# What any AMP makes less exact, and a person may judge, and a resumed run that finds its scale anew: as a warning, it
+# is said, and no reason to refuse.
+BEARABLE = ("AMP4", "AMP5", "AMP116", "AMP127", "AMP133", "AMP212", "AMP221", "AMP223")
 
 # What was done, where a person would not say it by the name of what was wrong.
 _DONE = {
@@ -140,7 +141,7 @@ def _made_safe(finding: Finding) -> Finding:
 
 def settle(module: Module, before: Module, settings: Settings, along: frozenset[str]) -> Repair:
     """A converted file after its own safe fixes (a mask constant that half precision cannot hold, say), and what is
-    left that was not there before: numbers that may suffer (PRECISION). Anything else that `check` finds in it is a
+    left that was not there before, and BEARABLE. Anything else that `check` finds in it is a
     reason to refuse: it crashes, or it is the conversion that is wrong. Notes never are, nor numbers only shown."""
     mended = mend(module, settings, along)
     known = {(finding.code, finding.message) for finding in find(before, settings)}
@@ -152,7 +153,7 @@ def settle(module: Module, before: Module, settings: Settings, along: frozenset[
         and not only_shown(mended.module, finding)
     )
     for finding in new:
-        if finding.severity is Severity.ERROR or not finding.code.startswith(PRECISION):
+        if finding.severity is Severity.ERROR or not finding.code.startswith(BEARABLE):
             raise Refused(f"in half precision, {finding.message} ({finding.code})", finding.help or "mend that first")
     return mended._replace(left=new)
 

@@ -126,7 +126,8 @@ class Writer:
             del self.changes.edits[known:]
             return
         name = getattr(self.module.function(region[0]), "name", "")
-        self.said[0].append(f"{name}() evaluates under autocast" if name else "evaluation under autocast")
+        done = f"{name}() evaluates under autocast" if name else "evaluation under autocast"
+        self.said[0] += [done] if done not in self.said[0] else []
 
     def _gate(self, place: ast.stmt, model: str | None) -> device.Gate | None:
         return gate_at(self.module, place, self.aim, self._torch(place), model, self.plans[0].home)

@@ -183,6 +183,12 @@ def test_case(name: str) -> None:
     assert checks.check_module(Module.read("train.py", one.output.encode()), every).findings == ()
 
 
+def test_an_import_that_is_all_of_an_if() -> None:
+    """`if args.amp: from apex import amp` goes as a whole."""
+    text = PLAIN.replace("from apex import amp\n", "if args.amp:\n    from apex import amp\n")
+    assert migrated(text) == (AFTER, "safe")
+
+
 def test_a_state_that_is_not_saved() -> None:
     """What apex lacked as well is no reason to leave the file, but to ask."""
     text, applicability = migrated(PLAIN + 'torch.save(optimizer.state_dict(), "optimizer.pt")\n')
@@ -245,6 +251,10 @@ REFUSED = {
     "an apex that is asked for in words": (
         [("for x", "if 'apex' in sys.modules:\n    train()\nfor x")],
         "used for more than apex.amp",
+    ),
+    "a wrapper that steps": (
+        [("model, optimizer = amp", "model, inner = amp"), ("(model, optimizer)", "(model, optimizer.inner)")],
+        "optimizer only holds the optimizer that amp.initialize is given",
     ),
     "no initialize": ([(SETUP, "")], "amp.initialize is not in this file"),
     "no scale_loss": ([(SCALE, "    loss.backward()\n")], "amp.scale_loss is not in this file"),

@@ -48,6 +48,28 @@ def test_a_step_with_four_results_is_no_game() -> None:
     assert "converted" in amplint("train.py", "--check").stdout
 
 
+def test_a_step_with_three_results_is_a_game() -> None:
+    put(HEAD + STEP + "    state, reward, done = world.step(x)\n")
+    assert "refused: it is reinforcement learning" in amplint("train.py").stdout
+
+
+def test_a_scale_that_a_resumed_run_finds_anew_is_said() -> None:
+    """The optimizer's state has a file of its own by a name that is made: the scaler's is left to a person."""
+    save = "for name in ('adam',):\n    torch.save(optimizer.state_dict(), f'{name}.pth')\n"
+    load = "optimizer.load_state_dict(torch.load(os.path.join(folder, 'adam.pth')))\n"
+    put("import os\n" + HEAD + load + STEP + save)
+    result = amplint("train.py")
+    assert result.exit_code == 0
+    assert "the checkpoint holds the optimizer's state but not the scaler's" in result.stdout
+
+
+def test_a_function_that_evaluates_twice_is_said_once() -> None:
+    rate = "def rate(x, more):\n    with torch.no_grad():\n        first = model(x)\n        if more:\n"
+    rate += "            second = model(x + 1)\n            first += second\n    return first.argmax(1)\n"
+    put(HEAD + STEP + rate + "print(rate(x, True))\n")
+    assert amplint("train.py").stdout.count("rate() evaluates under autocast") == 1
+
+
 def test_a_backward_that_trains_nothing_is_not_refused() -> None:
     put("import torch\nmodel = torch.nn.Linear(4, 4)\nmodel(torch.rand(2, 4)).sum().backward()\n")
     result = amplint("train.py")

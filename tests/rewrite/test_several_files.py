@@ -168,3 +168,128 @@ def test_many_imports() -> None:
     names = put({**before, "train.py": imports + before["train.py"]})
     assert amplint(".").exit_code == 0
     assert contents(names) == {**after, "train.py": imports + after["train.py"]}
+
+
+def test_a_step_that_is_refused_elsewhere_is_said() -> None:
+    """A script is not silent because what it trains, in a file that was not named, would be refused."""
+    before, _, _ = project("two_scripts")
+    before["engine.py"] = before["engine.py"].replace("optimizer.step()", "optimizer.step(lambda: loss)")
+    put(before)
+    result = amplint("train.py")
+    assert result.exit_code == 1
+    assert "train.py:13: refused: its training step is in engine.py:12; amplint fix engine.py train.py" in result.stdout
+
+
+def test_all_files_of_all_steps_are_named_at_once() -> None:
+    before, _, _ = project("two_scripts")
+    step, script = before["engine.py"], before["train.py"]
+    script = script.replace("from engine import run_epoch", "from other import run_other\nfrom engine import run_epoch")
+    script = script.replace(
+        "        run_epoch(", "        run_other(model, batches, optimizer, device)\n        run_epoch("
+    )
+    put({"engine.py": step, "other.py": step.replace("run_epoch", "run_other"), "train.py": script})
+    said = amplint("train.py").stdout.splitlines()
+    assert [one.rpartition("; ")[2] for one in said] == [
+        "amplint fix engine.py other.py train.py changes them together"
+    ] * 2
+
+
+FACTORY = """\
+from losses import *
+
+
+def build(kind):
+    return eval(kind)()
+"""
+LOSSES = """\
+from torch import nn
+
+
+class Balanced(nn.Module):
+    def forward(self, preds, labels):
+        return nn.functional.binary_cross_entropy(preds, labels)
+"""
+
+
+@pytest.mark.parametrize("factory", [FACTORY, FACTORY.replace("eval(kind)", "globals()[kind]")])
+def test_a_loss_that_a_factory_makes_by_its_name(factory: str) -> None:
+    script = fixing.HEAD + fixing.STEP.replace("torch.nn.functional.mse_loss(", "criterion(")
+    put({"losses.py": LOSSES, "factory.py": factory, "train.py": script})
+    assert "converted" in amplint("train.py", "--check").stdout
+    script = script.replace("for x", "criterion = build('Balanced')\nfor x")
+    put({"train.py": "from factory import build\n" + script})
+    assert "losses.py:6 computes binary cross entropy on probabilities" in amplint("train.py").stdout
+
+
+BASE = """\
+import torch
+
+
+class Base:
+    def __init__(self, model, criterion, device):
+        self.model, self.device = model, device
+        self.criterion = criterion
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+TRAINER = """\
+from base import Base
+
+
+class Trainer(Base):
+    def run(self, loader):
+        for x, y in loader:
+            loss = self.criterion(self.model(x.to(self.device)), y.to(self.device))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+"""
+SCRIPT = """\
+import torch
+from losses import Balanced
+from trainer import Trainer
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+criterion = Balanced()
+Trainer(torch.nn.Linear(4, 4).to(device), criterion, device).run(torch.load("batches.pt"))
+"""
+
+
+def test_a_loss_that_a_base_class_keeps() -> None:
+    put({"base.py": BASE, "trainer.py": TRAINER, "train.py": SCRIPT, "losses.py": LOSSES})
+    assert "losses.py:6 computes binary cross entropy on probabilities" in amplint(".").stdout
+    put({"losses.py": LOSSES.replace("cross_entropy", "cross_entropy_with_logits")})
+    assert "trainer.py:10: converted" in amplint(".").stdout
+
+
+ATTENTION = """\
+import math
+
+import torch
+from torch import nn
+
+
+def attention(q, k, v, mask=None):
+    scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    if mask is not None:
+        scores = scores.masked_fill(mask == 0, -1e9)
+    return torch.matmul(scores.softmax(-1), v)
+
+
+class Attention(nn.Linear):
+    def forward(self, x, mask=None):
+        x = super().forward(x)
+        return attention(x, x, x, mask)
+"""
+
+
+def test_what_a_function_of_a_model_cannot_do_in_half_precision() -> None:
+    put({"layers.py": ATTENTION})
+    put(
+        {
+            "train.py": "from layers import Attention\n"
+            + (fixing.HEAD + fixing.STEP).replace("torch.nn.Linear", "Attention")
+        }
+    )
+    assert "layers.py:10 cannot run in half precision: -1e+09 does not fit" in amplint("train.py").stdout
+    assert amplint("layers.py", "train.py").exit_code == 0
+    assert "torch.finfo(scores.dtype).min" in Path("layers.py").read_text(encoding="utf-8")

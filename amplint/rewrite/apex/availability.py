@@ -92,7 +92,7 @@ class Leaving:
     def _whole(self, statement: Import) -> None:
         attempt = guard(self.module, statement)
         if attempt is None:
-            self.statements.append(statement)
+            self.statements.append(_alone_in(self.module, statement) or statement)
             return
         flags = {name for one in attempt.body if (name := _flag(one, True))}
         calls = {self.module.statement(use.node) for use in self.uses.named("initialize")}
@@ -217,6 +217,17 @@ class Leaving:
             case ast.If(test=test, body=body, orelse=[]) if all(map(_only_says, body)):
                 return self._always(ast.UnaryOp(ast.Not(), test))
         return False
+
+
+def _alone_in(module: Module, statement: ast.stmt) -> ast.stmt | None:
+    """The `if` that holds nothing but a statement, where asking its condition changes nothing."""
+    match module.parents[statement]:
+        case ast.If(test=test, body=[_], orelse=[]) as around if statement in around.body:
+            above = module.parents[around]
+            elif_ = isinstance(above, ast.If) and around in above.orelse
+            asks = any(isinstance(one, ast.Call | ast.NamedExpr | ast.Await) for one in ast.walk(test))
+            return None if elif_ or asks else around
+    return None
 
 
 def _flag(statement: ast.stmt, value: bool) -> str:

@@ -252,7 +252,7 @@ class _Writer:
         if wanted - {event.node for event in backwards}:
             raise Refused("amplint does not follow the script to every amp.scale_loss", BY_HAND)
         optimizers = {o for event in backwards for o, _ in event.touched}
-        steps = steps_of(group, self.reading, optimizers, [(loss.statement, loss.optimizers) for loss in losses])
+        steps = steps_of(group, self.reading, optimizers, losses, setup.optimizers)
         masters = self._masters()
         scaled = {loss.statement for loss in losses}
         ways = {frame.call for event in backwards for frame in event.frame.stack() if frame.call is not None}

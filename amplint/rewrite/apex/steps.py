@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.apex.group import Group
+from amplint.rewrite.apex.scaled import ScaledLoss
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
@@ -25,10 +26,12 @@ def steps_of(
     group: Group,
     reading: Reading,
     optimizers: Collection[Optimizer],
-    losses: Iterable[tuple[ast.stmt, Collection[str]]],
+    losses: Iterable[ScaledLoss],
+    given: Collection[str],
 ) -> dict[ast.Call, Optimizer | None]:
     """Each place in the files that steps an optimizer whose losses were scaled, with the optimizer: what the reading
-    saw, and in the function of a scaled loss each step() of an optimizer of that name."""
+    saw, and in the function of a scaled loss each step() of an optimizer of that name. `given` are those that
+    amp.initialize is given, as they are called there."""
     found: dict[ast.Call, Optimizer | None] = {}
     kinds: dict[ast.AST, set[str]] = {}
     for event in reading.events:
@@ -45,7 +48,8 @@ def steps_of(
                     raise Refused("the optimizer's step() takes arguments", "a GradScaler cannot drive a closure")
                 case _:
                     raise Refused("the optimizer steps in a file that amplint does not change", BY_HAND)
-    for statement, names in losses:
+    for loss in losses:
+        statement, names = loss.statement, loss.optimizers
         module = group.of(statement)
         for node in ast.walk(module.function(statement) or module.tree):
             match node:
@@ -56,6 +60,11 @@ def steps_of(
                         found[node] = None
     if not found:
         raise Refused("amplint does not see the optimizer's step() in this file", BY_HAND)
+    for step in found:
+        holder = owner_text(group.of(step), step)
+        if holder != "self" and any(name.startswith(f"{holder}.") for name in given):
+            reason = f"{holder} only holds the optimizer that amp.initialize is given, which a GradScaler steps itself"
+            raise Refused(reason, BY_HAND)
     return found
 
 

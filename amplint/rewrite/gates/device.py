@@ -6,6 +6,7 @@ import ast
 import builtins
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
@@ -91,15 +92,22 @@ def moves(module: Module) -> bool:
     return re.search(r"cuda|gpu|device|\.to\(", module.text, re.IGNORECASE) is not None
 
 
+_SAYS_DEVICE = re.compile(r"dev|gpu|cuda|cpu|rank|accelerator", re.IGNORECASE)
+
+
 def _may_be_device(module: Module, text: str) -> bool:
-    """`.to(x)` also takes a dtype or a tensor; what is assigned one of those is no device."""
-    for node in ast.walk(module.tree):
-        match node:
-            case ast.Assign(targets=[target], value=value) if ast.unparse(target) == text:
-                source = module.source(value)
-                if ".dtype" in source or source.startswith(("torch.float", "torch.bfloat", "torch.half")):
-                    return False
-    return True
+    """`.to(x)` also takes a dtype or a tensor: a device is called one, is made from one, or is given as one."""
+    values = _values(module, text)
+    made = [module.source(one.func if isinstance(one, ast.Call) else one) for one in values]
+    if any(".dtype" in one or one.startswith(("torch.float", "torch.bfloat", "torch.half")) for one in made):
+        return False
+    if any(_SAYS_DEVICE.search(one.rpartition(".")[2]) for one in (text, *made)):
+        return True
+    return any(
+        keyword.arg in ("device", "map_location") and ast.unparse(keyword.value) == text
+        for call in module.nodes(ast.Call)
+        for keyword in call.keywords
+    )
 
 
 def hard_coded(module: Module) -> bool:
@@ -170,15 +178,22 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
             return "device" not in root or not _may_be_none(function, root)
         if _assigned_in(function, root):
             return bound_before(module, text, place)
-    stores = [
-        node
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Name) and node.id == root and isinstance(node.ctx, ast.Store)
-        if not module.function(node)
-    ]
+    uses = [node for node in module.nodes(ast.Name) if node.id == root]
+    stores = [node for node in uses if isinstance(node.ctx, ast.Store) and not module.function(node)]
+    if _imported(module, root, uses):
+        return True
     if functions:
         return bool(stores) and not _foreign(module, root, place)
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+
+
+def _imported(module: Module, name: str, uses: Sequence[ast.Name]) -> bool:
+    """Whether a name is an import's, perhaps one of everything: it is read, and nothing in the file binds it."""
+    bound = {one.arg for one in module.nodes(ast.arg)} | {node.id for node in uses if isinstance(node.ctx, ast.Store)}
+    if not uses or name in bound or hasattr(builtins, name):
+        return False
+    starred = any(alias.name == "*" for one in module.nodes(ast.ImportFrom) for alias in one.names)
+    return starred or name in module.imports
 
 
 def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
@@ -210,7 +225,8 @@ def _may_be_none(function: FunctionNode, name: str) -> bool:
 def _none_by_default(module: Module, text: str) -> bool:
     """Whether an option of the command line is None where nobody gives it, and nothing replaces that."""
     name = text.rpartition(".")[2]
-    if name == text or _values(module, text):
+    stores = (n for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    if name == text or any(node.attr == name for node in stores):
         return False
     for node in ast.walk(module.tree):
         match node:

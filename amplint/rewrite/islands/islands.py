@@ -6,7 +6,7 @@ import ast
 from collections.abc import Collection, Iterator, Sequence
 
 from amplint.rewrite.islands.casts import OUTPUT, tensors_made, whole
-from amplint.rewrite.islands.kernels import BCE, SPARSE, Hit, Search, named_in, refusal, search_of
+from amplint.rewrite.islands.kernels import BCE, COMPILED, SPARSE, Hit, Search, named_in, refusal, search_of
 from amplint.rewrite.islands.numbers import BOUND
 from amplint.rewrite.islands.sigmoids import ADVICE, REASON
 from amplint.rewrite.refusals.refused import Refused
@@ -59,7 +59,7 @@ def _hits(search: Search, call: ast.Call, made: Collection[str]) -> list[Hit]:
     """What a call leads to; `made` are the names of results, whose methods are those of tensors."""
     module = search.module
     own = search.needs(module, call)
-    if own is not None and own not in (BCE, SPARSE):
+    if own is not None and own not in (BCE, SPARSE, COMPILED):
         return [Hit(module, call, own)]
     function = call.func
     if isinstance(function, ast.Attribute) and read(function.value) & set(made):
@@ -118,7 +118,8 @@ def _check(
     passed = dict(_passed(search, call))
     outputs = [one for one in passed if one in forwards or kinds.get(getattr(one, "id", "")) == OUTPUT]
     inner = [node for node in ast.walk(statement) if node in forwards and node is not call]
-    if not all(passed[one] for one in outputs) or not all(node in passed for node in inner):
+    tensors = all(hit.what == COMPILED for hit in hits)  # whatever is given to such a loss
+    if not (tensors or all(passed[one] for one in outputs)) or not all(node in passed for node in inner):
         raise refusal(hits[0])  # it may be a tuple, which has no float()
 
 

@@ -28,12 +28,14 @@ _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
     "triangular_solve lu matrix_power matrix_exp symeig eig".split()
 )
-_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{'|'.join(_LINEAR)})\b")
+_COMPILED = frozenset("warpctc_pytorch torch_baidu_ctc warprnnt_pytorch warp_rnnt".split())  # losses for float32 only
+_CALLED = "|".join((*_LINEAR, *_COMPILED))
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{_CALLED})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
-BCE, SPARSE = "binary_cross_entropy", "sparse"
+BCE, SPARSE, COMPILED = "binary_cross_entropy", "sparse", "compiled"
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
 _WIDE = frozenset(("float", "double"))
 _MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
@@ -78,6 +80,10 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
 
 
 _SAID = {
+    COMPILED: (
+        "computes its loss with a compiled kernel, which takes float32 only",
+        "give it .float() outside of autocast",
+    ),
     BCE: (
         "computes binary cross entropy on probabilities, which CUDA autocast refuses",
         "use binary_cross_entropy_with_logits on logits there first",
@@ -183,11 +189,15 @@ class Search:
             done.add((source, name))
             pending += self._given.get((source, name), ())
             known = self.names(source)
+            if name == "*":
+                pending += [(source, one) for one in {*known.definitions, *known.imports} - {"*"}]
             for code in (*known.values.get(name, ()), *known.definitions.get(name, ())):
                 if not _trains(code):
                     yield source, code
                     pending += [(source, one) for one in named_in(code) - _local(code)]
             pending += self.imported(source, name)
+            if name in known.fields and not (name in known.values or name in known.definitions):  # a base class sets it
+                pending += [(one, name) for one in self.files.values() if name in self.names(one).values]
 
     def imported(self, source: Module, name: str) -> list[tuple[Module, str]]:
         """Where a name of a module may come from, and what it is called there."""
@@ -227,6 +237,7 @@ class Names:
         self.definitions: dict[str, list[ast.AST]] = {}
         self.values: dict[str, list[ast.expr]] = {}
         self.imports: dict[str, list[tuple[ast.Import | ast.ImportFrom, ast.alias]]] = {}
+        self.fields = {one.attr for one in module.nodes(ast.Attribute) if getattr(one.value, "id", "") == "self"}
         functions = {one.name: one for one in module.tree.body if isinstance(one, ast.FunctionDef)}
         for node in ast.walk(module.tree):
             match node:
@@ -277,7 +288,7 @@ def _local(code: ast.AST) -> set[str]:
 
 def named_in(code: ast.AST) -> set[str]:
     """The names, the fields of `self` and what is taken from other names that some code reads: `losses.Dice`, and
-    `losses.*` where the name is computed."""
+    `losses.*` where the name is computed, `*` where it may be any of the file."""
     found = set()
     for node in ast.walk(code):
         match node:
@@ -287,6 +298,8 @@ def named_in(code: ast.AST) -> set[str]:
                 found.add(f"{path(base)}.{name if name != '__dict__' else '*'}")
             case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=base), _, *_]):
                 found.add(f"{base}.*")
+            case ast.Call(func=ast.Name(id="eval")) | ast.Subscript(value=ast.Call(func=ast.Name(id="globals"))):
+                found.add("*")
     return found
 
 
@@ -319,6 +332,8 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return None
     if names & _SPARSE_PRODUCTS:
         return SPARSE
+    if any(name.partition(".")[0] in _COMPILED for name in names):
+        return COMPILED
     if (what := imprecise(module, call)) is not None:
         return None if _is_wide(module, call) else what
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))

@@ -22,15 +22,16 @@ Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
 
 
 def check_used(module: Module, project: Project, together: Sequence[Module], find: Find) -> list[Module]:
-    """The files that the script uses; raises Refused if one of them has what half precision cannot run, unless it
-    is named, too, and gets its own fix."""
+    """The files that the script uses, and those named that use it; raises Refused if one of the former has what half
+    precision cannot run, unless it is named, too, and gets its own fix."""
     named = {os.path.abspath(one.path) for one in together}
-    seen = used_by(module, project)
+    seen, users = used_by(module, project), list[Module]()
     if len(together) <= FEW:  # a script that is named, too, and imports this one may bring the model
         for other in together:
             brought = list(_imported(other, Project.around(other, tuple(map(str, project.roots)))))
             if any(os.path.realpath(one.path) == os.path.realpath(module.path) for one in brought):
                 seen += brought
+                users.append(other)
     words = [word for code in CRASHES & knowledge.rules().keys() for word in knowledge.rules()[code].triggers]
     for used in seen:
         bare = next((cls for cls, _ in custom_functions(used)), None)
@@ -51,7 +52,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
                     f"{place} cannot run in half precision: {finding.message}",
                     f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
                 )
-    return seen
+    return [*seen, *users]
 
 
 _used: WeakKeyDictionary[Module, tuple[tuple[Path, ...], list[Module]]] = WeakKeyDictionary()

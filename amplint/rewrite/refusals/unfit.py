@@ -128,7 +128,7 @@ def plays(module: Module) -> bool:
     for node in ast.walk(module.tree):
         match node:
             case ast.Assign(
-                targets=[ast.Tuple(elts=[_, _, _, _, *_]) as answer],
+                targets=[ast.Tuple(elts=[_, _, _, *_]) as answer],
                 value=ast.Call(func=ast.Attribute(attr="step"), args=[_]) as step,
             ):
                 if _ANSWERS.search(ast.unparse(answer)) or "env" in ast.unparse(step.func).lower():

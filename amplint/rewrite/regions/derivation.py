@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Collection, Iterator
 
 from amplint.rewrite.regions.lifts import BOOKKEEPING, Lifts
@@ -100,15 +101,27 @@ def _runs(block: list[ast.stmt], barriers: Collection[ast.AST]) -> list[range]:
 
 def of_model(node: ast.AST, lifts: Lifts) -> bool:
     match node:
-        case ast.Call(func=ast.Name(id=name), args=[_, *_]):
-            return name in lifts.wrappers | lifts.taken
+        case ast.Call(func=ast.Name(id=name), args=[_, *_]) if name in lifts.wrappers | lifts.taken:
+            return True
         case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[_, *_]) if (
             name in lifts.templates
         ):
             return True
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name), args=[_, *_]):
-            return name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in lifts.models
-    return False
+            if name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in lifts.models:
+                return True
+    return _is_given_model(node, lifts)
+
+
+def _is_given_model(node: ast.AST, lifts: Lifts) -> bool:
+    """Whether a function that amplint has not looked into is given a model: `diffusion.p_loss(model, x)`."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if not name[:1].islower() or name in BOOKKEEPING | lifts.own or hasattr(builtins, name):
+        return False
+    given = (*node.args, *(one.value for one in node.keywords))
+    return any(isinstance(one, ast.Name | ast.Attribute) and ast.unparse(one) in lifts.models for one in given)
 
 
 def _calls(statement: ast.stmt) -> bool:
@@ -131,8 +144,10 @@ def path(node: ast.AST) -> str:
 
 def stored(statement: ast.AST) -> set[str]:
     """The names and fields that a statement assigns, or adds something to."""
-    found = set()
+    found, inner = set(), _of_comprehensions(statement)
     for node in ast.walk(statement):
+        if node in inner:
+            continue
         match node:
             case ast.Name(ctx=ast.Store()) | ast.Attribute(ctx=ast.Store()) | ast.Subscript(ctx=ast.Store()):
                 found.add(path(node))
@@ -170,6 +185,21 @@ def read(node: ast.AST) -> set[str]:
 
 
 def _read(node: ast.AST) -> Iterator[str]:
+    own = _of_comprehensions(node)
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Name | ast.Attribute) and isinstance(inner.ctx, ast.Load) and (found := path(inner)):
+        if inner in own or not isinstance(inner, ast.Name | ast.Attribute) or not isinstance(inner.ctx, ast.Load):
+            continue
+        if found := path(inner):
             yield found
+
+
+def _of_comprehensions(code: ast.AST) -> set[ast.AST]:
+    """The variables of the comprehensions in some code, which nothing outside of them sees."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(code):
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            names = {one.id for made in node.generators for one in ast.walk(made.target) if isinstance(one, ast.Name)}
+            first = set(ast.walk(node.generators[0].iter))  # is evaluated outside
+            inside = (one for one in ast.walk(node) if isinstance(one, ast.Name) and one.id in names)
+            found |= {one for one in inside if one not in first}
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Sequence
 
 from amplint.rewrite.fixes import suite_of
@@ -21,6 +22,8 @@ _SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
 _STRICT = frozenset(
     "mm bmm matmul addmm baddbmm einsum linear index_copy_ index_add_ scatter_ scatter_add_ masked_scatter_".split()
 )
+# What may hand the values on to code that knows no half precision (OpenCV, boxes in pixels), or measures by them.
+_MEASURES = re.compile(r"post_?proc|decod|nms|suppress|boxes|bbox|detect|evaluator|coco", re.IGNORECASE)
 Region = tuple[ast.stmt, ...]
 
 
@@ -118,7 +121,8 @@ def _called(module: Module, code: ast.AST) -> set[str]:
 
 def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
     """Whether what a region makes is multiplied with, or put into, something that may be float32 behind it, where
-    nothing casts; or what the model returns is exponentiated there, which half precision can do only up to 11."""
+    nothing casts; or what the model returns is exponentiated there, which half precision can do only up to 11, or
+    given to what makes boxes or the like of it."""
     module, names = reading.module, set().union(*map(stored, region))
     scope = module.function(region[0]) or module.tree
     last = region[-1].end_lineno or 0
@@ -127,6 +131,10 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
         match node:
             case ast.Call(func=ast.Attribute(attr="exp" | "exp_" | "expm1")) if node.lineno > last:
                 if any(isinstance(one, ast.Name) and one.id in outputs for one in ast.walk(node)):
+                    return True
+                continue
+            case ast.Call(func=function, args=given) if node.lineno > last and _MEASURES.search(ast.unparse(function)):
+                if any(isinstance(one, ast.Name) and one.id in outputs for one in given):
                     return True
                 continue
             case ast.BinOp(op=ast.MatMult()):

@@ -43,6 +43,7 @@ class Lifts:
     models: set[str] = field(default_factory=set)
     wrappers: set[str] = field(default_factory=set)  # objects that were given a model: `decoder = Decoder(net)`
     taken: set[str] = field(default_factory=set)  # from a list of which other models are called: `net = nets[0]`
+    own: set[str] = field(default_factory=set)  # functions of the file, which were looked into
     templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
     fields: dict[ast.AST, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -75,13 +76,23 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.templates |= {one.name for one in body if isinstance(one, ast.FunctionDef) and abstract(one)}
             case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
                 found.models.add(ast.unparse(model))
-    for node in ast.walk(module.tree):
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=made, args=[given, *_])) if (
-                getattr(made, "id", getattr(made, "attr", ""))[:1].isupper() and ast.unparse(given) in found.models
+    for node in module.nodes(ast.Assign):
+        match node.targets, _moved(node.value):
+            case [ast.Name(id=name)], ast.Call(func=made, args=[given, *_]) if (
+                getattr(made, "id", getattr(made, "attr", ""))[:1].isupper()
+                and ast.unparse(given) in found.models | found.wrappers
             ):
                 found.wrappers.add(name)
+    found.own = {one.name for one in module.nodes(ast.FunctionDef)}
     return found
+
+
+def _moved(value: ast.expr) -> ast.expr:
+    """What an object is before it is moved: `Trainer(net).to(device)`."""
+    match value:
+        case ast.Call(func=ast.Attribute(value=inner, attr="to" | "cuda")):
+            return inner
+    return value
 
 
 def standing(event: events.Event) -> Iterator[ast.AST]:

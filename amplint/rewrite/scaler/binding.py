@@ -12,17 +12,22 @@ from amplint.source.module import FunctionNode, Module
 UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
 SOMETIMES = "the optimizer exists only under some conditions"
 SEVERAL = "the optimizer is bound in several places"
+_PLAIN = (  # in a condition that is answered alike twice
+    ast.Name, ast.Attribute, ast.Constant, ast.Compare, ast.UnaryOp, ast.BoolOp,
+    ast.expr_context, ast.cmpop, ast.unaryop, ast.boolop,
+)  # fmt: skip
 
 
 def bound_at(module: Module, text: str, found: Sequence[ast.stmt], use: ast.AST) -> ast.stmt:
     """The statement behind which a name or field has its optimizer, of those that bind it: the one that does, the
     `if … elif …` whose arms do, or the first, where later phases bind it again. `= None` is only a placeholder."""
     real = [one for one in found if not (isinstance(one, ast.Assign | ast.AnnAssign) and _is_none(one.value))]
+    real = [one for one in real if not _gives_back(module, text, one)]
     if not real:
         raise Refused(UNSEEN, BY_HAND)
     if not all(isinstance(one, ast.Assign | ast.AnnAssign) for one in real):
         raise Refused("the optimizer is bound by a loop, a `with` or an import", BY_HAND)
-    statement = real[0] if len(real) == 1 else _first(module, text, found, real)
+    statement = real[0] if len(real) == 1 else _first(module, text, found, real, use)
     own = conditions_above(module, use)
     above = conditions_above(module, statement)
     while above and not _holds(above[0], own) and (only := _only_way(*above[0])) is not None:
@@ -69,16 +74,36 @@ def _holds(condition: tuple[ast.AST, str], own: Sequence[tuple[ast.AST, str]]) -
     asked = ast.unparse(node.test)
     if asked in ("__name__ == '__main__'", "'__main__' == __name__"):
         return True
-    plain = all(
-        isinstance(one, ast.Name | ast.Attribute | ast.Constant | ast.Compare | ast.expr_context | ast.cmpop)
-        for one in ast.walk(node.test)
-    )
+    plain = all(isinstance(one, _PLAIN) for one in ast.walk(node.test))
     return plain and any(
         isinstance(other, ast.If) and other_arm == arm and ast.unparse(other.test) == asked for other, other_arm in own
     )
 
 
-def _first(module: Module, text: str, found: Sequence[ast.stmt], real: Sequence[ast.stmt]) -> ast.stmt:
+def _gives_back(module: Module, text: str, statement: ast.stmt) -> bool:
+    """`optimizer = decayed(optimizer, epoch)`, where a function of the file returns what it is given."""
+    match statement:
+        case ast.Assign(targets=[target], value=ast.Call(func=ast.Name(id=name), args=given, keywords=named)):
+            functions = [one for one in module.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+        case _:
+            return False
+    if len(functions) != 1:
+        return False
+    names = [one.arg for one in (*functions[0].args.posonlyargs, *functions[0].args.args)]
+    passed = [*zip(names, given, strict=False), *((one.arg, one.value) for one in named)]
+    same = {parameter for parameter, value in passed if ast.unparse(value) == text}
+    nodes = [node for node in ast.walk(functions[0]) if module.function(node) is functions[0]]
+    same -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+    place = next((index for index, one in enumerate(targets) if ast.unparse(one) == text), 0)
+    returned = []
+    for value in (node.value for node in nodes if isinstance(node, ast.Return)):
+        parts = value.elts if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [value]
+        returned.append(parts[place] if len(parts) == len(targets) else None)
+    return bool(returned) and all(isinstance(one, ast.Name) and one.id in same for one in returned)
+
+
+def _first(module: Module, text: str, found: Sequence[ast.stmt], real: Sequence[ast.stmt], use: ast.AST) -> ast.stmt:
     """The statement of the block around all that bind a name behind which it is bound for the first time."""
     functions = {module.function(one) for one in real}
     if len(functions) > 1:
@@ -96,7 +121,7 @@ def _first(module: Module, text: str, found: Sequence[ast.stmt], real: Sequence[
     binding = [index for index, one in enumerate(block) if any(inner in real for inner in ast.walk(one))]
     last = binding[0]
     for index in binding[1:]:
-        if any(_mentions(one, text) for one in block[last + 1 : index]) or not isinstance(
+        if any(_mentions(one, text) for one in block[last + 1 : index + 1]) or not isinstance(
             block[index], ast.If | ast.Assign
         ):
             break
@@ -109,6 +134,9 @@ def _first(module: Module, text: str, found: Sequence[ast.stmt], real: Sequence[
         if one in [block[i] for i in binding]
     )
     if not simple or not (block[binding[0]] in real or placeholder or arms > 1):
+        own, above = conditions_above(module, use), conditions_above(module, real[0])
+        if all(_holds(one, own) for one in above) and real[0] not in module.ancestors(use):
+            return real[0]  # bound whenever it is used; what comes after it binds it again
         raise Refused(SEVERAL, "bind it once, or convert it by hand")
     return block[last]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.changes import Changes
 from amplint.rewrite.fixes import suite_of
@@ -215,8 +216,10 @@ class Maker:
         return module not in files.named or bool(other_users(function, module, files.named, files.roots))
 
     def _states(self, scaler: ScalerPlan, reach: Reach) -> dict[str, None]:
-        """Save and restore the scaler's state with that of its optimizers, in every file that does so."""
+        """Save and restore the scaler's state with that of its optimizers, in every file that does so; what nothing
+        saves is not restored."""
         done: dict[str, None] = {}
+        edited: list[Edit] = []
         home = reach.home
         places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
         if home.in_class:
@@ -229,7 +232,7 @@ class Maker:
                 state_edits(home.module, code, other, other.outside),
                 file_edits(home.module, code, other, other.outside),
             ):
-                self.changes.edits += made
+                edited += made
                 done.update(said)
         for function, (module, name) in savers(reach, self.aim.files).items():
             if module is not home.module and self._stays(function, module):
@@ -245,8 +248,11 @@ class Maker:
                 places.append((module, function, [owner_of(plan) for plan in scaler.steps]))
         for module, code, names in places:
             for made, said in (state_edits(module, code, reach, names), file_edits(module, code, reach, names)):
-                self.changes.edits += made
+                edited += made
                 done.update(said)
+        if "saved in" not in done:
+            return {}
+        self.changes.edits += edited
         return done
 
 

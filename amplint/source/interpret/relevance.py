@@ -121,7 +121,7 @@ class Relevance:
         if code in facts.steps or (self._numerics and code in facts.numeric):
             return True
         words = facts.words[code]
-        if self._names & words or (words & _HALF and words & self._beginning):
+        if self._names & words or ((words & _HALF or "forward" in words) and words & self._beginning):
             return True
         if not self._texts:
             return False
@@ -130,7 +130,8 @@ class Relevance:
 
     @cached_property
     def _beginning(self) -> set[str]:
-        """The functions that begin by a rule's word: who calls them with a half dtype decides what they find."""
+        """The functions that begin by a rule's word: who calls them, with a half dtype or in a model's forward, decides
+        what they find."""
         words = self._facts.words.items()
         return {code.name for code, held in words if held & self._names and isinstance(code, Code)}
 
