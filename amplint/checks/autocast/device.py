@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import is_autocast
-from amplint.checks.autocast.options import is_about_amp
+from amplint.checks.autocast.options import is_about_amp, options_of
 from amplint.checks.autocast.placement import asks_for_device, moves_to_any_device, runs_on_cpu
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
@@ -124,6 +124,10 @@ def _index(script: Script, module: Module, argument: ast.expr, sides: list[Value
             case Sym(kind="call", parts=("str", Value() as inner)):
                 if _str_has_index(script, inner):
                     return text(module, argument)
+            case Sym(kind="attr", parts=(Sym(), str() as field)):
+                option = options_of(module).get(field) if "add_argument" in module.text else None
+                if option is not None and option.kind == "text" and ":" in str(option.default):
+                    return f"{text(module, argument)} ({option.flag}, by default {option.default})"
     if isinstance(argument, ast.Name | ast.Attribute) and _counts_devices(module, ast.unparse(argument)):
         return text(module, argument)
     return None

@@ -33,7 +33,9 @@ _STRICT = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "einsum", "tensordot", "lerp"), 2),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "scaled_dot_product_attention"), 3),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "grid_sample", "grid_sampler", "bilinear"), 2),
+    **dict.fromkeys(("binary_cross_entropy", "huber_loss"), 2),
 }
+_IN_BACKWARD = frozenset(("huber_loss",))  # whose forward takes what its backward does not
 _FLOATS = (*HALF, "float32")
 
 
@@ -286,6 +288,8 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
             continue
         if enabled(event) is not None and not (_in_place(event) or event.name == "lerp"):
             continue
+        if event.name in _IN_BACKWARD and not (event.grad and any(True for _ in script.events(events.Backward))):
+            continue
         operands = list(_operands(event))[:count]
         pair = next(
             ((one, two) for one in operands for two in operands if _clash(one, two) and one.dtype in HALF), None
@@ -295,7 +299,8 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP508",
             event,
-            f"{event.name} of {named(pair[0].dtype)} and {pair[1].dtype}: RuntimeError, the dtypes must be the same",
+            f"{event.name} of {named(pair[0].dtype)} and {pair[1].dtype}: RuntimeError"
+            f"{' in backward' if event.name in _IN_BACKWARD else ''}, the dtypes must be the same",
             evidence=evidence(script, *pair),
             help="cast one to the dtype of the other, or run it under autocast (in-place forms are never cast)",
         )
