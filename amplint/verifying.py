@@ -223,7 +223,7 @@ class _Verification:
             "against": self.against or "",
             "dtype": self.dtype,
             "steps": self.options["steps"],
-            "seeds": self.options["seeds"],
+            "seeds": len(self.fp32),
             "launcher": self.options["launcher"] or "",
             "accumulate": self.options["accumulate"],
         }

@@ -43,6 +43,8 @@ class Places:
         """Put the user's places into what a run left."""
         for step in run.steps:
             step["losses"] = [[self.site(site), loss] for site, loss in step["losses"]]
+        if run.problem and run.answer.get("place"):
+            run.problem += f" ({self.site(run.answer['place'])})"
         for fault in run.answer.get("faults", ()):
             fault["place"] = self.site(fault.get("place") or "")
         for line in run.answer.get("lines", ()):

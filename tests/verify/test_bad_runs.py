@@ -76,7 +76,7 @@ BAD = [
     ),
     (
         train(inside="if step == 12: raise ValueError('no data')"),
-        "in FP32 already, train.py crashed after 13 optimizer steps: V",
+        "in FP32 already, train.py crashed after 13 optimizer steps: ValueError: no data (train.py:16)",
     ),
     ("import torch\nx = 1 +\n", "train.py: "),
     ("import torch\nprint('no model here')", "amplint fix finds no training step"),

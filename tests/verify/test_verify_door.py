@@ -156,6 +156,9 @@ def test_a_crash_is_the_scripts(tmp_path):
     """
     answer, told, said = child(tmp_path, script)
     assert answer["ended"] == "error" and answer["error"] == "crashed after 2 optimizer steps: ValueError: bad batch"
+    lines = (tmp_path / "train.py").read_text().splitlines()
+    row = next(row for row, line in enumerate(lines, 1) if "raise ValueError" in line)
+    assert answer["place"] == f"{tmp_path / 'train.py'}:{row}"
     assert len(told) == 2 and "in batches" in said and "amplint" + os.sep not in said
 
 

@@ -16,7 +16,7 @@ import torch
 from amplint.graph import policy
 from amplint.graph.child import answer, device, observe, script
 from amplint.graph.child.answer import describe, say
-from amplint.verify.child import hooks, meters, outside, seeds
+from amplint.verify.child import hooks, lines, meters, outside, seeds
 from amplint.verify.child.counting import Counting
 from amplint.verify.child.probe import Probe
 from amplint.verify.child.records import Records
@@ -32,7 +32,7 @@ def verify(folder: str, job: dict[str, Any]) -> NoReturn:
     probe = under_probe(folder, job)
     names = script.as_main(path, [shown, *job["arguments"]])
     say(folder, "script")
-    problem = ""
+    problem = place = ""
     try:
         script.execute(path, names)
         script.wait()
@@ -42,10 +42,10 @@ def verify(folder: str, job: dict[str, Any]) -> NoReturn:
         os._exit(130)
     except BaseException as error:
         script.show(error)
-        problem = _crashed(error, probe.records)
+        problem, place = _crashed(error, probe.records), lines.shown(lines.raised(error))
     if os.getpid() != main:  # a process that the script forked off
         os._exit(bool(problem))
-    ended(probe, problem)
+    ended(probe, problem, place)
 
 
 def under_probe(folder: str, job: dict[str, Any]) -> Probe:
@@ -103,24 +103,24 @@ def _process_ended(probe: Probe) -> None:
         finish(probe, "script")
 
 
-def ended(probe: Probe, problem: str) -> NoReturn:
+def ended(probe: Probe, problem: str, place: str = "") -> NoReturn:
     """The script is at its end, before its time."""
     if probe.records.answered():  # by one of its processes
         os._exit(0)
     steps = probe.records.taken()
     if not steps and not problem:
         problem = "ended without an optimizer step" + probe.hint()
-    finish(probe, "error" if problem else "script", problem, steps)
+    finish(probe, "error" if problem else "script", problem, steps, place)
 
 
-def finish(probe: Probe, how: str, problem: str = "", steps: int | None = None) -> NoReturn:
+def finish(probe: Probe, how: str, problem: str = "", steps: int | None = None, place: str = "") -> NoReturn:
     """Say what was seen, and end the process."""
     counting, meter = probe.counting, probe.meters
     told: dict[str, Any] = {"ended": how}
     if steps is not None:
         told["steps"] = steps
     if problem:
-        told["error"] = problem
+        told |= {"error": problem, "place": place}
     probe.off = True
     with probe.own():
         told |= counting.told() if counting else _UNCOUNTED

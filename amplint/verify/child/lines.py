@@ -33,6 +33,16 @@ def here(depth: int = 2) -> Line:
     return innermost(depth + 1)[1]
 
 
+def raised(error: BaseException) -> Line:
+    """The user's line at which an error came up."""
+    found, at = NOWHERE, error.__traceback__
+    while at is not None:
+        if is_own(at.tb_frame.f_code.co_filename):
+            found = (at.tb_frame.f_code.co_filename, at.tb_lineno)
+        at = at.tb_next
+    return found
+
+
 def _line(frame: FrameType) -> Line:
     code = frame.f_code
     key = (id(code), frame.f_lasti)
