@@ -165,7 +165,17 @@ class Book(torch.nn.Module):
         total = x.t() @ x.argmax(1, keepdim=True)
         self.sums.data.mul_(0.99).add_(total, alpha=0.01)
         return x - self.sums.mean(0)
+class Normed(torch.nn.Module):
+    def forward(self, x):
+        v = self.v
+        v.data = unit(torch.mv(self.weight.t(), self.u.data))
+        self.u.data = F.normalize(torch.mv(self.weight, v.data), dim=0)
+        return x / self.u.dot(self.weight.mv(v))
+class Camera(torch.nn.Module):
+    def forward(self, depth):
+        return depth * torch.matmul(self.inv_K, self.pix_coords)
 """
+APART = "under torch.autocast(device_type, enabled=False)"
 BOUNDED = (
     "loss.py:14 keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p); "
     "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits"
@@ -179,7 +189,19 @@ IMPRECISE = {  # what is made, the loss: what is written, or said
         "book = Book()",
         "book(model(x)).mean()",
         "loss.py:37 averages products over the batch in a buffer, where what half precision loses stays; "
-        "compute them on .float() under torch.autocast(device_type, enabled=False)",
+        f"compute them on .float() {APART}",
+    ),
+    "a parameter that is set": (
+        "normed = Normed()",
+        "normed(model(x)).mean()",
+        "loss.py:42 sets a parameter to a product, and in half precision it would be a half tensor from then on; "
+        f"compute it on .float() {APART}",
+    ),
+    "pixels of a camera": (
+        "cameras = {}\nfor scale in range(4):\n    cameras[scale] = Camera()",
+        "cameras[0](model(x)).mean()",
+        "loss.py:47 multiplies coordinates of pixels, which half precision rounds to half a pixel; "
+        f"compute them on .float() {APART}",
     ),
     "a list that is filled": (
         "several = torch.nn.ModuleList([])\nseveral.append(Focal())",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from amplint.rewrite.islands.numbers import BOUND, BUFFER, WORDS, imprecise
+from amplint.rewrite.islands.numbers import BOUND, BUFFER, PARAMETER, PIXELS, WORDS, imprecise
 from amplint.rewrite.models.used import used_by
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.regions.derivation import path
@@ -79,6 +79,7 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
             raise refusal(hit)
 
 
+APART = "compute them on .float() under torch.autocast(device_type, enabled=False)"
 _SAID = {
     COMPILED: (
         "computes its loss with a compiled kernel, which takes float32 only",
@@ -94,7 +95,12 @@ _SAID = {
     ),
     BUFFER: (
         "averages products over the batch in a buffer, where what half precision loses stays",
-        "compute them on .float() under torch.autocast(device_type, enabled=False)",
+        APART,
+    ),
+    PIXELS: ("multiplies coordinates of pixels, which half precision rounds to half a pixel", APART),
+    PARAMETER: (
+        "sets a parameter to a product, and in half precision it would be a half tensor from then on",
+        APART.replace("them", "it"),
     ),
 }
 
@@ -267,9 +273,9 @@ class Names:
 
 
 def _bound(target: ast.expr) -> set[str]:
-    """The names, and the fields of `self`, that an assignment binds."""
+    """The names, and the fields of `self`, that an assignment binds, or puts something into."""
     parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
-    return {ast.unparse(part).removeprefix("self.") for part in parts if isinstance(part, ast.Name | ast.Attribute)}
+    return {path(part).removeprefix("self.") for part in parts} - {""}
 
 
 def _trains(node: ast.AST) -> bool:

@@ -1,27 +1,47 @@
-"""What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite,
-and a buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once."""
+"""What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite, a
+buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that
+a camera's matrix makes are off by half of one, and a parameter that becomes a product is half from then on."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.source.module import Module
 
-BOUND, BUFFER = "a bound", "a buffer"
-WORDS = r"clamp_?|clip_?|register_buffer"
+BOUND, BUFFER, PIXELS, PARAMETER = "a bound", "a buffer", "pixels", "a parameter"
+WORDS = r"clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
+_CAMERA = re.compile(r"inv_K|K_inv|pix(el)?_coords|cam_(points|coords)")
 _NEAR = 1 - 2.0**-9  # what bfloat16 rounds to 1; float16 does from 1 - 2**-12 on
 _CLAMPS = frozenset(("clamp", "clamp_", "clip", "clip_"))
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
 _FLOAT32 = frozenset(("softmax", "float", "double", "exp"))
-_PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum"))
+_PRODUCTS = frozenset(("matmul", "mm", "bmm", "mv", "einsum"))
 
 
 def imprecise(module: Module, call: ast.Call) -> str | None:
-    """Which of the two a call is."""
+    """Which of these a call is."""
     if _near_one(module, call):
         return BOUND
-    return BUFFER if _averages(module, call) else None
+    if _averages(module, call):
+        return BUFFER
+    if _multiplies(call):
+        if any(_CAMERA.fullmatch(getattr(node, "attr", getattr(node, "id", ""))) for node in ast.walk(call)):
+            return PIXELS
+        statement = module.statement(call)
+        normal = any(getattr(node, "attr", "") == "normalize" for node in ast.walk(statement))  # float32 under autocast
+        targets = () if normal else getattr(statement, "targets", ())
+        if any(isinstance(one, ast.Attribute) and one.attr == "data" for one in targets):
+            return PARAMETER
+    return None
+
+
+def _multiplies(call: ast.Call) -> bool:
+    """Whether a call is a product of matrices, of what nothing made float32."""
+    if getattr(call.func, "attr", "") not in _PRODUCTS:
+        return False
+    return not any(getattr(node, "attr", "") in _FLOAT32 for node in ast.walk(call))
 
 
 def _near_one(module: Module, call: ast.Call) -> bool:
