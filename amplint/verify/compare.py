@@ -189,13 +189,13 @@ def _course(name: str, index: int, runs: Runs, dtype: str, verdict: Verdict) -> 
         return False
     means = [windows(curve.values, places) for curve in seeds]
     size = [max(abs(one), 0.05 * _size(seeds[0].values)) for one in means[0]]
-    noise, by = _noise(means, seeds[0].values, places), f"{len(seeds)} FP32 seeds differ"
+    noise, by = _noise(means, seeds[0].values, places), f"what {len(seeds)} FP32 seeds differ by"
     floor = [FLOORS[dtype] * one for one in size]
     drift: list[float] = []
     if pairs:
         floor = [_MEASURED * one for one in floor]
         drift = _drift([_between(one, two, places) for one, two in pairs])
-        by = by if sum(noise) < sum(drift) else "FP32 differs from itself off by a rounding"
+        by = by if sum(noise) < sum(drift) else f"{_FARTHER:g} times as far as rounding alone moves FP32"
         noise = list(map(min, noise, drift))
     apart = [_between(half, reference, places) for half, reference in zip(halves, references, strict=False)]
     agreed, allowed = _agreed(apart, noise, drift, floor)
@@ -203,7 +203,7 @@ def _course(name: str, index: int, runs: Runs, dtype: str, verdict: Verdict) -> 
     relative = sorted(one / (whole or 1e-300) for one, whole in zip(allowed, size, strict=True))[len(size) // 2]
     verdict.relative = max(verdict.relative, min(relative, 1e6))
     verdict.why = verdict.why or (
-        f"what {by} by in a window of {places[0][1]} steps"
+        f"{by} in a window of {places[0][1]} steps"
         if any(a > b for a, b in zip(noise, floor, strict=True))
         else f"the floor for {dtype}: rounding"
     )

@@ -48,7 +48,8 @@ class Places:
         for fault in run.answer.get("faults", ()):
             fault["place"] = self.site(fault.get("place") or "")
         for line in run.answer.get("lines", ()):
-            line["path"], line["line"] = self.theirs(line["path"], line["line"])
+            if line["path"]:
+                line["path"], line["line"] = self.theirs(line["path"], line["line"])
 
 
 def shown(path: str) -> str:

@@ -200,7 +200,7 @@ def test_what_rounding_does_is_allowed_and_no_more():
     assert judge(far, fp32).word == SAME
     verdict = judge(near, fp32, rounded=rounded)
     assert verdict.word == SAME and verdict.relative < 0.01, verdict.reasons
-    assert verdict.why == "what FP32 differs from itself off by a rounding by in a window of 6 steps"
+    assert verdict.why == "4 times as far as rounding alone moves FP32 in a window of 6 steps"
     verdict = judge(far, fp32, rounded=rounded)
     assert verdict.word == DIFFERENT and verdict.doubts == {"curve"}
 

@@ -328,3 +328,9 @@ def test_what_no_run_can_change_needs_no_more(script, monkeypatch):
 def test_a_first_loss_that_differs_asks_whether_the_script_does_the_same_again(script, monkeypatch):
     names, done = told(monkeypatch, offset=3.0)
     assert "FP32, seed 0 again" in names and done.exit_code == 1
+
+
+def test_what_ran_at_no_line_of_the_users_has_no_place(script):
+    made = Run("amp", 0, answer={"lines": [line(), line(0) | {"path": ""}]})
+    Places(Workspace("")).settle(made)
+    assert [(one["path"], one["line"]) for one in made.answer["lines"]] == [("train.py", 9), ("", 0)]
