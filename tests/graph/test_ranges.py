@@ -253,6 +253,15 @@ def test_the_likeliest_class_has_a_logarithm_of_zero() -> None:
     _sound(found, analyse(found, {"x": Declared(-60, 60)}, strict=True))
 
 
+@pytest.mark.parametrize(
+    "shrinks", [torch.log, torch.log1p, torch.asinh, lambda x: x**0.1, lambda x: x ** torch.full_like(x, 0.1)]
+)
+def test_what_overflowed_stays_infinite(shrinks: Callable[[Tensor], Tensor]) -> None:
+    """Found by a random program: exp is infinite in FP32 from 89 on, and so is its logarithm."""
+    found = captured(lambda x: shrinks(torch.exp(x)), torch.tensor([-60.0, 100.0, 1000.0]))
+    _sound(found, analyse(found, {"x": Declared(-60, 1000)}, strict=True))
+
+
 # Random programs on tensors of (4, 8): each step takes what earlier steps gave.
 ONE: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.relu.default, ()),

@@ -109,6 +109,10 @@ def interval(box: Box, function: Function, points: Sequence[float] = ()) -> tupl
     """The sound range of a function that is monotone between these points."""
     low, high = box.low.clamp(-LARGE, LARGE), box.high.clamp(-LARGE, LARGE)
     ends = [function(low), function(high)]
+    limits = [
+        torch.where(end.isinf(), function(end), value) for end, value in zip((box.low, box.high), ends, strict=True)
+    ]
+    ends = [torch.where(limit.isnan(), value, limit) for limit, value in zip(limits, ends, strict=True)]  # inf ** 0.1
     ends += [function(torch.minimum(torch.maximum(torch.full_like(low, point), low), high)) for point in points]
     both = torch.stack(ends)
     least, most = both.amin(0), both.amax(0)
@@ -225,7 +229,7 @@ def _log(call: Call) -> Box:
     function: Function = getattr(torch, call.name)
     edge = -1.0 if call.name == "log1p" else 0.0
     low = torch.where(box.low <= edge, -math.inf, function(box.low.clamp_min(edge).clamp_max(LARGE)))
-    high = function(box.high.clamp(edge, LARGE))
+    high = function(box.high.clamp_min(edge))
     hits = box.zero and edge == 0 and bool((box.low <= 0).any())
     inside = replace(box, cells=_above(box.cells, edge))
     known = {"infinite": hits or box.infinite}
@@ -368,7 +372,7 @@ def _pow_tensor(call: Call, box: Box, power: Box) -> Box:
     """b^x for a positive base: exp(x log b)."""
     if bool((box.low <= 0).any()):
         return make(call.shape, -math.inf, math.inf)
-    base = [box.low.log(), box.high.clamp_max(LARGE).log()]
+    base = [box.low.log().clamp_max(LARGE), box.high.log().clamp_max(LARGE)]
     corners = [b * x.clamp(-LARGE, LARGE) for b in base for x in (power.low, power.high)]
     both = together(corners)
     guess = [b.clamp_min(1e-38).log() * x for b in (box.bottom, box.top) for x in (power.bottom, power.top)]
