@@ -5,8 +5,8 @@ same batches. What is left between the two is rounding, and what training makes 
 weights are off by a rounding in each forward and backward, another one each time, are as far from FP32 as rounding
 alone drives this script. In a window of the loss curve AMP may be four times as far as the farthest of them is there or
 in a window beside it; never farther than half as much again as FP32's seeds are from each other; and always 0.2 % of
-the loss in FP16 and 1 % in BF16. Where AMP is farther, it is run from the other seeds, too: it differs if it does so
-every time.
+the loss (of its mean over the run, where it is below that) in FP16 and 1 % in BF16. Where AMP is farther, it is run
+from the other seeds, too: it differs if it does so every time.
 
 Without such runs of FP32 the seeds' spread is the measure, and the floor is what rounding may add up to: half's epsilon
 is 0.1 % in FP16 and 0.8 % in BF16, ten operations in a row make about ten times that, and half of it is left after the
@@ -188,7 +188,8 @@ def _course(name: str, index: int, runs: Runs, dtype: str, verdict: Verdict) -> 
     if count < LEAST or not places:
         return False
     means = [windows(curve.values, places) for curve in seeds]
-    size = [max(abs(one), 0.05 * _size(seeds[0].values)) for one in means[0]]
+    level = _size(seeds[0].values)  # a loss that has come down to nothing need not be as near as one that has not
+    size = [max(abs(one), level) for one in means[0]]
     noise, by = _noise(means, seeds[0].values, places), f"what {len(seeds)} FP32 seeds differ by"
     floor = [FLOORS[dtype] * one for one in size]
     drift: list[float] = []
