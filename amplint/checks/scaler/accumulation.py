@@ -192,6 +192,68 @@ def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP136")
+def backward_of_every_nth_alone(script: Script) -> Iterator[Finding]:
+    """Each micro-batch's loss is computed, but only every nth goes backward, divided by n as if all had."""
+    for step in script.events(events.Step):
+        module = step.module
+        due = next(
+            (one for one in module.ancestors(step.node) if isinstance(one, ast.If) and _has_modulo(one.test)), None
+        )
+        own = [b for b in script.events(events.Backward) if same_function(b, step) and b.loops == step.loops]
+        if due is None or not step.loops or not own or not all(_stands_in(module, b.node, due) for b in own):
+            continue
+        share = next((one for one in walk(due) if _divides(module, one, due.test)), None)
+        loss = _of_each_round(module, own[0].node, due, step.loops[-1].node)
+        if share is None or loss is None:
+            continue
+        yield found_at(
+            "AMP136",
+            module,
+            own[0].node,
+            "every micro-batch's loss is computed, but only every few goes backward, divided by their number: the "
+            "others are thrown away, and the step is that much smaller",
+            evidence=[
+                (module, loss, "computed for every micro-batch"),
+                (module, share, "divided as if all were added up"),
+                (module, own[0].node, "and differentiated only where the step is due"),
+            ],
+            help="divide and go backward in every micro-batch; step, update and zero_grad only where the step is due",
+        )
+
+
+def _stands_in(module: Module, node: ast.AST, branch: ast.If) -> bool:
+    """Whether something stands in the body of a branch."""
+    around = {node, *module.ancestors(node)}
+    return any(statement in around for statement in branch.body)
+
+
+def _divides(module: Module, node: ast.AST, test: ast.expr) -> bool:
+    """Whether something is divided by the number that a condition counts to."""
+    counted = {
+        text(module, one.right) for one in walk(test) if isinstance(one, ast.BinOp) and isinstance(one.op, ast.Mod)
+    }
+    match node:
+        case ast.BinOp(op=ast.Div(), right=by) | ast.AugAssign(op=ast.Div(), value=by):
+            return text(module, by) in counted
+    return False
+
+
+def _of_each_round(module: Module, backward: ast.AST, due: ast.If, loop: ast.AST) -> ast.Assign | None:
+    """Where every round computes anew the loss that a branch differentiates: not where it adds to a sum of losses."""
+    names = {node.id for node in walk(backward) if isinstance(node, ast.Name) and "loss" in node.id.lower()}
+    outside = [node for node in walk(loop) if not _stands_in(module, node, due)]
+    for node in outside:
+        match node:
+            case ast.AugAssign(target=ast.Name(id=name)) if name in names:
+                return None
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
+                if any(isinstance(one, ast.Name) and one.id == name for one in walk(value)):
+                    return None
+    computed = (node for node in outside if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call))
+    return next((one for one in computed if isinstance(t := one.targets[0], ast.Name) and t.id in names), None)
+
+
 def _in_every_round(zero: events.Event, step: events.Step, backwards: list[events.Backward]) -> bool:
     """Whether the loop over micro-batches that runs backward and step sets gradients to zero in each round: not once
     before it (as every epoch does), and not under a condition of its own."""

@@ -22,9 +22,11 @@ from amplint.source.values import (
     FALSE,
     Checkpoint,
     Instance,
+    Object,
     Optimizer,
     Scaler,
     Sym,
+    Value,
 )
 from amplint.source.walk import walk
 
@@ -172,10 +174,10 @@ def _one_epoch(create: events.Create, backward: events.Backward) -> bool:
 @rule("AMP116")
 def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
     """A checkpoint holds the optimizer's state but not the scaler's."""
-    scalers = {b.scaler for b in script.events(events.Backward) if isinstance(b.scaler, Scaler)}
+    scalers: set[Value] = {b.scaler for b in script.events(events.Backward) if isinstance(b.scaler, Scaler)}
     scalers |= {s.scaler for s in script.events(events.Step) if isinstance(s.scaler, Scaler)}
-    scalers |= {c.value for c in script.events(events.Create) if isinstance(c.value, Scaler)}
-    scalers = {scaler for scaler in scalers if scaler.enabled != FALSE}
+    scalers |= {c.value for c in script.events(events.Create) if isinstance(c.value, Scaler | Object)}
+    scalers = {scaler for scaler in scalers if _scales(scaler)}
     if not scalers or _saves_scaler(script):
         return
     for save in script.events(events.Save):
@@ -183,7 +185,7 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             continue
         if not save.complete and not save.registers and save.mapping is None:
             continue
-        if _never_scaled(script, save):
+        if _never_scaled(script, save) or (save.mapping is save.node and not _holds_no_scaler(save.module, save.node)):
             continue
         maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
         if save.registers and maker is None:
@@ -200,6 +202,29 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
             fix=_save_scaler(script, save, maker),
         )
+
+
+def _scales(value: Value) -> bool:
+    """Whether a thing is a GradScaler that is not off for good, or a wrapper of one that is called instead."""
+    match value:
+        case Scaler():
+            return value.enabled != FALSE
+        case Object(kind="callable-scaler"):
+            return True
+    return False
+
+
+_HOLDERS = ("self", "trainer", "engine", "runner", "learner", "state", "accelerator", "fabric")
+
+
+def _holds_no_scaler(module: Module, call: ast.AST) -> bool:
+    """Whether nothing that a call is handed has, or may have, a scaler in it."""
+    if not isinstance(call, ast.Call) or any(isinstance(value, ast.Starred) for value in call.args):
+        return False
+    if any(keyword.arg is None for keyword in call.keywords):
+        return False
+    given = [text(module, value).lower() for value in (*call.args, *(keyword.value for keyword in call.keywords))]
+    return not any("scaler" in one or one.endswith(_HOLDERS) for one in given)
 
 
 def _save_scaler(script: Script, save: events.Save, maker: events.Create | None) -> Fix | None:
@@ -219,7 +244,7 @@ def _save_scaler(script: Script, save: events.Save, maker: events.Create | None)
 
 def _saves_scaler(script: Script) -> bool:
     """Whether the state of any scaler is saved or asked for."""
-    if any(isinstance(part, Scaler) for save in script.events(events.Save) for part in save.parts):
+    if any(isinstance(part, Scaler | Object) and _scales(part) for s in script.events(events.Save) for part in s.parts):
         return True
     names: set[str] = set()
     for event in script.events(events.Event):

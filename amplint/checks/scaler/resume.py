@@ -1,4 +1,4 @@
-"""Family 1, what a resumed run gets back, where the source says it in other ways than the state of an optimizer."""
+"""Family 1, what a resumed run gets back, where the source says it in other ways than by a load of a scaler's state."""
 
 from __future__ import annotations
 
@@ -7,123 +7,13 @@ import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule, text
+from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Severity
-from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.values import FALSE, Scaler
+from amplint.source.walk import walk
 
 _SCALER_NAMES = {"scaler", "grad_scaler", "amp_scaler", "loss_scaler"}
 _RESUMED = ("model", "checkpoint", "ckpt", "state", "snapshot", "resume")
-
-
-@rule("AMP116")
-def resumed_from_weights_alone(script: Script) -> Iterator[Finding]:
-    """What a script saves and loads again holds weights and no scaler's state."""
-    module = script.module
-    if not _scales(script) or "scaler.state_dict" in module.text or "amp.state_dict" in module.text:
-        return
-    loads = {(owner, path): call for owner, path, call in _loads(module)}
-    for owner, path, call in _saves(module):
-        again = loads.get((owner, path))
-        if again is not None:
-            yield found_at(
-                "AMP116",
-                module,
-                call,
-                "the run resumes from this file, and it holds weights alone: the loss scale starts at 65536 again, and "
-                "the optimizer without its state",
-                severity=Severity.NOTE,
-                evidence=[(module, again, "loaded again here")],
-                help="save a dict of the model's, the optimizer's and the scaler's state",
-            )
-
-
-def _scales(script: Script) -> bool:
-    """Whether losses are scaled: by a GradScaler, or by apex."""
-    if any(isinstance(c.value, Scaler) and c.value.enabled != FALSE for c in script.events(events.Create)):
-        return True
-    return any(
-        isinstance(node, ast.Call) and "apex.amp.initialize" in script.module.dotted(node.func)
-        for node in script.module.all_nodes
-    )
-
-
-@rule("AMP116")
-def apex_state_not_saved(script: Script) -> Iterator[Finding]:
-    """A state that holds the optimizer's holds nothing of apex.amp, which scales the losses."""
-    module = script.module
-    if "apex" not in module.text or "scale_loss" not in module.text or re.search(r"amp\w*\.state_dict", module.text):
-        return
-    made = [
-        call for call in module.nodes(ast.Call) if "apex.amp.initialize" in module.dotted(call.func) and _adapts(call)
-    ]
-    for mapping in module.nodes(ast.Dict) if made else ():
-        entry = _state_of_optimizer(mapping)
-        if entry is not None and not _mentions_amp(module, mapping):
-            yield found_at(
-                "AMP116",
-                module,
-                entry,
-                "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
-                "and skips steps",
-                evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
-                help="save amp.state_dict(), too, and load it behind amp.initialize",
-            )
-
-
-def _adapts(initialize: ast.Call) -> bool:
-    """Whether the loss scale is not fixed where amp is initialized."""
-    for keyword in initialize.keywords:
-        match keyword.arg, keyword.value:
-            case "loss_scale", ast.Constant(value=value) if value not in (None, "dynamic"):
-                return False
-            case "opt_level", ast.Constant(value="O0" | "O3"):
-                return False
-            case "enabled", ast.Constant(value=False):
-                return False
-    return True
-
-
-def _state_of_optimizer(mapping: ast.Dict) -> ast.expr | None:
-    """The entry that holds an optimizer's state, in a dict that holds a model's or a counter, too."""
-    for key, value in zip(mapping.keys, mapping.values, strict=True):
-        match key, value:
-            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr=method)) if len(mapping.keys) > 1:
-                if name.lower().startswith("optim") and re.fullmatch(r"(get_\w*)?state(_dict)?", method):
-                    return value
-    return None
-
-
-def _mentions_amp(module: Module, mapping: ast.Dict) -> bool:
-    """Whether the function adds something of amp, or of a loss scale, to the state in another way."""
-    function = module.function(mapping) or mapping
-    stored = re.findall(r"""\[\s*["'](\w+)["']\s*\]\s*=|["'](\w+)["']\s*:""", module.source(function))
-    return any(re.search(r"amp\b|amp_|scale", name.lower()) for pair in stored for name in pair)
-
-
-def _saves(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
-    """(whose weights, where to, the call) of each torch.save(x.state_dict(), path)."""
-    for node in module.all_nodes:
-        match node:
-            case ast.Call(args=[ast.Call(func=ast.Attribute(attr="state_dict", value=owner)), path]):
-                if "torch.save" in module.dotted(node.func):
-                    yield text(module, owner), _named(module, path), node
-
-
-def _loads(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
-    """(whose weights, where from, the call) of each x.load_state_dict(torch.load(path))."""
-    for node in module.all_nodes:
-        match node:
-            case ast.Call(
-                func=ast.Attribute(attr="load_state_dict", value=owner),
-                args=[ast.Call(args=[path, *_]) as loaded, *_],
-            ) if "torch.load" in module.dotted(loaded.func):
-                yield text(module, owner), _named(module, path), node
-
-
-def _named(module: Module, path: ast.expr) -> str:
-    """What names a file: the function that makes its name, or the expression itself."""
-    return text(module, path.func if isinstance(path, ast.Call) else path)
 
 
 @rule("AMP133")
@@ -134,10 +24,10 @@ def scaler_only_saved(script: Script) -> Iterator[Finding]:
     for node in module.all_nodes:
         if not isinstance(node, ast.Call):
             continue
-        name = _last(node.func)
+        name = last_name(node.func)
         if name == "load_state_dict" and "scaler" in text(module, node, 200):
             return
-        given = {_last(argument) for argument in (*node.args, *(keyword.value for keyword in node.keywords))}
+        given = {last_name(argument) for argument in (*node.args, *(keyword.value for keyword in node.keywords))}
         if "save" in name and given & _SCALER_NAMES and any("optim" in one for one in given):
             saves.append(node)
         elif ("load" in name or "resume" in name) and "pretrain" not in name and any(map(name.__contains__, _RESUMED)):
@@ -149,20 +39,12 @@ def scaler_only_saved(script: Script) -> Iterator[Finding]:
             "AMP133",
             module,
             loads[0],
-            f"{_last(saves[0].func)} is handed the scaler, {_last(loads[0].func)} gets nothing to restore one from: "
-            "the scale starts at 65536 again",
+            f"{last_name(saves[0].func)} is handed the scaler, {last_name(loads[0].func)} gets nothing to restore one "
+            "from: the scale starts at 65536 again",
             severity=Severity.NOTE,
             evidence=[(module, saves[0], "saved here"), (module, loads[0], "not restored here")],
             help="load the scaler's state where the rest of the checkpoint is loaded",
         )
-
-
-def _last(node: ast.AST) -> str:
-    """The last part of a dotted name: `scaler` of `trainer.scaler`."""
-    match node:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-    return ""
 
 
 def _foreign(module: Module, call: ast.Call) -> bool:
@@ -189,7 +71,7 @@ def counter_restored_alone(script: Script) -> Iterator[Finding]:
     saved, loads, counted = None, [], set()
     for node in module.all_nodes:
         match node:
-            case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)) if "scaler" in _last(owner).lower():
+            case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)) if "scaler" in last_name(owner).lower():
                 saved = saved or node
             case ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[given, *_]):
                 if "caler" in text(module, node, 300) or "optim" in text(module, node, 300).lower():
@@ -198,7 +80,7 @@ def counter_restored_alone(script: Script) -> Iterator[Finding]:
             case ast.Assign(value=ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str() as key))):
                 if _COUNTERS.fullmatch(key.lower()):
                     counted.add(name)
-            case ast.Call() if "load" in _last(node.func) and "caler" in text(module, node, 300):
+            case ast.Call() if "load" in last_name(node.func) and "caler" in text(module, node, 300):
                 return
     again = next((load for load, name in loads if name in counted), None)
     if saved is not None and again is not None and _read_from_file(module, counted):
@@ -255,6 +137,71 @@ def loaded_where_there_is_none(script: Script) -> Iterator[Finding]:
                 )
 
 
+@rule("AMP133")
+def used_where_none_is_given(script: Script) -> Iterator[Finding]:
+    """A helper saves or loads the state of a scaler that it need not be given, and asks only of the others whether they
+    are there."""
+    module = script.module
+    for function in module.nodes(ast.FunctionDef):
+        optional = _may_be_none(function)
+        if not any("scaler" in name for name in optional):
+            continue
+        used: dict[str, list[tuple[ast.Call, bool]]] = {}
+        for node in walk(function):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="load_state_dict" | "state_dict", value=ast.Name(id=name))):
+                    if name in optional and module.function(node) is function:
+                        used.setdefault(name, []).append((node, _asks_for(module, node, name)))
+        others = [asked for name, uses in used.items() if "scaler" not in name for _, asked in uses]
+        for name, uses in used.items():
+            for call, asked in uses:
+                if "scaler" in name and not asked and others and all(others):
+                    yield found_at(
+                        "AMP133",
+                        module,
+                        call,
+                        f"{name} may be None here, and has no {last_name(call.func)} then: AttributeError, for whoever "
+                        "trains without one",
+                        severity=Severity.WARNING,
+                        evidence=[(module, optional[name], "None if it is not given"), (module, call, "used unasked")],
+                        help=f"ask before, as is done for the others: if {name} is not None",
+                    )
+
+
+def _may_be_none(function: ast.FunctionDef) -> dict[str, ast.arg]:
+    """The parameters of a function that are None where a caller does not give them, and stay so."""
+    given = function.args
+    positional = [*given.posonlyargs, *given.args]
+    pairs = [
+        *zip(positional[::-1], given.defaults[::-1], strict=False),
+        *zip(given.kwonlyargs, given.kw_defaults, strict=True),
+    ]
+    stored = {node.id for node in walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {
+        one.arg: one
+        for one, default in pairs
+        if isinstance(default, ast.Constant) and default.value is None and one.arg not in stored
+    }
+
+
+def _asks_for(module: Module, node: ast.Call, name: str) -> bool:
+    """Whether something is used only where a condition has asked for it, or where its absence is caught; or behind a
+    question that may end the function."""
+    function = module.function(node)
+    assert isinstance(function, ast.FunctionDef)
+    for above in module.ancestors(node):
+        if above is function:
+            break
+        if isinstance(above, ast.Try) or (isinstance(above, ast.If | ast.IfExp) and _names(above.test, name)):
+            return True
+    before = (one for one in function.body if one.lineno < node.lineno)
+    return any(isinstance(one, ast.If | ast.Assert) and _names(one.test, name) for one in before)
+
+
+def _names(test: ast.expr, name: str) -> bool:
+    return any(isinstance(one, ast.Name) and one.id == name for one in walk(test))
+
+
 _GPU = "is_available"
 
 
@@ -276,7 +223,7 @@ def _made_on_a_gpu(module: Module) -> Iterator[tuple[str, ast.expr]]:
                 above = module.parents[node]
                 if isinstance(above, ast.If) and node in above.body and text(module, node.targets[0]) in nothing:
                     test = above.test
-        if test is None or not isinstance(value, ast.Call) or _last(value.func) != "GradScaler":
+        if test is None or not isinstance(value, ast.Call) or last_name(value.func) != "GradScaler":
             continue
         if any(_GPU in text(module, part) for part in _conjuncts(test)):
             yield text(module, node.targets[0]), test

@@ -230,6 +230,8 @@ def unknown(
         saved = [containers.saved_parts(value) for value in (*given.args, *named)]
         parts = tuple(part for held, _, _ in saved for part in held)
         mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
+        if mapping is None and receiver is None and any(isinstance(value, Optimizer) for value in given.args):
+            mapping = node  # a helper that takes the states of what it is handed
         if mapping is not None or any(isinstance(part, Scaler) for part in parts):
             at = (node, frame, world.contexts, world.loops, world.facts)
             m.observe(events.Save(*at, parts, False, mapping=mapping))

@@ -1,0 +1,194 @@
+"""Family 1, what a checkpoint lacks, where the source says it in other ways than by saving an optimizer's state."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from amplint.checks.registry import Script, found_at, rule, text
+from amplint.findings import Finding, Severity
+from amplint.source import events
+from amplint.source.module import Module
+from amplint.source.values import FALSE, Scaler
+from amplint.source.walk import walk
+
+
+@rule("AMP116")
+def resumed_from_weights_alone(script: Script) -> Iterator[Finding]:
+    """What a script saves and loads again holds weights and no scaler's state."""
+    module = script.module
+    if not _scales(script) or "scaler.state_dict" in module.text or "amp.state_dict" in module.text:
+        return
+    loads = {(owner, path): call for owner, path, call in _loads(module)}
+    for owner, path, call in _saves(module):
+        again = loads.get((owner, path))
+        if again is not None:
+            yield found_at(
+                "AMP116",
+                module,
+                call,
+                "the run resumes from this file, and it holds weights alone: the loss scale starts at 65536 again, and "
+                "the optimizer without its state",
+                severity=Severity.NOTE,
+                evidence=[(module, again, "loaded again here")],
+                help="save a dict of the model's, the optimizer's and the scaler's state",
+            )
+
+
+def _scales(script: Script) -> bool:
+    """Whether losses are scaled: by a GradScaler, or by apex."""
+    if any(isinstance(c.value, Scaler) and c.value.enabled != FALSE for c in script.events(events.Create)):
+        return True
+    return any(
+        isinstance(node, ast.Call) and "apex.amp.initialize" in script.module.dotted(node.func)
+        for node in script.module.all_nodes
+    )
+
+
+@rule("AMP116")
+def apex_state_not_saved(script: Script) -> Iterator[Finding]:
+    """A state that holds the optimizer's holds nothing of apex.amp, which scales the losses."""
+    module = script.module
+    if "apex" not in module.text or "scale_loss" not in module.text or re.search(r"amp\w*\.state_dict", module.text):
+        return
+    made = [
+        call for call in module.nodes(ast.Call) if "apex.amp.initialize" in module.dotted(call.func) and _adapts(call)
+    ]
+    for mapping in module.nodes(ast.Dict) if made else ():
+        entry = _state_of_optimizer(mapping)
+        if entry is not None and not _mentions_amp(module, mapping):
+            yield found_at(
+                "AMP116",
+                module,
+                entry,
+                "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
+                "and skips steps",
+                evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
+                help="save amp.state_dict(), too, and load it behind amp.initialize",
+            )
+
+
+def _adapts(initialize: ast.Call) -> bool:
+    """Whether the loss scale is not fixed where amp is initialized."""
+    for keyword in initialize.keywords:
+        match keyword.arg, keyword.value:
+            case "loss_scale", ast.Constant(value=value) if value not in (None, "dynamic"):
+                return False
+            case "opt_level", ast.Constant(value="O0" | "O3"):
+                return False
+            case "enabled", ast.Constant(value=False):
+                return False
+    return True
+
+
+def _state_of_optimizer(mapping: ast.Dict) -> ast.expr | None:
+    """The entry that holds an optimizer's state, in a dict that holds a model's or a counter, too."""
+    for key, value in zip(mapping.keys, mapping.values, strict=True):
+        match key, value:
+            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr=method)) if len(mapping.keys) > 1:
+                if name.lower().startswith("optim") and re.fullmatch(r"(get_\w*)?state(_dict)?", method):
+                    return value
+    return None
+
+
+@rule("AMP116")
+def state_of_a_trainer(script: Script) -> Iterator[Finding]:
+    """A method gives its class's state for somebody else to save: the optimizer's, but not that of the scaler, which
+    the class makes."""
+    module = script.module
+    if "GradScaler" not in module.text or re.search(r"scaler\w*\.state_dict|amp\w*\.state_dict", module.text):
+        return
+    for body in module.nodes(ast.ClassDef):
+        made = next((node for node in walk(body) if _makes_own_scaler(node)), None)
+        if made is None:
+            continue
+        for method in body.body:
+            entry = _given_state(method)
+            if entry is not None and not re.search(r"scaler|torch\.save", module.source(method)):
+                yield found_at(
+                    "AMP116",
+                    module,
+                    entry,
+                    "the state holds the optimizer's but not the scaler's: a resumed run starts at a scale of 65536 "
+                    "again and skips steps",
+                    evidence=[(module, made, "the scaler"), (module, entry, "given without it")],
+                    help="give scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+                )
+
+
+def _makes_own_scaler(node: ast.AST) -> bool:
+    """Whether this is `self.x = GradScaler(…)`, and it is not off for good."""
+    match node:
+        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"))], value=ast.Call() as call):
+            off = any(
+                keyword.arg == "enabled" and isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                for keyword in call.keywords
+            )
+            return last_name(call.func) == "GradScaler" and not off
+    return False
+
+
+def _given_state(method: ast.stmt) -> ast.expr | None:
+    """The state of an optimizer of its own that a method returns with others in a dict."""
+    if not isinstance(method, ast.FunctionDef):
+        return None
+    returned = {
+        last_name(node.value) for node in walk(method) if isinstance(node, ast.Return) and node.value is not None
+    }
+    for node in walk(method):
+        match node:
+            case ast.Return(value=ast.Dict() as mapping):
+                entry = _state_of_optimizer(mapping)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as mapping) if name in returned:
+                entry = _state_of_optimizer(mapping)
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str() as key))],
+                value=ast.Call(func=ast.Attribute(attr="state_dict")) as state,
+            ) if name in returned and key.lower().startswith("optim"):
+                entry = state
+            case _:
+                continue
+        if entry is not None:
+            return entry
+    return None
+
+
+def _mentions_amp(module: Module, mapping: ast.Dict) -> bool:
+    """Whether the function adds something of amp, or of a loss scale, to the state in another way."""
+    function = module.function(mapping) or mapping
+    stored = re.findall(r"""\[\s*["'](\w+)["']\s*\]\s*=|["'](\w+)["']\s*:""", module.source(function))
+    return any(re.search(r"amp\b|amp_|scale", name.lower()) for pair in stored for name in pair)
+
+
+def _saves(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
+    """(whose weights, where to, the call) of each torch.save(x.state_dict(), path)."""
+    for node in module.all_nodes:
+        match node:
+            case ast.Call(args=[ast.Call(func=ast.Attribute(attr="state_dict", value=owner)), path]):
+                if "torch.save" in module.dotted(node.func):
+                    yield text(module, owner), _named(module, path), node
+
+
+def _loads(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
+    """(whose weights, where from, the call) of each x.load_state_dict(torch.load(path))."""
+    for node in module.all_nodes:
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="load_state_dict", value=owner),
+                args=[ast.Call(args=[path, *_]) as loaded, *_],
+            ) if "torch.load" in module.dotted(loaded.func):
+                yield text(module, owner), _named(module, path), node
+
+
+def _named(module: Module, path: ast.expr) -> str:
+    """What names a file: the function that makes its name, or the expression itself."""
+    return text(module, path.func if isinstance(path, ast.Call) else path)
+
+
+def last_name(node: ast.AST) -> str:
+    """The last part of a dotted name: `scaler` of `trainer.scaler`."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
