@@ -201,13 +201,13 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
     """A path skips the step after unscale_ and forgets update(): the next unscale_ raises."""
     for unscale in script.events(events.Unscale):
         before = unscale.before
-        if unscale.state != "unscaled" or before.kind != "scaled" or before.stepped:
+        if unscale.state != "unscaled" or before.kind not in ("scaled", "unknown") or before.stepped:
             continue
         step = next(steps_of(script, unscale.optimizer, scaled=True), None)
         here = [s for s in script.events(events.Step) if s.optimizer == unscale.optimizer and same_function(s, unscale)]
         if here and all(s.scaler is None for s in here):
             continue  # no path steps through the scaler: AMP102
-        if any(every_n_batches(s) for s in here):
+        if any(every_n_batches(s) for s in here) and not every_n_batches(unscale):
             continue  # not a step that is skipped, but one that is not due: AMP108
         name = receiver(unscale)
         yield found(
