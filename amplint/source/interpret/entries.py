@@ -110,7 +110,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     ready.contexts, ready.loops = (), ()
     module = classes.is_module(m, cls, ready, frame)
     m.alone = module or not relevance.steps(node)
-    init = classes.method(m, cls, "__init__", ready, frame)
+    init = classes.method(m, cls, "__init__", ready, frame) or classes.method(m, cls, "__post_init__", ready, frame)
     if init is not None:
         done = functions.call_function(
             m, replace(init, owner=instance), Arguments(open=True), init.node, ready, None, entry=True
@@ -123,7 +123,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     loops.forget_counted(instance, ready)
     own = {inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)}
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
-        if method in m.entered or method.name == "__init__" or not relevance.begins(method):
+        if method in m.entered or method.name in ("__init__", "__post_init__") or not relevance.begins(method):
             continue
         bound = classes.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
         function = bound[0][0] if bound else None
