@@ -15,7 +15,7 @@ from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import TRUE, Const, Lib, Region
+from amplint.source.values import TRUE, Autocast, Const, Lib, Region
 from amplint.source.walk import walk
 
 _NEVER = frozenset("float64 double int8 uint8 int16 short int32 int int64 long bool complex64 complex128".split())
@@ -179,6 +179,49 @@ def dtype_left_to_the_device(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help="pass dtype=torch.bfloat16, or float16 with a scaler",
             )
+
+
+@rule("AMP209")
+def dtype_asked_but_not_given(script: Script) -> Iterator[Finding]:
+    """Whether there is a dtype switches autocast on, which one it is is not passed on; it may be bfloat16."""
+    for create in script.events(events.Create):
+        value, module, call = create.value, create.module, create.node
+        if not isinstance(value, Autocast) or value.dtype is not None or not isinstance(call, ast.Call):
+            continue
+        scope = module.function(call) or module.tree
+        asked = {name for test in _switches(module, call, scope) if (name := _there(test))}
+        chosen = [
+            one for one in walk(scope) if isinstance(one, ast.Assign) and "torch.bfloat16" in module.dotted(one.value)
+        ]
+        name = next((t.id for one in chosen for t in one.targets if isinstance(t, ast.Name) and t.id in asked), "")
+        if name and tensors.device_type(value.device) != "cpu":
+            yield found(
+                "AMP209",
+                create,
+                f"{name} decides whether autocast is on, but autocast is not told which dtype it is: on CUDA it casts "
+                "to float16, where bfloat16 was asked for, too",
+                evidence=[(create, f"on where {name} is not None")],
+                help=f"pass dtype={name}",
+            )
+
+
+def _switches(module: Module, call: ast.Call, scope: ast.AST) -> Iterator[ast.expr | None]:
+    """What decides whether an autocast is on: `enabled`, or a choice between it (or its class) and another context."""
+    yield enabled_of(module, call)
+    yield from (one.test for one in module.ancestors(call) if isinstance(one, ast.IfExp))
+    for choice in walk(scope):
+        match choice, call.func:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.IfExp(test=test)), ast.Name(id=called):
+                if name == called:
+                    yield test
+
+
+def _there(test: ast.expr | None) -> str:
+    """x, where a condition is `x is not None`."""
+    match test:
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return name
+    return ""
 
 
 def _scaler(script: Script) -> events.Event | None:
