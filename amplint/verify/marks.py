@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,11 @@ def judged(
     for finding, about in claims:
         path, first = places.theirs(finding.path, finding.range.start.row)
         _, last = places.theirs(finding.path, finding.range.end.row)
-        on = [one for one in lines if one["path"] == path and first <= one["line"] <= max(first, last)]
-        outcome, evidence = _outcome(finding, about, on, lines, half, dtype)
+
+        def is_on(one: dict[str, Any], path: str = path, rows: range = range(first, max(first, last) + 1)) -> bool:
+            return one["path"] == path and one["line"] in rows
+
+        outcome, evidence = _outcome(finding, about, is_on, lines, half, dtype)
         found.append(
             {
                 "code": finding.code,
@@ -104,17 +107,21 @@ def judged(
     return found
 
 
-def _outcome(finding: Finding, about: str, on: Lines, lines: Lines, half: Run, dtype: str) -> tuple[str, str]:
+def _outcome(
+    finding: Finding, about: str, is_on: Callable[[dict[str, Any]], bool], lines: Lines, half: Run, dtype: str
+) -> tuple[str, str]:
     fault = next((one for one in half.answer.get("faults", ()) if one["code"] == finding.code), None)
     if fault is not None:
         return CONFIRMED, f"the script {fault['what']}, {_times(fault['count'])}"
-    forward = [one for one in on if one["phase"] == "forward"]
-    backward = [one for one in on if one["phase"] == "backward"]
+    forward = [one for one in lines if is_on(one) and one["phase"] == "forward"]
+    backward = [one for one in lines if is_on(one) and one["phase"] == "backward"]
     if finding.code in _OVERFLOW:
         return _overflow(forward, dtype)
     if finding.code in _UNDERFLOW:
         return _underflow(forward, dtype)
     if finding.code == "AMP453":
+        if about == "cancelled":
+            return _cancelled([one for one in half.answer.get("differences", ()) if is_on(one)], dtype)
         return _spoiled(about, forward, half, dtype)
     if finding.code == "AMP454":
         if about == "skips":
@@ -160,7 +167,7 @@ def _underflow(on: Lines, dtype: str, share: float = _FLUSHED) -> tuple[str, str
 
 
 def _spoiled(about: str, on: Lines, half: Run, dtype: str) -> tuple[str, str]:
-    """What half's few bits leave too little of, by the largest value on the line, or by what cancelled there."""
+    """What half's few bits leave too little of, by the largest value on the line."""
     if not on:
         return UNSEEN, "nothing was counted on the line"
     largest, bits = max(float(one["absmax"] or 0) for one in on), _BITS[dtype]
@@ -171,15 +178,21 @@ def _spoiled(about: str, on: Lines, half: Run, dtype: str) -> tuple[str, str]:
         rounding = 2.0 ** (math.floor(math.log2(largest)) - bits) if 0 < largest < math.inf else largest
         said = f"{_calls(on)}: angles up to {largest:.4g} rad, rounded by up to {rounding:.2g} rad"
         return CONFIRMED if rounding >= _ANGLE else REFUTED, said
-    if about == "cancelled" and any(one["cancelled"] for one in on):
-        left = bits - max(one["cancelled"] for one in on)
-        said = f"{_calls(on)}: of {bits} bits {max(left, 0):.0f} are left at the least"
-        return CONFIRMED if left < _KEPT else REFUTED, said
     if about == "terms" and half.steps:
         added = max(one["calls"] for one in on) / len(half.steps)
         said = f"{added:.0f} additions a step"
         return CONFIRMED if added >= _TERMS else REFUTED, said
     return UNSEEN, "the counters do not tell"
+
+
+def _cancelled(on: Lines, dtype: str) -> tuple[str, str]:
+    """Bits that a difference of rounded numbers has left of them."""
+    if not on:
+        return UNSEEN, "nothing was subtracted on the line"
+    bits = _BITS[dtype]
+    left = bits - max(one["cancelled"] for one in on)
+    said = f"{_calls(on)}: of {bits} bits {max(left, 0):.0f} are left at the least"
+    return CONFIRMED if left < _KEPT else REFUTED, said
 
 
 def _skips(half: Run) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class Places:
             run.problem += f" ({self.site(run.answer['place'])})"
         for fault in run.answer.get("faults", ()):
             fault["place"] = self.site(fault.get("place") or "")
-        for line in run.answer.get("lines", ()):
+        for line in (*run.answer.get("lines", ()), *run.answer.get("differences", ())):
             if line["path"]:
                 line["path"], line["line"] = self.theirs(line["path"], line["line"])
 

@@ -72,7 +72,6 @@ def test_what_fix_refuses_is_said(script):
 def line(row: int = 9, phase: str = "forward", **counts: Any) -> dict[str, Any]:
     plain = {"path": "train.py", "line": row, "op": "aten.mm.default", "phase": phase, "calls": 50, "elements": 1000}
     plain |= {"inf": 0, "nan": 0, "flushed": 0, "subnormal": 0, "absmax": 312.0, "origin": 0, "shapes": []}
-    plain |= {"cancelled": 0.0}
     return plain | {"counted_by": "kernel"} | counts
 
 
@@ -119,9 +118,9 @@ GONE, MADE = {"scale": 65536.0, "skipped": True}, {"scale": 16384.0, "skipped": 
         ("AMP453 angles", [line(absmax=1000.0)], [], "confirmed", "50 calls: angles up to 1000 rad, rounded by"),
         ("AMP453 angles", [line(absmax=3.0)], [], "refuted", "50 calls: angles up to 3 rad, rounded by up to 0.00098"),
         ("AMP453 angles", [line(absmax="inf")], [], "confirmed", "50 calls: angles up to inf rad"),
-        ("AMP453 cancelled", [line(cancelled=9.2)], [], "confirmed", "50 calls: of 11 bits 2 are left at the least"),
-        ("AMP453 cancelled", [line(cancelled=1.5)], [], "refuted", "50 calls: of 11 bits 10 are left at the least"),
-        ("AMP453 cancelled", [line()], [], "not exercised", "the counters do not tell"),
+        ("AMP453 cancelled", [line(8, bits=3), line(bits=9.2)], [], "confirmed", "50 calls: of 11 bits 2 are left at"),
+        ("AMP453 cancelled", [line(bits=1.5)], [], "refuted", "50 calls: of 11 bits 10 are left at the least"),
+        ("AMP453 cancelled", [line(8, bits=9)], [], "not exercised", "nothing was subtracted on the line"),
         ("AMP453 terms", [line(calls=200)], [MADE] * 2, "confirmed", "100 additions a step"),
         ("AMP453 terms", [line()], [MADE] * 2, "refuted", "25 additions a step"),
         ("AMP453 saturated", [line()], [], "not exercised", "the counters do not tell"),
@@ -138,7 +137,8 @@ GONE, MADE = {"scale": 65536.0, "skipped": True}, {"scale": 16384.0, "skipped": 
 )  # fmt: skip
 def test_what_a_mark_claims_is_judged_by_what_was_counted_of_it(script, claim, lines, steps, outcome, evidence):
     code, _, about = claim.partition(" ")
-    half = Run("amp", 0, steps=steps)
+    differences = [one | {"cancelled": one["bits"]} for one in lines if "bits" in one]
+    half = Run("amp", 0, steps=steps, answer={"differences": differences})
     (one,) = marks.judged([(mark(code), about)], Places(Workspace("")), lines, half, "float16")
     assert one["outcome"] == outcome and one["evidence"].startswith(evidence), one
 

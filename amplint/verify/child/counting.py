@@ -26,6 +26,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _MANY = 400_000  # lines of forward operations that are remembered for their backward
 _SHAPES = 3
 _DIFFERENCES = ("sub", "add", "rsub")
+_ALL = 24.0  # bits, of any number
 _CAST = torch.ops.aten._to_copy.default
 _SKIPPED = (  # they compute nothing
     *(
@@ -52,7 +53,6 @@ class Tally:
     counts: Counts = field(default_factory=Counts)
     origin: int = 0  # calls in which something not finite came out of finite operands
     shapes: list[list[int]] = field(default_factory=list)
-    cancelled: float = 0.0  # bits that a sum or difference has lost of its operands, at most
     by: str = "statistics"
 
 
@@ -68,6 +68,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def clear(self) -> None:
         self.tallies: dict[tuple[Line, str, str], Tally] = {}
+        self.differences: dict[Line, tuple[int, float]] = {}  # calls, and bits lost at most
         self.layers: dict[str, tuple[list[int], dict[str, int]]] = {}
         self.half_matmuls = self.half_ops = 0
         self.mistake = ""
@@ -124,6 +125,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         halves = _halves(out)
         if not halves and torch.is_grad_enabled() and _halves(args):
             self._where()  # the gradient of what comes out may be half
+        if func.__name__.split(".")[0] in _DIFFERENCES and torch.is_grad_enabled():
+            self._difference(args, out)
         if halves and not func.is_view and func.namespace == "aten" and not func.__name__.startswith(_SKIPPED):
             if len(counts) != len(halves):
                 counts = [_counted(func, args, one) for one in halves]
@@ -149,10 +152,18 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tally.shapes.append(shape)
             for one in counts:
                 tally.counts += one
-            if str(func).split(".")[1] in _DIFFERENCES:
-                tally.cancelled = max(tally.cancelled, _cancelled(args, outs[0]))
             if any(one.inf or one.nan for one in counts) and _finite((args, kwargs), outs):
                 tally.origin += 1
+        except Exception as error:
+            self.mistake = self.mistake or internal(error)
+
+    def _difference(self, args: Any, out: Any) -> None:
+        """Note what a sum or difference of floating-point numbers in a forward has lost of its operands."""
+        try:
+            backward, line = self._where()
+            if not backward:
+                calls, most = self.differences.get(line, (0, 0.0))
+                self.differences[line] = calls + 1, max(most, _cancelled(args, out))
         except Exception as error:
             self.mistake = self.mistake or internal(error)
 
@@ -199,12 +210,16 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         lines = [
             {"path": line[0], "line": line[1], "op": op, "phase": phase, "calls": tally.calls}
             | (asdict(tally.counts) | {"absmax": number(tally.counts.absmax)})
-            | {"origin": tally.origin, "shapes": tally.shapes, "cancelled": tally.cancelled, "counted_by": tally.by}
+            | {"origin": tally.origin, "shapes": tally.shapes, "counted_by": tally.by}
             for (line, op, phase), tally in self.tallies.items()
         ]
         layers = [{"class": name, "calls": calls[0], "dtypes": dtypes} for name, (calls, dtypes) in self.layers.items()]
         told = {"layers": layers, "half_matmuls": self.half_matmuls, "half_ops": self.half_ops, "lines": lines}
-        return told | {"kernel": self.how}
+        differences = [
+            {"path": line[0], "line": line[1], "calls": calls, "cancelled": most}
+            for line, (calls, most) in self.differences.items()
+        ]
+        return told | {"differences": differences, "kernel": self.how}
 
 
 def _number() -> int:
@@ -241,9 +256,13 @@ def _counted(func: Any, args: Any, out: torch.Tensor) -> Counts:
 
 def _cancelled(args: Any, out: torch.Tensor) -> float:
     """How many bits a sum or difference is smaller than the larger of its operands, by their mean squares."""
+    if not out.is_floating_point():
+        return 0.0
     sizes = [float(one.float().square().mean()) for one in args[:2] if isinstance(one, torch.Tensor) and one.numel()]
     left = float(out.float().square().mean()) if out.numel() else 0.0
-    return math.log2(max(sizes) / left) / 2 if len(sizes) == 2 and left and 0 < max(sizes) < math.inf else 0.0
+    if len(sizes) < 2 or not 0 < max(sizes) < math.inf:
+        return 0.0
+    return min(math.log2(max(sizes) / left) / 2, _ALL) if left else _ALL
 
 
 def _finite(tree: Any, outs: list[torch.Tensor]) -> bool:

@@ -21,7 +21,14 @@ from amplint.verify.child.counting import Counting
 from amplint.verify.child.probe import Probe
 from amplint.verify.child.records import Records
 
-_UNCOUNTED: dict[str, Any] = {"layers": [], "half_matmuls": 0, "half_ops": 0, "lines": [], "kernel": None}
+_UNCOUNTED: dict[str, Any] = {
+    "layers": [],
+    "half_matmuls": 0,
+    "half_ops": 0,
+    "lines": [],
+    "differences": [],
+    "kernel": None,
+}
 _HELD: list[ExitStack] = []  # patches that stay for the life of the process
 
 
