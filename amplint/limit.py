@@ -7,9 +7,10 @@ import gc
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
+_SLOTS = 70_000  # of the frame of with_room: a little more than half a MiB
 DEEPEST = 6000  # calls of Python functions, which need little of the stack; ast.parse is content with fewer levels
 AGAIN = 1.0  # seconds from one TooLong to the next: Python drops what is raised while it cleans up (in __del__)
 
@@ -46,7 +47,7 @@ def rare_collection() -> Iterator[None]:
     through the same ones again and again takes as long as to parse them."""
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(200_000, 10, 50)
+    gc.set_threshold(500_000, 20, 50)
     try:
         yield
     finally:
@@ -63,3 +64,13 @@ def deep_recursion() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
+
+
+def with_room(work: Callable[[], object]) -> None:
+    """Call something that recurses deeply. Python keeps frames in pieces of 16 KiB, each taken from the system when a
+    call needs it and given back at its return: a loop of calls at such an edge spends its time there. This function's
+    own frame is so large that its piece, a power of two, has half a MiB left for what it calls."""
+    work()
+
+
+with_room.__code__ = with_room.__code__.replace(co_stacksize=_SLOTS)

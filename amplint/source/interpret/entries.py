@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from amplint import knowledge
-from amplint.limit import deep_recursion
+from amplint.limit import deep_recursion, with_room
 from amplint.source import symbols
 from amplint.source.events import Event
 from amplint.source.interpret import classes, declared, functions, imports, loops, protocol, statements, tensors
@@ -54,7 +55,7 @@ def read(
     complete = True
     try:
         with deep_recursion():
-            _run(machine, module)
+            with_room(partial(_run, machine, module))
     except (Exhausted, RecursionError):
         complete = False
     return Reading(module, machine.log, machine, complete)

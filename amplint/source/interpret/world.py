@@ -147,11 +147,12 @@ def join(left: World, right: World) -> World | None:
             return None
     _keep_origins(left, right)
     differing = []
-    for owner in {**left.spaces, **right.spaces}:
-        here, there = left.spaces.get(owner), right.spaces.get(owner)
-        if here is there or owner in PROTOCOL or owner == PERHAPS:
+    apart = [owner for owner, space in left.spaces.items() if right.spaces.get(owner) is not space]
+    apart += [owner for owner in right.spaces if owner not in left.spaces]
+    for owner in apart:  # few of them: worlds share most
+        if owner in PROTOCOL or owner == PERHAPS:
             continue
-        here, there = here or {}, there or {}
+        here, there = left.space(owner), right.space(owner)
         differing += [(owner, name) for name in {**here, **there} if here.get(name) is not there.get(name)]
     formula = _difference(left, right)
     perhaps = _perhaps(formula, differing, left, right)
