@@ -47,7 +47,7 @@ def converted(
     """The new texts of the files, which are those of the `named` ones that go together, and what was done for each
     step; raises Refused if the outcome is not clean."""
     frames = (frame for reading in readings for event in reading.events for frame in event.frame.stack())
-    reached = Files(tuple(named), settings.roots, frozenset(frame.call for frame in frames if frame.call))
+    reached = Files(tuple(named), settings.roots, {frame.call: frame.code for frame in frames if frame.call})
     aim, changes = Aim(settings.target_device, dtype, reached, settings.target_torch), Changes()
     maker = Maker(aim, changes)
     said: list[list[str]] = []

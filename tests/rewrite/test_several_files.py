@@ -293,3 +293,37 @@ def test_what_a_function_of_a_model_cannot_do_in_half_precision() -> None:
     assert "layers.py:10 cannot run in half precision: -1e+09 does not fit" in amplint("train.py").stdout
     assert amplint("layers.py", "train.py").exit_code == 0
     assert "torch.finfo(scores.dtype).min" in Path("layers.py").read_text(encoding="utf-8")
+
+
+SCHEDULED = """\
+class Scheduled:
+    def __init__(self, optimizer):
+        self.optimizer, self.count = optimizer, 0
+
+    def advance(self):
+        self.count += 1
+        self.optimizer.step()
+
+    def clear(self):
+        self.optimizer.zero_grad()
+"""
+BUILD = """\
+import torch
+from scheduled import Scheduled
+
+
+def build(device):
+    model = torch.nn.Linear(4, 4).to(device)
+    return model, Scheduled(torch.optim.SGD(model.parameters(), lr=0.1))
+"""
+
+
+def test_a_wrapper_that_a_third_file_makes() -> None:
+    """The script that calls its method does not import its class."""
+    head, _, _ = fixing.HEAD.partition("model = ")
+    step = fixing.STEP.replace("optimizer.step()", "optimizer.advance()").replace("zero_grad", "clear")
+    put({"scheduled.py": SCHEDULED, "build.py": BUILD})
+    put({"train.py": f"from build import build\n{head}model, optimizer = build(device)\n{step}"})
+    assert amplint("scheduled.py", "train.py").exit_code == 0
+    assert "    optimizer.advance(scaler)\n    scaler.update()" in Path("train.py").read_text(encoding="utf-8")
+    assert "        scaler.step(self.optimizer)" in Path("scheduled.py").read_text(encoding="utf-8")

@@ -102,8 +102,9 @@ def _criteria(module: Module, plan: StepPlan) -> set[str]:
     """What the training step calls to compute its loss from what the model returns."""
     needed = {node.id for one in plan.backwards for node in ast.walk(one.node) if isinstance(node, ast.Name)}
     found: set[str] = set()
-    for statement in reversed(plan.region):
-        if isinstance(statement, ast.Assign | ast.AugAssign) and stored(statement) & needed:
+    made = (node for one in plan.region for node in ast.walk(one) if isinstance(node, ast.Assign | ast.AugAssign))
+    for statement in sorted(made, key=lambda one: one.lineno, reverse=True):
+        if stored(statement) & needed:
             found |= _called(module, statement)
             needed |= {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
     return found - _called(module, plan.forward.node) - {"sum", "float"}

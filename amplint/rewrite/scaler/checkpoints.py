@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
@@ -13,12 +13,13 @@ from amplint.source.module import Module
 
 
 def state_edits(
-    module: Module, code: ast.AST, reach: Reach, optimizers: Sequence[str]
+    module: Module, code: ast.AST, reach: Reach, optimizers: Sequence[str], unsure: Collection[ast.AST] = ()
 ) -> tuple[list[Edit], dict[str, None]]:
     """Edits for every dict in some code that holds the state of the scaler's optimizers, as they are called there, and
     for every restoring of it; and what was done.
 
-    Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler.
+    Old checkpoints still load: the scaler's state is restored only if it is there and not that of a disabled scaler,
+    and, in the functions that are `unsure` to be given the scaler, only if they are.
     """
     made: list[Edit] = []
     done: dict[str, None] = {}
@@ -51,7 +52,11 @@ def state_edits(
                 done["saved in"] = None
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr="load_state_dict", value=owner), args=[source])) if (
                 ast.unparse(owner) in optimizers
-                and (lines := _restoring(module, source, reach.text(module, node), shared))
+                and (
+                    lines := _restoring(
+                        module, source, reach.text(module, node), shared, module.function(node) in unsure
+                    )
+                )
             ):
                 _check(module, reach, node, "loaded")
                 last[module.parents[node], lines[0]] = node, lines
@@ -108,13 +113,15 @@ def _quoted(module: Module, key: ast.Constant, scaler: str, shared: bool) -> str
     return module.source(key).replace(str(key.value), name)
 
 
-def _restoring(module: Module, source: ast.expr, scaler: str, shared: bool) -> list[str]:
+def _restoring(module: Module, source: ast.expr, scaler: str, shared: bool, unsure: bool) -> list[str]:
     """`if checkpoint.get("scaler"): scaler.load_state_dict(checkpoint["scaler"])`, in the script's own quotes."""
+    given = f"{scaler} is not None and " if unsure else ""
     match source:
         case ast.Subscript(value=checkpoint, slice=ast.Constant(value=str()) as key):
             quoted, name = _quoted(module, key, scaler, shared), module.source(checkpoint)
             if any(isinstance(one, ast.Call) for one in ast.walk(checkpoint)):  # torch.load(path)["optimizer"]
                 state = f"{scaler.rpartition('.')[2]}_state"
-                return [f"{state} = {name}.get({quoted})", f"if {state}:", f"    {scaler}.load_state_dict({state})"]
-            return [f"if {name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
+                restored = f"    {scaler}.load_state_dict({state})"
+                return [f"{state} = {name}.get({quoted})", f"if {given}{state}:", restored]
+            return [f"if {given}{name}.get({quoted}):", f"    {scaler}.load_state_dict({name}[{quoted}])"]
     return []

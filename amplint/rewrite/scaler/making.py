@@ -22,7 +22,7 @@ from amplint.rewrite.scaler.checkpoints import state_edits
 from amplint.rewrite.scaler.definitions import other_users
 from amplint.rewrite.scaler.files import file_edits
 from amplint.rewrite.scaler.home import Home, owners, sharing, unknowing
-from amplint.rewrite.scaler.reach import Files, Reach, hand_down, savers
+from amplint.rewrite.scaler.reach import Files, Reach, hand_down, is_optional, savers
 from amplint.rewrite.scaler.scalers import ScalerPlan
 from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.source import events
@@ -246,8 +246,10 @@ class Maker:
         for function, module in reach.handed.items():
             if module is not home.module and function not in [code for _, code, _ in places]:
                 places.append((module, function, [owner_of(plan) for plan in scaler.steps]))
+        handed = [(one, where) for one, where in reach.handed.items() if one not in reach.stepping]
+        unsure = {one for one, where in handed if is_optional(one, where, self.aim.files)}
         for module, code, names in places:
-            for made, said in (state_edits(module, code, reach, names), file_edits(module, code, reach, names)):
+            for made, said in (state_edits(module, code, reach, names, unsure), file_edits(module, code, reach, names)):
                 edited += made
                 done.update(said)
         if "saved in" not in done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amplint.findings import Edit
@@ -20,11 +20,12 @@ from amplint.source.module import Module
 
 @dataclass(frozen=True)
 class Files:
-    """The files that may be changed, where imports are looked for, and the calls that the readings followed."""
+    """The files that may be changed, where imports are looked for, and the calls that the readings followed, each with
+    what it called."""
 
     named: tuple[Module, ...]
     roots: tuple[str, ...] = ()
-    seen: frozenset[ast.AST] = frozenset()
+    seen: Mapping[ast.AST, ast.AST] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,19 +97,20 @@ def must_change(known: Sequence[Module], others: Sequence[str]) -> str:
 
 
 def calls_of(
-    module: Module, function: ast.FunctionDef, seen: set[ast.AST] | frozenset[ast.AST], home: Module | None = None
+    module: Module, function: ast.FunctionDef, seen: Mapping[ast.AST, ast.AST], home: Module | None = None
 ) -> list[ast.Call]:
     """Every call of a function in a file (of the file `home`, where that is another one); any other use of its name
     could be a call that amplint cannot follow. `seen` are the calls of it that the reading followed: the sure ones of a
     method."""
     alone, home = home is None, home or module
     method = isinstance(home.parents[function], ast.ClassDef)
-    found: list[ast.Call] = []
+    followed = (call for call, code in seen.items() if method and code is function and call in module.parents)
+    found = [one for one in followed if isinstance(one, ast.Call) and getattr(one.func, "attr", "") == function.name]
     for node in uses_in(module, function, home):
         parent = module.parents[node]
         if isinstance(parent, ast.Call) and parent.func is node:
             if not method or parent in seen:
-                found.append(parent)
+                found += [parent] if parent not in found else []
                 continue
             if not parent.args and not parent.keywords:
                 continue  # model.train(), where the class has a train(loader), too
@@ -146,7 +148,7 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
         stepping = any(function in one.stepping for one in reaches)
         keyword = edits.takes_keyword_only(function)
         bare = reaches[0].name.removeprefix("self.")
-        optional = not stepping and _optional(function, home, reaches, files)
+        optional = not stepping and is_optional(function, home, files)
         made += edits.add_parameter(home, function, f"{bare}=None" if optional else bare)
         for module, call in _calls(function, home, files):
             owner = next((one for one in reaches if one.at_hand(module, call)), None)
@@ -191,7 +193,7 @@ def parameter_for(function: ast.FunctionDef, call: ast.Call, texts: Sequence[str
     return None
 
 
-def _optional(function: ast.FunctionDef, home: Module, reaches: Sequence[Reach], files: Files) -> bool:
+def is_optional(function: ast.FunctionDef, home: Module, files: Files) -> bool:
     """Whether a function that saves or restores works without an optimizer, and so without a scaler."""
     return bool(function.args.defaults or any(function.args.kw_defaults)) and any(
         _given(function, call, home) is None for _, call in _calls(function, home, files)
