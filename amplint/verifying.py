@@ -184,7 +184,8 @@ class _Verification:
     def _rounded(self, seed: int, draw: int) -> None:
         """FP32 again, as far from itself as rounding drives the script."""
         name = f"FP32, seed {seed}, off by a rounding ({draw})"
-        self.rounded.append(self._fp32(name, seed=seed, perturb=draw))
+        made = self._fp32(name, seed=seed, perturb=draw)
+        self.rounded += [made] if not made.problem else []
 
     def _follow(self, seed: int) -> None:
         """FP32 without the steps that AMP has skipped, if there are any."""
@@ -193,7 +194,9 @@ class _Verification:
             taken.setdefault(str(step["optimizer"]), []).append([step["skipped"], step["rates"]])
         if any(skipped for steps in taken.values() for skipped, _ in steps):
             name = f"FP32, seed {seed}, the same steps left out"
-            self.followed[seed] = self._fp32(name, seed=seed, follow=taken)
+            made = self._fp32(name, seed=seed, follow=taken)
+            if not made.problem:
+                self.followed[seed] = made
 
     def _same_again(self) -> None:
         """Whether the script does the same again from the same seed; ends the verification if it does not."""

@@ -205,6 +205,15 @@ def test_what_rounding_does_is_allowed_and_no_more():
     assert verdict.word == DIFFERENT and verdict.doubts == {"curve"}
 
 
+def test_seeds_that_do_nothing_are_no_measure():
+    """Three equal FP32 runs, which rounding alone drives apart."""
+    fp32 = [trained(batch=0.0) for _ in range(3)]
+    rounded = [trained(kind=f"rounded {draw}", batch=0.0, drift=0.05) for draw in (1, 2)]
+    amp = trained(kind="amp", batch=0.0, drift=0.05)
+    assert judge(amp, fp32).word == DIFFERENT
+    assert judge(amp, fp32, rounded=rounded).word == SAME
+
+
 @pytest.mark.parametrize(
     ("drift", "amp", "first", "last"),
     [
