@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def steps_outside(draft: Draft, known: Sequence[Draft]) -> None:
     calls: list[tuple[ast.AST, str]] = []
     needed = [draft.now]
     for module, plans in draft.plans.items():
-        if module in named:
+        if module in named or os.path.relpath(module.path) in map(os.path.relpath, draft.aside):
             continue
         homes = {plan.step.node: modules_of(plan) for plan in plans.plans}
         for node in [*homes, *(one for one, _ in plans.refused if one in steps)]:

@@ -67,6 +67,7 @@ class Draft:
     failed: bool = False
     flag: str | None = None  # under which its models were cast to float16 before
     migrated: list[str] = field(default_factory=list)  # what was done about apex.amp
+    aside: frozenset[str] = frozenset()  # files that were named, too, and are refused
 
     @property
     def now(self) -> Module:
@@ -119,7 +120,8 @@ def fix_all(
     rest = [one for one in modules if one not in moved or ((done := moved[one]) is not None and not done.refused)]
     now = [moved[one].module if one in moved else one for one in rest]  # type: ignore[union-attr]
     words = {one.module.path: one.words for one in moved.values() if one is not None}
-    outcomes = dict(zip(rest, _instrument(now, settings, {**options, "migrated": words}, guard), strict=True))
+    options = {**options, "migrated": words, "aside": frozenset(one.path for one in modules if one not in rest)}
+    outcomes = dict(zip(rest, _instrument(now, settings, options, guard), strict=True))
     for module, outcome in moved.items():
         if outcome is not None and outcome.refused:
             rows = sorted({module.range(place).start.row for place in outcome.places})
@@ -184,8 +186,8 @@ def _draft(module: Module, settings: Settings, options: dict[str, Any]) -> Draft
     settings, along = asked(settings, module.path, options, dtype)
     mended = mend(module, settings, along, complete=True)
     migrated = options.get("migrated", {}).get(module.path, [])
-    asked_for = options.get("asked", True)
-    return Draft(module, settings, along, dtype, asked_for, mended, mended.module.text, migrated=migrated)
+    asked_for, aside = options.get("asked", True), options.get("aside", frozenset())
+    return Draft(module, settings, along, dtype, asked_for, mended, mended.module.text, migrated=migrated, aside=aside)
 
 
 def _look(draft: Draft) -> bool:

@@ -327,3 +327,13 @@ def test_a_wrapper_that_a_third_file_makes() -> None:
     assert amplint("scheduled.py", "train.py").exit_code == 0
     assert "    optimizer.advance(scaler)\n    scaler.update()" in Path("train.py").read_text(encoding="utf-8")
     assert "        scaler.step(self.optimizer)" in Path("scheduled.py").read_text(encoding="utf-8")
+
+
+def test_naming_a_file_that_is_refused_is_not_asked_for_again() -> None:
+    before, _, _ = project("two_scripts")
+    step = before["engine.py"].replace("import torch\n", "import torch\nfrom apex import amp\n", 1)
+    put({"engine.py": step + "\n\nprint(amp)\n", "train.py": before["train.py"]})
+    said = amplint("engine.py", "train.py").stdout
+    assert "engine.py:" in said
+    assert "refused: amp itself is passed on" in said
+    assert "changes them together" not in said
