@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in, within
-from amplint.checks.registry import Script, found, found_at, may_both_run, rule, same_function, text
+from amplint.checks.registry import Script, alternatives, found, found_at, may_both_run, rule, same_function, text
+from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import Instance, Model, Tensor
+from amplint.source.values import Instance, Model, Scaler, Tensor
 from amplint.source.walk import walk
 
 _HALF = re.compile(r"float16|bfloat16|fp16|bf16|\bhalf\b")
@@ -52,6 +53,60 @@ def forward_outside_region(script: Script) -> Iterator[Finding]:
             evidence=[(forward, "the forward"), (event, "the loss, in the region")],
             help="begin the region before the forward",
         )
+
+
+@rule("AMP223")
+def second_forward_outside_region(script: Script) -> Iterator[Finding]:
+    """A model runs under autocast in a step, and once more outside, for a loss that is scaled like the first."""
+    if any(word in script.module.text for word in _MANAGED):
+        return
+    forwards = [one for one in script.events(events.Forward) if one.grad]
+    inside = [one for one in forwards if one.region is not None and not one.region.assumed]
+    covered = {one.node for one in inside}
+    outside = [one for one in forwards if one.region is None and one.node not in covered]
+    for backward in script.events(events.Backward) if inside and outside else ():
+        loss = backward.loss
+        if not isinstance(backward.scaler, Scaler) or not isinstance(loss, Tensor) or is_disabled(backward.scaler):
+            continue
+        if loss.region is not None or not loss.of or _differentiates_twice(loss):
+            continue
+        for forward in outside:
+            if forward.model not in loss.of or not same_function(forward, backward) or not _before(forward, backward):
+                continue
+            first = next((one for one in inside if one.model == forward.model and _in_one_step(one, forward)), None)
+            if first is None or not may_both_run(forward, backward) or brings_autocast(script, forward):
+                continue
+            yield found(
+                "AMP223",
+                forward,
+                f"{text(forward.module, forward.node)} runs outside autocast, in float32, where the same model runs "
+                "under it in the same step",
+                severity=Severity.WARNING,
+                evidence=[
+                    (first, "under autocast"),
+                    (forward, "outside"),
+                    (backward, "its loss is scaled all the same"),
+                ],
+                help="put this forward and its loss into a region, too",
+            )
+            break
+
+
+def _in_one_step(one: events.Forward, other: events.Forward) -> bool:
+    """Whether two forwards belong to one round of a loop, or one call of a function, and both happen."""
+    together = same_function(one, other) or (one.loops and other.loops and one.loops[-1].node is other.loops[-1].node)
+    return bool(together) and may_both_run(one, other) and not alternatives(one.module, one.node, other.node)
+
+
+def _before(one: events.Event, other: events.Event) -> bool:
+    return getattr(one.node, "lineno", 0) <= getattr(other.node, "lineno", 0)
+
+
+def _differentiates_twice(loss: Tensor, depth: int = 12) -> bool:
+    """Whether a loss is made of gradients: a penalty, which is left in float32 on purpose."""
+    if loss.made == "grad" or depth == 0:
+        return True
+    return any(_differentiates_twice(part, depth - 1) for part in loss.parents if isinstance(part, Tensor))
 
 
 @rule("AMP223")
