@@ -82,7 +82,7 @@ def load(m: Machine, module: Module, world: World) -> None:
         alone = World()
         frame = module_frame(m, module)
         worlds = [alone]
-        once = _bound_once(module)
+        once: set[str] = module.memo.get("bound once") or module.memo.setdefault("bound once", _bound_once(module))
         for node in module.tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in once:
                 for one in worlds:

@@ -142,6 +142,8 @@ class Relevance:
     def callers_first(self, found: Sequence[D], methods: bool = False) -> list[D]:
         """Those of these definitions that begin, callers before what they name: that is judged as they call it."""
         left = [code for code in found if self.begins(code)]
+        if len(left) < 2:
+            return left
         names = {code.name for code in left}
         pattern = _SELF if methods else _BARE
         mentions = {code: names & set(pattern.findall(self._module.rows(code))) - {code.name} for code in left}
