@@ -143,9 +143,9 @@ def test_the_command_builds_and_tells(compiler, tmp_path):
     assert last.returncode == 2 and "the compiler's exit code is 3" in last.stdout
 
 
-@pytest.mark.slow
 def test_the_kernel_for_gpus_compiles(monkeypatch, tmp_path):
-    """For sm_80 and sm_90; also against a CPU build of torch, which cannot load it."""
+    """For sm_80 and sm_90; also against a CPU build of torch, which cannot load it. Half a minute, and not among the
+    slow tests: without a GPU, nothing else tells a change that broke it."""
     try:
         build.compiler("cuda")
     except build.BuildError as error:
