@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 from fakes import RULES, fake_check
+from hypothesis import HealthCheck, settings
 
 from amplint import checks, knowledge
 from amplint.knowledge import Rule
+
+# A loaded machine fails no test: how long an example takes is no part of what is asserted.
+settings.register_profile("amplint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amplint")
 
 
 @pytest.fixture
