@@ -234,7 +234,10 @@ def instantiate(m: Machine, cls: Class, given: Arguments, node: ast.AST, world: 
     init = method(m, cls, "__init__", world, frame)
     if init is None:
         fill_fields(cls, instance, given.args, given.kwargs, world)
-        init, given = method(m, cls, "__post_init__", world, frame), Arguments(open=True)
+        init = (
+            None if given.open else method(m, cls, "__post_init__", world, frame)
+        )  # which fields `**` fills is unknown
+        given = Arguments(open=True)
     if init is None:
         return [(instance, world)]
     function = replace(init, owner=instance)
