@@ -17,6 +17,10 @@ _DECORATORS = ("custom_fwd", "custom_bwd")
 _CASTS = frozenset("to float half bfloat16 double type type_as".split())
 # What compiled kernels are imported as: they take the dtypes that they were built for, and check nothing else.
 _KERNELS = re.compile(r"^_C$|_C$|^_?ext\b|_ext$|^ext_|_backend$|^_backend|cuda|_cpp$|_kernels?$", re.IGNORECASE)
+_INDEX = re.compile(r"(^|_)(idx|ind|inds|index|indexes|indices|ids)$")  # what no dtype of autocast can reach: integers
+_NUMBERS = frozenset("int float bool str".split())
+# What is float32 whatever the function was given.
+_FLOAT32 = re.compile(r"torch(\.cuda)?\.FloatTensor|torch\.(zeros|empty|ones|full|rand|randn)")
 _AUTOCAST = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd", re.IGNORECASE)
 _LOW = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd|fp16|float16|half\(", re.IGNORECASE)
 
@@ -146,16 +150,56 @@ def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
 
 
 def _kernel(module: Module, forward: ast.FunctionDef) -> ast.Call | None:
-    """A call of a compiled extension that is handed tensors as the forward was given them."""
+    """A call of a compiled extension that is handed tensors of several dtypes: as the forward was given them, or one of
+    these and what is float32 in any case."""
     if _casts(forward):
         return None
-    given = {parameter.arg for parameter in forward.args.args[1:]}
+    given = _floating(forward)
+    made = _in_float32(module, forward)
     for node in walk(forward):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name)), args=args) if _KERNELS.search(name):
                 handed = {inner.id for arg in args for inner in walk(arg) if isinstance(inner, ast.Name)}
-                if name not in given and name != "torch" and len(handed & given) > 1:
+                if name not in given and name != "torch" and handed & given and len(handed & (given | made)) > 1:
                     return node
+    return None
+
+
+def _floating(forward: ast.FunctionDef) -> set[str]:
+    """The parameters of a forward that may be floating tensors: not indices, by name or by what it tells autograd, nor
+    numbers."""
+    given = {
+        parameter.arg
+        for parameter in forward.args.args[1:]
+        if not _INDEX.search(parameter.arg)
+        and not (isinstance(parameter.annotation, ast.Name) and parameter.annotation.id in _NUMBERS)
+    }
+    for node in walk(forward):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="mark_non_differentiable"), args=args):
+                given -= {arg.id for arg in args if isinstance(arg, ast.Name)}
+    return given
+
+
+def _in_float32(module: Module, forward: ast.FunctionDef) -> set[str]:
+    """The names of the tensors that a forward makes without a dtype, and perhaps fills."""
+    made: set[str] = set()
+    for node in walk(forward):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                while (inner := _inner(value)) is not None:
+                    value = inner
+                typed = any(keyword.arg in ("dtype", None) for keyword in getattr(value, "keywords", ()))
+                if isinstance(value, ast.Call) and not typed and _FLOAT32.fullmatch(module.source(value.func)):
+                    made.add(name)
+    return made
+
+
+def _inner(node: ast.expr) -> ast.expr | None:
+    """The tensor that is changed in place and stays what it is: `x` of `x.zero_()`."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=value, attr=name)) if name.endswith("_"):
+            return value
     return None
 
 
