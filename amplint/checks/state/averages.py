@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule, text
-from amplint.checks.state.casts import Scope, assigned, cast_in, half_cast, scope_of
+from amplint.checks.state.casts import Scope, assigned, cast_in, half_cast, half_dtype, scope_of
 from amplint.findings import Finding
 from amplint.source.module import Module
 from amplint.source.walk import walk
@@ -18,6 +18,7 @@ _THROUGH = frozenset(  # calls that give the things inside of what they are call
     "clone cpu cuda get module list tuple dict OrderedDict iter next reversed sorted enumerate zip unwrap_model".split()
 )
 _WEIGHTS = re.compile(r"parameters|params|state_dict|buffers|weights|shadow|\bzip\(|\bsd\b")
+_CLASS = re.compile(r"(EMA|Ema)(Model|V\d)?$|ExponentialMovingAverage$|AveragedModel$")  # as libraries name them
 Average = tuple[ast.AST, ast.expr]  # the statement that updates, and what it updates
 
 
@@ -31,19 +32,54 @@ def low_precision_ema(script: Script) -> Iterator[Finding]:
         for path in _kept_in(module, target):
             scope = scope_of(module, path)
             for cast, dtype in _casts_of(module, path, scope):
-                least = "1/2048" if dtype == "float16" else "1/256"
-                yield found_at(
-                    "AMP306",
-                    module,
-                    cast,
-                    f"the moving average is kept in {dtype}: updates below {least} of a weight are lost, and 1 - decay "
-                    "times a difference is that small",
-                    evidence=[
-                        (module, cast, f"{text(module, path)} becomes {dtype}"),
-                        (module, update, "and is averaged in that dtype"),
-                    ],
-                    help="keep the average in float32; cast a copy of it to half where that is needed",
-                )
+                yield _lost(module, cast, dtype, f"{text(module, path)} becomes {dtype}", update)
+
+
+@rule("AMP306")
+def average_made_in_half(script: Script) -> Iterator[Finding]:
+    """An imported class of moving averages is given half as the dtype to keep them in."""
+    module = script.module
+    for call in module.nodes(ast.Call):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if not _CLASS.search(name) or not module.dotted(call.func):
+            continue
+        dtypes = [
+            dtype for given in call.keywords if given.arg == "dtype" if (dtype := half_dtype(module, given.value))
+        ]
+        update = _update_of(module, call) if dtypes else None
+        if update is not None:
+            yield _lost(module, call, dtypes[0], f"{name} keeps its average in {dtypes[0]}", update)
+
+
+def _lost(module: Module, cast: ast.AST, dtype: str, how: str, update: ast.AST) -> Finding:
+    least = "1/2048" if dtype == "float16" else "1/256"
+    return found_at(
+        "AMP306",
+        module,
+        cast,
+        f"the moving average is kept in {dtype}: updates below {least} of a weight are lost, and 1 - decay times a "
+        "difference is that small",
+        evidence=[(module, cast, how), (module, update, "and is averaged in that dtype")],
+        help="keep the average in float32; cast a copy of it to half where that is needed",
+    )
+
+
+def _update_of(module: Module, made: ast.Call) -> ast.Call | None:
+    """Where an object that is made here is told to average; None where it is not, or is cast to float32."""
+    match module.statement(made):
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() as kept], value=value) if value is made:
+            pass
+        case _:
+            return None
+    update = None
+    for call in module.nodes(ast.Call):
+        match call:
+            case ast.Call(func=ast.Attribute(attr="float" | "to" as name, value=owner)) if _same(owner, kept):
+                if name == "float" or "float32" in text(module, call):
+                    return None
+            case ast.Call(func=ast.Attribute(attr="step" | "update" | "update_parameters", value=owner)):
+                update = call if update is None and _same(owner, kept) else update
+    return update
 
 
 def _averages(module: Module) -> Iterator[Average]:
