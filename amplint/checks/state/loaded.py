@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule, text
@@ -53,22 +54,52 @@ def half_checkpoint_trained(script: Script) -> Iterator[Finding]:
 
 def _in_float16(module: Module, call: ast.Call) -> bool:
     """Whether this loads a model in float16, and does not quantise it."""
-    match call:
-        case ast.Call(func=ast.Attribute(attr="from_pretrained", value=owner), keywords=keywords):
-            pass
+    keywords = call.keywords
+    dtypes = [keyword for keyword in keywords if keyword.arg in ("torch_dtype", "dtype")]
+    if not any(may_be_float16(module, dtype.value) and _whatever_for(module, dtype.value) for dtype in dtypes):
+        return False
+    if any(keyword.arg in (None, *_QUANTISES) for keyword in keywords):
+        return False
+    match call.func:
+        case ast.Attribute(attr="from_pretrained", value=owner):
+            return "Pipeline" not in text(module, owner)
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return any(
+                _hands_on(module, loader, dtypes) for loader in module.nodes(ast.FunctionDef) if loader.name == name
+            )
+    return False
+
+
+def _whatever_for(module: Module, dtype: ast.expr) -> bool:
+    """Whether a dtype does not depend on what the model is loaded for: a choice may, one of the attention does not."""
+    return not isinstance(dtype, ast.IfExp) or re.search("attn|flash", text(module, dtype.test)) is not None
+
+
+def _hands_on(module: Module, loader: ast.FunctionDef, dtypes: list[ast.keyword]) -> bool:
+    """Whether a function gives back what it loads in the dtype that it is given."""
+    match loader.body[-1], loader.args.kwarg:
+        case ast.Return(
+            value=ast.Call(func=ast.Attribute(attr="from_pretrained", value=owner), keywords=keywords)
+        ), rest:
+            given = {(one.arg, one.value.id) for one in keywords if isinstance(one.value, ast.Name)}
         case _:
             return False
-    if "Pipeline" in text(module, owner) or any(keyword.arg in (None, *_QUANTISES) for keyword in keywords):
+    if "Pipeline" in text(module, owner) or any(keyword.arg in _QUANTISES for keyword in keywords):
         return False
-    dtypes = [keyword.value for keyword in keywords if keyword.arg in ("torch_dtype", "dtype")]
-    return any(may_be_float16(module, dtype) and not isinstance(dtype, ast.IfExp) for dtype in dtypes)
+    named = {(dtype.arg, dtype.arg) for dtype in dtypes}
+    return bool(given & named) or (rest is not None and (None, rest.arg) in given)
 
 
 def _changed(module: Module, load: ast.stmt, name: str) -> bool:
-    """Whether the model is made float32 or frozen again, in whole or in part."""
+    """Whether the model is made float32 or frozen again, in whole or in part. What is loaded in float16 whatever is
+    asked for, and frozen only if it is asked for, is trained otherwise."""
     scope = module.function(load) or module.tree
+    asked = isinstance(load, ast.Assign) and _always_half(load.value) and f"{name}.parameters()" in module.text
     for node in walk(scope):
         match node:
+            case ast.Call(func=ast.Attribute(attr="requires_grad_", value=ast.Name(id=same))) if same == name and asked:
+                if not isinstance(module.parents[module.statement(node)], ast.If):
+                    return True
             case ast.Call(func=ast.Attribute(attr="float" | "requires_grad_", value=ast.Name(id=same))) if same == name:
                 return True
             case ast.Call(func=ast.Attribute(attr="to", value=ast.Name(id=same)), keywords=keywords) if same == name:
@@ -77,6 +108,15 @@ def _changed(module: Module, load: ast.stmt, name: str) -> bool:
             case ast.Assign(targets=[ast.Attribute(attr="requires_grad" | "data")]):
                 return True
     return False
+
+
+def _always_half(load: ast.expr) -> bool:
+    """Whether the dtype is written where a model is loaded."""
+    return isinstance(load, ast.Call) and any(
+        isinstance(keyword.value, ast.Attribute) and keyword.value.attr in ("float16", "half")
+        for keyword in load.keywords
+        if keyword.arg in ("torch_dtype", "dtype")
+    )
 
 
 def _trainer_of(module: Module, load: ast.stmt, name: str) -> ast.Call | None:
