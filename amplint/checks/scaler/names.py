@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from amplint.checks.registry import Script, found_at, rule
-from amplint.checks.scaler.scopes import asked_before, binders, dynamic, is_guarded, loads, unbound
+from amplint.checks.scaler.scopes import asked_before, binders, dynamic, is_guarded, loads, plain, unbound
 from amplint.findings import Finding
 from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
@@ -112,16 +112,17 @@ def _atoms(formula: Formula) -> Iterator[Question]:
 
 def _certain(event: events.Unbound) -> bool:
     """Whether what decides is something that the script asks, not what amplint forgot, and not an import that may
-    fail: the name is unbound both where imports fail and where none does."""
+    fail: the name is unbound where none does, and where one fails, or for what the script asks behind an import."""
     atoms = list(_atoms(event.bound))
     if any(set(_kinds(part)) & _FORGOTTEN for atom in atoms for part in atom.parts):
         return False
     failing = {atom for atom in atoms if "fails" in {kind for part in atom.parts for kind in _kinds(part)}}
     known = {asked: answer for asked, answer in event.facts.items() if asked not in failing}
-    return all(
+    failed, imported = (
         conditions.possible(conditions.negate(event.bound), {**known, **dict.fromkeys(failing, answer)})
         for answer in (True, False)
     )
+    return imported and (failed or len(failing) < len(set(atoms)))
 
 
 def _kinds(part: Any, depth: int = 6) -> Iterator[str]:
@@ -188,7 +189,7 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
         if (
             len(functions) != 1
             or getattr(next(iter(functions)), "name", "") != "__init__"
-            or not _plain(cls.node, event.name)
+            or not plain(cls.node, event.name)
         ):
             return []
         if any(
@@ -199,7 +200,9 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
         for above in module.ancestors(place):
             if above is code:
                 break
-            if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler):
+            if isinstance(above, ast.For | ast.AsyncFor | ast.While):
+                return []
+            if isinstance(above, ast.ExceptHandler) and not _binds(module.parents[above], places):
                 return []
     statements = [module.statement(place) for place in places]
     if isinstance(code, ast.Module) and any(module.parents[one] is code for one in statements):
@@ -207,15 +210,9 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
     return [(module, statement) for statement in statements]
 
 
-def _plain(node: ast.ClassDef, name: str) -> bool:
-    """Whether a class gets its fields in no other way: from a dict, by name, or from a method for missing ones."""
-    text = ast.unparse(node)
-    return not re.search(r"__getattr|__dict__|setattr\(|vars\(|__slots__", text) and not any(
-        isinstance(one, ast.FunctionDef | ast.Assign | ast.AnnAssign)
-        and name in (getattr(one, "name", ""), *(getattr(t, "id", "") for t in getattr(one, "targets", ())),
-                     getattr(getattr(one, "target", None), "id", ""))
-        for one in node.body
-    )  # fmt: skip
+def _binds(attempt: ast.AST, places: list[ast.AST]) -> bool:
+    """Whether what is tried binds a name, too: its handlers are for runs in which that fails."""
+    return isinstance(attempt, ast.Try) and any(node in places for one in attempt.body for node in walk(one))
 
 
 def _words(script: Script, event: events.Unbound) -> str:

@@ -11,6 +11,7 @@ from amplint.checks.registry import (
     first_argument,
     found,
     found_at,
+    may_both_run,
     receiver,
     rule,
     same_function,
@@ -21,6 +22,7 @@ from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
     is_disabled,
+    measures,
     same_arm,
     scaler_name,
     steps_of,
@@ -47,14 +49,14 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 before.kind == "scaled"
                 and not before.stepped
                 and isinstance(before.scaler, Scaler)
-                and not _measures(clip)
+                and not measures(clip)
                 and not _mixed_in(script, clip, optimizer)
                 and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
                 and not _unscaled_by_a_method(clip)
                 and not _unscaled_as_it_is_stepped(script, clip, optimizer)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
-        if not clip.touched and not _measures(clip) and not _unscaled_by_a_method(clip):
+        if not clip.touched and not measures(clip) and not _unscaled_by_a_method(clip):
             yield from _whoevers(script, clip)
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
     if unscales:
@@ -62,8 +64,34 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
     for step in script.events(events.Step):
         if step.scaler is not None and step.before.kind == "entry" and not is_disabled(step.scaler):
             for seen in step.clips:
-                if isinstance(seen, events.Clip) and same_function(seen, step) and not _measures(seen):
+                if isinstance(seen, events.Clip) and same_function(seen, step) and not measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
+    for clip in script.events(events.Clip):
+        if not clip.touched and not measures(clip) and not _unscaled_by_a_method(clip):
+            yield from _one_of_several(script, clip)
+
+
+def _one_of_several(script: Script, clip: events.Clip) -> Iterator[Finding]:
+    """A clip of gradients that a function is entered with, where several things can be the optimizer that owns them (a
+    factory gives back what it makes or is given), and the function steps each of them through a scaler."""
+    every = [step for step in script.events(events.Step) if same_function(step, clip)]
+    steps = [
+        step
+        for step in every
+        if step.scaler is not None and not is_disabled(step.scaler) and _lineno(step.node) > _lineno(clip.node)
+    ]
+    owners = {one for one, before in clip.perhaps if before.kind == "entry"}
+    stepped = {step.optimizer for step in steps if step.before.kind == "entry" and may_both_run(clip, step)}
+    nodes = {step.node for step in every if step.optimizer in stepped}
+    others = [
+        node
+        for node in walk(clip.module.function(clip.node) or clip.node)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "step" and node not in nodes
+    ]
+    if others or len({_named(step) for step in steps}) != 1:
+        return
+    if owners and len(owners) == len(clip.perhaps) and owners <= stepped:
+        yield _clipped(script, clip, steps[0].optimizer, [])
 
 
 def _whoevers(script: Script, clip: events.Clip) -> Iterator[Finding]:
@@ -230,29 +258,6 @@ def _call_towards(event: events.Event, others: list[events.Backward]) -> tuple[M
                 return (frame.module, call) if call else None
             call = frame.call
     return None
-
-
-def _measures(clip: events.Clip) -> bool:
-    """Clipping with no limit only measures the norm; fairseq's optimizers take 0 for none."""
-    if not isinstance(clip.node, ast.Call):
-        return False
-    match clip.node:
-        case ast.Call(func=ast.Attribute(attr="clip_grad_norm"), args=[ast.Constant(value=0), *_]):
-            return True
-    limit = clip.node.args[1] if len(clip.node.args) > 1 else None
-    for keyword in clip.node.keywords:
-        if keyword.arg in ("max_norm", "clip_value"):
-            limit = keyword.value
-    if limit is None:
-        return False
-    match limit:
-        case ast.Constant(value=None):
-            return True
-        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as number)]):
-            return number.strip("+-") in ("inf", "infinity")
-        case ast.Attribute(attr="inf"):
-            return True
-    return False
 
 
 @rule("AMP106")

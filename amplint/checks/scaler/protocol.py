@@ -100,3 +100,26 @@ def scaler_name(script: Script, gradients: events.Gradients) -> str:
 
 def is_disabled(scaler: Value) -> bool:
     return isinstance(scaler, Scaler) and scaler.enabled == FALSE
+
+
+def measures(clip: events.Clip) -> bool:
+    """Clipping with no limit only measures the norm; fairseq's optimizers take 0 for none."""
+    if not isinstance(clip.node, ast.Call):
+        return False
+    match clip.node:
+        case ast.Call(func=ast.Attribute(attr="clip_grad_norm"), args=[ast.Constant(value=0), *_]):
+            return True
+    limit = clip.node.args[1] if len(clip.node.args) > 1 else None
+    for keyword in clip.node.keywords:
+        if keyword.arg in ("max_norm", "clip_value"):
+            limit = keyword.value
+    if limit is None:
+        return False
+    match limit:
+        case ast.Constant(value=None):
+            return True
+        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as number)]):
+            return number.strip("+-") in ("inf", "infinity")
+        case ast.Attribute(attr="inf"):
+            return True
+    return False

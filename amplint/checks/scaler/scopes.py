@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 from collections.abc import Iterator
 
 from amplint.source.module import FunctionNode, Module
@@ -133,3 +134,14 @@ def _catches(handler: ast.ExceptHandler) -> bool:
     caught = handler.type
     names = [caught] if not isinstance(caught, ast.Tuple) else list(caught.elts)
     return caught is None or any(getattr(n, "id", getattr(n, "attr", "")) in _CATCHES for n in names)
+
+
+def plain(node: ast.ClassDef, name: str) -> bool:
+    """Whether a class gets its fields in no other way: from a dict, by name, or from a method for missing ones."""
+    text = ast.unparse(node)
+    return not re.search(r"__getattr|__dict__|setattr\(|vars\(|__slots__", text) and not any(
+        isinstance(one, ast.FunctionDef | ast.Assign | ast.AnnAssign)
+        and name in (getattr(one, "name", ""), *(getattr(t, "id", "") for t in getattr(one, "targets", ())),
+                     getattr(getattr(one, "target", None), "id", ""))
+        for one in node.body
+    )  # fmt: skip

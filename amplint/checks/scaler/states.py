@@ -69,6 +69,58 @@ def apex_state_not_saved(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP116")
+def apex_state_alone(script: Script) -> Iterator[Finding]:
+    """A script that trains by apex.amp or by a GradScaler saves the state of apex.amp, and never that of the scaler."""
+    module = script.module
+    if "apex" not in module.text or re.search(r"caler\w*(\[\w+\])?\.state_dict|getattr\(\w*scaler", module.text):
+        return
+    made = [statement for statement in module.nodes(ast.Assign) if _is_scaler(module, statement.value)]
+    names = {last_name(target) for statement in made for target in statement.targets}
+    if not made or "" in names or _passed_on(module, names):
+        return
+    for call in module.nodes(ast.Call):
+        if "apex.amp.state_dict" in module.dotted(call.func):
+            yield found_at(
+                "AMP116",
+                module,
+                call,
+                "this is the state of apex.amp; that of the GradScaler, which scales where apex does not, is never "
+                "saved: a resumed run starts at a scale of 65536 again and skips steps",
+                evidence=[(module, made[0], "the scaler"), (module, call, "saved without it")],
+                help="save the scaler's state_dict() where there is a scaler, and load it on resuming",
+            )
+            return
+
+
+def _is_scaler(module: Module, node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    off = any(k.arg == "enabled" and isinstance(k.value, ast.Constant) and not k.value.value for k in node.keywords)
+    return not off and bool(module.dotted(node.func) & {"torch.amp.GradScaler", "torch.cuda.amp.GradScaler"})
+
+
+def _passed_on(module: Module, names: set[str]) -> bool:
+    """Whether a scaler is handed to what may save it, or is kept in something that may be saved."""
+    for node in module.all_nodes:
+        match node:
+            case ast.Call(func=function, args=args, keywords=keywords):
+                given = [*args, *(keyword.value for keyword in keywords)]
+                if re.search(r"step|train|epoch|fit|Scaler", last_name(function)):
+                    continue
+            case ast.Dict(values=given) | ast.List(elts=given) | ast.Tuple(elts=given, ctx=ast.Load()):
+                pass
+            case ast.Return(value=ast.expr() as value):
+                given = [value]
+            case ast.Assign(targets=[ast.Subscript()], value=value):
+                given = [value]
+            case _:
+                continue
+        if any(last_name(one) in names for one in given):
+            return True
+    return False
+
+
 def _adapts(initialize: ast.Call) -> bool:
     """Whether the loss scale is not fixed where amp is initialized."""
     for keyword in initialize.keywords:

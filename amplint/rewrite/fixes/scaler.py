@@ -15,8 +15,9 @@ SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 
 def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, step: ast.AST) -> Fix | None:
-    """Insert unscale_ before the statement that clips. Where the step has conditions that the clip has not, the clip
-    moves to it: gradients can be unscaled once per step only."""
+    """Insert unscale_ before the statement that clips. Where the step is under `if scaler is not None:`, unscale_ is,
+    too. Where it has another condition that the clip has not, the clip moves to it, if it has none of its own:
+    gradients can be unscaled once per step only."""
     statement = module.statement(clip)
     call = f"{scaler}.unscale_({optimizer})"
     if not bound_before(module, scaler, clip) or not bound_before(module, optimizer, clip):
@@ -25,7 +26,15 @@ def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, s
     extra = [one for one in above_step if one not in above_clip]
     if not extra:
         return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, statement, [call]))
-    if not isinstance(statement, ast.Expr) or len(extra) > 1 or not isinstance(extra[0][0], ast.If):
+    own = [one for one, _ in above_clip if not any(one is other for other, _ in above_step)]
+    match extra:
+        case [(ast.If(test=test), "body")] if module.source(test) in (scaler, f"{scaler} is not None"):
+            if not all(isinstance(one, ast.If) for one in own):
+                return None
+            guarded = [f"if {module.source(test)}:", f"    {call}"]
+            first = module.statement(own[-1]) if own else statement
+            return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, first, guarded))
+    if own or not isinstance(statement, ast.Expr) or len(extra) > 1 or not isinstance(extra[0][0], ast.If):
         return None
     target = module.statement(step)
     lines = [call, *_lines(module, statement)]
