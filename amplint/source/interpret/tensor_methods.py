@@ -10,7 +10,20 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, serial, sym
-from amplint.source.values import FALSE, NONE, Gradient, Items, Lib, Many, Parameter, Parameters, Sym, Tensor, Value
+from amplint.source.values import (
+    ASSUMED,
+    FALSE,
+    NONE,
+    Gradient,
+    Items,
+    Lib,
+    Many,
+    Parameter,
+    Parameters,
+    Sym,
+    Tensor,
+    Value,
+)
 
 _IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
 _LINEAR = frozenset(
@@ -75,6 +88,8 @@ def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST, world
         dtype = tensors.dtype_of(value)
         if dtype:
             return tensors.cast(tensor, dtype, world, node, "float" if dtype == "float32" else "to")
+        if value == sym("dtype", "low"):  # x.dtype of a tensor that is taken to be half
+            return replace(tensors.cast(tensor, "low", world, node, "to"), trust=ASSUMED)
     if any(isinstance(value, Sym) and value.kind in ("dtype", "argument", "attr") for value in given.values()):
         unknown = given.kwargs.get("dtype") is not None or any(
             isinstance(v, Sym) and (v.kind == "dtype" or (v.kind == "attr" and v.parts[-1] == "dtype"))
