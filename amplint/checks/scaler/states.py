@@ -96,8 +96,13 @@ def apex_state_alone(script: Script) -> Iterator[Finding]:
 def _is_scaler(module: Module, node: ast.expr) -> bool:
     if not isinstance(node, ast.Call):
         return False
-    off = any(k.arg == "enabled" and isinstance(k.value, ast.Constant) and not k.value.value for k in node.keywords)
-    return not off and bool(module.dotted(node.func) & {"torch.amp.GradScaler", "torch.cuda.amp.GradScaler"})
+    return _may_be_on(node) and bool(module.dotted(node.func) & {"torch.amp.GradScaler", "torch.cuda.amp.GradScaler"})
+
+
+def _may_be_on(made: ast.Call) -> bool:
+    """Whether what is made is not told that it is off."""
+    told = (one.value for one in made.keywords if one.arg == "enabled")
+    return not any(isinstance(value, ast.Constant) and not value.value for value in told)
 
 
 def _passed_on(module: Module, names: set[str]) -> bool:
@@ -129,9 +134,7 @@ def _adapts(initialize: ast.Call) -> bool:
                 return False
             case "opt_level", ast.Constant(value="O0" | "O3"):
                 return False
-            case "enabled", ast.Constant(value=False):
-                return False
-    return True
+    return _may_be_on(initialize)
 
 
 def _state_of_optimizer(mapping: ast.Dict) -> ast.expr | None:
@@ -173,11 +176,7 @@ def _makes_own_scaler(node: ast.AST) -> bool:
     """Whether this is `self.x = GradScaler(…)`, and it is not off for good."""
     match node:
         case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"))], value=ast.Call() as call):
-            off = any(
-                keyword.arg == "enabled" and isinstance(keyword.value, ast.Constant) and not keyword.value.value
-                for keyword in call.keywords
-            )
-            return last_name(call.func) == "GradScaler" and not off
+            return last_name(call.func) == "GradScaler" and _may_be_on(call)
     return False
 
 
