@@ -116,10 +116,12 @@ FAULTS = {
 
 
 def script(kind: str, fault: str) -> str:
-    """The AMP script with this fault."""
+    """The AMP script with this fault. An edit may be for the other optimizer; one at least is for this one."""
     text = SCRIPT
     for name in ("BATCH", "NOISE", "OPTIMIZER"):
         text = text.replace(name, KINDS[kind][name])
+    if not any(old in text for old, _ in FAULTS[fault]) and fault != "none":
+        raise ValueError(f"{fault} changes nothing in the script for {kind}")
     for old, new in FAULTS[fault]:
         text = text.replace(old, new)
     return text.replace("RATE", KINDS[kind]["RATE"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,71 +12,17 @@ from typing import Any
 
 import pytest
 
-# Correct AMP as written by hand; FP32 is the same with autocast and scaler off.
-RIGHT = """
-import torch
-from torch import nn
-
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(16, 64)
-        self.norm = nn.BatchNorm1d(64)
-        self.query, self.key = nn.Linear(64, 64), nn.Linear(64, 64)
-        self.head = nn.Linear(64, 4)
-
-    def forward(self, x):
-        h = torch.relu(self.norm(self.inner(x).transpose(1, 2)).transpose(1, 2))
-        q, k = self.query(h), self.key(h)
-        scores = q @ k.transpose(1, 2) / 8
-        return self.head((scores.softmax(dim=-1) @ h).mean(dim=1))
-
-
-def batches(count):
-    centres = torch.randn(4, 16)
-    for _ in range(count):
-        y = torch.randint(4, (32,))
-        yield (centres[y][:, None] + 0.5 * torch.randn(32, 6, 16)).to(device), y.to(device)
-
-
-def main():
-    torch.manual_seed(0)
-    model = Attention().to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    scaler = torch.amp.GradScaler(device.type)
-    for x, y in batches(60):
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=torch.float16):
-            loss = nn.functional.cross_entropy(model(x), y)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-
-
-main()
-"""
-FAULTS = {
-    "clip before unscale": [("        scaler.unscale_(optimizer)\n", "")],
-    "step past the scaler": [
-        ("        scaler.unscale_(optimizer)\n", ""),
-        ("scaler.step(optimizer)", "optimizer.step()"),
-    ],
-    "missing update": [("        scaler.update()\n", "")],
-    "half BatchNorm": [(".to(device)\n    opt", ".to(device)\n    model.norm.half()\n    opt")],
-    "training inside one autocast region": [
-        (
-            "    for x, y in batches(60):\n",
-            "    with torch.autocast(device.type, dtype=torch.float16):\n     for x, y in batches(60):\n",
-        ),
-        ("        with torch.autocast(device.type, dtype=torch.float16):\n            loss", "        loss"),
-    ],
-    "unscaled attention": [(" / 8", ""), ("self.query(h), self.key(h)", "40 * self.query(h), 40 * self.key(h)")],
-}
+# A right AMP script, written by hand, and faults planted in it; FP32 is the same with autocast and scaler off.
+planted = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "faults.py"))["script"]
+RIGHT = planted("sgd", "none")
+FAULTS = [
+    "clip before unscale",
+    "step past the scaler",
+    "missing update",
+    "half BatchNorm",
+    "training inside one autocast region",
+    "unscaled attention",
+]
 
 
 def verify(folder: Path, script: str, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -87,12 +34,9 @@ def verify(folder: Path, script: str, *arguments: str) -> tuple[int, dict[str, A
     return done.returncode, json.loads(done.stdout)
 
 
-def planted(fault: str) -> str:
-    script = RIGHT
-    for old, new in FAULTS[fault]:
-        assert old in script
-        script = script.replace(old, new)
-    return script
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_planted(fault):
+    assert planted("sgd", fault) != RIGHT
 
 
 @pytest.mark.slow
@@ -106,7 +50,7 @@ def test_amp_by_hand_is_the_same(tmp_path):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_not_the_same_or_named(tmp_path, fault):
     """Against the right script, so that `fix` does not repair the copy."""
-    (tmp_path / "faulty.py").write_text(planted(fault))
+    (tmp_path / "faulty.py").write_text(planted("sgd", fault))
     code, report = verify(tmp_path, RIGHT, "--against", "faulty.py")
     assert code == 1 or report["faults"], report["verdict"]
     assert report["verdict"]["word"] == "not the same" or report["faults"]
