@@ -145,6 +145,11 @@ def same_function(one: events.Event, other: events.Event) -> bool:
     return one.frame.code is other.frame.code
 
 
+def class_of(event: events.Event) -> ast.AST | None:
+    """The class whose code an event is in."""
+    return next((above for above in event.module.ancestors(event.node) if isinstance(above, ast.ClassDef)), None)
+
+
 def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether two nodes stand in different arms of one `if`: a run meets one of them, or a flag decides which."""
     return fork(module, one, other) is not None

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in
-from amplint.checks.registry import Script, found, found_at, may_both_run, rule, text
+from amplint.checks.registry import Script, class_of, found, found_at, may_both_run, rule, text
 from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
@@ -80,11 +80,7 @@ def _same_model(one: events.Forward, other: events.Forward) -> bool:
         return True
     if one.module is not other.module or _callee(one) != _callee(other) or _callee(one) == "the model":
         return False
-    return _class_of(one) is _class_of(other)
-
-
-def _class_of(event: events.Event) -> ast.AST | None:
-    return next((above for above in event.module.ancestors(event.node) if isinstance(above, ast.ClassDef)), None)
+    return class_of(one) is class_of(other)
 
 
 def _same_loop(one: events.Event, other: events.Event) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from amplint.checks.registry import (
     Script,
+    class_of,
+    first_argument,
     found,
     receiver,
     rule,
     same_function,
     text,
 )
+from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -65,13 +68,14 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
 
 
 def _once(create: events.Event) -> bool:
-    """Whether a condition picks the round in which it is made: `if epoch == 0`, `if scaler is None`."""
+    """Whether a condition picks the round in which it is made: `if epoch == 0`, `if scaler is None`; a word (`if
+    cfg.dtype == "float16"`) is a setting."""
     for above in create.module.ancestors(create.node):
         if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.FunctionDef | ast.AsyncFunctionDef):
             return False
         match above:
-            case ast.If(test=ast.Compare(ops=[ast.Eq() | ast.Is()])):
-                return True
+            case ast.If(test=ast.Compare(ops=[ast.Eq() | ast.Is()], comparators=[right])):
+                return not (isinstance(right, ast.Constant) and isinstance(right.value, str))
     return False
 
 
@@ -197,7 +201,7 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             event,
             "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of 65536 "
             "again and skips steps",
-            node=None if event is maker else _optimizer_entry(at) or save.node,
+            node=None if event is maker else _optimizer_entry(at, _stepped(script)) or save.node,
             evidence=[(maker, "the scaler"), (save, "saved without it")],
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
             fix=_save_scaler(script, save, maker),
@@ -231,12 +235,13 @@ def _save_scaler(script: Script, save: events.Save, maker: events.Create | None)
     """The scaler's state beside the optimizer's, where the scaler has a name."""
     if not isinstance(save.mapping, ast.Dict) or maker is None or maker.module is not save.module:
         return None
-    entry = _optimizer_entry(save.mapping)
+    entry = _optimizer_entry(save.mapping, _stepped(script))
     statement = script.module.statement(maker.node)
     if entry is None or not isinstance(statement, ast.Assign) or statement.value is not maker.node:
         return None
     target = statement.targets[0]
-    in_reach = isinstance(target, ast.Attribute) or same_function(maker, save)
+    field = isinstance(target, ast.Attribute) and class_of(maker) is class_of(save)
+    in_reach = field or same_function(maker, save)
     if not in_reach or not isinstance(target, ast.Name | ast.Attribute):
         return None
     return fixes.add_state(script.module, save.mapping, entry, text(script.module, target))
@@ -272,20 +277,24 @@ def _never_scaled(script: Script, save: events.Save) -> bool:
     return bool(steps) and all(step.scaler is None for step in steps)
 
 
-def _optimizer_entry(mapping: ast.Dict | None) -> ast.expr | None:
-    """The entry of a dict literal that holds an optimizer's state."""
+def _stepped(script: Script) -> set[str]:
+    """The names of what a scaler steps."""
+    steps = (step for step in script.events(events.Step) if step.scaler is not None)
+    return {first_argument(step).rpartition(".")[2] for step in steps}
+
+
+def _optimizer_entry(mapping: ast.Dict | None, stepped: Collection[str] = ()) -> ast.expr | None:
+    """The entry of a dict literal that holds an optimizer's state, as its key says, or the name of what has it."""
     if mapping is None:
         return None
     for key, value in zip(mapping.keys, mapping.values, strict=True):
-        if not isinstance(key, ast.Constant) or not isinstance(key.value, str) or "optim" not in key.value:
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
             continue
         for state in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
-            if (
-                isinstance(state, ast.Call)
-                and isinstance(state.func, ast.Attribute)
-                and state.func.attr == "state_dict"
-            ):
-                return value
+            match state:
+                case ast.Call(func=ast.Attribute(attr="state_dict", value=owner)):
+                    if "optim" in key.value or last_name(owner) in stepped:
+                        return value
     return None
 
 

@@ -45,6 +45,7 @@ D = TypeVar("D", bound=ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 _BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _SELF = re.compile(r"\b(?:self|cls)\.(\w+)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(\w+)")
 # A matrix product, or a constant that half precision may not hold.
 _SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
 _SMALL_LINES = 5  # running so little costs no more than asking
@@ -56,6 +57,8 @@ class Facts:
     def __init__(self, module: Module):
         self.lines: dict[ast.AST, int] = {}
         self.words: dict[ast.AST, frozenset[str]] = {}
+        # What a scaler is handed to step it: an optimizer, whatever it is called.
+        self._stepped = frozenset(_STEPPED.findall(module.text)) if "caler" in module.text else frozenset[str]()
         self._signs: set[ast.AST] = set()
         inner: dict[ast.AST, list[Code]] = {}
         for code, around in reversed(_definitions(module.tree)):  # what is inside comes first
@@ -71,7 +74,8 @@ class Facts:
     @cached_property
     def steps(self) -> set[ast.AST]:
         """What can be part of a training step."""
-        return self._closure({code for code, words in self.words.items() if _steps(words)})
+        stepped = self._stepped
+        return self._closure({code for code, words in self.words.items() if _steps(words, stepped)})
 
     @cached_property
     def numeric(self) -> set[ast.AST]:
@@ -203,6 +207,9 @@ def _definitions(tree: ast.Module) -> list[tuple[Code, Code | None]]:
     return found
 
 
-def _steps(words: frozenset[str]) -> bool:
-    saves = bool(words & {"save", "load_state_dict"}) and any("optim" in word or "scaler" in word for word in words)
-    return bool(words & _STEP) or saves
+def _steps(words: frozenset[str], stepped: frozenset[str]) -> bool:
+    if words & {"save", "load_state_dict"} and (
+        words & stepped or any("optim" in word or "scaler" in word for word in words)
+    ):
+        return True
+    return bool(words & _STEP)
