@@ -13,6 +13,7 @@ from amplint.config import Settings
 from amplint.findings import Finding, Severity
 from amplint.rewrite import edits
 from amplint.rewrite.apex.scripts import migrated
+from amplint.rewrite.asleep import asleep
 from amplint.rewrite.convert import Unit, converted
 from amplint.rewrite.groups import groups_of, modules_of, related, steps_outside
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
@@ -192,6 +193,8 @@ def _draft(module: Module, settings: Settings, options: dict[str, Any]) -> Draft
 
 def _look(draft: Draft) -> bool:
     draft.reading = read(draft.now, draft.settings.roots, draft.settings.apis)
+    if unset := asleep(draft.reading):
+        draft.reading = read(draft.now, draft.settings.roots, draft.settings.apis, unset=unset)
     draft.reads = frozenset(draft.reading.dependencies)
     path = Path(draft.module.path)
     draft.places = frozenset(map(str, (path, path.absolute(), path.resolve())))

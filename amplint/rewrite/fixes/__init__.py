@@ -65,3 +65,13 @@ def conditions_above(module: Module, node: ast.AST) -> list[tuple[ast.AST, str]]
             above.append((parent, arm))
         inner = parent
     return above
+
+
+def asks_for(condition: tuple[ast.AST, str], text: str) -> bool:
+    """Whether a branch is the one for where something exists: `if optimizer is not None:`."""
+    match condition:
+        case (ast.If(test=ast.Compare(left=asked, ops=[ast.IsNot()], comparators=[ast.Constant(value=None)])), "body"):
+            return ast.unparse(asked) == text
+        case (ast.If(test=asked), "body"):
+            return ast.unparse(asked) == text
+    return False

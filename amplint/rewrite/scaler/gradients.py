@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from amplint.rewrite.fixes import conditions_above
+from amplint.rewrite.fixes import asks_for, conditions_above
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.lifts import common, node_in, parameters
 from amplint.source import events
@@ -91,7 +91,9 @@ def unscale_at(
         raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
     here = conditions_above(module, first)
     there = [one for one in conditions_above(module, stepping) if one[0] is not over or one in here]
-    if any(one not in here for one in there):
+    stepper = ast.unparse(step.node.func.value)  # type: ignore[attr-defined]
+    asked = any(asks_for(one, stepper) for one in here)
+    if any(one not in here and not (asked and asks_for(one, stepper)) for one in there):
         raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
     loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
     outermost = loops[-1] if loops else module.statement(first)

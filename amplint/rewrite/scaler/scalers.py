@@ -12,7 +12,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from amplint.rewrite.fixes import conditions_above, suite_of
+from amplint.rewrite.fixes import asks_for, conditions_above, suite_of
 from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
@@ -52,8 +52,8 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
             raise Refused("optimizers of several objects share a backward", BY_HAND)
         each = [[plan for plan in plans if plan.home.through == one] for one in objects]
         return [scaler for mine in each for scaler in scalers_for(module, mine, files)]
-    rounds = [_round(module, plan) for plan in plans]
     owners = [_owner(module, plan) for plan in plans]
+    rounds = _side_by_side(module, [_round(module, plan) for plan in plans], owners)
     homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))
     together = (
         len({plan.step.frame.code for plan in plans}) == 1
@@ -116,6 +116,17 @@ def _round(module: Module, plan: StepPlan) -> ast.stmt:
     return loop if loop is not None and loop is plan.home.loop else module.statement(step)
 
 
+def _side_by_side(module: Module, rounds: Sequence[ast.stmt], owners: Sequence[str]) -> list[ast.stmt]:
+    """The rounds; a step that is taken where its optimizer exists is over behind that condition, if another stands
+    beside it."""
+    levels = [conditions_above(module, one) for one in rounds]
+    over: list[ast.stmt] = []
+    for one, above, owner in zip(rounds, levels, owners, strict=True):
+        asked = above[0][0] if above and asks_for(above[0], owner) and above[1:] in levels else None
+        over.append(asked if isinstance(asked, ast.If) else one)
+    return over
+
+
 def _homes(plans: Sequence[StepPlan]) -> tuple[tuple[Home, tuple[str, ...]], ...]:
     """Where a scaler is made: once in every script, or function, that makes the optimizers of the steps."""
     made: list[tuple[Home, tuple[str, ...]]] = []
@@ -150,10 +161,17 @@ def _shares_backwards(plans: Sequence[StepPlan]) -> bool:
 def _after_groups(
     module: Module, plans: Sequence[StepPlan], rounds: Sequence[ast.stmt], owners: Sequence[str]
 ) -> tuple[ast.stmt, ...]:
-    """The last step of each group that is taken between two backwards. Raises Refused where gradients would wait for
-    their step while the scale changes."""
-    if len({plan.step.frame.code for plan in plans}) > 1:
-        raise Refused(_APART, BY_HAND)
+    """The last step of each group that is taken between two backwards, in every function that steps. Raises Refused
+    where gradients would wait for their step while the scale changes."""
+    ends: list[ast.stmt] = []
+    codes = list(dict.fromkeys(plan.step.frame.code for plan in plans))
+    for code in codes if len(codes) > 1 else ():
+        here = [index for index, plan in enumerate(plans) if plan.step.frame.code is code]
+        ends += _after_groups(
+            module, [plans[one] for one in here], [rounds[one] for one in here], [owners[one] for one in here]
+        )
+    if ends:
+        return tuple(ends)
     backwards = {_start(one.node) for plan in plans for one in plan.backwards}
     groups: list[list[int]] = []
     for index in sorted(range(len(plans)), key=lambda one: _start(rounds[one])):

@@ -33,7 +33,9 @@ def run_if(m: Machine, node: ast.If, world: World, frame: Frame, flow: Flow) -> 
     if variables.path_text(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         return [world]
     after: list[World] = []
+    met = m.ways.setdefault(node, (frame.module, set()))[1]
     for answer, arm in decide(m, node.test, world, frame):
+        met.add(answer)
         after += statements.run(m, node.body if answer else node.orelse, [arm], frame, flow)
     return join_all(after)
 

@@ -47,11 +47,13 @@ def read(
     apis: tuple[dict[str, Any], ...] = (),
     others: Sequence[Module] = (),
     at: frozenset[str] | None = None,
+    unset: frozenset[str] = frozenset(),
 ) -> Reading:
     """Interpret a module: from its top level and `__main__`, then whatever nothing called: training steps, and
-    functions that hold one of the words `at` (None: any numerics). `others` stand for the files at their paths."""
+    functions that hold one of the words `at` (None: any numerics). `others` stand for the files at their paths;
+    constants at the top that are `unset` may be anything."""
     symbols.reset()
-    machine = Machine(Project.around(module, roots, others), Library((*apis, *knowledge.apis())), at)
+    machine = Machine(Project.around(module, roots, others), Library((*apis, *knowledge.apis())), at, unset=unset)
     complete = True
     try:
         with deep_recursion():
@@ -147,7 +149,10 @@ def _plain(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _computes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a method of a module is part of its forward: not the ones that train, save or configure it."""
+    """Whether a method of a module is part of its forward: not the ones that train, save or configure it, and not the
+    backward of an autograd.Function, which runs outside unless it asks for its forward's region (custom_bwd)."""
+    if method.name == "backward" and not any("bwd" in ast.unparse(one) for one in method.decorator_list):
+        return False
     return not method.name.startswith("__") and not any(
         isinstance(inner, ast.Attribute) and inner.attr in ("backward", "zero_grad", "state_dict")
         for inner in walk(method)

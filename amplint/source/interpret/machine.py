@@ -55,6 +55,8 @@ class Machine:
     texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
     names: dict[Value, str] = field(default_factory=dict)  # the variable that each thing was first assigned to
     asked: set[ast.AST] = field(default_factory=set)  # tests of statements whose answer is not a constant
+    ways: dict[ast.If, tuple[Module, set[bool]]] = field(default_factory=dict)  # the answers that were met
+    unset: frozenset[str] = frozenset()  # constants at the top of the file that may be anything
     rounds: dict[tuple[ast.AST, int], list[World]] = field(default_factory=dict)  # (loop, round) → worlds at its end
     starts: dict[tuple[ast.AST, int], list[Any]] = field(default_factory=dict)  # … and their traces at its start
     round: int = 1  # of the function that nothing calls and that is run now

@@ -39,6 +39,8 @@ def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
         value = world.get(where.scope, name)
         if value is not None:
             value = imports.define(m, value, world)
+            if name in m.unset and isinstance(value, Const) and where.code is m.project.main.tree:
+                value = sym("name", where.module.path, name)
             perhaps_unbound(m, where.scope, name, value, node, world, frame, where)
             return [(typed(m, value, node, world, where if where is not frame else frame), world)]
     module_scope = next(where for where in scopes(frame) if isinstance(where.code, ast.Module))
