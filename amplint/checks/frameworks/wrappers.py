@@ -226,8 +226,8 @@ def _scales_if(module: Module, call: ast.Call, name: str) -> bool:
 
 
 def _asks_first(module: Module, call: ast.Call) -> bool:
-    """Whether the code asks about the GPU itself before: in the same condition, in one around it, or in a condition
-    that leaves the function or block before it."""
+    """Whether the code asks about the GPU itself before: in the same condition, in one around it, in a condition
+    that leaves the function or block before it, or for its compute capability."""
     for above in module.ancestors(call):
         match above:
             case ast.BoolOp(values=values):
@@ -235,7 +235,10 @@ def _asks_first(module: Module, call: ast.Call) -> bool:
             case ast.If(test=test) | ast.IfExp(test=test) | ast.Assert(test=test) | ast.While(test=test):
                 asked = [test]
             case ast.FunctionDef() | ast.Module():
-                asked = [one.test for one in walk(above) if isinstance(one, ast.If) and one.lineno < call.lineno]
+                before = (one for one in walk(above) if isinstance(one, ast.If | ast.Assign))
+                asked = [
+                    one.test if isinstance(one, ast.If) else one.value for one in before if one.lineno < call.lineno
+                ]
             case _:
                 continue
         if any(_about_the_gpu(module, one, call) for one in asked):

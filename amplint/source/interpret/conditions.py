@@ -52,7 +52,7 @@ def negate(formula: Formula) -> Formula:
 
 
 def both(left: Formula, right: Formula) -> Formula:
-    if left is False or right is False:
+    if left is False or right is False or left == negate(right):
         return False
     if left is True:
         return right
@@ -60,7 +60,7 @@ def both(left: Formula, right: Formula) -> Formula:
 
 
 def either(left: Formula, right: Formula) -> Formula:
-    if left is True or right is True:
+    if left is True or right is True or left == negate(right):
         return True
     if left is False:
         return right

@@ -184,6 +184,7 @@ def _chain(m: Machine, operands: list[ast.expr], stops: bool, world: World, fram
             inside, stopped = after.copy(), conditions.assume(formula, stops, after.facts)
             going = conditions.assume(formula, not stops, after.facts)
             if going is None or stopped is None:  # what follows from the facts was not seen above
+                after.facts = going or stopped or after.facts
                 results += _chain(m, operands[1:], stops, after, frame) if going is not None else [(left, after)]
                 continue
             inside.facts = going
@@ -243,6 +244,7 @@ def if_expression(m: Machine, node: ast.IfExp, world: World, frame: Frame) -> Re
         yes_facts = conditions.assume(formula, True, after.facts)
         no_facts = conditions.assume(formula, False, after.facts)
         if yes_facts is None or no_facts is None:  # what follows from the facts was not seen above
+            after.facts = yes_facts or no_facts or after.facts
             results += expressions.evaluate(m, node.orelse if yes_facts is None else node.body, after, frame)
             continue
         yes_world.facts, no_world.facts = yes_facts, no_facts
