@@ -126,9 +126,11 @@ _ABSENT = frozenset("ImportError ModuleNotFoundError AttributeError TypeError".s
 
 def _for_old_versions(module: Module, node: ast.AST, new: str, device: str) -> bool:
     """Whether this is what runs where torch is too old for the successor: in the handler of an attempt to use that, in
-    the other arm of a branch that uses it, or under a question about torch's version."""
+    the other arm of a branch that uses it, under a question about torch's version, or after the successor's return."""
     inside = node
     for above in module.ancestors(node):
+        if any(_returns_it(module, before, new, device) for before in _before(above, inside)):
+            return True
         match above:
             case ast.Try() if inside in above.handlers:
                 caught = {name.id for name in walk(inside) if isinstance(name, ast.Name)}
@@ -144,6 +146,22 @@ def _for_old_versions(module: Module, node: ast.AST, new: str, device: str) -> b
                 if asks_version(module, test) or _names(module, no if inside is yes else yes, new, device):
                     return True
         inside = above
+    return False
+
+
+def _before(block: ast.AST, node: ast.AST) -> list[ast.stmt]:
+    """The statements before one in its block."""
+    for statements in (getattr(block, "body", None), getattr(block, "orelse", None)):
+        if isinstance(statements, list) and node in statements:
+            return statements[: statements.index(node)]
+    return []
+
+
+def _returns_it(module: Module, statement: ast.stmt, new: str, device: str) -> bool:
+    """Whether a statement returns the successor, where torch has it."""
+    match statement:
+        case ast.If(body=[*_, ast.Return() as returned]) | ast.Try(body=[*_, ast.Return() as returned]):
+            return _names(module, returned, new, device)
     return False
 
 
