@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import takewhile
 
 from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in
-from amplint.checks.registry import Script, class_of, found, found_at, may_both_run, rule, text
+from amplint.checks.registry import Script, class_of, found_at, may_both_run, rule, text
 from amplint.findings import Finding
 from amplint.source import events
+from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
 from amplint.source.walk import walk
 
@@ -32,26 +34,48 @@ def eval_outside_autocast(script: Script) -> Iterator[Finding]:
             continue
         if any("autocast" in code for code in _around(forward, step)):
             continue
-        yield found(
+        module, place = _apart(forward, step)
+        yield found_at(
             "AMP221",
-            forward,
+            module,
+            place,
             f"{_callee(forward)} is trained under autocast, and evaluated without: in float32, at the speed and memory "
             "of float32",
-            evidence=[(step, "the training step runs it under autocast"), (forward, "the evaluation does not")],
+            evidence=[
+                (step.module, step.node, "the training step runs it under autocast"),
+                (module, place, "the evaluation does not"),
+            ],
             help="enter the same autocast around the forward, inside no_grad",
         )
 
 
 def _around(forward: events.Forward, step: events.Forward) -> Iterator[str]:
     """The code of an evaluation: its functions, up to the loop that runs it; what also holds the training step only as
-    far as it does not."""
+    far as it does not. A function that both run enters autocast for the training step, and does not for this."""
+    shared = _shared(forward, step)
     for frame in forward.frame.stack():
+        if frame in shared:
+            continue
         place = forward.node if frame is forward.frame else None
         yield _rows(frame.module, frame.code, place, step.node)
         if not isinstance(frame.code, FunctionNode) or frame.call is None or frame.caller is None:
             return
         if _loops(frame.caller.module, frame.call):
             return
+
+
+def _shared(forward: events.Forward, step: events.Forward) -> list[Frame]:
+    """The calls of functions that a training step makes, too, on its way to the same forward."""
+    codes = {frame.code for frame in step.frame.stack()} if forward.node is step.node else set()
+    return list(takewhile(lambda frame: frame.code in codes and frame.caller is not None, forward.frame.stack()))
+
+
+def _apart(forward: events.Forward, step: events.Forward) -> tuple[Module, ast.AST]:
+    """Where an evaluation parts from a training step: at its call of what both run."""
+    shared = _shared(forward, step)
+    if shared and shared[-1].call is not None and shared[-1].caller is not None:
+        return shared[-1].caller.module, shared[-1].call
+    return forward.module, forward.node
 
 
 def _rows(module: Module, code: ast.AST, place: ast.AST | None, step: ast.AST) -> str:

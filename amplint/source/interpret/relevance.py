@@ -45,7 +45,7 @@ D = TypeVar("D", bound=ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 _BARE = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 _SELF = re.compile(r"\b(?:self|cls)\.(\w+)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(\w+)")
+_STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(?!self\b)(\w+)")
 # A matrix product, or a constant that half precision may not hold.
 _SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
 _SMALL_LINES = 5  # running so little costs no more than asking
@@ -87,7 +87,9 @@ class Facts:
     def matters(self) -> set[ast.AST]:
         """What to run when a call reaches it."""
         around = {code for code, words in self.words.items() if words & _AROUND}
-        return self._closure(self.steps | self.numeric | around)
+        # what the methods of a trainer find in its fields
+        made = {one for code in self.steps if isinstance(code, ast.ClassDef) for one in code.body if _makes(one)}
+        return self._closure(self.steps | self.numeric | around | made)
 
     def _closure(self, relevant: set[ast.AST]) -> set[ast.AST]:
         """These, and what names one of them."""
@@ -98,6 +100,10 @@ class Facts:
                 break
             relevant = grown
         return relevant
+
+
+def _makes(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__")
 
 
 class Relevance:
