@@ -25,6 +25,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     warnings.simplefilter("ignore")  # what the parser says of invalid escapes in users' files
     signal.signal(signal.SIGTERM, _stop)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, _stop)
     try:
         _no_file_is_an_option(sys.argv[1:])
         sys.exit(cli(standalone_mode=False))

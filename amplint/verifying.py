@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -22,8 +23,8 @@ from amplint.engine import source
 from amplint.verify import compare as judging
 from amplint.verify import marks, memory
 from amplint.verify.advice import advice
-from amplint.verify.convert import CannotConvert, Conversion, convert
-from amplint.verify.curves import curves, main_steps
+from amplint.verify.convert import CannotConvert, Conversion, convert, readable
+from amplint.verify.curves import curves, main_steps, value
 from amplint.verify.places import Places
 from amplint.verify.runs import CouldNotRun, Launch, Run, launch, run
 from amplint.verify.sweep import sweep
@@ -44,10 +45,14 @@ def verify(script: str, arguments: Sequence[str], settings: Settings, options: O
     for path in (script, against):
         if path and not os.path.isfile(path):
             fail(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}; verify takes a training script")
+    if options["html"] and not os.path.isdir(os.path.dirname(os.path.abspath(options["html"]))):
+        fail(f"--html {options['html']}: no such folder")
     unknown = set(options["fail_on"] or ()) - set(FAILS)
     if unknown:
         fail(f'--fail-on: unknown "{sorted(unknown)[0]}"; one of {", ".join(FAILS)}')
     try:
+        if against:
+            readable(against)  # what does not compile is no AMP script
         how = launch(script, arguments, options["python"], options["launcher"] or "", options["timeout"], _teller())
         with _folder(options["keep"]) as folder:
             made = _Verification(folder, script, settings, options, how).report()
@@ -109,6 +114,8 @@ class _Verification:
             raise CouldNotRun(f"{self.script} ended and never stepped an optimizer")
         if first.problem:
             raise CouldNotRun(f"in FP32 already, {self.script} {first.problem}")
+        if first.answer.get("diverged"):
+            raise CouldNotRun(f"in FP32 already, {self.script} diverges: {_diverged(first)}")
         on_gpu = _on_gpu(first)
         if self.options["device"] == "cuda" and not on_gpu:
             raise CouldNotRun("--device cuda: torch finds no usable GPU here")
@@ -117,8 +124,8 @@ class _Verification:
         counted = self._amp("AMP, counted", count=True, steps=_COUNTED) if on_gpu else self.amp[0]
         if not counted.answer.get("half_matmuls") and not counted.problem and not self.amp[0].problem:
             raise CouldNotRun(self._never())
-        enough = len(main_steps(first)) >= judging.LEAST
-        for seed in range(1, self.options["seeds"] if enough else 1):
+        decided = len(main_steps(first)) < judging.LEAST or self.amp[0].problem
+        for seed in range(1, 1 if decided else self.options["seeds"]):
             self.fp32.append(self._fp32(f"FP32, seed {seed}", seed=seed))
         verdict = self._judged()
         return self._told(verdict, counted)
@@ -276,6 +283,13 @@ def _on_gpu(made: Run) -> bool:
     return bool(made.answer.get("device", {}).get("policy") == "CUDA")
 
 
+def _diverged(made: Run) -> str:
+    """When a run's losses ceased to be numbers."""
+    bad = [step["step"] for step in made.steps if not all(math.isfinite(value(loss)) for _, loss in step["losses"])]
+    since = f", and its loss is no number since step {bad[0] + 1}" if bad else ""
+    return f"its weights are not finite after {len(made.steps)} steps{since}"
+
+
 def _severity(code: str) -> str:
     rule = knowledge.rules().get(code)
     return rule.severity.value if rule is not None else "warning"
@@ -285,11 +299,6 @@ def _severity(code: str) -> str:
 
 
 def _print(made: Report, options: Options) -> int:
-    if options["html"]:
-        from amplint.report.verify.page import page
-
-        sources = {line["path"]: source(line["path"]) for line in made["lines"]}
-        _write(options["html"], page(made, sources))
     if options["output_format"] == "json":
         click.echo(json.dumps(made, indent=2, allow_nan=False))
     elif options["output_format"] == "markdown":
@@ -300,6 +309,11 @@ def _print(made: Report, options: Options) -> int:
         from amplint.report.verify.terminal import summary
 
         click.echo(summary(made), nl=False)
+    if options["html"]:
+        from amplint.report.verify.page import page
+
+        sources = {line["path"]: source(line["path"]) for line in made["lines"]}
+        _write(options["html"], page(made, sources))
     word, fails = made["verdict"]["word"], set(options["fail_on"] or ())
     if word == judging.DIFFERENT or _named(made, fails):
         return 1

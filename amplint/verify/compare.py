@@ -131,7 +131,7 @@ def _finite(first: Run, half: Run, verdict: Verdict) -> None:
         if len(bad) > was:
             losses = "1 loss is" if len(bad) == 1 else f"{len(bad)} of {len(other.values)} losses are"
             verdict.fail(f"{losses} not finite in AMP, first at step {bad[0] + 1}; in FP32 {was or 'none'}")
-    if half.answer.get("nonfinite_parameters") and not first.answer.get("nonfinite_parameters"):
+    if half.answer.get("diverged") and not first.answer.get("diverged"):
         verdict.fail("parameters are not finite after the AMP run")
 
 

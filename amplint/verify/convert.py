@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable
@@ -58,17 +59,22 @@ def convert(script: str, settings: Settings, dtype: str, trees: list[str]) -> Co
     raise CannotConvert(f"{script}: amplint fix finds no training step; name an AMP script of yours with --against")
 
 
+def readable(path: str) -> tuple[Module, bytes]:
+    """A file of Python, read."""
+    try:
+        data = files.read(path)
+        return Module.read(path, data), data
+    except Unreadable as error:
+        raise CannotConvert(f"{path}: {error.reason}") from None
+
+
 def _fixed(paths: list[str], settings: Settings, dtype: str) -> Conversion:
     from amplint.rewrite import instrument
 
-    read: list[tuple[Module, bytes]] = []
-    for path in paths:
-        try:
-            data = files.read(path)
-            read.append((Module.read(path, data), data))
-        except Unreadable as error:
-            if path == paths[0]:
-                raise CannotConvert(f"{path}: {error.reason}") from None
+    read = [readable(paths[0])]
+    for path in paths[1:]:
+        with contextlib.suppress(CannotConvert):
+            read.append(readable(path))
     problems: list[str] = []
     options = {"dtype": dtype, "asked": True}
     results = instrument.fix_all([module for module, _ in read], settings, options, _guard(problems))

@@ -26,7 +26,8 @@ _ALL = 100_000  # files, after which all other folders are
 _CACHES = set("__pycache__ .mypy_cache .pytest_cache .ruff_cache .amplint_cache .tox .nox .hypothesis".split())
 _WHOLE = {".git", ".hg", "node_modules"}
 _WATCHED = 1000  # entries of a folder that is linked as a whole
-_BESIDE = re.compile(r"""\.\.(?:/\.\.)*(?:/|["'],\s*["'])([\w.-]+)|\bparent(?:\.parent)*\s*/\s*["']([\w.-]+)""")
+_ABOVE = re.compile(r"""(?<!\.)((?:\.\.["']?\s*[,/]\s*["']?)+)([\w.-]+)|\b(parent(?:\.parent)*)\s*/\s*["']([\w.-]+)""")
+_HIGHEST = 3  # folders above a tree
 
 State = tuple[int, int, int]
 
@@ -85,17 +86,18 @@ class Workspace:
 def make(folder: str, paths: list[str], arguments: Sequence[str], settings: Settings) -> Workspace:
     """A workspace for these files and the working folder."""
     space = Workspace(folder)
-    budget = _Budget(_beside("\n".join(arguments)), _TOTAL)
+    budget = _Budget(_above("\n".join(arguments)), _TOTAL)
     for top in _tops(paths, settings):
-        place = os.path.join(folder, str(len(space.trees)), os.path.basename(os.path.dirname(top)) or "parent")
-        ours = os.path.join(place, os.path.basename(top) or "root")
+        last = [part for part in Path(top).parts if part != os.sep][-1 - _HIGHEST :] or ["root"]
+        ours = os.path.join(folder, str(len(space.trees)), *last)
         space.trees.append((top, ours))
         os.makedirs(ours)
         _fill(top, ours, space, budget, paths)
-        for name in budget.beside:  # `../data` is a common place
-            path, target = os.path.join(os.path.dirname(top), name), os.path.join(place, name)
-            if os.path.exists(path) and not os.path.lexists(target) and not _under(space.folder, path):
-                _link(path, target, space)
+        for up, name in budget.above:  # `../data` is a common place
+            for level in range(min(up, len(last) - 1)):
+                path, target = (os.path.join(Path(one).parents[level], name) for one in (top, ours))
+                if os.path.exists(path) and not os.path.lexists(target) and not _under(space.folder, path):
+                    _link(path, target, space)
     return space
 
 
@@ -141,16 +143,19 @@ def _general(folder: str) -> bool:
 
 @dataclass
 class _Budget:
-    """What may still be taken along, and what the code that was copied speaks of beside its project."""
+    """What may still be taken along, and what the code that was copied speaks of above its project."""
 
-    beside: set[str]
+    above: set[tuple[int, str]]  # how many folders up at most, and a name there
     bytes: int
     files: int = _ALL
 
 
-def _beside(text: str) -> set[str]:
-    """The names in the folder above that a text speaks of: ../data, os.path.join("..", "data")."""
-    return {one or other for one, other in _BESIDE.findall(text)} - {"..", "."}
+def _above(text: str) -> set[tuple[int, str]]:
+    """What a text speaks of in the folders above: ../data, os.path.join("..", "..", "data"), parent.parent / "data"."""
+    found = [
+        (ups.count("..") + parents.count("parent"), one or other) for ups, one, parents, other in _ABOVE.findall(text)
+    ]
+    return {(up, name) for up, name in found if name.strip(".")}
 
 
 def _fill(top: str, ours: str, space: Workspace, budget: _Budget, paths: list[str]) -> None:
@@ -194,7 +199,7 @@ def _take(entry: os.DirEntry[str], target: str, space: Workspace, budget: _Budge
             shutil.copy2(entry.path, target)
             budget.bytes -= 0 if code else size
             if entry.name.endswith(".py"):
-                budget.beside |= _beside(Path(target).read_text(encoding="utf-8", errors="replace"))
+                budget.above |= _above(Path(target).read_text(encoding="utf-8", errors="replace"))
             return
     _link(entry.path, target, space)
 

@@ -51,6 +51,24 @@ def test_small_files_are_copies_and_large_ones_links(project):
     assert space.outside(str(top / "data/big.bin")) == str(project / "data/big.bin")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "open('../../sets/big.bin')",
+        'os.path.join("..", "..", "sets")',
+        "here / '..' / '..' / 'sets'",
+        "parent.parent / 'sets'",
+    ],
+)
+def test_what_is_two_folders_above_is_there(project, said):
+    (project / ".git").rmdir()
+    (project / "src/train.py").write_text(said)
+    space = space_of(project)
+    source = Path(space.inside("train.py")).parent
+    assert [theirs for theirs, _ in space.trees] == [str(project / "src")]
+    assert (source / "../../sets/big.bin").read_text() == "0" and not (source / "../../secrets").exists()
+
+
 def test_what_is_written_is_written_here(project):
     space = space_of(project)
     top = Path(space.inside(str(project)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ def run(folder: str) -> None:
     """Do what `folder`/job.json says; ends the process."""
     with open(os.path.join(folder, "job.json"), encoding="utf-8") as stream:
         job: dict[str, Any] = json.load(stream)
+    multiprocessing.util.get_temp_dir()  # made now, so that no worker makes one that outlives it
     say(folder, "torch")
     try:
         import torch

@@ -133,6 +133,7 @@ def finish(probe: Probe, how: str, problem: str = "", steps: int | None = None, 
         told |= counting.told() if counting else _UNCOUNTED
         told |= {"device": meters.device(meter.on_gpu), "memory": meter.memory(), "energy": meter.energy()}
         told["energy_steps"] = probe.measured()
+        told["diverged"] = probe.diverged()
     probe.records.finish(told, last=steps is not None)
 
 

@@ -199,6 +199,12 @@ class Probe:
         """The steps of the first optimizer whose energy was measured."""
         return max(0, self._attempts.get(0, 0) - int(self.records.job.get("warmup", 0)))
 
+    def diverged(self) -> bool:
+        """Whether something that is trained is not finite."""
+        trained = (one for pool in self.pools.alive() for one in pool.parameters())
+        plain = (torch.Tensor, torch.nn.Parameter)  # a part of a sharded one cannot be asked alone
+        return any(type(one) in plain and not bool(torch.isfinite(one).all()) for one in trained)
+
     @contextmanager
     def _followed(self, optimizer: Any) -> Iterator[bool]:
         """Whether this step is left out, as AMP's was that was skipped; at the rates of AMP's. The job says so, by the
