@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import multiprocessing.util
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -54,9 +52,7 @@ def finish(folder: str, answer: dict[str, Any]) -> NoReturn:
 
 
 def leave() -> NoReturn:
-    """End here and now; what multiprocessing has put into the temporary folder goes, too."""
-    if multiprocessing.parent_process() is None:
-        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
+    """End here and now."""
     for output in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
             output.flush()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import multiprocessing.util
+import multiprocessing
 import os
 import re
 import sys
+import tempfile
 from typing import Any
 
 from amplint.graph.child.answer import finish, internal, say
 
 _OLDEST = (2, 6)  # as in pyproject.toml
+_LONG = 80  # characters of a folder; a socket's path may have about a hundred
 
 
 def run(folder: str) -> None:
     """Do what `folder`/job.json says; ends the process."""
     with open(os.path.join(folder, "job.json"), encoding="utf-8") as stream:
         job: dict[str, Any] = json.load(stream)
-    multiprocessing.util.get_temp_dir()  # made now, so that no worker makes one that outlives it
+    _hold_sockets(folder)
     say(folder, "torch")
     try:
         import torch
@@ -38,6 +40,13 @@ def run(folder: str) -> None:
     except Exception as error:
         finish(folder, {"error": internal(error)})
     door(folder, job)
+
+
+def _hold_sockets(folder: str) -> None:
+    """What workers would leave in the temporary folder when they are killed is put where it goes with the run."""
+    local = os.path.realpath(folder).startswith(os.path.join(os.path.realpath(tempfile.gettempdir()), ""))
+    if local and len(folder) < _LONG:
+        multiprocessing.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
 
 
 def _command(job: dict[str, Any]) -> str:
