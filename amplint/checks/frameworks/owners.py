@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint.checks.frameworks.calls import argument, calls_of, is_true, methods, subclasses, targets
 from amplint.checks.registry import Script, alternatives, found, found_at, receiver, rule
 from amplint.checks.scaler.protocol import is_disabled
+from amplint.checks.scaler.scaling import frozen
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
@@ -106,7 +107,7 @@ def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
         if not owner.rpartition(".")[2].startswith("accelerator") or not _always_float16(module, region):
             continue
         entered = next((event for event in script.events(events.Enter) if event.entered == region), None)
-        if entered is None or entered.module is not module:
+        if entered is None or entered.module is not module or frozen(script, region):
             continue
         yield found(
             "AMP703",

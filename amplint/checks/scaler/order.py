@@ -95,23 +95,25 @@ def _one_of_several(script: Script, clip: events.Clip) -> Iterator[Finding]:
 
 
 def _whoevers(script: Script, clip: events.Clip) -> Iterator[Finding]:
-    """A clip where no optimizer is known to own the gradients, but whichever does, they are scaled: told of the
-    optimizer that steps next."""
-    if not all(before.kind == "unknown" and before.scaler and not before.stepped for _, before in clip.perhaps):
-        return
-    later = [
-        step
-        for step in script.events(events.Step)
-        if step.scaler is not None and same_function(step, clip) and _lineno(step.node) > _lineno(clip.node)
-    ]
-    nearest = min(later, key=lambda step: _lineno(step.node), default=None)
-    for optimizer, before in clip.perhaps:
-        if nearest is None or optimizer != nearest.optimizer:
-            continue
+    """A clip where no optimizer is known to own the gradients, but whichever does, they are scaled."""
+    for optimizer, before in _steps_next(script, clip):
         backwards = backwards_of(clip, before)
         if _for_runs_without(script, clip, optimizer, backwards) or _unscaled_as_it_is_stepped(script, clip, optimizer):
             continue
         yield _clipped(script, clip, optimizer, backwards[-1:])
+
+
+def _steps_next(script: Script, use: events.Clip | events.ReadGradient) -> Iterator[tuple[Optimizer, events.Gradients]]:
+    """Of the optimizers that may own the gradients, all of which are scaled, the one that the function steps next."""
+    if not all(before.kind == "unknown" and before.scaler and not before.stepped for _, before in use.perhaps):
+        return
+    later = [
+        step
+        for step in script.events(events.Step)
+        if step.scaler is not None and same_function(step, use) and _lineno(step.node) > _lineno(use.node)
+    ]
+    nearest = min(later, key=lambda step: _lineno(step.node), default=None)
+    yield from (one for one in use.perhaps if nearest is not None and one[0] == nearest.optimizer)
 
 
 def _unscaled_by_a_method(clip: events.Clip) -> bool:
@@ -264,8 +266,9 @@ def _call_towards(event: events.Event, others: list[events.Backward]) -> tuple[M
 def scaled_gradient_read(script: Script) -> Iterator[Finding]:
     """Gradients are read or changed by a rule that depends on their size, while they are still scaled."""
     for read in script.events(events.ReadGradient):
-        for optimizer, before in read.touched:
-            if before.kind == "scaled" and not before.stepped and isinstance(before.scaler, Scaler):
+        scaled = [one for one in read.touched if one[1].kind == "scaled" and not one[1].stepped]
+        for optimizer, before in [*scaled, *_steps_next(script, read)]:
+            if isinstance(before.scaler, Scaler):
                 scaler = scaler_name(script, before)
                 yield found(
                     "AMP106",
@@ -340,6 +343,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
         zero = before.by[0]
         if _if_not_finite(zero):
             continue  # AMP125
+        if _of_some(zero):
+            continue
         if _own_backward_follows(script, zero, step):
             continue  # it is another loss whose gradients are thrown away: AMP121
         backwards = backwards_of(step, before)[-1:]
@@ -363,6 +368,14 @@ def _if_not_finite(zero: events.Event) -> bool:
     """Whether only what is not finite is set to zero."""
     above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If))
     return any(asks_for_nonfinite(one.test) for one in above)
+
+
+def _of_some(zero: events.Event) -> bool:
+    """Whether a condition in a loop over parameters picks those whose gradients are dropped: `if "head" in name`."""
+    if "zero_grad" in text(zero.module, zero.node):
+        return False
+    above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If | ast.For))
+    return isinstance(picked := next(above, None), ast.If) and ".grad" not in text(zero.module, picked.test)
 
 
 def _own_backward_follows(script: Script, zero: events.Event, step: events.Step) -> bool:

@@ -54,7 +54,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                 continue
             scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
             assert region is not None
-            if _excused(script, backward, scaled, region) or _frozen(script, region):
+            if _excused(script, backward, scaled, region) or frozen(script, region):
                 continue
             entering, choosing = _entering(script, region), list(forks(backward, scaled))
             if choosing and entering is not None and entering.module is backward.module:
@@ -104,7 +104,7 @@ def _excused(script: Script, backward: events.Backward, scaled: list[events.Back
     return not always or len(tests) < len(choosing) or any(_DEVICE.search(test) for test in tests)
 
 
-def _frozen(script: Script, region: Region) -> bool:
+def frozen(script: Script, region: Region) -> bool:
     """Whether a region is entered inside of torch.no_grad(): what a frozen encoder gives has no gradients."""
     entering = _entering(script, region)
     if entering is None:
