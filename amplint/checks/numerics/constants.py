@@ -20,6 +20,9 @@ _FILLS = frozenset(
 _SILENT = frozenset("where index_put tensor as_tensor add sub".split())  # become inf without an error
 _MAKES = frozenset("full full_like tensor as_tensor".split())  # the result is what is filled
 
+_BOUNDED = frozenset(("sigmoid", "hardsigmoid", "tanh"))
+_PASSES = frozenset("add div squeeze unsqueeze view reshape flatten transpose permute contiguous".split())
+
 
 @rule("AMP401")
 def constant_out_of_range(script: Script) -> Iterator[Finding]:
@@ -36,6 +39,8 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             continue
         assert isinstance(target, Tensor)
         if event.name in _SILENT:
+            if _saturates(script, event.result):
+                continue
             message = (
                 f"{large[0]:g} becomes -inf in float16" if large[0] < 0 else f"{large[0]:g} becomes inf in float16"
             )
@@ -78,6 +83,8 @@ def mask_times_a_constant(script: Script) -> Iterator[Finding]:
             continue
         assert isinstance(target, Tensor)
         infinity = "inf" if (factor > 0) is not (event.name == "sub") else "-inf"
+        if _saturates(script, event.result):
+            continue
         yield found(
             "AMP401",
             event,
@@ -87,6 +94,20 @@ def mask_times_a_constant(script: Script) -> Iterator[Finding]:
             evidence=made_half(script, target),
             help="fill instead: scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)",
         )
+
+
+def _saturates(script: Script, result: Tensor) -> bool:
+    """Whether all that a tensor goes into takes its infinities for what they stand for: the sigmoid of -inf is 0, with
+    a gradient of 0."""
+    uses = [
+        event
+        for event in script.events(events.Operation)
+        if event.result.node is not result.node
+        and any(isinstance(one, Tensor) and one.node is result.node for one in event.args)
+    ]
+    return bool(uses) and all(
+        event.name in _BOUNDED or (event.name in _PASSES and _saturates(script, event.result)) for event in uses
+    )
 
 
 def _large_factor(values: Sequence[Value]) -> float:
