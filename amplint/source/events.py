@@ -138,11 +138,12 @@ class Clip(Event):
 
 @dataclass(eq=False, slots=True)
 class ReadGradient(Event):
-    """Gradients are read or changed by hand in a way that depends on their size."""
+    """Gradients are read or changed by hand in a way that depends on their size; `touched`, `perhaps`: as of a Clip."""
 
     of: Owners
     how: str
     touched: tuple[tuple[Optimizer, Gradients], ...]
+    perhaps: tuple[tuple[Optimizer, Gradients], ...] = ()
 
 
 @dataclass(eq=False, slots=True)

@@ -76,9 +76,7 @@ def zero_gradients(m: Machine, of: frozenset[Value], node: ast.AST, world: World
 
 def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame, own: bool = False) -> None:
     """Gradients are clipped; `own`: surely those of the models' own parameters, not of copies."""
-    sure, unsure = protocol.owners(world, of)
-    touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
-    perhaps = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in unsure if not sure)
+    touched, perhaps = _owning(world, of)
     halves = tuple(model for model in of if own and tensors.weights_of(world, model) == "float16")
     event = m.emit(events.Clip, node, world, frame, of=of, how=how, touched=touched, halves=halves, perhaps=perhaps)
     waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
@@ -87,9 +85,15 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
 
 
 def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
-    sure, _ = protocol.owners(world, of)
+    touched, perhaps = _owning(world, of)
+    m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched, perhaps=perhaps)
+
+
+def _owning(world: World, of: Owners) -> tuple[tuple[tuple[Optimizer, events.Gradients], ...], ...]:
+    """The optimizers that own gradients of the models, with their state; where none surely does, those that may."""
+    sure, unsure = protocol.owners(world, of)
     touched = tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in sure)
-    m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched)
+    return touched, tuple((optimizer, protocol.gradients(world, optimizer)) for optimizer in unsure if not sure)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
