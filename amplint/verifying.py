@@ -237,7 +237,8 @@ class _Verification:
             "launcher": self.options["launcher"] or "",
             "accumulate": self.options["accumulate"],
         }
-        made = report(target, verdict, self.fp32, self.amp, counted, WARMUP)
+        reference = self.followed.get(0, self.fp32[0])
+        made = report(target, verdict, self.fp32, self.amp, reference, counted, WARMUP)
         made["target"]["conversion"] = self.conversion.lines
         self._marks(made, counted)
         self._sweep(made, _on_gpu(self.fp32[0]))

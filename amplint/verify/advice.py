@@ -58,30 +58,29 @@ def _device(dtype: str, capability: Any) -> Iterator[tuple[str, str]]:
 
 def _shapes(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
     """The dimensions of the products, by the work that is in them."""
-    work = {id(line): _work(line) for line in lines if line["op"].startswith(_PRODUCTS) and line["shapes"]}
-    products = [line for line in lines if work.get(id(line))]
-    whole = sum(work.values())
+    products = [one for line in lines if line["op"].startswith(_PRODUCTS) for one in _work(line)]
+    whole = sum(work for work, _, _ in products)
     if not whole:
         return
-    odd = [line for line in products if any(size % _TILE for shape in line["shapes"] for size in shape[-3:])]
-    share = sum(work[id(line)] for line in odd) / whole
+    odd = [one for one in products if any(size % _TILE for size in one[1][-3:])]
+    share = sum(work for work, _, _ in odd) / whole
     if share >= _ODD:
-        worst = max(odd, key=lambda line: work[id(line)])
-        shape = next(one for one in worst["shapes"] if any(size % _TILE for size in one[-3:]))
+        _, shape, line = max(odd, key=lambda one: one[0])
         yield (
             "AMP801",
-            f"{share:.0%} of the products' work has a dimension that is no multiple of {_TILE}, most of it at "
-            f"{worst['path']}:{worst['line']} ({' × '.join(map(str, shape))}): pad it",
+            f"{100 * share:.0f} % of the products' work has a dimension that is no multiple of {_TILE}, most of it at "
+            f"{line['path']}:{line['line']} ({' × '.join(map(str, shape))}): pad it",
         )
-    largest = max((one for line in products for one in line["shapes"]), key=math.prod)
+    largest = max((shape for _, shape, _ in products), key=math.prod)
     if 2 * math.prod(largest) < _SMALL:
         shown = " × ".join(map(str, largest))
         yield "note", f"the products are small (the largest is {shown}): starting them takes longer than computing them"
 
 
-def _work(line: Line) -> float:
-    shapes: list[list[int]] = line["shapes"]
-    return 2.0 * float(line["calls"]) * sum(map(math.prod, shapes)) / len(shapes)
+def _work(line: Line) -> Iterator[tuple[float, list[int], Line]]:
+    """The floating-point operations of a line's calls, by shape: each has as many of them."""
+    for shape in line["shapes"]:
+        yield 2.0 * line["calls"] / len(line["shapes"]) * math.prod(shape), shape, line
 
 
 def _layers(layers: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,7 @@ def compare(runs: Runs, dtype: str, severity: Severity) -> Verdict:
         verdict.fail(f"in AMP the script {half.problem}")
     if half.steps:
         _finite(first, half, verdict)
-        _skips(half, verdict)
+        _skips(half, 0 in runs.followed, verdict)
     if first.steps and half.steps:
         for said in differences([*runs.fp32, *runs.rounded], half, runs.reference(0)):
             verdict.fail(said)
@@ -105,10 +105,9 @@ def compare(runs: Runs, dtype: str, severity: Severity) -> Verdict:
         return verdict
     _norms(first, half, runs.fp32, verdict)
     if verdict.word == SAME:
-        wide = [f"the band is wide ({verdict.relative:.0%}): more --steps make it narrower"] * (
-            verdict.relative > _WIDE
-        )
-        verdict.reasons = verdict.said + wide
+        verdict.reasons = verdict.said
+        if verdict.relative > _WIDE:
+            verdict.reasons.append(f"the band is wide ({_percent(verdict.relative, 1)}): more steps make it narrower")
     return verdict
 
 
@@ -135,12 +134,13 @@ def _finite(first: Run, half: Run, verdict: Verdict) -> None:
         verdict.fail("parameters are not finite after the AMP run")
 
 
-def _skips(half: Run, verdict: Verdict) -> None:
+def _skips(half: Run, followed: bool, verdict: Verdict) -> None:
     steps, gone = main_steps(half), skipped(half)
     scales = [value(step["scale"]) for step in steps if step["scale"] is not None]
     late = [index for index in gone if index >= _BEFORE]
     after = max(1, len(steps) - _BEFORE)
     settled = f"; the scale ends at {scales[-1]:g}" if scales else ""
+    compared = "; FP32 is compared without them" if followed else ""
     if scales and scales[-1] < 1 and gone:
         verdict.fail(
             f"the loss scale never settles: {_steps(len(gone))} of {len(steps)} skipped, it fell to {scales[-1]:g}"
@@ -148,9 +148,9 @@ def _skips(half: Run, verdict: Verdict) -> None:
     elif len(steps) >= LEAST and sum(index >= len(steps) // 2 for index in late) > _SKIPS * 2.5 * len(steps) / 2:
         verdict.fail(f"the loss scale never settles: {len(gone)} of {_steps(len(steps))} skipped, to the end{settled}")
     elif len(late) > max(1.0, _SKIPS * after):
-        verdict.said.append(f"{len(gone)} of {_steps(len(steps))} skipped by the scaler{settled}")
+        verdict.said.append(f"{len(gone)} of {_steps(len(steps))} skipped by the scaler{settled}{compared}")
     elif gone:
-        verdict.said.append(f"{_steps(len(gone))} skipped by the scaler while it found its scale{settled}")
+        verdict.said.append(f"{_steps(len(gone))} skipped by the scaler while it found its scale{settled}{compared}")
 
 
 # -- the curve ----------------------------------------------------------------------------------------------------

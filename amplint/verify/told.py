@@ -20,10 +20,12 @@ def report(
     verdict: Verdict,
     fp32: Sequence[Run],
     amp: Sequence[Run],
+    reference: Run,
     counted: Run,
     warmup: int,
 ) -> Report:
-    """What the runs came to. `amp` are the runs whose time counts, `counted` the one whose values were counted."""
+    """What the runs came to. `amp` are the runs whose time counts, `reference` the FP32 run that makes the same steps,
+    `counted` the one whose values were counted."""
     half = amp[0]
     device = fp32[0].answer.get("device", {})
     on_gpu = device.get("policy") == "CUDA"
@@ -44,9 +46,9 @@ def report(
             "steps": verdict.steps,
             "band": {"why": verdict.why, "relative": verdict.relative},
         },
-        "series": _series(fp32, amp),
+        "series": _series([reference, *fp32[1:]], amp),
         "norms": {
-            "fp32": [step["norm"] for step in main_steps(fp32[0])],
+            "fp32": [step["norm"] for step in main_steps(reference)],
             "amp": [step["norm"] for step in steps],
         },
         "scale": [step["scale"] for step in steps] if any(step["scale"] is not None for step in steps) else [],

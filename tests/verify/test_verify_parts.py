@@ -170,10 +170,13 @@ def test_advice_is_given_where_amp_brings_no_speed(script):
     found = advice(slow, script, Conversion(), Settings(), Places(Workspace("")), [6, 1])
     codes = [one["code"] for one in found]
     assert codes[:3] == ["AMP805", "AMP801", "note"]
-    assert "100% of the products' work" in found[1]["text"] and "train.py:9 (4096 × 768 × 50257)" in found[1]["text"]
+    assert "100 % of the products' work" in found[1]["text"] and "train.py:9 (4096 × 768 × 50257)" in found[1]["text"]
     assert (
         advice(slow | {"speed": {"ratio": 1.9}}, script, Conversion(), Settings(), Places(Workspace("")), [9, 0]) == []
     )
+    head = slow | {"lines": [line(shapes=[[512, 1024, 1024], [512, 1024, 1]])], "layers": []}  # on one line
+    Path(script).write_text(SCRIPT)
+    assert "AMP801" not in str(advice(head, script, Conversion(), Settings(), Places(Workspace("")), [9, 0]))
     small = slow | {"lines": [line(shapes=[[64, 64, 64]])], "layers": []}
     Path(script).write_text(SCRIPT)
     (only,) = advice(small, script, Conversion(), Settings(), Places(Workspace("")), [9, 0])

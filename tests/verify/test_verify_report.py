@@ -61,11 +61,22 @@ def test_terminal() -> None:
     assert "fault: AMP105 clips scaled gradients (train.py:44, 50 times)" in text
     assert "loss scale: 65536 → 32768; 1 step skipped (step 7)" in text
     assert "8 of 10 calls of layers gave float16" in text
-    assert "lines that ran in float16: 2; 1 with a value that became inf, NaN or 0" in text
+    assert "operations in float16, by line: 2; 1 lost values to inf, NaN or 0" in text
     assert "12 (0.029 %)" in text and "net.py:2" in text and "net.py:3 " not in text.split("marks and")[0]
     assert "confirmed     AMP451  net.py:2  12 of 40960 values became inf" in text
     assert "not measured: time, memory and energy: there is no GPU here" in text
     assert "×" in text.split("AMP   ")[1].splitlines()[0], "what is not finite has a sign of its own in the curve"
+
+
+def test_what_has_been_said_is_not_said_again() -> None:
+    verdict = REPORT["verdict"] | {"reasons": ["AMP105: clips scaled gradients at train.py:44 (50 times)"]}
+    report = REPORT | {
+        "verdict": verdict,
+        "marks": [REPORT["marks"][0], REPORT["marks"][0] | {"message": "* may, too"}],
+    }
+    for text in (summary(report), markdown(report)):
+        assert text.count("clips scaled gradients") == 1 and text.count("12 of 40960 values became inf") == 1
+    assert page(report, {}).count("clips scaled gradients") == 1
 
 
 def test_terminal_on_a_gpu() -> None:

@@ -11,16 +11,17 @@ from amplint.report.verify.words import (
     batches,
     costs,
     counted,
+    faults,
     finite,
     half_layers,
     headroom,
     how,
     operation,
+    operations,
     outcomes,
     scale_said,
     times,
     title,
-    troubled,
     where,
 )
 
@@ -39,7 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"- {_text(reason)}" for reason in verdict["reasons"])
     yield from (
         f"- **{fault['code']}** {_text(fault['what'])}" + (f" at `{_code(fault['place'])}`" if fault["place"] else "")
-        for fault in report["faults"]
+        for fault in faults(report)
     )
     yield f"- {_text(how(report))}"
     rows = list(costs(report))
@@ -64,8 +65,7 @@ def _table(report: Report) -> Iterator[str]:
     dtype, lines = report["target"]["dtype"], report["lines"]
     if not lines:
         return
-    bad = [line for line in lines if troubled(line)]
-    yield from ("", "<details>", f"<summary>{len(lines)} lines ran in {dtype}, {len(bad)} lost values</summary>", "")
+    yield from ("", "<details>", f"<summary>{operations(report)}</summary>", "")
     yield "| line | operation | inf | NaN | flushed to 0 | largest | headroom |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for line in lines[:_ROWS]:
@@ -86,8 +86,11 @@ def _marks(report: Report) -> Iterator[str]:
     yield from ("", "<details>", f"<summary>Marks and findings: {outcomes(report)}</summary>", "")
     yield "| | code | place | evidence |"
     yield "| --- | --- | --- | --- |"
-    for mark in report["marks"]:
-        yield f"| {mark['outcome']} | {mark['code']} | `{_code(mark['place'])}` | {_text(mark['evidence'])} |"
+    told = (
+        f"| {mark['outcome']} | {mark['code']} | `{_code(mark['place'])}` | {_text(mark['evidence'])} |"
+        for mark in report["marks"]
+    )
+    yield from dict.fromkeys(told)  # several operations on one line
     yield from ("", "</details>")
 
 

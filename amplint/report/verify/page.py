@@ -17,15 +17,16 @@ from amplint.report.verify.words import (
     batches,
     costs,
     counted,
+    faults,
     finite,
     half_layers,
     headroom,
     how,
     operation,
+    operations,
     outcomes,
     scale_said,
     times,
-    troubled,
     where,
 )
 
@@ -56,7 +57,7 @@ def _verdict(report: Report) -> Iterator[str]:
     yield f"<h1><span>{SIGNS[word]} {escape(word.capitalize())}</span> over {verdict['steps']} steps</h1>"
     command = " ".join((target["script"], *target["arguments"]))
     yield f"<p><code>{escape(command)}</code> in FP32 and in {escape(target['dtype'])}</p>"
-    said = [*verdict["reasons"], *(_fault(fault) for fault in report["faults"])]
+    said = [*verdict["reasons"], *(_fault(fault) for fault in faults(report))]
     yield f"<ul>{''.join(f'<li>{escape(one)}' for one in said)}</ul>" if said else ""
     yield f'<p class="soft">{escape(how(report))}</p></section>'
 
@@ -111,9 +112,8 @@ def _lines(report: Report, sources: dict[str, str]) -> Iterator[str]:
     dtype, lines = report["target"]["dtype"], report["lines"]
     if not lines:
         return
-    bad = sum(map(troubled, lines))
     yield f"<h2>What left {escape(dtype)}'s range, by source line</h2>"
-    yield f"<p>{len(lines)} lines ran operations in {escape(dtype)}; at {bad} of them a value became inf, NaN or 0.</p>"
+    yield f"<p>{escape(operations(report).capitalize())}.</p>"
     heads = (
         "line",
         "operation",

@@ -11,11 +11,13 @@ from amplint.report.verify.words import (
     batches,
     costs,
     counted,
+    faults,
     finite,
     half_layers,
     headroom,
     how,
     operation,
+    operations,
     outcomes,
     scale_said,
     times,
@@ -38,7 +40,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{SIGNS[verdict['word']]} {title(report)}"
     yield from (f"  {reason}" for reason in verdict["reasons"])
     yield f"  {how(report)}"
-    yield from (f"fault: {fault['code']} {fault['what']}{_at(fault)}" for fault in report["faults"])
+    yield from (f"fault: {fault['code']} {fault['what']}{_at(fault)}" for fault in faults(report))
     yield ""
     yield from _series(report)
     for name, full, half, shown_full, shown_half in costs(report):
@@ -50,11 +52,12 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(report)
     if report["marks"]:
         yield f"marks and findings against the counters: {outcomes(report)}"
-        for mark in report["marks"]:
-            yield f"  {mark['outcome']:13} {mark['code']}  {mark['place']}  {mark['evidence']}"
+        told = (f"  {one['outcome']:13} {one['code']}  {one['place']}  {one['evidence']}" for one in report["marks"])
+        yield from dict.fromkeys(told)  # several operations on one line
     for name, which, batch, speed in batches(report):
         yield f"largest batch {which}, {name}: {batch}, {speed} samples a second"
-    yield from (f"advice: {advice['code']} {advice['text']}" for advice in report["advice"])
+    for advice in report["advice"]:
+        yield f"advice: {'' if advice['code'] == 'note' else advice['code'] + ' '}{advice['text']}"
     yield from (f"written through a link to your own file: {path}" for path in report["links_written"])
     yield from (f"note: {note}" for note in report["notes"])
     yield from (f"not measured: {what}" for what in report["not_measured"])
@@ -90,7 +93,7 @@ def _table(report: Report) -> Iterator[str]:
     if not lines:
         return
     bad = [line for line in lines if troubled(line)]
-    yield f"lines that ran in {dtype}: {len(lines)}; {len(bad)} with a value that became inf, NaN or 0"
+    yield operations(report)
     shown = (bad or lines)[:_LINES]
     yield f"  {'inf':>14} {'nan':>8} {'flushed':>16} {'largest':>10} {'headroom':>10}  operation"
     for line in shown:

@@ -68,6 +68,13 @@ def batches(report: Report) -> Iterator[tuple[str, str, int, str]]:
             yield name, "that fits" if best["full"] else "tried", best["batch"], number(best["samples_per_s"])
 
 
+def faults(report: Report) -> Iterator[dict[str, Any]]:
+    """The faults that are no reason of the verdict: those have been told."""
+    for fault in report["faults"]:
+        if not any(reason.startswith(f"{fault['code']}: {fault['what']}") for reason in report["verdict"]["reasons"]):
+            yield fault
+
+
 def scale_said(report: Report) -> str:
     """The loss scale's course in a line; empty without a scaler."""
     scales = [value for value in map(finite, report["scale"]) if value is not None]
@@ -94,6 +101,12 @@ def operation(line: dict[str, Any]) -> str:
     return f"{name}, {line['phase']}"
 
 
+def operations(report: Report) -> str:
+    """How many operations the counters are of, and how many of them lost values."""
+    lines, dtype = report["lines"], report["target"]["dtype"]
+    return f"operations in {dtype}, by line: {len(lines)}; {sum(map(troubled, lines))} lost values to inf, NaN or 0"
+
+
 def troubled(line: dict[str, Any]) -> bool:
     """Whether a line's counters show a loss: what became inf or NaN, or was flushed to zero."""
     return bool(line["inf"] or line["nan"] or line["flushed"])
@@ -117,7 +130,7 @@ def counted(count: int, of: int) -> str:
     if not count or not of:
         return str(count)
     percent = 100 * count / of
-    return f"{count} ({'< 0.01' if percent < 0.01 else f'{percent:.2g}'} %)"
+    return f"{count} ({'< 0.01' if percent < 0.01 else f'{percent:.2g}' if percent < 99.5 else '100'} %)"
 
 
 def half_layers(report: Report) -> str:
