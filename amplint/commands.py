@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -27,6 +28,9 @@ from amplint.source.module import Module, Unreadable, bytes_of, parse, text_of
 
 if TYPE_CHECKING:
     from amplint.rewrite.instrument import Result
+
+FEW = 4  # files, for which it is said what they import
+MOST_TOLD = 8
 
 Options = dict[str, Any]
 T = TypeVar("T")
@@ -283,8 +287,19 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
         for line in result.lines:
             click.echo(path_text(line), err=options["diff"])
     if made and not any(result.lines for _, _, result in made) and not options.get("quiet"):
-        click.echo(f"no training step found in {text.plural(len(made), 'file')}", err=True)
+        click.echo(_nothing([module for module, _, _ in made], settings), err=True)
     return max(code, int(bool(changed) if options["check"] else any(result.refused for _, _, result in made)))
+
+
+def _nothing(modules: list[Module], settings: Settings) -> str:
+    """That no training step was found, and where one may be."""
+    from amplint.rewrite.models.used import training
+
+    said = f"no training step found in {text.plural(len(modules), 'file')}"
+    if len(modules) > FEW or not (found := training(modules, settings.roots)[:MOST_TOLD]):
+        return said
+    command = shlex.join(sorted({*(one.path for one in modules), *found}))
+    return f"{said}; what {'it imports' if len(modules) == 1 else 'they import'} may train: amplint fix {command}"
 
 
 def _guarded(module: Module, work: Callable[[], T]) -> T | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Sequence
 
+from amplint.rewrite.scaler.gradients import CLIPS
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import Module
 from amplint.source.walk import walk
-
-_CLIPS = re.compile(r"clip_?grad|grad\w*clip")
 
 
 def asleep(reading: Reading) -> frozenset[str]:
@@ -36,7 +34,7 @@ def _trains(reading: Reading, module: Module, body: Sequence[ast.stmt]) -> bool:
                 roles = reading.machine.roles(module, module.function(node) or module.tree)
                 if roles.get(path_of(receiver) or "", "").startswith("optimizer"):
                     return True
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if _CLIPS.search(name):
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if CLIPS.search(name):
                 return True
     return False
 

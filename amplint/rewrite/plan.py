@@ -16,7 +16,7 @@ from amplint.rewrite.regions.inline import follows, forward_in, lines_for
 from amplint.rewrite.regions.lifts import common, node_in, without_gradients_first
 from amplint.rewrite.regions.named import Named
 from amplint.rewrite.regions.regions import Region, regions_of
-from amplint.rewrite.scaler.gradients import handled, hooks, unscale_at
+from amplint.rewrite.scaler.gradients import handled, handled_inside, hooks, unscale_at
 from amplint.rewrite.scaler.home import Home, home_of
 from amplint.rewrite.scaler.wrapped import shown
 from amplint.source import events
@@ -57,6 +57,7 @@ class StepPlan:
     arrays: tuple[ast.expr, ...] = ()  # what needs float32 to become a NumPy array
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     handled: tuple[ast.AST, ...] = ()  # where its gradients are clipped or read, as that shows in one function
+    inside: tuple[ast.AST, ...] = ()  # where the wrapper that takes the step does so
     others: tuple[Home, ...] = ()  # of other callers, which make optimizers of their own
     half: bool = False  # whether it is under autocast already, and only lacks its scaler
     scaler: str = ""  # the scaler that it goes through already: it only lacks autocast
@@ -240,6 +241,7 @@ def _plan(
         arrays,
         _summed(reading, backwards),
         handled(reading, steps),
+        handled_inside(reading, step),
         tuple(homes[1:]),
         half,
         scaler,

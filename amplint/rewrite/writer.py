@@ -14,7 +14,7 @@ from amplint.rewrite.islands.float32 import Cast, cast_edits
 from amplint.rewrite.plan import Part, StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.regions import Region
-from amplint.rewrite.scaler.gradients import in_words
+from amplint.rewrite.scaler.gradients import in_words, unscale_at
 from amplint.rewrite.scaler.home import Home
 from amplint.rewrite.scaler.making import Aim, called_in, choose_dtype, gate_at, plain_gate, torch_at
 from amplint.rewrite.scaler.scalers import ScalerPlan
@@ -108,6 +108,9 @@ class Writer:
             self.changes.before(module, clipping, _unscaled(plan.home, clipping, module, name, known))
             words.append(in_words(plan.handled))
         inside = name.removeprefix("self.") if isinstance(wrapper, Wrapped) else name
+        if (clipping := unscale_at(within.module, within, (), plan.inside, None)) is not None:
+            self.changes.before(within.module, clipping, [f"{inside}.unscale_({optimizer})"])
+            words.append(in_words(plan.inside))
         self.changes.edits += edits.replace(within.module, step, f"{inside}.step({optimizer})")
         if not isinstance(wrapper, Wrapped) and _schedules(module, step):
             words.append("the scheduler advances on steps that the scaler skips, too")

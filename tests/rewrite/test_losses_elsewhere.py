@@ -174,6 +174,16 @@ class Normed(torch.nn.Module):
 class Camera(torch.nn.Module):
     def forward(self, depth):
         return depth * torch.matmul(self.inv_K, self.pix_coords)
+class Waves(torch.nn.Module):
+    def __init__(self, rate=16000):
+        super().__init__()
+        self.n = 6.28 * torch.arange(100).view(1, -1) / rate
+    def forward(self, pitch):
+        angles = torch.matmul(pitch, self.n)
+        return torch.sin(angles).mean()
+class Fourier(torch.nn.Module):
+    def forward(self, x):
+        return torch.sin(torch.matmul(x, self.weights)).mean()
 """
 APART = "under torch.autocast(device_type, enabled=False)"
 BOUNDED = (
@@ -203,6 +213,8 @@ IMPRECISE = {  # what is made, the loss: what is written, or said
         "loss.py:47 multiplies coordinates of pixels, which half precision rounds to half a pixel; "
         f"compute them on .float() {APART}",
     ),
+    "angles of positions": ("waves = Waves()", "waves(model(x))", "    loss = waves(output.float())"),
+    "angles of features": ("fourier = Fourier()", "fourier(model(x))", "    loss = fourier(model(x))"),
     "a list that is filled": (
         "several = torch.nn.ModuleList([])\nseveral.append(Focal())",
         "several[0](model(x))",

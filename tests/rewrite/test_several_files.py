@@ -337,3 +337,70 @@ def test_naming_a_file_that_is_refused_is_not_asked_for_again() -> None:
     assert "engine.py:" in said
     assert "refused: amp itself is passed on" in said
     assert "changes them together" not in said
+
+
+# -- an entry that says little -----------------------------------------------------------------------------------------
+
+TRAINER = """\
+from torch.nn.functional import mse_loss
+class Trainer:
+    def __init__(self, left, right, first, second):
+        self.left, self.right = left.cuda(), right.cuda()
+        self.first = first
+        self.second = second
+    def one_round(self, x):
+        self.first.zero_grad()
+        self.second.zero_grad()
+        loss = mse_loss(self.drawn(x), x.cuda())
+        loss.backward()
+        self.first.step()
+        self.second.step()
+    def drawn(self, x):
+        return self.right(self.left(x.cuda()))
+"""
+
+
+def test_a_script_without_a_word_of_training() -> None:
+    put({"trainer.py": TRAINER + "def made(options):\n    return Trainer(*options.parts)\n"})
+    fixing.put("from trainer import made\nfrom options import options\n\ndef main():\n    trainer = made(options)\n"
+        + "    for x in options.data:\n        trainer.one_round(x)\n\nmain()\n")  # fmt: skip
+    assert "train.py:7: refused: its training step is in trainer.py:12; amplint fix" in amplint("train.py").stdout
+
+
+def test_fields_that_no_word_tells_of() -> None:
+    """What the methods of a trainer find in its fields, and what they run, whatever these are called."""
+    put({"trainer.py": TRAINER})
+    script = "import torch\nfrom trainer import Trainer\nleft, right = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)\n"
+    script += "first = torch.optim.Adam(left.parameters())\nsecond = torch.optim.Adam(right.parameters())\n"
+    script += "trainer = Trainer(left, right, first, second)\n"
+    fixing.put(script + "for x in torch.load('x.pt'):\n    trainer.one_round(x)\n")
+    assert amplint("train.py", "trainer.py").exit_code == 0
+    text = Path("trainer.py").read_text(encoding="utf-8")
+    assert '    with torch.autocast("cuda", dtype=torch.float16):\n            loss = mse_loss(self.drawn(x)' in text
+
+
+def test_what_nothing_shows_the_caller_of_is_told() -> None:
+    put(
+        {"trainers/base.py": TRAINER, "trainers/__init__.py": "from .base import Trainer\nTABLE = {'plain': Trainer}\n"}
+    )
+    fixing.put("from trainers import TABLE\nfrom options import name, parts\nTABLE[name](*parts).fit()\n")
+    result = amplint("train.py")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "no training step found in 1 file; what it imports may train: amplint fix train.py trainers/base.py\n"
+    )
+    assert amplint("trainers/__init__.py").stderr.endswith("amplint fix trainers/__init__.py trainers/base.py\n")
+    put({"trainers/base.py": "class Trainer: pass\n"})
+    assert amplint("train.py").stderr == "no training step found in 1 file\n"
+
+
+def test_a_loss_that_is_chosen_by_its_name() -> None:
+    losses = "import torch.nn.functional as F\nTABLE = {'mse': F.mse_loss, 'bce': F.binary_cross_entropy}\n"
+    losses += "def chosen(name):\n    return TABLE[name]\n"
+    put({"losses.py": losses})
+    script = "from losses import chosen\nfrom options import name\ncriterion = chosen(name)\n" + fixing.HEAD
+    fixing.put(script + fixing.STEP.replace("torch.nn.functional.mse_loss", "criterion"))
+    said = "losses.py:2 may choose binary cross entropy on probabilities, which CUDA autocast refuses"
+    assert said in amplint("train.py").stdout
+    put({"losses.py": losses.replace("binary_cross_entropy", "l1_loss")})
+    assert amplint("train.py", "--check").stdout.startswith("train.py:12: converted")

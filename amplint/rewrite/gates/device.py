@@ -240,6 +240,12 @@ def _none_by_default(module: Module, text: str) -> bool:
     return False
 
 
+def known_at(module: Module, place: ast.stmt) -> bool:
+    """Whether a file says where it moves things, in words that a statement has at hand."""
+    told = any(visible(module, one, place) for one in moved_to(module))
+    return told or hard_coded(module) or any(_readable(module, one, place) for one in guards(module))
+
+
 def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:
     """Whether a condition can be asked at a statement."""
     for node in ast.walk(test):

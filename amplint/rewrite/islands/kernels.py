@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from amplint.rewrite.islands.numbers import BOUND, BUFFER, PARAMETER, PIXELS, WORDS, imprecise
+from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
+from amplint.rewrite.islands.numbers import ANGLES, BOUND, BUFFER, PARAMETER, PIXELS, WORDS, imprecise
 from amplint.rewrite.models.used import used_by
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.regions.derivation import path
@@ -34,7 +35,6 @@ _WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|ad
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
-_PROBABILITIES = frozenset(("torch.nn.functional.binary_cross_entropy", "torch.nn.BCELoss"))
 BCE, SPARSE, COMPILED = "binary_cross_entropy", "sparse", "compiled"
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
 _WIDE = frozenset(("float", "double"))
@@ -77,6 +77,7 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
             continue  # what is in the script itself is seen more closely
         if hit.place not in kept:
             raise refusal(hit)
+    check_chosen(reading, search.leading(names))
 
 
 APART = "compute them on .float() under torch.autocast(device_type, enabled=False)"
@@ -97,6 +98,7 @@ _SAID = {
         "averages products over the batch in a buffer, where what half precision loses stays",
         APART,
     ),
+    ANGLES: ("takes sines of products of positions, which half precision rounds by a tenth of a radian", APART),
     PIXELS: ("multiplies coordinates of pixels, which half precision rounds to half a pixel", APART),
     PARAMETER: (
         "sets a parameter to a product, and in half precision it would be a half tensor from then on",
@@ -146,7 +148,7 @@ class Search:
         return self.behind((self.module, name) for name in names) if self.says_one else []
 
     def behind(self, names: Iterable[tuple[Module, str]]) -> list[Hit]:
-        found = {hit.call: hit for one in self._reached(names) for hit in self._in(*one)}
+        found = {hit.call: hit for one in self.leading(names) for hit in self._in(*one)}
         return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
 
     def _in(self, source: Module, code: ast.AST) -> list[Hit]:
@@ -162,7 +164,7 @@ class Search:
 
     def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
         """The values and definitions that some names of the script lead to, in all files."""
-        return self._reached((self.module, name) for name in names)
+        return self.leading((self.module, name) for name in names)
 
     def here(self, module: Module) -> Module:
         return self.files.get(Path(module.path).resolve(), module)
@@ -185,7 +187,7 @@ class Search:
                 found = {(self.here(caller.module), name) for name in named_in(value)}
                 self._given.setdefault((source, parameter), set()).update(found)
 
-    def _reached(self, names: Iterable[tuple[Module, str]]) -> Iterator[tuple[Module, ast.AST]]:
+    def leading(self, names: Iterable[tuple[Module, str]]) -> Iterator[tuple[Module, ast.AST]]:
         done: set[tuple[Module, str]] = set()
         pending = list(names)
         while pending:
@@ -332,7 +334,7 @@ def _files_of(
 def needs_float32(module: Module, call: ast.Call) -> str | None:
     """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
     names = module.dotted(call.func)
-    if names & _PROBABILITIES:
+    if names & PROBABILITIES:
         return BCE if _is_run(module, call) else None
     if getattr(module.function(call), "name", "") in _MAKING:
         return None

@@ -36,7 +36,7 @@ def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | T
             for target in node.targets
         } - {""}
         for node in (inner for one in region for inner in ast.walk(one)):
-            operand = _logarithm(node)
+            operand = _logarithm(node) or _in_a_helper(reading.module, node)
             inside: set[ast.AST] = set()
             for inner in ast.walk(operand) if operand is not None else ():
                 if inner in inside:
@@ -66,6 +66,24 @@ def _behind(reading: Reading, node: ast.AST) -> ast.expr | Tail | Bare:
         return sigmoid_behind(reading, node)  # type: ignore[arg-type]
     except Refused:
         raise Refused(REASON, ADVICE) from None
+
+
+def _in_a_helper(module: Module, node: ast.AST) -> ast.expr | None:
+    """The operand of `log(p)`, where the file has `def log(x): return torch.log(x + 1e-8)`."""
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[given]):
+            pass
+        case _:
+            return None
+    for function in module.tree.body:
+        match function:
+            case ast.FunctionDef(
+                name=own, args=ast.arguments(args=[ast.arg(arg=x), *_]), body=[*_, ast.Return() as end]
+            ):
+                operands = [_logarithm(one) for one in ast.walk(end)] if own == name else []
+                if any(getattr(one, "id", "") == x for inner in operands if inner for one in ast.walk(inner)):
+                    return given
+    return None
 
 
 def _logarithm(node: ast.AST) -> ast.expr | None:

@@ -1,6 +1,7 @@
 """What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite, a
 buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that
-a camera's matrix makes are off by half of one, and a parameter that becomes a product is half from then on."""
+a camera's matrix makes are off by half of one, angles that are products of positions by a tenth of a radian and more,
+and a parameter that becomes a product is half from then on."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 
 from amplint.source.module import Module
 
-BOUND, BUFFER, PIXELS, PARAMETER = "a bound", "a buffer", "pixels", "a parameter"
-WORDS = r"clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
+BOUND, BUFFER, PIXELS, PARAMETER, ANGLES = "a bound", "a buffer", "pixels", "a parameter", "angles"
+WORDS = r"sin|cos|clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
 _CAMERA = re.compile(r"inv_K|K_inv|pix(el)?_coords|cam_(points|coords)")
 _NEAR = 1 - 2.0**-9  # what bfloat16 rounds to 1; float16 does from 1 - 2**-12 on
 _CLAMPS = frozenset(("clamp", "clamp_", "clip", "clip_"))
@@ -29,6 +30,8 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
     if _multiplies(call):
         if any(_CAMERA.fullmatch(getattr(node, "attr", getattr(node, "id", ""))) for node in ast.walk(call)):
             return PIXELS
+        if _turned(module, call) and any(_counts(module, one) for one in call.args):
+            return ANGLES
         statement = module.statement(call)
         normal = any(getattr(node, "attr", "") == "normalize" for node in ast.walk(statement))  # float32 under autocast
         targets = () if normal else getattr(statement, "targets", ())
@@ -42,6 +45,30 @@ def _multiplies(call: ast.Call) -> bool:
     if getattr(call.func, "attr", "") not in _PRODUCTS:
         return False
     return not any(getattr(node, "attr", "") in _FLOAT32 for node in ast.walk(call))
+
+
+def _turned(module: Module, product: ast.Call) -> bool:
+    """Whether the sine or cosine of a product is taken, on the spot or by the name that it gets."""
+    names = {_text(one) for one in getattr(module.statement(product), "targets", ())}
+    for node in ast.walk(module.function(product) or module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="sin" | "cos", value=owner), args=given):
+                parts = [part for one in given or [owner] for part in ast.walk(one)]
+                if product in parts or any(_text(part) in names - {""} for part in parts):
+                    return True
+    return False
+
+
+def _counts(module: Module, value: ast.expr, depth: int = 0) -> bool:
+    """Whether a value is made from a range of positions."""
+    for node in ast.walk(value):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="arange" | "linspace")):
+                return True
+            case ast.Name() | ast.Attribute() if depth < 3:
+                if any(_counts(module, one, depth + 1) for one in _assigned(module, node)):
+                    return True
+    return False
 
 
 def _near_one(module: Module, call: ast.Call) -> bool:

@@ -7,6 +7,7 @@ their small parts, or be as large as the scale. So the forward whose output is d
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,8 +32,12 @@ def is_penalty(node: ast.AST) -> bool:
 
 def unmet(reading: Reading, module: Module) -> ast.AST | None:
     """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
-    met = {event.node for event in _gradients(reading)}
-    return next((node for node in ast.walk(module.tree) if is_penalty(node) and node not in met), None)
+    met = {_place(event.module, event.node) for event in _gradients(reading)}  # the file may have been read twice
+    return next((node for node in ast.walk(module.tree) if is_penalty(node) and _place(module, node) not in met), None)
+
+
+def _place(module: Module, node: ast.AST) -> tuple[str, int, int]:
+    return os.path.realpath(module.path), node.lineno, node.col_offset  # type: ignore[attr-defined]
 
 
 def unscaled(reading: Reading) -> bool:

@@ -17,6 +17,7 @@ from amplint.source.module import Module, Unreadable
 
 CRASHES = frozenset(("AMP216", "AMP401"))  # what raises in half precision, and lies in models and losses
 MOST = 40
+MOST_FAR = 200
 FEW = 8
 Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
 
@@ -66,10 +67,19 @@ def used_by(module: Module, project: Project) -> list[Module]:
     return list(known[1])
 
 
-def _imported(module: Module, project: Project) -> Iterator[Module]:
+def training(modules: Sequence[Module], roots: tuple[str, ...]) -> list[str]:
+    """The files that train of those that others import, though nothing shows from where they are called: a trainer out
+    of a table, one that a library makes."""
+    named = {os.path.realpath(one.path) for one in modules}
+    used = (one for module in modules for one in _imported(module, Project.around(module, roots), MOST_FAR))
+    found = (one.path for one in used if all(word in one.text for word in (".backward(", ".step(")))
+    return list(dict.fromkeys(path for path in found if os.path.realpath(path) not in named))
+
+
+def _imported(module: Module, project: Project, most: int = MOST) -> Iterator[Module]:
     """The project's files that a module imports, and what these import."""
     pending, known = [module], {Path(module.path).resolve()}
-    while pending and len(known) <= MOST:
+    while pending and len(known) <= most:
         importer = pending.pop(0)
         for path in paths_of(importer, project.roots):
             if path in known:

@@ -6,7 +6,7 @@ import ast
 import builtins
 from collections.abc import Collection, Iterator
 
-from amplint.rewrite.regions.lifts import BOOKKEEPING, Lifts
+from amplint.rewrite.regions.lifts import BOOKKEEPING, Lifts, method_of
 from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Value
@@ -104,13 +104,12 @@ def of_model(node: ast.AST, lifts: Lifts) -> bool:
         case ast.Call(func=ast.Name(id=name), args=[_, *_]) if name in lifts.wrappers | lifts.taken:
             return True
         case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[_, *_]) if (
-            name in lifts.templates
+            name in lifts.templates | lifts.running
         ):
             return True
-        case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name), args=[_, *_]):
-            if name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in lifts.models:
-                return True
-    return _is_given_model(node, lifts)
+        case ast.Call(func=ast.Name(id=name), args=[_, *_]) if name in lifts.running:
+            return True
+    return method_of(node, lifts.models) or _is_given_model(node, lifts)
 
 
 def _is_given_model(node: ast.AST, lifts: Lifts) -> bool:

@@ -44,6 +44,7 @@ class Lifts:
     wrappers: set[str] = field(default_factory=set)  # objects that were given a model: `decoder = Decoder(net)`
     taken: set[str] = field(default_factory=set)  # from a list of which other models are called: `net = nets[0]`
     own: set[str] = field(default_factory=set)  # functions of the file, which were looked into
+    running: set[str] = field(default_factory=set)  # those of them that run a method of a model: `model.encode(x)`
     templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
     fields: dict[ast.AST, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -76,6 +77,8 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.templates |= {one.name for one in body if isinstance(one, ast.FunctionDef) and abstract(one)}
             case ast.Call(func=ast.Attribute(attr="parameters", value=ast.Name() | ast.Attribute() as model)):
                 found.models.add(ast.unparse(model))
+            case ast.Call(func=ast.Attribute(attr="train" | "eval", value=ast.Attribute() as model)):
+                found.models.add(ast.unparse(model))
     for node in module.nodes(ast.Assign):
         match node.targets, _moved(node.value):
             case [ast.Name(id=name)], ast.Call(func=made, args=[given, *_]) if (
@@ -83,8 +86,18 @@ def lifts_of(reading: Reading) -> Lifts:
                 and ast.unparse(given) in found.models | found.wrappers
             ):
                 found.wrappers.add(name)
-    found.own = {one.name for one in module.nodes(ast.FunctionDef)}
+    functions = module.nodes(ast.FunctionDef)
+    found.own = {one.name for one in functions}
+    found.running = {one.name for one in functions if any(method_of(node, found.models) for node in ast.walk(one))}
     return found
+
+
+def method_of(node: ast.AST, models: set[str]) -> bool:
+    """Whether a method of a model is called that computes something."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name), args=[_, *_]):
+            return name not in BOOKKEEPING and not name.startswith("set_") and ast.unparse(owner) in models
+    return False
 
 
 def _moved(value: ast.expr) -> ast.expr:

@@ -29,7 +29,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
-from amplint.source.module import Module
+from amplint.source.module import FunctionNode, Module
 from amplint.source.symbols import fresh
 
 __all__ = ["Region", "regions_of", "stored"]
@@ -160,6 +160,8 @@ def _levels(
         call, caller = frame.call, frame.caller
         if frame.entry or not isinstance(call, ast.Call) or caller is None or caller.module is not module:
             return levels
+        if _repeats(module, lifts, node):
+            return levels  # what its caller computes was there before the first iteration
         needed = set()
         for name in trail.needed:
             root = name.partition(".")[0]
@@ -174,6 +176,16 @@ def _levels(
         if not needed:
             return levels
         frame, node = caller, call
+
+
+def _repeats(module: Module, lifts: Lifts, node: ast.AST) -> bool:
+    """Whether a loop around a node, in its function, takes steps."""
+    for above in module.ancestors(node):
+        if isinstance(above, FunctionNode):
+            return False
+        if isinstance(above, ast.For | ast.While) and any(one in lifts.steps for one in ast.walk(above)):
+            return True
+    return False
 
 
 def _climb(module: Module, trail: Trail, node: ast.AST) -> list[Region]:

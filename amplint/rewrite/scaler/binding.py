@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from functools import partial
 
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.scaler.definitions import functions_called
 from amplint.source.module import FunctionNode, Module
 
 UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
@@ -44,13 +46,13 @@ def bound_at(module: Module, text: str, found: Sequence[ast.stmt], use: ast.AST)
 
 
 def _only_way(node: ast.AST, arm: str) -> ast.If | None:
-    """An `if` where the script ends if its other arm is taken."""
+    """An `if` behind which nothing runs if its other arm is taken."""
     return node if isinstance(node, ast.If) and _ends(node.orelse if arm == "body" else node.body) else None
 
 
 def _ends(block: Sequence[ast.stmt]) -> bool:
     match block[-1] if block else None:
-        case ast.Raise():
+        case ast.Raise() | ast.Return():
             return True
         case ast.Expr(value=ast.Call(func=ast.Name(id="exit" | "quit") | ast.Attribute(attr="exit"))):
             return True
@@ -81,24 +83,37 @@ def _holds(condition: tuple[ast.AST, str], own: Sequence[tuple[ast.AST, str]]) -
 
 
 def _gives_back(module: Module, text: str, statement: ast.stmt) -> bool:
-    """`optimizer = decayed(optimizer, epoch)`, where a function of the file returns what it is given."""
+    """`optimizer = decayed(optimizer, epoch)`, where each function that this may be returns what it is given."""
     match statement:
         case ast.Assign(targets=[target], value=ast.Call(func=ast.Name(id=name), args=given, keywords=named)):
-            functions = [one for one in module.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+            functions = functions_called(module, name)
         case _:
             return False
-    if len(functions) != 1:
-        return False
-    names = [one.arg for one in (*functions[0].args.posonlyargs, *functions[0].args.args)]
+    passed = partial(_returned_as_given, text=text, given=given, named=named, targets=_parts(target))
+    return bool(functions) and all(passed(one, inner) for one, inner in functions)
+
+
+def _parts(target: ast.expr) -> list[ast.expr]:
+    return target.elts if isinstance(target, ast.Tuple) else [target]
+
+
+def _returned_as_given(
+    module: Module,
+    function: ast.FunctionDef,
+    text: str,
+    given: Sequence[ast.expr],
+    named: Sequence[ast.keyword],
+    targets: Sequence[ast.expr],
+) -> bool:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
     passed = [*zip(names, given, strict=False), *((one.arg, one.value) for one in named)]
     same = {parameter for parameter, value in passed if ast.unparse(value) == text}
-    nodes = [node for node in ast.walk(functions[0]) if module.function(node) is functions[0]]
+    nodes = [node for node in ast.walk(function) if module.function(node) is function]
     same -= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    targets = target.elts if isinstance(target, ast.Tuple) else [target]
     place = next((index for index, one in enumerate(targets) if ast.unparse(one) == text), 0)
     returned = []
     for value in (node.value for node in nodes if isinstance(node, ast.Return)):
-        parts = value.elts if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [value]
+        parts = value.elts if len(targets) > 1 and isinstance(value, ast.Tuple) else [value]
         returned.append(parts[place] if len(parts) == len(targets) else None)
     return bool(returned) and all(isinstance(one, ast.Name) and one.id in same for one in returned)
 

@@ -52,6 +52,24 @@ def _of(project: Project, module: Module, node: ast.expr) -> Found | None:
     return None
 
 
+def functions_called(module: Module, name: str) -> list[tuple[Module, ast.FunctionDef]]:
+    """The functions of the project that a name may be at a file's top, or as one of several imports."""
+    own = [(module, one) for one in module.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+    found: list[tuple[Module, ast.FunctionDef]] = own
+    project = _project(module, ())
+    for statement in module.nodes(ast.ImportFrom):
+        for alias in statement.names:
+            if name != (alias.asname or alias.name):
+                continue
+            source = project.find(statement.module or "", statement.level, module)
+            match _named(project, source, alias.name, MOST_HOPS) if source is not None else None:
+                case (where, ast.FunctionDef() as function):
+                    found.append((where, function))
+                case _:
+                    return []
+    return found
+
+
 def classes_of(
     module: Module, cls: ast.ClassDef, project: Project | None = None
 ) -> Iterator[tuple[Module, ast.ClassDef]]:

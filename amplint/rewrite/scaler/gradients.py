@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 
 from amplint.rewrite.fixes import asks_for, conditions_above
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.lifts import common, node_in, parameters
+from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
 
 _LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))
+CLIPS = re.compile(r"clip_?grad|grad\w*clip")
 _KEEPS = frozenset(("data", "view", "reshape", "flatten", "detach", "clone", "contiguous"))
 
 
@@ -22,12 +25,15 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
     its optimizer under the same name. What is read after the step has been unscaled by it."""
     step = steps[0]
     optimizers = {one.optimizer for one in steps}
+    own = wrapper_of(step)
     found: dict[ast.AST, None] = {}
     seen: set[ast.AST] = set()
     for event in reading.events:
         if not isinstance(event, events.Clip | events.ReadGradient | events.ZeroGradient):
             continue
         seen.add(event.node)
+        if event.frame.code is own:
+            continue
         states = [before for optimizer, before in event.touched if optimizer in optimizers]
         if isinstance(event, events.ZeroGradient) or (
             states and all(one.stepped or one.kind == "none" for one in states)
@@ -47,6 +53,18 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
     if len({reading.module.function(node) for node in found}) > 1:
         raise Refused("gradients are clipped or read in several functions", BY_HAND)
     return tuple(found)
+
+
+def handled_inside(reading: Reading, step: events.Step) -> tuple[ast.AST, ...]:
+    """Where the method of a wrapper uses the gradients before it steps its optimizer."""
+    own = wrapper_of(step)
+    used = (e for e in reading.events if isinstance(e, events.Clip | events.ReadGradient) and e.frame.code is own)
+    return tuple(dict.fromkeys(event.node for event in used)) if own is not None else ()
+
+
+def wrapper_of(step: events.Step) -> ast.AST | None:
+    """The method of a wrapper that takes a step."""
+    return step.within.frame.code if isinstance(step, Wrapped) else None
 
 
 def in_words(used: Sequence[ast.AST]) -> str:
@@ -109,19 +127,28 @@ def _place(node: ast.AST) -> tuple[int, int]:
 
 
 def _others(reading: Reading, steps: Sequence[events.Step], seen: set[ast.AST]) -> list[ast.AST]:
-    """Uses of `.grad` that no event tells of, between the backward and the step: unscaling before them is always
-    right."""
+    """Uses of `.grad` that no event tells of, and calls that say that they clip, between the backward and the step:
+    unscaling before them is always right."""
     module, step = reading.module, steps[0]
     code = step.frame.code
     last = [node for one in step.before.origins if (node := node_in(one, code)) is not None]
     found = []
     for node in ast.walk(module.tree):
-        if not isinstance(node, ast.Attribute) or node.attr != "grad" or _explained(module, node, seen):
+        read = isinstance(node, ast.Attribute) and node.attr == "grad" and not _explained(module, node, seen)
+        if not read and (node in seen or not _clips(node)):
             continue
         for place in [node] if _code(module, node) is code else _calls(module, code, module.function(node)):
             if _place(place) < _place(step.node) and all(_place(place) > _place(one) for one in last):
                 found.append(place)
     return found
+
+
+def _clips(node: ast.AST) -> bool:
+    """A call of what is called as clip_grad_norm_ is, whoever wrote it."""
+    match node:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[_, *_]):
+            return bool(CLIPS.search(name))
+    return False
 
 
 def _code(module: Module, node: ast.AST) -> ast.AST:

@@ -175,7 +175,7 @@ def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: t
         around = next((one for one in module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
     code = module.function(statement) or cls
     last = suite_of(module, statement)[-1]
-    if not device.hard_coded(module) and not any(device.visible(module, one, last) for one in device.moved_to(module)):
+    if not device.known_at(module, last):
         return None  # who makes the object moves it, too
     return Home(module, statement, f"self.{name}", code, path, None, ((module, cls),), through, around)
 

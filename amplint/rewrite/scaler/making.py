@@ -17,7 +17,7 @@ from amplint.rewrite.gates.switch import switch
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.refusals.sharding import SCALER, sharded
-from amplint.rewrite.regions.lifts import Through
+from amplint.rewrite.regions.lifts import Through, standing
 from amplint.rewrite.scaler.checkpoints import state_edits
 from amplint.rewrite.scaler.definitions import other_users
 from amplint.rewrite.scaler.files import file_edits
@@ -174,8 +174,8 @@ class Maker:
             choose_dtype(module, torch, self.aim.version, self.changes)
         loop = _renewing(module, made)
         gate = gate_at(module, loop or made, self.aim, torch, _trained(scaler.steps[0], home), home, early=True)
-        if gate is None and home.in_class and getattr(home.code, "name", "") == "__init__":
-            made, gate = self._later(home, torch)
+        if gate is None and loop is None:
+            made, gate = self._later(home, torch, scaler)
         if gate is not None and home.of_object and gate.enabled.startswith("next("):
             gate = None  # who makes the object may move it when it is made
         if gate is None:
@@ -199,11 +199,14 @@ class Maker:
         else:
             self.changes.after(module, made, [line])
 
-    def _later(self, home: Home, torch: str) -> tuple[ast.stmt, device.Gate | None]:
-        """The first place behind the optimizer where the device is known, while an object is being made."""
+    def _later(self, home: Home, torch: str, scaler: ScalerPlan) -> tuple[ast.stmt, device.Gate | None]:
+        """The first place behind the optimizer where the device is known, before anything steps or restores it."""
         block = suite_of(home.module, home.statement)
         index = block.index(home.statement)
+        uses = {node for plan in scaler.steps for one in (plan.step, *plan.backwards) for node in standing(one)}
         for one, following in pairwise(block[index:]):
+            if one is not home.statement and any(n in uses or _restores(n) for n in ast.walk(one)):
+                break
             gate = gate_at(home.module, following, self.aim, torch, None, home, early=True)
             if gate is not None:
                 return one, gate
@@ -256,6 +259,10 @@ class Maker:
             return {}
         self.changes.edits += edited
         return done
+
+
+def _restores(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "load_state_dict"
 
 
 def _own_switch(plan: StepPlan) -> str:

@@ -66,7 +66,10 @@ def defaults(
 
 @lru_cache(maxsize=4096)
 def abstract(node: FunctionNode) -> bool:
-    """Whether a function is there to be overridden: it only raises NotImplementedError."""
+    """Whether a function is there to be overridden: it says so, or only raises NotImplementedError."""
+    decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+    if any(getattr(one, "attr", getattr(one, "id", "")) == "abstractmethod" for one in decorators):
+        return True
     body = node.body if isinstance(node.body, list) else []
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
@@ -106,6 +109,14 @@ def keeps_results(node: FunctionNode) -> bool:
 # -- calls -------------------------------------------------------------------------------------------------------------
 
 
+def _asked_for(m: Machine, function: Function, caller: Frame | None) -> bool:
+    """Whether to run a function whatever its words are: where a whole file is asked for, what that file calls, and
+    what a training step calls."""
+    if m.at is not None or m.alone or caller is None:
+        return False
+    return function.frame.module is m.project.main or m.relevance(caller.module).steps(caller.code)
+
+
 def call_function(
     m: Machine,
     function: Function,
@@ -124,7 +135,7 @@ def call_function(
         if m.relevance(function.frame.module).steps(code):
             protocol.give_up(world)
         return calls.unknown(m, sym("recursive", id(code)), given, node, world, caller)
-    idle = caller is not None and not m.relevance(function.frame.module).matters(code, m.alone)
+    idle = not _asked_for(m, function, caller) and not m.relevance(function.frame.module).matters(code, m.alone)
     if caller is not None and (abstract(code) or idle):
         return calls.unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
     generator, nested, _ = shape(code)

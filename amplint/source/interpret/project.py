@@ -56,8 +56,8 @@ def now_together() -> object:
 class Project:
     """Finds and reads the local modules that a file imports.
 
-    Roots are the file's own folder, the folders given, the project's root and its `src/`. `sought` lists every path
-    that was read or looked for, so that a cache knows what a result depends on.
+    Roots are the file's own folder, the folders given, the project's root, its `src/` and its `lib/`. `sought` lists
+    every path that was read or looked for, so that a cache knows what a result depends on.
     """
 
     main: Module
@@ -76,7 +76,7 @@ class Project:
             return cls(main)
         folder = path.resolve().parent
         top = project_root(folder)
-        found = [folder, *map(Path, roots), *_above(folder, top), *([top, top / "src"] if top else [])]
+        found = [folder, *map(Path, roots), *_above(folder, top), *([top, top / "src", top / "lib"] if top else [])]
         known = {Path(one.path).resolve(): one for one in others}
         return cls(main, tuple(dict.fromkeys(found)), {**known, path.resolve(): main})
 
