@@ -16,6 +16,7 @@ from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.asleep import asleep
 from amplint.rewrite.convert import Unit, converted
 from amplint.rewrite.groups import groups_of, modules_of, related, steps_outside
+from amplint.rewrite.islands.norms import check_norms, guarded
 from amplint.rewrite.mend import Repair, asked, find, in_words, mend
 from amplint.rewrite.models.halves import without_casts
 from amplint.rewrite.models.used import check_used
@@ -69,6 +70,8 @@ class Draft:
     flag: str | None = None  # under which its models were cast to float16 before
     migrated: list[str] = field(default_factory=list)  # what was done about apex.amp
     aside: frozenset[str] = frozenset()  # files that were named, too, and are refused
+    norms: Sequence[str] = ()  # files that were named, too, whose layers need float32 where it is converted
+    steadied: bool = False  # its own layers got it
 
     @property
     def now(self) -> Module:
@@ -95,6 +98,8 @@ class Draft:
         steps, fixed = bool(self.lines) or self.converted, self.mended.fixed
         if not steps and fixed:
             self.lines.append((0, f"{self.module.path}: fixed: {in_words(fixed)}"))
+        if self.steadied:
+            self.lines.append((0, f"{self.module.path}: fixed: the eps of its layers is added in float32"))
         done = any(plans.already for plans in self.plans.values())
         text = self.module.text if self.refused and not done else self.text  # never a partial conversion
         return Result(text, [line for _, line in sorted(self.lines)], self.refused, steps)
@@ -158,6 +163,10 @@ def _run(drafts: Sequence[Draft | None], guard: Guard[Any]) -> None:
             if not guard(group[0].module, partial(_decide, group, known)):
                 for draft in group:
                     draft.failed = True
+        paths = {path for draft in known if not draft.failed for path in draft.norms}
+        for draft in known:
+            if not paths.isdisjoint(draft.places) and not draft.refused:
+                draft.text, draft.steadied = guarded(draft.now, draft.text), True
 
 
 def _without_casts(draft: Draft | None, settings: Settings, options: dict[str, Any], guard: Guard[Any]) -> Draft | None:
@@ -246,6 +255,9 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
         return True
     if wanted:
         _convert(group, wanted, [one.now for one in known])
+    if any(draft.refused for draft in group):
+        for draft in group:
+            draft.norms = ()
     return True
 
 
@@ -352,6 +364,7 @@ def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refus
         whole_script(reading, dtype, files, used)
         if dtype != "bfloat16":
             check_zeroed(reading, [*files, *used])
+            draft.norms = check_norms(draft.now, used, [one.now for one in known])
     except Refused as refusal:
         return refusal
     return None
