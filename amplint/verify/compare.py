@@ -140,7 +140,7 @@ def _skips(half: Run, followed: bool, verdict: Verdict) -> None:
     late = [index for index in gone if index >= _BEFORE]
     after = max(1, len(steps) - _BEFORE)
     settled = f"; the scale ends at {scales[-1]:g}" if scales else ""
-    compared = "; FP32 is compared without them" if followed else ""
+    compared = f"; FP32 is compared without {'it' if len(gone) == 1 else 'them'}" if followed else ""
     if scales and scales[-1] < 1 and gone:
         verdict.fail(
             f"the loss scale never settles: {_steps(len(gone))} of {len(steps)} skipped, it fell to {scales[-1]:g}"
