@@ -17,7 +17,7 @@ from amplint.source.interpret import classes, conditions, tensors
 from amplint.source.interpret.world import World
 from amplint.source.module import Module
 from amplint.source.symbols import options
-from amplint.source.values import TRUE, Autocast, Choice, Const, Device, Instance, Scaler, Sym, Value
+from amplint.source.values import TRUE, Autocast, Choice, Const, Device, Instance, Model, Scaler, Sym, Value
 from amplint.source.walk import walk
 
 ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
@@ -100,6 +100,8 @@ def _is_device(script: Script, value: Value) -> bool:
             frame = owner.cls.frame
             module = classes.is_module(machine, owner.cls, World(), frame)
             return module and not _sets_field(owner.cls.node, "device")
+        case Sym(kind="attr", parts=(Model(name=maker), "device")):
+            return maker.startswith("transformers.")  # its models say on which torch.device they are
     return False
 
 

@@ -14,6 +14,7 @@ from amplint.source.walk import walk
 _PRODUCTS = frozenset("matmul mm bmm addmm baddbmm einsum linear conv1d conv2d conv3d mv tensordot".split())
 _FUNCTIONS = frozenset(("torch.autograd.Function", "torch.autograd.function.Function"))
 _DECORATORS = ("custom_fwd", "custom_bwd")
+_STORES = frozenset("index_add_ index_copy_ scatter_ scatter_add_".split())  # take one dtype only
 _CASTS = frozenset("to float half bfloat16 double type type_as".split())
 # What compiled kernels are imported as: they take the dtypes that they were built for, and check nothing else.
 _KERNELS = re.compile(r"^_C$|_C$|^_?ext\b|_ext$|^ext_|_backend$|^_backend|cuda|_cpp$|_kernels?$", re.IGNORECASE)
@@ -45,18 +46,19 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
             continue
         product = _mixed_product(forward, backward)
         if product is not None:
+            node, what = product
             yield found_at(
                 "AMP213",
                 module,
                 forward,
                 f"under autocast the forward of {cls.name} multiplies in half precision and saves what it was given: "
-                "its backward then multiplies a half gradient with a float32 tensor, which raises",
+                f"its backward then {what}, which raises",
                 severity=Severity.WARNING if _LOW.search(module.text) else Severity.NOTE,
-                evidence=[(module, product, "the product of the gradient with a saved tensor")],
+                evidence=[(module, node, "the gradient meets a saved tensor, or what is made like it")],
                 help="decorate forward with torch.amp.custom_fwd and backward with torch.amp.custom_bwd",
             )
             continue
-        kernel = _kernel(module, forward)
+        kernel = _kernel(module, forward, backward)
         if kernel is not None:
             yield found_at(
                 "AMP213",
@@ -76,25 +78,51 @@ def _decorated(module: Module, method: ast.FunctionDef) -> bool:
     )
 
 
-def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.AST | None:
+def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple[ast.AST, str] | None:
     """A product, in the backward, of the gradient with a tensor that the forward was given and saved, where the forward
-    returns a product itself; nothing casts either."""
+    returns a product itself; or the gradient stored in place into what is like such a tensor. Nothing casts either."""
     if not any(_product(node) for node in walk(forward)) or _casts(forward) or _casts(backward):
         return None
     given = {parameter.arg for parameter in forward.args.args[1:]}
     saved = _saved(forward)
     names = _unpacked(backward)
     kept = {name for name, position in names.items() if position < len(saved) and saved[position] in given}
-    gradients = {parameter.arg for parameter in backward.args.args[1:]}
+    handed = {parameter.arg for parameter in backward.args.args[1:]}
     if backward.args.vararg is not None:
-        gradients.add(backward.args.vararg.arg)
-    gradients |= _derived(backward, gradients)
+        handed.add(backward.args.vararg.arg)
+    gradients = handed | _derived(backward, handed)
     for node in walk(backward):
         if _product(node):
-            operands = {name.id for operand in _operands(node) for name in walk(operand) if isinstance(name, ast.Name)}
+            operands = _names(*_operands(node))
             if operands & kept and operands & gradients:
-                return node
+                return node, "multiplies a half gradient with a float32 tensor"
+    like = _like(backward, kept)
+    for node in walk(backward):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=how), args=[*_, source]) if (
+                name in like and how in _STORES and _names(source) & handed and not _names(source) & (kept | like)
+            ):
+                return node, "stores a half gradient into a float32 tensor"
     return None
+
+
+def _names(*nodes: ast.AST) -> set[str]:
+    return {name.id for node in nodes for name in walk(node) if isinstance(name, ast.Name)}
+
+
+def _like(backward: ast.FunctionDef, kept: set[str]) -> set[str]:
+    """The names of what is made in the dtype of a saved tensor: `torch.zeros_like(weight)`."""
+    return {
+        target.id
+        for node in walk(backward)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+        and isinstance(node.value, ast.Call)
+        and not node.value.keywords
+        and getattr(node.value.func, "attr", "") in ("zeros_like", "empty_like", "ones_like")
+        and _names(*node.value.args) & kept
+    }
 
 
 def _product(node: ast.AST) -> bool:
@@ -149,7 +177,7 @@ def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
     }
 
 
-def _kernel(module: Module, forward: ast.FunctionDef) -> ast.Call | None:
+def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef) -> ast.Call | None:
     """A call of a compiled extension that is handed tensors of several dtypes: as the forward was given them, or one of
     these and what is float32 in any case."""
     if _casts(forward):
@@ -158,11 +186,29 @@ def _kernel(module: Module, forward: ast.FunctionDef) -> ast.Call | None:
     made = _in_float32(module, forward)
     for node in walk(forward):
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=name)), args=args) if _KERNELS.search(name):
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name) as library, attr=function), args=args):
                 handed = {inner.id for arg in args for inner in walk(arg) if isinstance(inner, ast.Name)}
-                if name not in given and name != "torch" and handed & given and len(handed & (given | made)) > 1:
+                if name in given or name == "torch" or not handed & given or len(handed & (given | made)) < 2:
+                    continue
+                if _is_compiled(module, library) or _has_backward(backward, name, function):
                     return node
     return None
+
+
+def _is_compiled(module: Module, library: ast.Name) -> bool:
+    """Whether a library is called what compiled kernels are called: here, or where it comes from."""
+    return any(_KERNELS.search(name.rpartition(".")[2]) for name in (library.id, *module.dotted(library)))
+
+
+def _has_backward(backward: ast.FunctionDef, library: str, function: str) -> bool:
+    """Whether the backward calls the same library's other half: `ops.pool_backward` of `ops.pool_forward`."""
+    return function.endswith("forward") and any(
+        isinstance(node, ast.Attribute)
+        and node.attr == f"{function.removesuffix('forward')}backward"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == library
+        for node in walk(backward)
+    )
 
 
 def _floating(forward: ast.FunctionDef) -> set[str]:

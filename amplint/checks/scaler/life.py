@@ -23,7 +23,6 @@ from amplint.source.interpret import conditions
 from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,
-    Checkpoint,
     Instance,
     Object,
     Optimizer,
@@ -44,10 +43,12 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
             continue
         used = [b for b in script.events(events.Backward) if b.scaler == create.value]
         for backward in used:
-            if not create.loops and not _one_epoch(create, backward):
+            one_step = _one_step(script, create, backward)
+            if not create.loops and not one_step and not _one_epoch(create, backward):
                 continue
             inner = len(backward.loops) > len(create.loops)
-            older = any(not _made_in(script, o, create) for o, _ in backward.touched) or _steps_older(script, create)
+            older = one_step or _steps_older(script, create)
+            older = older or any(not _made_in(script, o, create) for o, _ in backward.touched)
             if not older and not _handed_to_each_epoch(create):
                 continue
             if not inner:
@@ -175,6 +176,32 @@ def _one_epoch(create: events.Create, backward: events.Backward) -> bool:
     )
 
 
+def _one_step(script: Script, create: events.Create, backward: events.Backward) -> bool:
+    """Whether a method that nothing calls here makes a scaler of its own in any case, and takes one step with it, of
+    an optimizer of its object or that it is given: it is run once an iteration."""
+    frame, made = create.frame, create.module.statement(create.node)
+    if not frame.entry or frame.owner is None or backward.frame is not frame or backward.loops or create.loops:
+        return False
+    if create.module.parents[made] is not frame.code or not isinstance(made, ast.Assign):
+        return False
+    if not all(isinstance(target, ast.Name) for target in made.targets):
+        return False
+    return any(
+        step.scaler == create.value and step.frame is frame and not step.loops and not _is_local(frame.code, step.node)
+        for step in script.events(events.Step)
+    )
+
+
+def _is_local(function: ast.AST, step: ast.AST) -> bool:
+    """Whether the optimizer that a step is given is one that the function makes or finds for itself."""
+    match step:
+        case ast.Call(args=[ast.Name(id=name), *_]):
+            return not isinstance(function, ast.FunctionDef) or all(name != one.arg for one in function.args.args)
+        case ast.Call(args=[ast.Attribute(), *_]):
+            return False
+    return True
+
+
 @rule("AMP116")
 def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
     """A checkpoint holds the optimizer's state but not the scaler's."""
@@ -296,66 +323,3 @@ def _optimizer_entry(mapping: ast.Dict | None, stepped: Collection[str] = ()) ->
                     if "optim" in key.value or last_name(owner) in stepped:
                         return value
     return None
-
-
-@rule("AMP133")
-def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
-    """The scaler's state is saved but never loaded, or loaded from where it may be missing or empty."""
-    loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
-    for load in loads:
-        source = load.source
-        if isinstance(source, Checkpoint) and source.path and not _guarded(load):
-            yield found(
-                "AMP133",
-                load,
-                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
-                "RuntimeError (its state is empty)",
-                severity=Severity.NOTE,
-                help='load it only if it is there: if checkpoint.get("scaler"): …',
-            )
-    for save in script.events(events.Save):
-        if not save.registers:
-            continue
-        for part in save.parts:
-            if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:
-                yield found(
-                    "AMP133",
-                    save,
-                    "a scaler that may be disabled becomes part of the checkpoint: its state is then empty, and "
-                    "loading that "
-                    "into an enabled scaler raises RuntimeError",
-                    severity=Severity.NOTE,
-                    help="register it only where it is enabled",
-                )
-    saves = [s for s in script.events(events.Save) if any(isinstance(p, Scaler) for p in s.parts) and not s.registers]
-    resumes = [load for load in script.events(events.Load) if isinstance(load.target, Optimizer)]
-    restored = loads or any("scaler" in text(load.module, load.node) for load in script.events(events.Load))
-    if saves and resumes and not restored:
-        yield found(
-            "AMP133",
-            resumes[0],
-            "the optimizer's state is restored, the scaler's was saved but is not: the scale starts at 65536 again",
-            evidence=[(saves[0], "saved here"), (resumes[0], "not restored here")],
-            help="load the scaler's state beside the optimizer's",
-        )
-
-
-def _guarded(load: events.Load) -> bool:
-    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence; or
-    a condition asks whether there is a state before it calls a helper that loads anything."""
-    callers = [(frame.caller.module, frame.call) for frame in load.frame.stack() if frame.caller and frame.call]
-    return _guarded_at(load.module, load.node, (" in ", ".get(", "[", "keys"), handler=True) or any(
-        _guarded_at(module, call, (".get(", "["), handler=False) for module, call in callers
-    )
-
-
-def _guarded_at(module: Module, node: ast.AST, signs: tuple[str, ...], handler: bool) -> bool:
-    for above in module.ancestors(node):
-        if handler and isinstance(above, ast.Try):
-            return True
-        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
-            return False
-        test = text(module, above.test, 200) if isinstance(above, ast.If) else ""
-        if "scale" in test and any(sign in test for sign in signs):  # the scaler, or its state
-            return True
-    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, found_at, rule, text
+from amplint.checks.registry import Script, alternatives, found, found_at, rule, text
 from amplint.checks.scaler.nonfinite import last_name
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
@@ -33,6 +33,10 @@ def scalers_of(script: Script) -> set[str]:
     for node in module.all_nodes:
         if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
             names |= {path for path, role in machine.roles(module, node).items() if role.startswith("scaler")}
+    for node in module.all_nodes:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute() as field) if name in names:
+                names |= {path for path in (path_of(field),) if path is not None}
     return names
 
 
@@ -102,6 +106,7 @@ def scale_misused(script: Script) -> Iterator[Finding]:
             yield from _result(module, call, argument, above)
         elif isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
             yield from _looked_at(module, call, argument, above, above.targets[0].id)
+            yield from _handed_back(module, argument, above, above.targets[0].id)
     for call in _calls(module, scalers, "update"):
         if len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and type(call.args[0].value) is int:
             yield found_at(
@@ -151,6 +156,35 @@ def _looked_at(module: Module, call: ast.Call, argument: ast.expr, assign: ast.A
             yield _scaled_log(module, read, argument, assign, fix)
 
 
+def _handed_back(module: Module, argument: ast.expr, assign: ast.Assign, name: str) -> Iterator[Finding]:
+    """A scaled loss that a function returns after its backward: whoever gets it can only read it as a number."""
+    function = module.function(assign)
+    if function is None:
+        return
+    reads = [
+        node
+        for node in walk(function)
+        if isinstance(node, ast.Name)
+        and node.id == name
+        and node.lineno > (assign.end_lineno or 0)
+        and not alternatives(module, assign, node)
+    ]
+    if any(isinstance(node.ctx, ast.Store) for node in reads):
+        return
+    backward = next((node for node in reads if _is_backward(module, node)), None)
+    for read in reads:
+        outer = module.parents[read]
+        if isinstance(outer, ast.Tuple):
+            outer = module.parents[outer]
+        if isinstance(outer, ast.Return) and backward is not None and backward.lineno < read.lineno:
+            yield _scaled_log(module, read, argument, assign, None, "returned here, after its backward")
+
+
+def _is_backward(module: Module, node: ast.Name) -> bool:
+    above = module.parents[node]
+    return isinstance(above, ast.Attribute) and above.attr == "backward"
+
+
 def _is_kept(module: Module, name: str, call: ast.AST) -> bool:
     """Whether a list of scaled losses is there to be differentiated."""
     return last_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
@@ -158,15 +192,18 @@ def _is_kept(module: Module, name: str, call: ast.AST) -> bool:
     )  # fmt: skip
 
 
-def _scaled_log(module: Module, node: ast.expr, argument: ast.expr, made: ast.AST, fix: object) -> Finding:
+def _scaled_log(
+    module: Module, node: ast.expr, argument: ast.expr, made: ast.AST, fix: object, what: str = "read as a number here"
+) -> Finding:
+    shown = text(module, argument)
     return found_at(
         "AMP130",
         module,
         node,
         "this number is multiplied by the loss scale (65536 at first): a loss of 2.5 reads 163840",
         severity=Severity.WARNING,
-        evidence=[(module, made, "scaled here"), (module, node, "read as a number here")],
-        help=f"read {text(module, argument)} instead",
+        evidence=[(module, made, "scaled here"), (module, node, what)],
+        help="give the scaled loss a name of its own" if text(module, node) == shown else f"read {shown} instead",
         fix=fix,  # type: ignore[arg-type]
     )
 
