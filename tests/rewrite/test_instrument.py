@@ -76,6 +76,12 @@ def test_a_backward_that_trains_nothing_is_not_refused() -> None:
     assert (result.exit_code, result.stdout) == (0, "")
 
 
+def test_a_loss_that_is_divided_where_its_backward_is_called() -> None:
+    path = put(HEAD + STEP.replace("loss.backward()", "(loss / len(y)).backward()"))
+    assert amplint("train.py").exit_code == 0
+    assert "scaler.scale(loss / len(y)).backward()" in path.read_text(encoding="utf-8")
+
+
 def test_numpy_has_no_bfloat16() -> None:
     """Values are cast; what may hold integers, for all that is seen, is left to a person."""
     put(HEAD + STEP + "    print(model(x).max(1)[0].detach().cpu().numpy().shape)\n")

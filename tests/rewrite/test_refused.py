@@ -33,6 +33,11 @@ REFUSED = {
         HEAD + STEP + "    for p in model.parameters():\n        p.data.add_(p.grad, alpha=-0.1)\n",
         "parameters are also updated by hand; a GradScaler only steps optimizers: keep float32",
     ),
+    "anomaly mode": (
+        HEAD + STEP.replace("    loss.", "    with torch.autograd.detect_anomaly():\n        loss."),
+        "train.py:8 turns on anomaly mode, which raises on overflows that a GradScaler means to skip; "
+        "turn it off, or use --dtype bfloat16",
+    ),
     "float64": (
         HEAD.replace(".to(device)", ".double().to(device)") + STEP,
         "the model is float64; float64 is there for a reason: keep it",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint.checks.registry import Script, found, found_at, rule
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
+from amplint.rewrite.refusals.anomalies import anomaly_mode
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
 from amplint.source.values import Scaler
@@ -232,31 +233,16 @@ def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr
 def _anomaly(script: Script, steps: list[events.Step]) -> Iterator[Finding]:
     """A note: anomaly mode raises where an overflow made a nan."""
     module = script.module
-    for node in module.all_nodes if "detect_anomaly" in module.text else ():
-        if not isinstance(node, ast.Call) or last_name(node) not in ("set_detect_anomaly", "detect_anomaly"):
-            continue
-        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg in ("mode", None))]
-        on = last_name(node) == "detect_anomaly" if not given else isinstance(given[0], ast.Constant) and given[0].value
-        if on and not any(isinstance(above, ast.If) and above.body for above in _conditions(module, node)):
-            yield found_at(
-                "AMP126",
-                module,
-                node,
-                "anomaly mode raises RuntimeError where an overflow makes a nan, which is normal with a GradScaler",
-                severity=Severity.NOTE,
-                evidence=[(module, steps[0].node, "the scaler skips such steps")],
-                help="turn it on to debug only",
-            )
-
-
-def _conditions(module: Module, node: ast.AST) -> Iterator[ast.If]:
-    for above in module.ancestors(node):
-        if isinstance(above, ast.If) and not _is_main(above):
-            yield above
-
-
-def _is_main(branch: ast.If) -> bool:
-    return isinstance(branch.test, ast.Compare) and getattr(branch.test.left, "id", "") == "__name__"
+    for node in anomaly_mode(module):
+        yield found_at(
+            "AMP126",
+            module,
+            node,
+            "anomaly mode raises RuntimeError where an overflow makes a nan, which is normal with a GradScaler",
+            severity=Severity.NOTE,
+            evidence=[(module, steps[0].node, "the scaler skips such steps")],
+            help="turn it on to debug only",
+        )
 
 
 # -- a scale that falls for ever --------------------------------------------------------------------------------------

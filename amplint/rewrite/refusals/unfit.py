@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from amplint.rewrite.islands import penalties
 from amplint.rewrite.islands.kernels import check_kernels
 from amplint.rewrite.models.halves import exported
+from amplint.rewrite.refusals.anomalies import anomaly_mode
 from amplint.rewrite.refusals.doubles import trains_in_float64
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.refusals.sharding import check_sharding
@@ -58,6 +59,11 @@ def whole_script(
         )
     if dtype != "bfloat16":
         check_gradients(reading, others)
+        for one in together:
+            for call in anomaly_mode(one):
+                place = f"{one.path}:{one.range(call).start.row}"
+                reason = "turns on anomaly mode, which raises on overflows that a GradScaler means to skip"
+                raise Refused(f"{place} {reason}", "turn it off, or use --dtype bfloat16")
     if used is not None:
         check_kernels(reading, used)
     nodes = [node for one in together for node in ast.walk(one.tree)]

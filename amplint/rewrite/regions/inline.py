@@ -26,7 +26,7 @@ def is_inline(reading: Reading, loss: ast.expr | None) -> bool:
     """Whether what a backward is called on computes something that belongs under autocast, rather than naming it."""
     forwards = lifts_of(reading).forwards
     return loss is not None and any(
-        node in forwards or (isinstance(node, ast.Call) and not _reduces(node)) for node in ast.walk(loss)
+        node in forwards or (isinstance(node, ast.Call) and not _keeps(node)) for node in ast.walk(loss)
     )
 
 
@@ -41,9 +41,16 @@ def _receiver(backward: events.Backward) -> ast.expr | None:
     return None
 
 
-def _reduces(call: ast.Call) -> bool:
-    """`loss.mean()`: what is no forward and keeps its dtype."""
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "mean" and not call.args
+def _keeps(call: ast.Call) -> bool:
+    """`loss.mean()`, `loss / len(batch)`: what is no forward, keeps the loss' dtype, or counts."""
+    match call.func:
+        case ast.Attribute(attr="mean" | "numel"):
+            return not call.args
+        case ast.Attribute(attr="size" | "div"):
+            return True
+        case ast.Name(id="len" | "float"):
+            return True
+    return False
 
 
 def runs_forward(reading: Reading, backward: events.Backward) -> bool:
