@@ -19,7 +19,6 @@ from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
-from amplint.source.interpret import conditions
 from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,

@@ -1,19 +1,109 @@
-"""Family 1, what a resumed run gets back, where the source says it in other ways than by a load of a scaler's state."""
+"""Family 1, what a resumed run gets back of the scaler's state."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 
-from amplint.checks.registry import Script, found_at, rule, text
+from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Severity
-from amplint.source.module import Module
+from amplint.source import events
+from amplint.source.interpret import conditions
+from amplint.source.module import FunctionNode, Module
+from amplint.source.values import Checkpoint, Choice, Optimizer, Scaler, Value
 from amplint.source.walk import walk
 
 _SCALER_NAMES = {"scaler", "grad_scaler", "amp_scaler", "loss_scaler"}
 _RESUMED = ("model", "checkpoint", "ckpt", "state", "snapshot", "resume")
+
+
+@rule("AMP133")
+def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
+    """The scaler's state is saved but never loaded, or loaded from where it may be missing or empty."""
+    loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
+    for load in loads:
+        if _from_file(load.source) and not _guarded(load):
+            yield found(
+                "AMP133",
+                load,
+                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
+                "RuntimeError (its state is empty)",
+                severity=Severity.NOTE,
+                help='load it only if it is there: if checkpoint.get("scaler"): …',
+            )
+    for save in script.events(events.Save):
+        if not save.registers:
+            continue
+        for part in save.parts:
+            if isinstance(part, Scaler) and conditions.evaluate(conditions.truth(part.enabled), save.facts) is not True:
+                yield found(
+                    "AMP133",
+                    save,
+                    "a scaler that may be disabled becomes part of the checkpoint: its state is then empty, and "
+                    "loading that "
+                    "into an enabled scaler raises RuntimeError",
+                    severity=Severity.NOTE,
+                    help="register it only where it is enabled",
+                )
+    saves = [s for s in script.events(events.Save) if any(isinstance(p, Scaler) for p in s.parts) and not s.registers]
+    resumes = [load for load in script.events(events.Load) if isinstance(load.target, Optimizer)]
+    restored = loads or any("scaler" in text(load.module, load.node) for load in script.events(events.Load))
+    if saves and resumes and not restored:
+        yield found(
+            "AMP133",
+            resumes[0],
+            "the optimizer's state is restored, the scaler's was saved but is not: the scale starts at 65536 again",
+            evidence=[(saves[0], "saved here"), (resumes[0], "not restored here")],
+            help="load the scaler's state beside the optimizer's",
+        )
+
+
+def _from_file(source: Value) -> bool:
+    """Whether something is an entry of a checkpoint that is read here, if nobody gives another."""
+    match source:
+        case Checkpoint():
+            return bool(source.path)
+        case Choice():
+            return _from_file(source.yes) or _from_file(source.no)
+    return False
+
+
+def _guarded(load: events.Load) -> bool:
+    """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence; or
+    a condition asks whether there is a state before it calls a helper that loads anything."""
+    callers = [(frame.caller.module, frame.call) for frame in load.frame.stack() if frame.caller and frame.call]
+    return _asked_for(load) or any(
+        "scale" in test and any(sign in test for sign in (".get(", "["))
+        for module, call in callers
+        for test in _tests(module, call)
+    )
+
+
+def _asked_for(load: events.Load) -> bool:
+    """Whether the function that loads asks first. To look at what may not be there raises KeyError, too: that is no
+    question."""
+    module, loaded = load.module, load.node.args[0] if isinstance(load.node, ast.Call) and load.node.args else None
+    entry = key = ""
+    if isinstance(loaded, ast.Subscript):
+        entry, key = text(module, loaded), text(module, loaded.slice)
+    for test in _tests(module, load.node):
+        asked = test.replace(entry, "") if entry else test
+        if "scale" in asked and any(sign in asked for sign in (" in ", ".get(", "[", "keys")):
+            return True
+        if key and key in asked and any(sign in asked for sign in (" in ", ".get(", "keys")):
+            return True
+    above = takewhile(lambda one: not isinstance(one, FunctionNode), module.ancestors(load.node))
+    return any(isinstance(one, ast.Try) for one in above)
+
+
+def _tests(module: Module, node: ast.AST) -> Iterator[str]:
+    """The conditions around a node in its function."""
+    for above in takewhile(lambda one: not isinstance(one, FunctionNode), module.ancestors(node)):
+        if isinstance(above, ast.If):
+            yield text(module, above.test, 200)
 
 
 @rule("AMP133")
