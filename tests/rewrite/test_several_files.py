@@ -341,7 +341,7 @@ def test_naming_a_file_that_is_refused_is_not_asked_for_again() -> None:
 
 # -- an entry that says little -----------------------------------------------------------------------------------------
 
-TRAINER = """\
+ROUNDS = """\
 from torch.nn.functional import mse_loss
 class Trainer:
     def __init__(self, left, right, first, second):
@@ -361,7 +361,7 @@ class Trainer:
 
 
 def test_a_script_without_a_word_of_training() -> None:
-    put({"trainer.py": TRAINER + "def made(options):\n    return Trainer(*options.parts)\n"})
+    put({"trainer.py": ROUNDS + "def made(options):\n    return Trainer(*options.parts)\n"})
     fixing.put("from trainer import made\nfrom options import options\n\ndef main():\n    trainer = made(options)\n"
         + "    for x in options.data:\n        trainer.one_round(x)\n\nmain()\n")  # fmt: skip
     assert "train.py:7: refused: its training step is in trainer.py:12; amplint fix" in amplint("train.py").stdout
@@ -369,7 +369,7 @@ def test_a_script_without_a_word_of_training() -> None:
 
 def test_fields_that_no_word_tells_of() -> None:
     """What the methods of a trainer find in its fields, and what they run, whatever these are called."""
-    put({"trainer.py": TRAINER})
+    put({"trainer.py": ROUNDS})
     script = "import torch\nfrom trainer import Trainer\nleft, right = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)\n"
     script += "first = torch.optim.Adam(left.parameters())\nsecond = torch.optim.Adam(right.parameters())\n"
     script += "trainer = Trainer(left, right, first, second)\n"
@@ -380,9 +380,7 @@ def test_fields_that_no_word_tells_of() -> None:
 
 
 def test_what_nothing_shows_the_caller_of_is_told() -> None:
-    put(
-        {"trainers/base.py": TRAINER, "trainers/__init__.py": "from .base import Trainer\nTABLE = {'plain': Trainer}\n"}
-    )
+    put({"trainers/base.py": ROUNDS, "trainers/__init__.py": "from .base import Trainer\nTABLE = {'plain': Trainer}\n"})
     fixing.put("from trainers import TABLE\nfrom options import name, parts\nTABLE[name](*parts).fit()\n")
     result = amplint("train.py")
     assert result.exit_code == 0
@@ -404,3 +402,24 @@ def test_a_loss_that_is_chosen_by_its_name() -> None:
     assert said in amplint("train.py").stdout
     put({"losses.py": losses.replace("binary_cross_entropy", "l1_loss")})
     assert amplint("train.py", "--check").stdout.startswith("train.py:12: converted")
+
+
+def test_one_of_two_functions_that_give_the_optimizer_back() -> None:
+    loop = (
+        "import torch\ndef {0}(model, optimizer, loader{1}):\n    for x, y in loader:\n        optimizer.zero_grad()\n"
+    )
+    loop += "        loss = torch.nn.functional.mse_loss(model(x.cuda()), y.cuda())\n        loss.backward()\n"
+    loop += "        optimizer.step()\n    return loss.item(), optimizer\n"
+    put({"loops.py": loop.format("sparse", "") + loop.format("dense", ", size").removeprefix("import torch\n")})
+    script = fixing.HEAD + "from options import name, loader\nif name == 'dense':\n"
+    script += "    from loops import dense as train\nelse:\n    from loops import sparse as train\n"
+    script += "if name == 'dense':\n"
+    script += "    loss, optimizer = train(model, optimizer, loader, 8)\nelse:\n"
+    fixing.put(script + "    loss, optimizer = train(model, optimizer, loader)\n")
+    assert amplint("train.py", "loops.py").exit_code == 0
+    text = Path("train.py").read_text(encoding="utf-8")
+    assert "train(model, optimizer, loader, 8, scaler=scaler)\n" in text
+    assert "train(model, optimizer, loader, scaler=scaler)\n" in text
+    loops = Path("loops.py").read_text(encoding="utf-8")
+    assert "def sparse(model, optimizer, loader, scaler):" in loops
+    assert "def dense(model, optimizer, loader, size, scaler):" in loops

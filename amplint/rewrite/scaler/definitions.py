@@ -162,9 +162,10 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
             if not is_local(module, node, function):
                 found.append(node)
         elif not (isinstance(node, ast.Name) and is_local(module, node, function)):
-            match _of(project, module, node):
-                case (_, definition) if definition is function:
-                    found.append(node)
+            one = _of(project, module, node)
+            may_be = functions_called(module, node.id) if isinstance(node, ast.Name) else []
+            if (one is not None and one[1] is function) or any(other is function for _, other in may_be):
+                found.append(node)
     return found
 
 

@@ -140,6 +140,7 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
     """Give the scaler to every function that needs it. `reaches` are the scalers of one name: each script that calls a
     shared function makes its own."""
     made: list[Edit] = []
+    handed: dict[tuple[Module, ast.Call], tuple[str, bool]] = {}
     for function, home in {key: value for one in reaches for key, value in one.handed.items()}.items():
         if home not in files.named:
             raise Refused(
@@ -159,7 +160,10 @@ def hand_down(reaches: Sequence[Reach], files: Files) -> list[Edit]:
                 raise Refused(f"{function.name}() is also called{where} where the scaler is not at hand", BY_HAND)
             text = owner.text(module, call)
             named = keyword or not _fills(function, call, home)
-            made += edits.add_argument(module, call, f"{bare}={text}" if named else text)
+            handed[module, call] = text, named or handed.get((module, call), ("", False))[1]
+    bare = reaches[0].name.removeprefix("self.")
+    for (module, call), (text, named) in handed.items():  # a name may be one of several functions
+        made += edits.add_argument(module, call, f"{bare}={text}" if named else text)
     return list(dict.fromkeys(made))
 
 
