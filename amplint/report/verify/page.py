@@ -113,7 +113,8 @@ def _lines(report: Report, sources: dict[str, str]) -> Iterator[str]:
     if not lines:
         return
     yield f"<h2>What left {escape(dtype)}'s range, by source line</h2>"
-    yield f"<p>{escape(operations(report).capitalize())}.</p>"
+    said = operations(report)
+    yield f"<p>{escape(said[0].upper() + said[1:])}.</p>"
     heads = (
         "line",
         "operation",
