@@ -22,8 +22,11 @@ _SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
 _STRICT = frozenset(
     "mm bmm matmul addmm baddbmm einsum linear index_copy_ index_add_ scatter_ scatter_add_ masked_scatter_".split()
 )
-# What may hand the values on to code that knows no half precision (OpenCV, boxes in pixels), or measures by them.
-_MEASURES = re.compile(r"post_?proc|decod|nms|suppress|boxes|bbox|detect|evaluator|coco", re.IGNORECASE)
+# What may hand the values on to code that knows no half precision (OpenCV, boxes in pixels), or measures by them what
+# half precision is too coarse or too small for (millimetres).
+_MEASURES = re.compile(
+    r"post_?proc|decod|nms|suppress|boxes|bbox|detect|evaluator|coco|\.evaluate$|psnr|ssim|rmse", re.IGNORECASE
+)
 Region = tuple[ast.stmt, ...]
 
 
@@ -135,7 +138,7 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
                     return True
                 continue
             case ast.Call(func=function, args=given) if node.lineno > last and _MEASURES.search(ast.unparse(function)):
-                if any(isinstance(one, ast.Name) and one.id in outputs for one in given):
+                if any(isinstance(one, ast.Name) and one.id in outputs for one in map(_detached, given)):
                     return True
                 continue
             case ast.BinOp(op=ast.MatMult()):
@@ -147,6 +150,18 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
         if node.lineno > last and any(isinstance(one, ast.Name) and one.id in names for one in ast.walk(node)):
             return True
     return False
+
+
+def _detached(value: ast.expr) -> ast.expr:
+    """What `value.data` and `value.detach().cpu()` are of."""
+    while True:
+        match value:
+            case ast.Attribute(attr="data", value=inner):
+                value = inner
+            case ast.Call(func=ast.Attribute(attr="detach" | "cpu", value=inner), args=[]):
+                value = inner
+            case _:
+                return value
 
 
 def _models_behind(reading: Reading, first: ast.stmt) -> set[ast.stmt]:
