@@ -18,6 +18,7 @@ def ask(kind: str, *parts: Any) -> Question:
 
 
 MOST_PARTS = 16  # of a container that a symbol is named by
+_HEAVY = frozenset((Items, Mapping, Many, Choice))
 _interned: dict[tuple[Hashable, ...], Sym] = {}
 _questions: dict[tuple[Hashable, ...], Question] = {}
 _numbers: dict[Hashable, int] = {}
@@ -35,8 +36,9 @@ def reset() -> None:
 
 def sym(kind: str, *parts: Hashable) -> Sym:
     """The symbol of this origin."""
-    if any(isinstance(part, Items | Mapping | Many | Choice) and weight(part) > MOST_PARTS for part in parts):
-        return fresh(kind)
+    for part in parts:
+        if type(part) in _HEAVY and weight(part) > MOST_PARTS:  # type: ignore[arg-type]
+            return fresh(kind)
     key = (kind, *parts)
     found = _interned.get(key)
     if found is None:

@@ -67,12 +67,13 @@ class Question:
 
     Interned, like Sym: equal questions are one object."""
 
-    __slots__ = ("depends", "kind", "parts", "weight")
+    __slots__ = ("depends", "kind", "others", "parts", "weight")
 
     def __init__(self, kind: str, parts: tuple[Any, ...]):
         self.kind = kind
         self.parts = parts
         self.depends: frozenset[Any] = frozenset()  # conditions.py finds out what on
+        self.others: tuple[Any, Question, Question] | None = None  # … and what else is asked of the same thing
         self.weight = 1  # how many atoms it asks
         if kind in ("and", "or", "not"):
             self.weight = sum(part.weight for part in parts)

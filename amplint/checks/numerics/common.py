@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import lru_cache
 
 from amplint.checks.registry import Script
 from amplint.findings import Severity
@@ -42,8 +43,13 @@ def about_dtype(formula: object) -> bool:
     if isinstance(formula, Lib):
         return formula.name.startswith("torch.") and tensors.dtype_of(formula) != ""
     if isinstance(formula, Question):
-        return any(map(about_dtype, formula.parts))
+        return _asks_about_dtype(formula)
     return isinstance(formula, tuple | frozenset) and any(map(about_dtype, formula))
+
+
+@lru_cache(maxsize=1024)  # the same conditions stand around many operations
+def _asks_about_dtype(question: Question) -> bool:
+    return any(map(about_dtype, question.parts))
 
 
 def is_half(value: Value, trust: int) -> bool:

@@ -68,16 +68,15 @@ def significant(value: Value | None) -> bool:
     return isinstance(value, _SIGNIFICANT)
 
 
+_TELLING = (Autocast, NullContext, GradMode, Checkpoint)
+
+
 def tells(value: Value) -> bool:
     """Whether the sides of a choice act differently: tensors scaled or not, contexts, gradient-holding things."""
     sides = list(containers.contents(value))
     scaled = {side.scaler for side in sides if isinstance(side, Tensor)}
     regions = {side.region for side in sides if isinstance(side, Tensor)}
-    return (
-        len(scaled) > 1
-        or len(regions) > 1
-        or any(isinstance(side, Autocast | NullContext | GradMode | Checkpoint) for side in sides)
-    )
+    return len(scaled) > 1 or len(regions) > 1 or any(isinstance(side, _TELLING) for side in sides)
 
 
 def blend(value: Choice) -> Value:

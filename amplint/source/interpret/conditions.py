@@ -18,12 +18,14 @@ Facts = dict[Any, Any]
 class Settled(Facts):
     """Facts in which no answer to a compound question contradicts the answers to its parts, but for those that depend
     on what is `unchecked`. Looking for that is most of the work in a script of many conditions: one more answer can
-    only contradict the questions that depend on it, and fewer answers contradict no more."""
+    only contradict the questions that depend on it, and fewer answers contradict no more. `compound`: those questions.
+    """
 
-    __slots__ = ("unchecked",)
+    __slots__ = ("compound", "unchecked")
 
-    def __init__(self, facts: Facts, unchecked: frozenset[Any] = frozenset()):
+    def __init__(self, facts: Facts, compound: tuple[Question, ...] = (), unchecked: frozenset[Any] = frozenset()):
         super().__init__(facts)
+        self.compound = compound
         self.unchecked = unchecked
 
 
@@ -184,15 +186,14 @@ def _compare_constants(operator: str, left: Any, right: Any) -> Formula:
 
 def evaluate(formula: Formula, facts: Facts) -> bool | None:
     """What the facts say: true, false, or nothing."""
-    if formula is True or formula is False:
+    if isinstance(formula, bool):
         return formula
-    assert isinstance(formula, Question)
     known = facts.get(formula)
     if known is not None:
         return bool(known)
     kind, parts = formula.kind, formula.parts
     if kind in _ABOUT:
-        return _follows(kind, parts, facts)
+        return _follows(formula, facts)
     if kind == "not":
         answer = evaluate(parts[0], facts)
         return None if answer is None else not answer
@@ -201,22 +202,26 @@ def evaluate(formula: Formula, facts: Facts) -> bool | None:
     return None
 
 
-def _follows(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
+def _follows(question: Question, facts: Facts) -> bool | None:
     """What other answers about the same thing imply."""
-    subject = parts[0]
-    value = facts.get(("is", subject))
+    kind = question.kind
+    if question.others is None:
+        subject = question.parts[0]
+        question.others = ("is", subject), ask("none", subject), ask("truth", subject)
+    equal, none, truth = question.others
+    value = facts.get(equal)
     if value is not None:
         if kind == "truth":
             return bool(value.value)
-        return value.value is None if kind == "none" else bool(value == parts[1])
-    if kind != "none" and facts.get(ask("none", subject)):
+        return value.value is None if kind == "none" else bool(value == question.parts[1])
+    if kind != "none" and facts.get(none):
         return False
     if kind == "truth":
         return None
-    true = facts.get(ask("truth", subject))
+    true = facts.get(truth)
     if kind == "none":
         return False if true else None
-    return False if true is False and parts[1].value else None
+    return False if true is False and question.parts[1].value else None
 
 
 def _combined(kind: str, parts: tuple[Any, ...], facts: Facts) -> bool | None:
@@ -246,21 +251,31 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
         for side, other in (parts, parts[::-1]):
             if evaluate(side, facts) is not None:
                 return assume(other, answer, facts)
-    changed = None if not isinstance(facts, Settled) else facts.unchecked | _depends(formula)
+    if not isinstance(facts, Settled):
+        facts = _unsettled(facts)
+    changed = facts.unchecked | _depends(formula)
     if kind in ("and", "or"):
-        return {**facts, formula: answer} if changed is None else Settled({**facts, formula: answer}, changed)
-    after = Settled(facts)
+        return Settled({**facts, formula: answer}, (*facts.compound, formula), changed)
+    after = Settled(facts, facts.compound)
     after[formula] = answer
     if kind == "eq" and answer:
         after["is", parts[0]] = parts[1]
     return None if _contradicts(after, changed) else after
 
 
+def _unsettled(facts: Facts) -> Settled:
+    """Facts of which nothing is known to be settled."""
+    compound = tuple(one for one in facts if isinstance(one, Question) and one.kind in ("and", "or"))
+    return Settled(facts, compound, frozenset().union(*map(_depends, compound)))
+
+
 def shared(left: Facts, right: Facts) -> Facts:
     """The answers that two worlds agree on."""
     same = {question: answer for question, answer in left.items() if right.get(question) == answer}
     settled = left if isinstance(left, Settled) else right
-    return Settled(same, settled.unchecked) if isinstance(settled, Settled) else same
+    if not isinstance(settled, Settled):
+        return same
+    return Settled(same, tuple(one for one in settled.compound if one in same), settled.unchecked)
 
 
 def possible(formula: Formula, facts: Facts, atoms: int = 6) -> bool:
@@ -291,15 +306,13 @@ def sides(value: Value, facts: Facts, given: Formula = True) -> list[Value]:
     return found + (sides(value.no, facts, no) if possible(no, facts) else [])
 
 
-def _contradicts(facts: Facts, changed: frozenset[Any] | None) -> bool:
+def _contradicts(facts: Settled, changed: frozenset[Any]) -> bool:
     """Whether the answers to the parts of a compound question have settled it otherwise than it was answered.
-    `changed`: all that is new is about these; None: anything may be new."""
-    for formula, answer in facts.items():
-        if isinstance(formula, Question) and formula.kind in ("and", "or"):
-            if changed is not None and changed.isdisjoint(_depends(formula)):
-                continue
+    `changed`: all that is new is about these."""
+    for formula in facts.compound:
+        if not changed.isdisjoint(_depends(formula)):
             known = _combined(formula.kind, formula.parts, facts)
-            if known is not None and known is not answer:
+            if known is not None and known is not facts[formula]:
                 return True
     return False
 

@@ -87,12 +87,14 @@ def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
     pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
     while pending:
         inner = pending.pop()
-        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            nested = True
-            continue
-        generator |= isinstance(inner, ast.Yield | ast.YieldFrom)
-        if isinstance(inner, ast.Global | ast.Nonlocal):
-            outer |= set(inner.names)
+        match inner:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() | ast.ClassDef():
+                nested = True
+                continue
+            case ast.Yield() | ast.YieldFrom():
+                generator = True
+            case ast.Global() | ast.Nonlocal():
+                outer |= set(inner.names)
         pending += children(inner)
     return generator, nested, frozenset(outer)
 
@@ -210,16 +212,14 @@ def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Fram
 
 
 # What can hold, or be, a function or an optimizer: a large world is full of other things.
-_HOLDERS = (*containers.CONTAINERS, Function, Partial, Optimizer)
+_HOLDERS = frozenset((*containers.CONTAINERS, Function, Partial, Optimizer))
 
 
 def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], nested: bool) -> None:
     """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
     optimizers that nothing holds any more."""
     made = [optimizer for optimizer in world.space("gradients") if optimizer not in known]
-    if nested and any(
-        isinstance(one, Function | Partial) and _defined_in(one, frame) for one in _left(value, world, frame)
-    ):
+    if nested and any(_defined_in(one, frame) for one in _left(value, world, frame)):
         return
     for optimizer in made:
         if isinstance(optimizer.site, int) and all(one != optimizer for one in _left(value, world, frame)):
@@ -233,10 +233,11 @@ def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], neste
 def _left(value: Value, world: World, frame: Frame) -> Iterator[Value]:
     """The functions and optimizers that a call leaves: in what it returned, in its object, where most of them are, and
     then wherever else, which is a long way in a large world."""
-    spaces = (space for owner, space in world.spaces.items() if owner != frame.scope and owner not in PROTOCOL)
+    own = world.spaces.get(frame.scope)
+    spaces = (space for owner, space in world.spaces.items() if space is not own and owner not in PROTOCOL)
     for space in ({"": value}, world.space(frame.owner), *spaces):
         for one in space.values():
-            if isinstance(one, _HOLDERS):
+            if type(one) in _HOLDERS:
                 yield from containers.contents(one) if isinstance(one, containers.CONTAINERS) else (one,)
 
 

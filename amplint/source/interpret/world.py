@@ -24,10 +24,12 @@ from amplint.source.values import (
     Value,
 )
 
+Key = tuple[Hashable, Hashable]  # a name or field and whose it is
 Trace = tuple[Any, Any, int] | None  # (what came before, the last item, how many): shared between worlds
 
 # Spaces in which two worlds must agree to be joined: the protocol states (protocol.py).
-PROTOCOL = ("gradients", "updates", "stale weights", "first forwards")
+# A dict: looked up for every space there is, and an owner is slow to compare with a text.
+PROTOCOL = dict.fromkeys(("gradients", "updates", "stale weights", "first forwards"))
 PERHAPS = "perhaps bound"  # the space of names and fields that only some of the joined worlds bind (perhaps_bound)
 MOST_WORLDS = 32
 
@@ -142,27 +144,29 @@ def join(left: World, right: World) -> World | None:
     if left.contexts != right.contexts or left.loops != right.loops:
         return None
     for shared in PROTOCOL:
-        mine, other = left.spaces.get(shared), right.spaces.get(shared)
-        if mine is not other and (mine or {}) != (other or {}):
+        here, there = left.spaces.get(shared), right.spaces.get(shared)
+        if here is not there and (here or {}) != (there or {}):
             return None
     _keep_origins(left, right)
     differing = []
-    apart = [owner for owner, space in left.spaces.items() if right.spaces.get(owner) is not space]
+    others = right.spaces.get
+    apart = [owner for owner, space in left.spaces.items() if others(owner) is not space]
     apart += [owner for owner in right.spaces if owner not in left.spaces]
     for owner in apart:  # few of them: worlds share most
         if owner in PROTOCOL or owner == PERHAPS:
             continue
         here, there = left.space(owner), right.space(owner)
-        differing += [(owner, name) for name in {**here, **there} if here.get(name) is not there.get(name)]
+        for name in {**here, **there}:
+            mine, other = here.get(name), there.get(name)
+            if mine is not other:
+                differing.append(((owner, name), mine, other))
     formula = _difference(left, right)
     perhaps = _perhaps(formula, differing, left, right)
     if formula is None:
         formula = ask("truth", fresh("either"))  # they differ for a reason that was forgotten; together, though
-    for owner, name in differing:
-        mine, other = left.get(owner, name), right.get(owner, name)
+    for (owner, name), mine, other in differing:
         if isinstance(owner, tuple) and owner[0] == "dtype of":  # in one of them the model was not cast
-            left.set(owner, name, _meet(formula, mine or NONE, other or NONE))
-            continue
+            mine, other = mine or NONE, other or NONE
         left.set(owner, name, _meet(formula, mine, other))
     for (owner, name), bound in perhaps.items():
         left.set(PERHAPS, (owner, name), (left.get(owner, name), bound))
@@ -177,7 +181,8 @@ def join(left: World, right: World) -> World | None:
 def perhaps_bound(world: World, owner: Hashable, name: Hashable) -> Formula:
     """Where a name (or a field) that has a value is bound at all: a function that binds it under a condition leaves it
     without a value elsewhere. Only what AMP is made of is followed."""
-    return _bound(world.get(PERHAPS, (owner, name)), world.get(owner, name))
+    known = world.get(PERHAPS, (owner, name))
+    return True if known is None else _bound(known, world.get(owner, name))
 
 
 def _bound(known: tuple[Value, Formula] | None, value: Value) -> Formula:
@@ -188,22 +193,29 @@ _OF_AMP = (Scaler, Autocast, Partial, Lib, Imported, Object, Choice)
 
 
 def _perhaps(
-    formula: Formula | None, differing: list[tuple[Any, Any]], left: World, right: World
-) -> dict[tuple[Any, Any], Formula]:
+    formula: Formula | None, differing: list[tuple[Key, Any, Any]], left: World, right: World
+) -> dict[Key, Formula]:
     """The names and fields that only one of two worlds binds, and where: nothing if that is not known."""
-    found: dict[tuple[Any, Any], Formula] = {}
+    if formula is None:
+        left.forget(PERHAPS)
+        return {}
     here, there = left.space(PERHAPS), right.space(PERHAPS)
-    old = {*here, *there}
-    for key in (*differing, *old) if formula is not None else ():
-        mine, other = left.get(*key), right.get(*key)
-        if (mine is None) is (other is None) and key not in old:
-            continue
+    old = {**here, **there}
+    asked = [one for one in differing if one[0] in old or (one[1] is None) is not (one[2] is None)]
+    for key in old.keys() - {key for key, _, _ in differing}:
+        value, known = left.get(*key), here.get(key)
+        if known is not None and known[0] is value and known is there.get(key) and isinstance(value, _OF_AMP):
+            del old[key]  # stays as it is
+        else:
+            asked.append((key, value, value))
+    found: dict[Key, Formula] = {}
+    for key, mine, other in asked:
         if isinstance(mine or other, _OF_AMP):
             sides = [value is not None and _bound(space.get(key), value)
                      for value, space in ((mine, here), (other, there))]  # fmt: skip
             if sides != [True, True]:
-                found[key] = conditions.choose(formula, *sides)  # type: ignore[arg-type]
-    for key in old - set(found):
+                found[key] = conditions.choose(formula, *sides)
+    for key in old.keys() - found.keys():
         left.drop(PERHAPS, key)
     return found
 
@@ -226,7 +238,7 @@ def _difference(left: World, right: World) -> Formula | None:
         return None
     for mine, other, swapped in ((left.facts, right.facts, False), (right.facts, left.facts, True)):
         for atom, answer in mine.items():
-            if not isinstance(atom, Question) or other.get(atom) == answer:
+            if other.get(atom) is answer or not isinstance(atom, Question):
                 continue
             opposite = conditions.evaluate(atom, other)
             if opposite is not None and opposite is not answer:
