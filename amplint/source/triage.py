@@ -26,10 +26,13 @@ _EXPONENT = re.compile(rb"\d\.?[eE]\+?\d+")
 # The digit comes first, what must not be before it second: that is found three times as fast.
 _POWER = re.compile(rb"(\d(?<![\w.].)\d*\.?\d*)\s*(\*\*|<<)\s*(\(?\d+)(?=(\s*[*<])?)")
 _ANY = re.compile(rb"\d(?:[\d_]{4}|\.?(?:[eE]\+?\d|\s*(?:\*\*|<<)))")  # of these: most files have none
-# What stands before a number that fills nothing: a comparison or division, a count or an index by type or name.
+# What stands before a number that fills nothing: a comparison or division, a count or an index by type or name (or one
+# of several in a dict of that name), a text that begins with it, an address.
 _COUNTS = re.compile(
     rb"(?:[<>!=]=|[<>/%])\s*\(?$|:\s*int\b[^=\n(,]*=\s*$"
-    rb"|(?i:theta|size|_id|index|length|_len|embeddings|tokens?)[\"']?(?:\s*:[^=\n(]*)?\s*[:=]\s*(?:int\()?$"
+    rb"|(?i:theta|size|_id|index|length|_len|embeddings|tokens?|classes|integer|seed)[\"']?(?:\s*:[^=\n(]*)?"
+    rb"\s*[:=]\s*(?:\{[^}\n]*)?(?:int\()?$"
+    rb"|(?<!float\()[\"']$|://[^\s\"']*$"
 )
 _NAMES = re.compile(rb"\w+")
 _SPACED = bytes(one if _NAMES.match(bytes((one,))) else 32 for one in range(256))  # all but names becomes spaces
@@ -54,7 +57,7 @@ def _large(data: bytes) -> bool:
     def fills(start: int, end: int) -> bool:
         if _ALONE.match(data, end) and data[start - 1 : start] == b"(" != data[start - 2 : start - 1]:
             return False
-        return _NAME_GOES_ON.match(data, end) is None and _COUNTS.search(data, max(0, start - 60), start) is None
+        return _NAME_GOES_ON.match(data, end) is None and _COUNTS.search(data, max(0, start - 90), start) is None
 
     for match in _DIGITS.finditer(data):
         before = data[match.start() - 1 : match.start()]
@@ -133,11 +136,12 @@ _NAMED = {
     "{unscale}": (b"unscale",),
     "{scaler}": (b"caler", b"scale", b"apex"),
 }
-# Comments and strings between three quotes (nearly all of them docstrings); other strings are kept, with all that
-# stands between them: a match begins at every removal, not at every string, and no quantifier gives back.
+# Comments and strings between three quotes (nearly all of them docstrings), or else, as group 1, code up to the next of
+# those with the other strings in it (a quote that ends nowhere by itself). No quantifier gives back.
 _NO_CODE = re.compile(
-    rb"""((?:[^"'#]++|"(?!"")(?:[^"\\\n]++|\\.)*+"|'(?!\'\')(?:[^'\\\n]++|\\.)*+')++)|\#[^\n]*+"""
-    rb"""|\"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*+\"""|\'\'\'[^'\\]*+(?:(?:\\.|'(?!\'\'))[^'\\]*+)*+\'\'\'""",
+    rb"""\#[^\n]*+"""
+    rb"""|\"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*+\"""|\'\'\'[^'\\]*+(?:(?:\\.|'(?!\'\'))[^'\\]*+)*+\'\'\'"""
+    rb"""|((?:[^"'#]++|"(?!"")(?:[^"\\\n]++|\\.)*+"|'(?!\'\')(?:[^'\\\n]++|\\.)*+')++|["'])""",
     re.DOTALL,
 )
 
@@ -146,7 +150,7 @@ def code_only(data: bytes) -> bytes:
     """A source without its comments and docstrings, in lines that end in a line feed."""
     if b"\r" in data:
         data = data.replace(b"\r", b"\n")  # a lone one would let a comment reach to the end of the file
-    return _NO_CODE.sub(rb"\1", data)
+    return b"".join(_NO_CODE.findall(data))
 
 
 Group = Sequence[str]
