@@ -196,6 +196,11 @@ class Module:
         """All nodes of these kinds in the file, kind by kind, those of a kind in the order of ast.walk."""
         return [node for kind in kinds for node in self._kinds.get(kind, ())]
 
+    @property
+    def defs(self) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+        """All functions but lambdas."""
+        return [*self.nodes(ast.FunctionDef), *self.nodes(ast.AsyncFunctionDef)]
+
     def ancestors(self, node: ast.AST) -> Iterator[ast.AST]:
         """The node's parents, innermost first."""
         while (above := self.parents.get(node)) is not None:

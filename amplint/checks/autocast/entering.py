@@ -109,7 +109,7 @@ class _Place:
 
 
 def _lacks_device(module: Module, call: ast.Call) -> bool:
-    names = module.dotted(call.func)
-    if not names or not names <= _GENERAL or call.args:
+    names = set() if call.args else module.dotted(call.func)
+    if not names or not names <= _GENERAL:
         return False
     return not any(keyword.arg in (None, "device_type") for keyword in call.keywords)

@@ -59,12 +59,11 @@ def _decorated(module: Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunc
     """Functions under @torch.autocast(…) that is not switched off."""
     if "autocast" not in module.text:
         return
-    for node in module.all_nodes:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            for decorator in node.decorator_list:
-                made = isinstance(decorator, ast.Call) and is_autocast(module, decorator.func)
-                if made and enters_autocast(module, decorator):
-                    yield node, decorator
+    for node in module.defs:
+        for decorator in node.decorator_list:
+            made = isinstance(decorator, ast.Call) and is_autocast(module, decorator.func)
+            if made and enters_autocast(module, decorator):
+                yield node, decorator
 
 
 def _own(function: ast.AST) -> Iterator[ast.AST]:
@@ -112,9 +111,7 @@ def yield_in_region(script: Script) -> Iterator[Finding]:
     module = script.module
     if "autocast" not in module.text:
         return
-    for node in module.all_nodes:
-        if not isinstance(node, ast.Yield | ast.YieldFrom):
-            continue
+    for node in (*module.nodes(ast.Yield), *module.nodes(ast.YieldFrom)):
         around: ast.With | ast.AsyncWith | None = None
         function: ast.AST | None = None
         for above in module.ancestors(node):

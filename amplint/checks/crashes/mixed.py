@@ -187,12 +187,10 @@ def _casts_out_of_sight(script: Script) -> bool:
         return True
     if any(isinstance(event.model, Sym) for event in script.events(events.Cast)):
         return True
+    worlds = [world for ended in script.reading.machine.rounds.values() for world in ended]
+    spaces = {id(space): space for world in worlds for space in world.spaces.values()}  # worlds share most
     return any(
-        isinstance(value, Object) and value.kind == "managed"
-        for worlds in script.reading.machine.rounds.values()
-        for world in worlds
-        for space in world.spaces.values()
-        for value in space.values()
+        isinstance(value, Object) and value.kind == "managed" for space in spaces.values() for value in space.values()
     )
 
 
@@ -200,10 +198,8 @@ def _casts_out_of_sight(script: Script) -> bool:
 def every_tensor_cast(script: Script) -> Iterator[Finding]:
     """A function casts whatever is a tensor to half: indices and masks, too."""
     module = script.module
-    for call in module.all_nodes:
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-            continue
-        subject = call.func.value
+    for call in module.nodes(ast.Call):
+        subject = call.func.value if isinstance(call.func, ast.Attribute) else None
         if not isinstance(subject, ast.Name) or not half_cast(module, call):
             continue
         if _whatever_comes(module, call, subject):

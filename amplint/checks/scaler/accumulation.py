@@ -296,11 +296,10 @@ def factor_compounds(script: Script) -> Iterator[Finding]:
     """A hand-written loss scaler divides its factor by the scale in every backward: after k micro-batches the gradients
     carry the scale once, and are divided by it k times."""
     module = script.module
-    if not any(isinstance(node.op, ast.Div) for node in module.nodes(ast.AugAssign)):
+    divided = [node for node in module.nodes(ast.AugAssign) if isinstance(node.op, ast.Div)]
+    if not any(isinstance(node.target, ast.Attribute) for node in divided):
         return
-    for function in module.all_nodes:
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    for function in module.defs:
         inside = walk(function)
         scalings = {text(module, side): node for node in inside for side in _factors(node)}
         backwards = [n for n in inside if isinstance(n, ast.Call) and _calls_backward(n)]

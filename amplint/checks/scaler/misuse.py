@@ -25,15 +25,14 @@ def scalers_of(script: Script) -> set[str]:
     module, machine = script.module, script.reading.machine
     names = {
         path
-        for node in module.all_nodes
-        if isinstance(node, ast.Assign) and last_name(node.value).endswith("GradScaler")
+        for node in module.nodes(ast.Assign)
+        if last_name(node.value).endswith("GradScaler")
         for target in node.targets
         if (path := path_of(target)) is not None
     }
-    for node in module.all_nodes:
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
-            names |= {path for path, role in machine.roles(module, node).items() if role.startswith("scaler")}
-    for node in module.all_nodes:
+    for code in (module.tree, *module.defs):
+        names |= {path for path, role in machine.roles(module, code).items() if role.startswith("scaler")}
+    for node in module.nodes(ast.Assign):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute() as field) if name in names:
                 names |= {path for path in (path_of(field),) if path is not None}
@@ -42,11 +41,9 @@ def scalers_of(script: Script) -> set[str]:
 
 def _calls(module: Module, scalers: set[str], method: str) -> Iterator[ast.Call]:
     """The calls of a scaler's method."""
-    for node in module.all_nodes:
-        match node:
-            case ast.Call(func=ast.Attribute(value=receiver, attr=name)) if (
-                name == method and path_of(receiver) in scalers
-            ):
+    for node in module.nodes(ast.Call):
+        match node.func:
+            case ast.Attribute(value=receiver, attr=name) if name == method and path_of(receiver) in scalers:
                 yield node
 
 

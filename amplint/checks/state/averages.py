@@ -19,6 +19,7 @@ _THROUGH = frozenset(  # calls that give the things inside of what they are call
 )
 _WEIGHTS = re.compile(r"parameters|params|state_dict|buffers|weights|shadow|\bzip\(|\bsd\b")
 _CLASS = re.compile(r"(EMA|Ema)(Model|V\d)?$|ExponentialMovingAverage$|AveragedModel$")  # as libraries name them
+_UPDATES = frozenset((ast.Call, ast.Assign, ast.AugAssign))
 Average = tuple[ast.AST, ast.expr]  # the statement that updates, and what it updates
 
 
@@ -84,7 +85,7 @@ def _update_of(module: Module, made: ast.Call) -> ast.Call | None:
 
 def _averages(module: Module) -> Iterator[Average]:
     """Updates `a ← d·a + (1 - d)·b`, in one statement or two, in place or not."""
-    for node in module.all_nodes:
+    for node in (one for one in module.all_nodes if type(one) in _UPDATES):
         match node:
             case ast.Call(func=ast.Attribute(attr="lerp_", value=target), args=[_, weight, *_]):
                 if _is_small(weight):

@@ -188,35 +188,34 @@ def live_parts_cast(script: Script) -> Iterator[Finding]:
     module = script.module
     if not any(keyword.arg == "dtype" for call in module.nodes(ast.Call) for keyword in call.keywords):
         return
-    for function in module.nodes(ast.FunctionDef):
-        parameters = [one.arg for one in function.args.args]
-        for call in walk(function):
-            match call:
-                case ast.Call(func=ast.Attribute(attr="to", value=ast.Name(id=name))) if name in parameters:
-                    pass
-                case _:
-                    continue
-            dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
-            if not dtypes or module.function(call) is not function:
+    for call in module.nodes(ast.Call):
+        match call:
+            case ast.Call(func=ast.Attribute(attr="to", value=ast.Name(id=name))):
+                pass
+            case _:
                 continue
-            for site in _calls_of(module, function):
-                bound = _bound(function, site)
-                live = _live_part(module, bound.get(name))
-                dtype = dtypes[0]
-                if isinstance(dtype, ast.Name) and dtype.id in bound:
-                    dtype = bound[dtype.id]
-                if live is not None and may_be_float16(module, dtype):
-                    yield found_at(
-                        "AMP309",
-                        module,
-                        call,
-                        f"the cast reaches {text(module, live)}, which is still being trained: its trained parameters "
-                        "become half, and the next unscale raises ValueError: Attempting to unscale FP16 gradients.",
-                        evidence=[(module, site, "called with a pipeline around the trained model")],
-                        help="leave out the dtype, and run the pipeline under torch.autocast",
-                        fix=fixes.drop_dtype(module, call),
-                    )
-                    break
+        dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
+        function = module.function(call) if dtypes else None
+        if not isinstance(function, ast.FunctionDef) or name not in [one.arg for one in function.args.args]:
+            continue
+        for site in _calls_of(module, function):
+            bound = _bound(function, site)
+            live = _live_part(module, bound.get(name))
+            dtype = dtypes[0]
+            if isinstance(dtype, ast.Name) and dtype.id in bound:
+                dtype = bound[dtype.id]
+            if live is not None and may_be_float16(module, dtype):
+                yield found_at(
+                    "AMP309",
+                    module,
+                    call,
+                    f"the cast reaches {text(module, live)}, which is still being trained: its trained parameters "
+                    "become half, and the next unscale raises ValueError: Attempting to unscale FP16 gradients.",
+                    evidence=[(module, site, "called with a pipeline around the trained model")],
+                    help="leave out the dtype, and run the pipeline under torch.autocast",
+                    fix=fixes.drop_dtype(module, call),
+                )
+                break
 
 
 def _calls_of(module: Module, function: ast.FunctionDef) -> Iterator[ast.Call]:

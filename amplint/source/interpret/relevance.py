@@ -47,7 +47,9 @@ _SELF = re.compile(r"\b(?:self|cls)\.(\w+)")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(?!self\b)(\w+)")
 # A matrix product, or a constant that half precision may not hold.
-_SIGN = re.compile(r"[\w)\]] @ [\w(]|\d[eE][+-]?\d|\d{6}|0\.0000")
+# (Two patterns that begin with what is rare: together they would be tried at every letter.)
+_PRODUCT = re.compile(r" @ (?<=[\w)\]] @ )[\w(]")
+_CONSTANT = re.compile(r"[0-9](?:[eE][+-]?[0-9]|[0-9]{5}|(?<=0)\.0000)")
 _SMALL_LINES = 5  # running so little costs no more than asking
 
 
@@ -66,7 +68,7 @@ class Facts:
             nested = inner.pop(code, [])
             texts = _own_rows(module, code, nested)
             self.words[code] = frozenset().union(*map(_WORD.findall, texts), *(self.words[one] for one in nested))
-            if not self._signs.isdisjoint(nested) or any(map(_SIGN.search, texts)):
+            if not self._signs.isdisjoint(nested) or any(_PRODUCT.search(t) or _CONSTANT.search(t) for t in texts):
                 self._signs.add(code)
             if around is not None:
                 inner.setdefault(around, []).append(code)
@@ -156,7 +158,10 @@ class Relevance:
             return left
         names = {code.name for code in left}
         pattern = _SELF if methods else _BARE
-        mentions = {code: names & set(pattern.findall(self._module.rows(code))) - {code.name} for code in left}
+        mentions = {}
+        for code in left:
+            named = names & self._facts.words[code] - {code.name}
+            mentions[code] = named and named.intersection(pattern.findall(self._module.rows(code)))
         ordered = []
         while left:
             called = set().union(*(mentions[code] for code in left))
