@@ -240,7 +240,7 @@ def _words(script: Script, event: events.Unbound) -> str:
 def bound_nowhere(script: Script) -> Iterator[Finding]:
     """autocast, GradScaler, amp or a scaler is used and bound nowhere that the use can see."""
     module = script.module
-    if not _USED.search(module.text) or dynamic(module.tree):
+    if not _USED.search(module.text) or not _may_use(module) or dynamic(module.tree):
         return
     told: set[tuple[str, object]] = set()
     for node, kind in _uses(module):
@@ -256,6 +256,13 @@ def bound_nowhere(script: Script) -> Iterator[Finding]:
             message = f"{node.id} is bound in no scope that this can see: this raises NameError"
             help = f"pass {node.id} as an argument, or create it here"
         yield found_at("AMP135", module, node, message, help=help)
+
+
+def _may_use(module: Module) -> bool:
+    """Whether there is a name that `_uses` could tell of: to go through the text in its order takes long."""
+    return any(name.id == "amp" or name.id in _AMP_NAMES for name in module.nodes(ast.Name)) or any(
+        node.attr in ("scale", "unscale_") and isinstance(node.value, ast.Name) for node in module.nodes(ast.Attribute)
+    )
 
 
 def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
@@ -279,7 +286,8 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
 def not_in_the_library(script: Script) -> Iterator[Finding]:
     """A name that no version of torch.amp, torch.cuda.amp or torch.cpu.amp has."""
     module = script.module
-    for node in module.all_nodes if "torch" in module.text and _USED.search(module.text) else ():
+    used = "torch" in module.text and _USED.search(module.text)
+    for node in (*module.nodes(ast.Attribute), *module.nodes(ast.ImportFrom)) if used else ():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             for dotted in module.dotted(node.value):
                 if node.attr in ONLY_APEX:

@@ -180,7 +180,7 @@ def call_method(
 ) -> Results:
     """A method of an object."""
     given = Arguments(args, kwargs, more)
-    if isinstance(owner, Instance | classes.Super | Class):
+    if isinstance(owner, (Instance, classes.Super, Class)):
         found = classes.member(m, owner, name, node, world, frame)
         if found is not None:
             return [result for value, after in found for result in call(m, value, given, node, after, frame)]
@@ -214,7 +214,7 @@ def unknown(
         enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
         return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()
-    if values and isinstance(values[0], Tensor | Sym | Many | Items) and _BACKWARD.search(_last_name(callee)):
+    if values and isinstance(values[0], (Tensor, Sym, Many, Items)) and _BACKWARD.search(_last_name(callee)):
         training.backward(m, values[0], node, world, frame, managed=True)
         return [(NONE, world)]
     for value in values:
@@ -222,7 +222,7 @@ def unknown(
         if isinstance(value, Scaler):
             handed = events.HandOver(node, frame, world.contexts, world.loops, world.facts, value, values)
             m.observe(handed)
-        if isinstance(value, Items | Mapping | Many):
+        if isinstance(value, (Items, Mapping, Many)):
             for inner in containers.contents(value):
                 protocol.hand_over(world, inner)
     if "save" in _last_name(callee):

@@ -80,7 +80,7 @@ def fields_set(node: Method) -> tuple[tuple[str, ast.expr], ...]:
     first = [*node.args.posonlyargs, *node.args.args][:1]
     found = []
     for inner in walk(node):
-        if not isinstance(inner, ast.Assign | ast.AnnAssign) or inner.value is None:
+        if not isinstance(inner, (ast.Assign, ast.AnnAssign)) or inner.value is None:
             continue
         targets: list[ast.expr] = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
         for target in targets:
