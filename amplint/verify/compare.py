@@ -1,17 +1,8 @@
 """The verdict: whether the AMP run trains as the FP32 runs do. Plain lists, no torch.
 
 The AMP run is compared with the FP32 run of the same seed that makes the same steps: the same weights at the start, the
-same batches. What is left between the two is rounding, and what training makes of it. That is measured: FP32 runs whose
-weights are off by a rounding in each forward and backward, another one each time, are as far from FP32 as rounding
-alone drives this script. In a window of the loss curve AMP may be four times as far as the farthest of them is there or
-in a window beside it; never farther than half as much again as FP32's seeds are from each other; and always 0.2 % of
-the loss (of its mean over the run, where it is below that) in FP16 and 1 % in BF16. Where AMP is farther, it is run
-from the other seeds, too: it differs if it does so every time.
-
-Without such runs of FP32 the seeds' spread is the measure, and the floor is what rounding may add up to: half's epsilon
-is 0.1 % in FP16 and 0.8 % in BF16, ten operations in a row make about ten times that, and half of it is left after the
-mean over a batch, so 1 % and 5 %.
-"""
+same batches. Its loss curve may be as far from FP32's as verify/band.py measures. Where it is farther, AMP is run from
+the other seeds, too: it differs if it does so every time."""
 
 from __future__ import annotations
 
@@ -20,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amplint.verify.curves import Curve, bounds, curves, main_steps, scatter, skipped, value, windows
+from amplint.verify.band import FLOORS, band, between
+from amplint.verify.curves import Curve, bounds, curves, main_steps, mean, skipped, value, windows
 from amplint.verify.exact import differences
 from amplint.verify.runs import Run
 
 SAME, DIFFERENT, TOO_FEW = "same", "not the same", "not enough steps"
-FLOORS = {"float16": 0.01, "bfloat16": 0.05}
-_MEASURED = 0.2  # of these, where FP32 runs tell what rounding does
-_FARTHER = 4.0  # times that AMP may be from FP32 than rounding alone
 LEAST = 8  # steps, below which a curve is none
 _SKIPS = 0.1  # share of steps after the first three
 _BEFORE = 3  # attempts with which a scaler finds its scale
@@ -162,7 +151,7 @@ def _start(name: str, one: Curve, other: Curve, all_: Sequence[Curve | None], dt
         return
     a, b = one.values[0], other.values[0]
     starts = [curve.values[0] for curve in all_ if curve is not None and math.isfinite(curve.values[0])]
-    floor = FLOORS[dtype] * max(abs(a), 0.05 * _size(one.values))
+    floor = FLOORS[dtype] * max(abs(a), 0.05 * mean(_finite_of(map(abs, one.values))))
     spread = max(starts) - min(starts)
     said = f"first {name} {a:.5g} in FP32, {b:.5g} in AMP ({_percent(abs(a - b), abs(a))})"
     if abs(a - b) > max(floor, spread):
@@ -179,87 +168,42 @@ def _course(name: str, index: int, runs: Runs, dtype: str, verdict: Verdict) -> 
     mean is judged."""
     seeds, halves = _all(runs.fp32, index), _all(runs.amp, index)
     references = _all([runs.reference(seed) for seed in range(min(len(halves), len(seeds)))], index)
-    pairs = [
+    rounded = [
         (one, two) for run in runs.rounded if (one := _nth(run, index)) and (two := _nth(runs.fp32[run.seed], index))
     ]
-    known = [*seeds, *halves, *references, *(one for one, _ in pairs)]
+    known = [*seeds, *halves, *references, *(one for one, _ in rounded)]
     count = min(len(curve.values) for curve in known)
     places = [place for place in bounds(count) if all(_known(curve, place) for curve in known)]
     if count < LEAST or not places:
         return False
-    means = [windows(curve.values, places) for curve in seeds]
-    level = _size(seeds[0].values)  # a loss that has come down to nothing need not be as near as one that has not
-    size = [max(abs(one), level) for one in means[0]]
-    noise, by = _noise(means, seeds[0].values, places), f"what {len(seeds)} FP32 seeds differ by"
-    floor = [FLOORS[dtype] * one for one in size]
-    drift: list[float] = []
-    if pairs:
-        floor = [_MEASURED * one for one in floor]
-        drift = _drift([_between(one, two, places) for one, two in pairs])
-        idle = sum(noise) <= sum(drift) / _FARTHER  # the script's seeds do nothing
-        if idle or sum(noise) >= sum(drift):
-            by = f"{_FARTHER:g} times as far as rounding alone moves FP32"
-        noise = drift if idle else list(map(min, noise, drift))
-    apart = [_between(half, reference, places) for half, reference in zip(halves, references, strict=False)]
-    agreed, allowed = _agreed(apart, noise, drift, floor)
-    worst = max(range(len(places)), key=lambda at: abs(agreed[at]) / (allowed[at] or 1e-300))
-    relative = sorted(one / (whole or 1e-300) for one, whole in zip(allowed, size, strict=True))[len(size) // 2]
-    verdict.relative = max(verdict.relative, min(relative, 1e6))
+    may = band(seeds, rounded, places, dtype)
+    apart = [between(half, reference, places) for half, reference in zip(halves, references, strict=False)]
+    agreed, allowed = may.agreed(apart)
     verdict.why = verdict.why or (
-        f"{by} in a window of {places[0][1]} steps"
-        if any(a > b for a, b in zip(noise, floor, strict=True))
+        f"{may.why} in a window of {places[0][1]} steps"
+        if any(a > b for a, b in zip(may.noise, may.floor, strict=True))
         else f"the floor for {dtype}: rounding"
     )
+    relative = sorted(one / (whole or 1e-300) for one, whole in zip(allowed, may.size, strict=True))[len(allowed) // 2]
+    verdict.relative = max(verdict.relative, min(relative, 1e6))
+    worst = max(range(len(places)), key=lambda at: abs(agreed[at]) / (allowed[at] or 1e-300))
     low, high = places[worst]
     steps = f"{halves[0].attempts[low] + 1}–{halves[0].attempts[high - 1] + 1}"
-    far, may = _percent(abs(agreed[worst]), size[worst]), _percent(allowed[worst], size[worst])
-    said = f"{name} over steps {steps}, the worst of {len(places)} windows: {far} from FP32, {may} allowed"
+    far, most = (_percent(abs(one[worst]), may.size[worst]) for one in (agreed, allowed))
+    said = f"{name} over steps {steps}, the worst of {len(places)} windows: {far} from FP32, {most} allowed"
+    course = windows(seeds[0].values, places)
     if abs(agreed[worst]) > allowed[worst]:
         verdict.fail(said, "curve")
-    elif _still(means, agreed, allowed):
-        verdict.fail(f"{name} does not fall as in FP32: {means[0][0]:.4g} → {means[0][-1]:.4g} there", "curve")
+    elif _still(course, agreed, allowed):
+        verdict.fail(f"{name} does not fall as in FP32: {course[0]:.4g} → {course[-1]:.4g} there", "curve")
     else:
         verdict.said.append(said)
     return True
 
 
-def _between(one: Curve, other: Curve, places: Sequence[tuple[int, int]]) -> list[float]:
-    """How far the windows of one curve are above the other's."""
-    return [a - b for a, b in zip(windows(one.values, places), windows(other.values, places), strict=True)]
-
-
-def _agreed(
-    apart: Sequence[Sequence[float]], noise: Sequence[float], drift: Sequence[float], floor: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """What AMP's seeds agree on being apart by, and what is allowed. Drift has another sign from another seed: their
-    mean is judged where they have the same. But where rounding explains the course of none of them, the first is."""
-    if drift and all(any(abs(one) > max(may) for one, *may in zip(way, drift, floor, strict=True)) for way in apart):
-        return list(apart[0]), [max(pair) for pair in zip(noise, floor, strict=True)]
-    allowed = [max(a / math.sqrt(len(apart)), b) for a, b in zip(noise, floor, strict=True)]
-    columns = list(zip(*apart, strict=True))
-    return [_mean(one) if min(one) > 0 or max(one) < 0 else 0.0 for one in columns], allowed
-
-
-def _drift(ways: Sequence[Sequence[float]]) -> list[float]:
-    """How far AMP may be from FP32 in each window, by how far rounding alone is."""
-    most = [max(map(abs, column)) for column in zip(*ways, strict=True)]
-    return [_FARTHER * max(most[max(0, at - 1) : at + 2]) for at in range(len(most))]
-
-
-def _noise(means: Sequence[Sequence[float]], values: Sequence[float], places: Sequence[tuple[int, int]]) -> list[float]:
-    """What runs of FP32 differ by in each window, or in one beside it, and half as much again: of a few runs the spread
-    is itself uncertain. Of one seed, what its batches tell."""
-    if len(means) == 1:
-        return [4 * math.sqrt(2 / (high - low)) * scatter(values) for low, high in places]
-    spread = [
-        max(finite) - min(finite) if (finite := _finite_of(column)) else 0.0 for column in zip(*means, strict=True)
-    ]
-    return [1.5 * max(spread[max(0, at - 1) : at + 2]) for at in range(len(spread))]
-
-
-def _still(means: Sequence[Sequence[float]], apart: Sequence[float], allowed: Sequence[float]) -> bool:
+def _still(course: Sequence[float], apart: Sequence[float], allowed: Sequence[float]) -> bool:
     """FP32 learned, beyond what is noise, and AMP did not."""
-    fell = means[0][0] - means[0][-1]
+    fell = course[0] - course[-1]
     fell_half = fell + apart[0] - apart[-1]
     return fell > 2 * max(allowed[0], allowed[-1]) and fell_half < 0.25 * fell
 
@@ -302,14 +246,6 @@ def _all(runs: Sequence[Run], index: int) -> list[Curve]:
 def _nth(run: Run, index: int) -> Curve | None:
     found = curves(run)
     return found[index] if index < len(found) else None
-
-
-def _size(values: Sequence[float]) -> float:
-    return _mean([abs(one) for one in values if math.isfinite(one)])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _finite_of(values: Any) -> list[float]:

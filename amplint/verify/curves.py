@@ -56,7 +56,7 @@ def bounds(count: int) -> list[tuple[int, int]]:
 
 def windows(values: Sequence[float], places: Sequence[tuple[int, int]]) -> list[float]:
     """The mean of each window; values that are not finite are left out."""
-    return [_mean([one for one in values[low:high] if math.isfinite(one)]) for low, high in places]
+    return [mean([one for one in values[low:high] if math.isfinite(one)]) for low, high in places]
 
 
 def scatter(values: Sequence[float]) -> float:
@@ -65,5 +65,6 @@ def scatter(values: Sequence[float]) -> float:
     return steps[len(steps) // 2] / (0.6745 * math.sqrt(2)) if steps else 0.0  # from the median, for a normal one
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Of some numbers; of none, nan."""
     return math.fsum(values) / len(values) if values else math.nan
