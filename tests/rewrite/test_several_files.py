@@ -423,3 +423,14 @@ def test_one_of_two_functions_that_give_the_optimizer_back() -> None:
     loops = Path("loops.py").read_text(encoding="utf-8")
     assert "def sparse(model, optimizer, loader, scaler):" in loops
     assert "def dense(model, optimizer, loader, size, scaler):" in loops
+
+
+def test_a_loss_that_another_file_hands_over() -> None:
+    model = "import torch\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    model += "        self.layer = torch.nn.Linear(4, 4)\n        self.adam = torch.optim.Adam(self.parameters())\n"
+    model += "    def forward(self, x):\n        return self.layer(x)\n"
+    put({"net.py": model + "    def learn(self, loss):\n        loss.backward()\n        self.adam.step()\n"})
+    script = "import torch\nfrom net import Net\nnet = Net().cuda()\nfor x in torch.load('x.pt'):\n"
+    fixing.put(script + "    net.adam.zero_grad()\n    loss = net(x.cuda()).mean()\n    net.learn(loss)\n")
+    said = "net.py:11: refused: the loss is given to learn() by train.py; convert it by hand"
+    assert said in amplint("train.py", "net.py").stdout

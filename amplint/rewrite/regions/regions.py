@@ -123,6 +123,10 @@ def _of(reading: Reading, backward: events.Backward) -> list[Region]:
         found += _climb(module, trail, level.node)
         made = trail.made
     if not found and not runs_forward(reading, backward):
+        frame, given = levels[-1].frame, parameters(levels[-1].frame.code)
+        caller = frame.caller.module if frame.caller is not None and not frame.entry else module
+        if caller is not module and any(name in given for name in levels[-1].needed):
+            raise Refused(f"the loss is given to {frame.name}() by {caller.path}", BY_HAND)
         raise Refused("the loss does not come from a forward in the same iteration", BY_HAND)
     return found
 
