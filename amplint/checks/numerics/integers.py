@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 
 from amplint.checks.numerics.common import guarded, known_as, made_half
-from amplint.checks.registry import Script, found, rule
+from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.module import Module
 from amplint.source.values import KNOWN, Const, Tensor
+from amplint.source.walk import walk
 
 _EXACT = {"float16": 2048, "bfloat16": 256, "low": 2048}  # the largest integer up to which all are exact
 _OUTER = re.compile(r" *(\w) *, *(?!\1)\w *-> *")  # einsum("i,j->ij"): angles, the positions times frequencies
@@ -52,6 +55,49 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             evidence=made_half(script, counted),
             help=help,
         )
+
+
+@rule("AMP411")
+def every_tensor_in_half(script: Script) -> Iterator[Finding]:
+    """All tensors among some values are cast to half, whatever they hold: token ids and masks, too."""
+    module = script.module
+    for choice in module.nodes(ast.IfExp) if ".half()" in module.text else ():
+        match choice:
+            case ast.IfExp(
+                test=test,
+                body=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="half"), args=[]),
+                orelse=ast.Name(id=other),
+            ) if name == other and _each_of(module, choice, name):
+                said = text(module, test, 200)
+                if _TENSOR.search(said) and not _ASKS.search(said):
+                    yield found_at(
+                        "AMP411",
+                        module,
+                        choice,
+                        "every tensor becomes float16, whatever it holds: ids above 2048 run together, a mask is no "
+                        "bool any more",
+                        severity=Severity.NOTE,
+                        help=f"ask first: {name}.is_floating_point()",
+                    )
+
+
+_TENSOR = re.compile(r"isinstance\(\w+, (torch\.)?Tensor\)|is_tensor\(\w+\)")
+_ASKS = re.compile(r"dtype|float|half|long|int\b|key|name|\bin\b|==")
+
+
+def _each_of(module: Module, choice: ast.IfExp, name: str) -> bool:
+    """Whether a name stands for one value after the other: in a comprehension, or a lambda that is mapped."""
+    for above in module.ancestors(choice):
+        match above:
+            case ast.Lambda(args=ast.arguments(args=[ast.arg(arg=given)])):
+                called = module.parents[above]
+                return given == name and isinstance(called, ast.Call) and getattr(called.func, "id", "") == "map"
+            case ast.ListComp() | ast.GeneratorExp() | ast.DictComp():
+                targets = [one.target for one in above.generators]
+                return any(isinstance(one, ast.Name) and one.id == name for top in targets for one in walk(top))
+            case ast.stmt():
+                break
+    return False
 
 
 def _name(dtype: str) -> str:

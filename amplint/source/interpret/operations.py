@@ -63,6 +63,7 @@ def tell(
     layer: str = "",
 ) -> None:
     """Record an op on tensors, once for operands that are alike."""
+    operands = tuple(tensors.settled(one, world) for one in operands)
     every = (*operands, *kwargs.values())
     signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
     calls = tuple(id(one.call) for one in frame.stack()) if op in _EACH else ()
