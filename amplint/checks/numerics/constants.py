@@ -158,9 +158,8 @@ def _limit(event: events.Operation, target: Tensor) -> Fix | None:
         tensor = call.args[0]
     else:
         return None
-    literals = [
-        node for node in given if isinstance(node, ast.Constant | ast.UnaryOp | ast.Call) and node is not tensor
-    ]
+    written = ast.Constant | ast.UnaryOp | ast.BinOp | ast.Call
+    literals = [node for node in given if isinstance(node, written) and node is not tensor]
     for node in literals:
         value = _literal(node)
         if value is not None and abs(value) > LARGEST:
@@ -175,6 +174,13 @@ def _literal(node: ast.expr) -> float | None:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _literal(operand)
             return None if inner is None else -inner
+        case ast.BinOp(left=left, op=ast.Pow() | ast.Add() | ast.Sub() as operator, right=right):  # -2 ** 32 + 1
+            first, second = _literal(left), _literal(right)
+            if first is None or second is None:
+                return None
+            if isinstance(operator, ast.Pow):
+                return first**second if 0 < first <= 16 and 0 <= second <= 64 else None
+            return first + second if isinstance(operator, ast.Add) else first - second
         case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as text)]):
             try:
                 return float(text)
