@@ -12,6 +12,16 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def many(count: int, noun: str) -> str:
+    """1 step, 3 steps."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def times(count: int) -> str:
+    """once, 3 times."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def share(value: float) -> str:
     """A share as a percentage: 0 %, < 0.01 %, 4.7 %."""
     if value <= 0:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from amplint.report.numbers import many, times
 from amplint.verify.band import FLOORS, band, between
 from amplint.verify.curves import Curve, bounds, curves, main_steps, mean, skipped, value, windows
 from amplint.verify.exact import differences
@@ -80,7 +81,7 @@ def compare(runs: Runs, dtype: str, severity: Severity) -> Verdict:
     if verdict.steps < LEAST:
         if not verdict.hard:
             verdict.word = TOO_FEW
-            verdict.reasons = [f"{_steps(verdict.steps)} to compare; {LEAST} at least are a curve"]
+            verdict.reasons = [f"{many(verdict.steps, 'step')} to compare; {LEAST} at least are a curve"]
         return verdict
     seen = 0
     pairs = list(zip(curves(first), curves(half), strict=False))
@@ -108,7 +109,7 @@ def _faults(half: Run, severity: Severity, verdict: Verdict) -> None:
     for fault in half.answer.get("faults", ()):
         if severity(fault["code"]) == "error":
             where = f" at {fault['place']}" if fault.get("place") else ""
-            verdict.fail(f"{fault['code']}: {fault['what']}{where} ({_times(fault['count'])})")
+            verdict.fail(f"{fault['code']}: {fault['what']}{where} ({times(fault['count'])})")
 
 
 def _finite(first: Run, half: Run, verdict: Verdict) -> None:
@@ -129,17 +130,18 @@ def _skips(half: Run, followed: bool, verdict: Verdict) -> None:
     late = [index for index in gone if index >= _BEFORE]
     after = max(1, len(steps) - _BEFORE)
     settled = f"; the scale ends at {scales[-1]:g}" if scales else ""
+    skips = many(len(gone), "step")
     compared = f"; FP32 is compared without {'it' if len(gone) == 1 else 'them'}" if followed else ""
     if scales and scales[-1] < 1 and gone:
-        verdict.fail(
-            f"the loss scale never settles: {_steps(len(gone))} of {len(steps)} skipped, it fell to {scales[-1]:g}"
-        )
+        verdict.fail(f"the loss scale never settles: {skips} of {len(steps)} skipped, it fell to {scales[-1]:g}")
     elif len(steps) >= LEAST and sum(index >= len(steps) // 2 for index in late) > _SKIPS * 2.5 * len(steps) / 2:
-        verdict.fail(f"the loss scale never settles: {len(gone)} of {_steps(len(steps))} skipped, to the end{settled}")
+        verdict.fail(
+            f"the loss scale never settles: {len(gone)} of {many(len(steps), 'step')} skipped, to the end{settled}"
+        )
     elif len(late) > max(1.0, _SKIPS * after):
-        verdict.said.append(f"{len(gone)} of {_steps(len(steps))} skipped by the scaler{settled}{compared}")
+        verdict.said.append(f"{len(gone)} of {many(len(steps), 'step')} skipped by the scaler{settled}{compared}")
     elif gone:
-        verdict.said.append(f"{_steps(len(gone))} skipped by the scaler while it found its scale{settled}{compared}")
+        verdict.said.append(f"{skips} skipped by the scaler while it found its scale{settled}{compared}")
 
 
 # -- the curve ----------------------------------------------------------------------------------------------------
@@ -255,11 +257,3 @@ def _finite_of(values: Any) -> list[float]:
 def _percent(part: float, whole: float) -> str:
     share = 100 * part / (whole or 1e-300)
     return f"{share:.2g} %" if 0.01 <= share < 100 else f"{share:.0f} %" if share >= 100 else "< 0.01 %"
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"

@@ -15,6 +15,7 @@ from amplint import process, tracing
 from amplint.config import Settings
 from amplint.engine import Job, check_data
 from amplint.findings import Finding
+from amplint.report.numbers import many, times
 from amplint.verify.convert import Conversion
 from amplint.verify.places import Places
 from amplint.verify.runs import Launch, Run
@@ -112,7 +113,7 @@ def _outcome(
 ) -> tuple[str, str]:
     fault = next((one for one in half.answer.get("faults", ()) if one["code"] == finding.code), None)
     if fault is not None:
-        return CONFIRMED, f"the script {fault['what']}, {_times(fault['count'])}"
+        return CONFIRMED, f"the script {fault['what']}, {times(fault['count'])}"
     forward = [one for one in lines if is_on(one) and one["phase"] == "forward"]
     backward = [one for one in lines if is_on(one) and one["phase"] == "backward"]
     if finding.code in _OVERFLOW:
@@ -229,9 +230,4 @@ def _headroom(largest: float, dtype: str) -> str:
 
 
 def _calls(on: Lines) -> str:
-    count = max(one["calls"] for one in on)
-    return "1 call" if count == 1 else f"{count} calls"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    return many(max(one["calls"] for one in on), "call")
