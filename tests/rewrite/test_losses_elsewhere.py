@@ -184,6 +184,15 @@ class Waves(torch.nn.Module):
 class Fourier(torch.nn.Module):
     def forward(self, x):
         return torch.sin(torch.matmul(x, self.weights)).mean()
+def table(size):
+    angles = torch.einsum("i,j->ij", torch.arange(100), torch.rand(size))
+    return torch.sin(angles)
+class Table(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = table(4)
+    def forward(self, x):
+        return (x + self.table[: len(x)]).mean()
 """
 APART = "under torch.autocast(device_type, enabled=False)"
 BOUNDED = (
@@ -214,6 +223,7 @@ IMPRECISE = {  # what is made, the loss: what is written, or said
         f"compute them on .float() {APART}",
     ),
     "angles of positions": ("waves = Waves()", "waves(model(x))", "    loss = waves(output.float())"),
+    "angles of a table": ("turned = Table()", "turned(model(x))", "    loss = turned(model(x))"),
     "angles of features": ("fourier = Fourier()", "fourier(model(x))", "    loss = fourier(model(x))"),
     "a list that is filled": (
         "several = torch.nn.ModuleList([])\nseveral.append(Focal())",

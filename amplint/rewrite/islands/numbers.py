@@ -30,7 +30,7 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
     if _multiplies(call):
         if any(_CAMERA.fullmatch(getattr(node, "attr", getattr(node, "id", ""))) for node in ast.walk(call)):
             return PIXELS
-        if _turned(module, call) and any(_counts(module, one) for one in call.args):
+        if _turned(module, call) and any(_counts(module, one) for one in call.args) and not _at_start(module, call):
             return ANGLES
         statement = module.statement(call)
         normal = any(getattr(node, "attr", "") == "normalize" for node in ast.walk(statement))  # float32 under autocast
@@ -57,6 +57,13 @@ def _turned(module: Module, product: ast.Call) -> bool:
                 if product in parts or any(_text(part) in names - {""} for part in parts):
                     return True
     return False
+
+
+def _at_start(module: Module, node: ast.AST) -> bool:
+    """Whether a function is called where objects are made only, outside autocast: tables of sines."""
+    name = getattr(module.function(node), "name", "")
+    calls = [one for one in module.nodes(ast.Call) if getattr(one.func, "id", getattr(one.func, "attr", "")) == name]
+    return bool(calls) and all(getattr(module.function(one), "name", "__init__") == "__init__" for one in calls)
 
 
 def _counts(module: Module, value: ast.expr, depth: int = 0) -> bool:
