@@ -26,11 +26,18 @@ def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
     loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
     for load in loads:
         if _from_file(load.source) and not _guarded(load):
+            message = (
+                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
+                "RuntimeError (its state is empty)"
+            )
+            if (entry := _entry(load)) is not None and any(
+                text(load.module, entry) in test for test in _tests(load.module, load.node)
+            ):
+                message = "a checkpoint without the scaler's state raises KeyError where the condition looks at it"
             yield found(
                 "AMP133",
                 load,
-                "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
-                "RuntimeError (its state is empty)",
+                message,
                 severity=Severity.NOTE,
                 help='load it only if it is there: if checkpoint.get("scaler"): …',
             )
@@ -85,10 +92,8 @@ def _guarded(load: events.Load) -> bool:
 def _asked_for(load: events.Load) -> bool:
     """Whether the function that loads asks first. To look at what may not be there raises KeyError, too: that is no
     question."""
-    module, loaded = load.module, load.node.args[0] if isinstance(load.node, ast.Call) and load.node.args else None
-    entry = key = ""
-    if isinstance(loaded, ast.Subscript):
-        entry, key = text(module, loaded), text(module, loaded.slice)
+    module, loaded = load.module, _entry(load)
+    entry, key = (text(module, loaded), text(module, loaded.slice)) if loaded is not None else ("", "")
     for test in _tests(module, load.node):
         asked = test.replace(entry, "") if entry else test
         if "scale" in asked and any(sign in asked for sign in (" in ", ".get(", "[", "keys")):
@@ -97,6 +102,12 @@ def _asked_for(load: events.Load) -> bool:
             return True
     above = takewhile(lambda one: not isinstance(one, FunctionNode), module.ancestors(load.node))
     return any(isinstance(one, ast.Try) for one in above)
+
+
+def _entry(load: events.Load) -> ast.Subscript | None:
+    """The entry of a dict that is loaded, where the call names it."""
+    given = load.node.args if isinstance(load.node, ast.Call) else []
+    return given[0] if given and isinstance(given[0], ast.Subscript) else None
 
 
 def _tests(module: Module, node: ast.AST) -> Iterator[str]:
