@@ -18,15 +18,16 @@ Facts = dict[Any, Any]
 class Settled(Facts):
     """Facts in which no answer to a compound question contradicts the answers to its parts, but for those that depend
     on what is `unchecked`. Looking for that is most of the work in a script of many conditions: one more answer can
-    only contradict the questions that depend on it, and fewer answers contradict no more. `compound`: those questions.
-    """
+    only contradict the questions that depend on it, and fewer answers contradict no more. `compound`: those questions;
+    `answers`: what was found out about such questions, which are asked again and again."""
 
-    __slots__ = ("compound", "unchecked")
+    __slots__ = ("answers", "compound", "unchecked")
 
     def __init__(self, facts: Facts, compound: tuple[Question, ...] = (), unchecked: frozenset[Any] = frozenset()):
         super().__init__(facts)
         self.compound = compound
         self.unchecked = unchecked
+        self.answers: dict[Question, bool | None] = {}
 
 
 MOST_ATOMS = 16  # of a formula
@@ -198,7 +199,11 @@ def evaluate(formula: Formula, facts: Facts) -> bool | None:
         answer = evaluate(parts[0], facts)
         return None if answer is None else not answer
     if kind in ("and", "or"):
-        return _combined(kind, parts, facts)
+        if not isinstance(facts, Settled):
+            return _combined(kind, parts, facts)
+        if formula not in facts.answers:
+            facts.answers[formula] = _combined(kind, parts, facts)
+        return facts.answers[formula]
     return None
 
 

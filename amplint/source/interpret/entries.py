@@ -210,6 +210,8 @@ def _is_step(code: FunctionNode) -> bool:
 
 def _enter_closures(m: Machine, function: Function, worlds: list[World]) -> None:
     """Functions that this one defined and nothing called."""
+    if not functions.shape(function.node)[1]:
+        return
     for inner in walk(function.node):
         if inner is function.node or not isinstance(inner, ast.FunctionDef) or inner in m.entered or not worlds:
             continue
