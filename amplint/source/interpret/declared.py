@@ -14,7 +14,7 @@ from amplint.source.interpret.frames import Arguments
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.symbols import sym
-from amplint.source.values import NONE, Class, Const, Function, Instance
+from amplint.source.values import NONE, Class, Const, Function, Instance, Items, Value
 from amplint.source.walk import walk
 
 Method = ast.FunctionDef | ast.AsyncFunctionDef
@@ -41,7 +41,6 @@ def set_up(m: Machine, instance: Instance, world: World) -> World:
         world = _one(after for _, after in done) or world
     for name in {name for name in rivals if rivals.count(name) > 1}:  # which of them ran is not known
         world.set(instance, name, sym("attr", instance, name))
-    _forget_flags(m, instance, world)
     return world
 
 
@@ -91,16 +90,43 @@ def fields_set(node: Method) -> tuple[tuple[str, ast.expr], ...]:
     return tuple(found)
 
 
-def _forget_flags(m: Machine, instance: Instance, world: World) -> None:
-    """A flag that `__init__` sets to True or False, and a method that has not run to what it is given, is not known."""
+def forget_changed(m: Machine, instance: Instance, world: World) -> None:
+    """What methods that have not run change is not known: a flag that `__init__` sets to True or False, a list that it
+    leaves empty."""
     for cls in _classes(instance.cls):
         for node in cls.node.body:
-            if not isinstance(node, Method) or node in m.entered:
+            if not isinstance(node, Method) or node in m.entered or node.name == "__init__":
                 continue
-            for name, value in fields_set(node):
-                stored = world.get(instance, name)
-                if isinstance(stored, Const) and isinstance(stored.value, bool) and not isinstance(value, ast.Constant):
-                    world.set(instance, name, sym("attr", instance, name))
+            other = [name for name, value in fields_set(node) if _another_flag(world.get(instance, name), value)]
+            filled = [name for name in _filled(node) if _is_empty(world.get(instance, name))]
+            for name in (*other, *filled):
+                world.set(instance, name, sym("attr", instance, name))
+
+
+def _another_flag(stored: Value | None, value: ast.expr) -> bool:
+    """Whether a field that is True or False may become the other."""
+    flag = stored.value if isinstance(stored, Const) else None
+    return isinstance(flag, bool) and not (isinstance(value, ast.Constant) and value.value is flag)
+
+
+def _is_empty(stored: Value | None) -> bool:
+    return isinstance(stored, Items) and not stored.items
+
+
+@lru_cache(maxsize=1024)
+def _filled(node: Method) -> frozenset[str]:
+    """The fields that a method appends to: `self.optimizers.append(…)`."""
+    first = [*node.args.posonlyargs, *node.args.args][:1]
+    found = set()
+    for inner in walk(node):
+        match inner:
+            case ast.Call(
+                func=ast.Attribute(
+                    value=ast.Attribute(value=ast.Name(id=name), attr=field), attr="append" | "extend" | "insert"
+                )
+            ) if first and name == first[0].arg:
+                found.add(field)
+    return frozenset(found)
 
 
 def _one(worlds: Iterator[World]) -> World | None:

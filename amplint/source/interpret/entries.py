@@ -123,6 +123,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     if init is not None and relevance.steps(node):
         m.alone = False
         ready = declared.set_up(m, instance, ready)
+        declared.forget_changed(m, instance, ready)
     loops.forget_counted(instance, ready)
     own = {inner.attr for inner in walk(node) if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name)}
     for method in sorted(methods, key=lambda one: one.name in own):  # what other methods call comes after them
