@@ -264,6 +264,16 @@ class HandOver(Event):
 
 
 @dataclass(eq=False, slots=True)
+class NoneUsed(Event):
+    """A method is called of what holds a scaler only where a formula holds, and None elsewhere; `name`: what it is
+    called there."""
+
+    name: str
+    scaler: Value
+    bound: Formula
+
+
+@dataclass(eq=False, slots=True)
 class Unbound(Event):
     """A variable of `home`, or a field of the object `owner` (home None), that holds something of AMP is used where it
     may have no value: it is bound only where a formula holds."""

@@ -5,40 +5,29 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from amplint.checks.registry import Script, found_at, rule
-from amplint.checks.scaler.scopes import asked_before, binders, dynamic, is_guarded, loads, plain, unbound
+from amplint.checks.scaler.deciding import certain, excused, for_amp
+from amplint.checks.scaler.scopes import binders, dynamic, is_guarded, loads, plain, unbound
 from amplint.findings import Finding
 from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
-from amplint.source.interpret import conditions
 from amplint.source.module import Module
 from amplint.source.values import (
     Autocast,
     Choice,
-    Formula,
     Imported,
     Instance,
     Lib,
     Object,
     Partial,
-    Question,
     Scaler,
-    Sym,
     Value,
 )
 from amplint.source.walk import walk
 
 _AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
 _AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
-# What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
-_AMP_WORDS = re.compile(
-    r"amp(?![lu])|half|fp_?16|float_?16|bf16|precision|mixed|scaler|scaled|scaling|apex|native", re.IGNORECASE
-)
-_DEVICE_WORDS = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu", re.IGNORECASE)
-_PATHS = re.compile(r"\S*/\S*")  # of files, in what a symbol is named by
-_FORGOTTEN = {"either", "formula", "joined", "unknown", "matched", "element"}
 _USED = re.compile(r"GradScaler|autocast|custom_fwd|custom_bwd|\bamp\.|scale\(|unscale_")
 # What these modules have had, in any version of PyTorch, and what these others never had.
 _HAS = {
@@ -59,7 +48,7 @@ def bound_on_some_paths(script: Script) -> Iterator[Finding]:
         key = (event.name, event.frame.code)
         if not what or key in told or is_guarded(event.module, event.node, event.name):
             continue
-        if not _certain(event) or _excused(script, event) or _for_amp(event):
+        if not certain(event) or excused(script, event) or for_amp(event):
             continue
         places = _bindings(event)
         if not places:
@@ -81,6 +70,31 @@ def bound_on_some_paths(script: Script) -> Iterator[Finding]:
         )
 
 
+@rule("AMP135")
+def none_on_some_paths(script: Script) -> Iterator[Finding]:
+    """A scaler that is None under a condition, and whose methods are called without it."""
+    told: set[tuple[object, object]] = set()
+    for event in script.events(events.NoneUsed):
+        key = (event.scaler, event.frame.code)
+        if key in told or is_guarded(event.module, event.node, event.name.partition(".")[0]):
+            continue
+        if not certain(event) or excused(script, event) or for_amp(event):
+            continue
+        told.add(key)
+        made = next((create for create in script.events(events.Create) if create.value == event.scaler), None)
+        yield found_at(
+            "AMP135",
+            event.module,
+            event.node,
+            f"{event.name} may be None: without AMP, this raises AttributeError",
+            evidence=[
+                *([(made.module, made.node, "made here, under a condition")] if made is not None else []),
+                (event.module, event.node, "used here on every path"),
+            ],
+            help=f"make it in any case{_ENABLED}",
+        )
+
+
 def _of_amp(value: Value) -> str:
     """Whether something is part of AMP: a scaler or a context or name of its libraries; "" if not."""
     match value:
@@ -99,69 +113,6 @@ def _of_amp(value: Value) -> str:
         case Choice():
             return _of_amp(value.yes) or _of_amp(value.no)
     return ""
-
-
-def _atoms(formula: Formula) -> Iterator[Question]:
-    if isinstance(formula, Question):
-        if formula.kind in ("and", "or", "not"):
-            for part in formula.parts:
-                yield from _atoms(part)
-        else:
-            yield formula
-
-
-def _certain(event: events.Unbound) -> bool:
-    """Whether what decides is something that the script asks, not what amplint forgot, and not an import that may
-    fail: the name is unbound where none does, and where one fails, or for what the script asks behind an import."""
-    atoms = list(_atoms(event.bound))
-    if any(set(_kinds(part)) & _FORGOTTEN for atom in atoms for part in atom.parts):
-        return False
-    failing = {atom for atom in atoms if "fails" in {kind for part in atom.parts for kind in _kinds(part)}}
-    known = {asked: answer for asked, answer in event.facts.items() if asked not in failing}
-    failed, imported = (
-        conditions.possible(conditions.negate(event.bound), {**known, **dict.fromkeys(failing, answer)})
-        for answer in (True, False)
-    )
-    return imported and (failed or len(failing) < len(set(atoms)))
-
-
-def _kinds(part: Any, depth: int = 6) -> Iterator[str]:
-    if isinstance(part, Sym):
-        yield part.kind
-    if isinstance(part, tuple) and part and part[0] == "tensor":
-        yield "unknown"
-    inner = part if isinstance(part, tuple | frozenset) else part.parts if isinstance(part, Sym | Question) else ()
-    if isinstance(part, Choice):
-        inner = (*_atoms(part.formula), part.yes, part.no)
-    for one in inner if depth else ():
-        yield from _kinds(one, depth - 1)
-
-
-def _excused(script: Script, event: events.Unbound) -> bool:
-    """Whether an answer on the way to the use may have to do with AMP (or with the device, where that decides), and is
-    none of those that decide."""
-    deciding = set(_atoms(event.bound))
-    if asked_before(event.module, event.node, [_said(script, question) for question in deciding]):
-        return True
-    words = [_AMP_WORDS, *([_DEVICE_WORDS] if any(_DEVICE_WORDS.search(_said(script, q)) for q in deciding) else [])]
-    for asked in event.facts:
-        atoms = set(_atoms(asked)) if isinstance(asked, Question) else set()
-        if not atoms or atoms & deciding:
-            continue
-        if any(word.search(_said(script, question)) for question in (asked, *atoms) for word in words):
-            return True
-    return False
-
-
-def _for_amp(event: events.Unbound) -> bool:
-    """Whether it is used in a function whose name says that it is for AMP, and that nothing in sight calls."""
-    return any(frame.entry and _AMP_WORDS.search(frame.name) for frame in event.frame.stack())
-
-
-def _said(script: Script, question: Question) -> str:
-    """A condition as the source has it, and what it asks about."""
-    text = script.reading.machine.texts.get(question, "")
-    return text or _PATHS.sub("", repr(question))
 
 
 def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:

@@ -10,6 +10,7 @@ from amplint.source.interpret import (
     attributes,
     choices,
     classes,
+    conditions,
     containers,
     expressions,
     functions,
@@ -109,6 +110,9 @@ def call_attribute(
     if isinstance(owner, Imported):
         return call_attribute(m, imports.resolve(m, owner, world, frame), name, given, node, world, frame)
     if isinstance(owner, Choice):
+        scaler = next((one for one in (owner.yes, owner.no) if isinstance(one, Scaler)), None)
+        if scaler is not None and NONE in (owner.yes, owner.no):
+            _may_be_none(m, owner, scaler, node, world, frame)
         return [
             result
             for plain, after in choices.split(m, owner, world)
@@ -125,6 +129,17 @@ def call_attribute(
             for result in call(m, callee, given, node, after, frame)
         ]
     return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
+
+
+def _may_be_none(m: Machine, owner: Choice, scaler: Scaler, node: ast.AST, world: World, frame: Frame) -> None:
+    """Say that a method is called of a scaler that may not be there."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as said)):
+            bound = owner.formula if owner.yes == scaler else conditions.negate(owner.formula)
+            where = (node, frame, world.contexts, world.loops, world.facts)
+            missing = conditions.possible(conditions.negate(bound), world.facts)
+            if missing and m.once("none", node, frozenset(world.facts.items())):
+                m.observe(events.NoneUsed(*where, ast.unparse(said), scaler, bound))
 
 
 def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
