@@ -25,7 +25,7 @@ def scaler_state_not_restored(script: Script) -> Iterator[Finding]:
     """The scaler's state is saved but never loaded, or loaded from where it may be missing or empty."""
     loads = [load for load in script.events(events.Load) if isinstance(load.target, Scaler)]
     for load in loads:
-        if _from_file(load.source) and not _guarded(load):
+        if _from_file(load.source) and not _guarded(script, load):
             message = (
                 "a checkpoint without the scaler's state raises KeyError here, one from a run with a disabled scaler "
                 "RuntimeError (its state is empty)"
@@ -78,24 +78,31 @@ def _from_file(source: Value) -> bool:
     return False
 
 
-def _guarded(load: events.Load) -> bool:
+def _guarded(script: Script, load: events.Load) -> bool:
     """Whether a condition asks for the scaler or its state before it is loaded, or a handler catches its absence; or
     a condition asks whether there is a state before it calls a helper that loads anything."""
     callers = [(frame.caller.module, frame.call) for frame in load.frame.stack() if frame.caller and frame.call]
-    return _asked_for(load) or any(
+    return _asked_for(load, _written(script)) or any(
         "scale" in test and any(sign in test for sign in (".get(", "["))
         for module, call in callers
         for test in _tests(module, call)
     )
 
 
-def _asked_for(load: events.Load) -> bool:
+def _written(script: Script) -> set[object]:
+    """The keys that the script itself always writes to its checkpoints."""
+    dicts = [save.mapping for save in script.events(events.Save) if isinstance(save.mapping, ast.Dict)]
+    return {key.value for mapping in dicts for key in mapping.keys if isinstance(key, ast.Constant)}
+
+
+def _asked_for(load: events.Load, written: set[object]) -> bool:
     """Whether the function that loads asks first. To look at what may not be there raises KeyError, too: that is no
-    question."""
+    question, unless what is saved here always has it, as None at times."""
     module, loaded = load.module, _entry(load)
     entry, key = (text(module, loaded), text(module, loaded.slice)) if loaded is not None else ("", "")
+    may_lack = loaded is None or not isinstance(loaded.slice, ast.Constant) or loaded.slice.value not in written
     for test in _tests(module, load.node):
-        asked = test.replace(entry, "") if entry else test
+        asked = test.replace(entry, "") if entry and may_lack else test
         if "scale" in asked and any(sign in asked for sign in (" in ", ".get(", "[", "keys")):
             return True
         if key and key in asked and any(sign in asked for sign in (" in ", ".get(", "keys")):
