@@ -83,7 +83,7 @@ def _guarded(script: Script, load: events.Load) -> bool:
     a condition asks whether there is a state before it calls a helper that loads anything."""
     callers = [(frame.caller.module, frame.call) for frame in load.frame.stack() if frame.caller and frame.call]
     return _asked_for(load, _written(script)) or any(
-        "scale" in test and any(sign in test for sign in (".get(", "["))
+        "scale" in test and any(sign in test for sign in (" in ", ".get(", "["))
         for module, call in callers
         for test in _tests(module, call)
     )
