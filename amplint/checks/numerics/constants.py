@@ -98,16 +98,22 @@ def mask_times_a_constant(script: Script) -> Iterator[Finding]:
 
 def _saturates(script: Script, result: Tensor) -> bool:
     """Whether all that a tensor goes into takes its infinities for what they stand for: the sigmoid of -inf is 0, with
-    a gradient of 0."""
-    uses = [
-        event
-        for event in script.events(events.Operation)
-        if event.result.node is not result.node
-        and any(isinstance(one, Tensor) and one.node is result.node for one in event.args)
-    ]
-    return bool(uses) and all(
-        event.name in _BOUNDED or (event.name in _PASSES and _saturates(script, event.result)) for event in uses
-    )
+    a gradient of 0. A helper that is called twice leads back to where it was: each place is looked at once."""
+    reached, pending = {result.node}, [result.node]
+    while pending:
+        place = pending.pop()
+        uses = [
+            event
+            for event in script.events(events.Operation)
+            if event.result.node is not place
+            and any(isinstance(one, Tensor) and one.node is place for one in event.args)
+        ]
+        if not uses or not all(event.name in _BOUNDED or event.name in _PASSES for event in uses):
+            return False
+        further = {event.result.node for event in uses if event.name in _PASSES} - reached
+        reached |= further
+        pending += further
+    return True
 
 
 def _large_factor(values: Sequence[Value]) -> float:
