@@ -113,16 +113,20 @@ def _names(*nodes: ast.AST) -> set[str]:
 def _like(backward: ast.FunctionDef, kept: set[str]) -> set[str]:
     """The names of what is made in the dtype of a saved tensor: `torch.zeros_like(weight)`."""
     return {
-        target.id
-        for node in walk(backward)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-        and isinstance(node.value, ast.Call)
-        and not node.value.keywords
-        and getattr(node.value.func, "attr", "") in ("zeros_like", "empty_like", "ones_like")
-        and _names(*node.value.args) & kept
+        name
+        for name, value in _assigned(backward)
+        if isinstance(value, ast.Call)
+        and not value.keywords
+        and getattr(value.func, "attr", "") in ("zeros_like", "empty_like", "ones_like")
+        and _names(*value.args) & kept
     }
+
+
+def _assigned(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
+    """The names that a function binds, with what they are bound to."""
+    for node in walk(function):
+        if isinstance(node, ast.Assign):
+            yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
 
 
 def _product(node: ast.AST) -> bool:
@@ -167,13 +171,10 @@ def _unpacked(backward: ast.FunctionDef) -> dict[str, int]:
 def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
     """What the gradient is called after views of it: `g = grad_output.contiguous()`."""
     return {
-        target.id
-        for node in walk(backward)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-        and any(isinstance(name, ast.Name) and name.id in names for name in walk(node.value))
-        and not any(isinstance(name, ast.Attribute) and name.attr == "saved_tensors" for name in walk(node.value))
+        name
+        for name, value in _assigned(backward)
+        if _names(value) & names
+        and not any(isinstance(part, ast.Attribute) and part.attr == "saved_tensors" for part in walk(value))
     }
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, alternatives, found, found_at, rule, text
-from amplint.checks.scaler.nonfinite import last_name
+from amplint.checks.scaler.nonfinite import called_name
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
@@ -26,7 +26,7 @@ def scalers_of(script: Script) -> set[str]:
     names = {
         path
         for node in module.nodes(ast.Assign)
-        if last_name(node.value).endswith("GradScaler")
+        if called_name(node.value).endswith("GradScaler")
         for target in node.targets
         if (path := path_of(target)) is not None
     }
@@ -81,7 +81,7 @@ def scale_misused(script: Script) -> Iterator[Finding]:
             continue
         argument, above = call.args[0], module.parents[call]
         name = text(module, call.func)
-        if isinstance(argument, ast.Call) and last_name(argument) == "backward":
+        if isinstance(argument, ast.Call) and called_name(argument) == "backward":
             yield found_at(
                 "AMP130",
                 module,
@@ -146,7 +146,7 @@ def _looked_at(module: Module, call: ast.Call, argument: ast.expr, assign: ast.A
         above = module.parents[read]
         outer = module.parents[above]
         number = isinstance(above, ast.Attribute) and above.attr in _LOOKS and isinstance(outer, ast.Call)
-        listed = isinstance(above, ast.Call) and read in above.args and last_name(above) in _LISTS
+        listed = isinstance(above, ast.Call) and read in above.args and called_name(above) in _LISTS
         if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, name, above)):
             original = argument if isinstance(argument, ast.Name) and argument.id != name else None
             fix = fixes.look_at(module, read, original) if original is not None else None
@@ -184,7 +184,7 @@ def _is_backward(module: Module, node: ast.Name) -> bool:
 
 def _is_kept(module: Module, name: str, call: ast.AST) -> bool:
     """Whether a list of scaled losses is there to be differentiated."""
-    return last_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
+    return called_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
         "backward" in (text(module, module.function(call) or module.tree, 100_000)).partition(module.source(call))[2]
     )  # fmt: skip
 
@@ -266,7 +266,7 @@ def optimizer_in_backward(script: Script) -> Iterator[Finding]:
     if not scaled:
         return
     for node in module.all_nodes:
-        if not isinstance(node, ast.Call) or last_name(node) != "register_post_accumulate_grad_hook" or not node.args:
+        if not isinstance(node, ast.Call) or called_name(node) != "register_post_accumulate_grad_hook" or not node.args:
             continue
         step = _step_in(module, node.args[0])
         if step is not None:
@@ -288,9 +288,9 @@ def _step_in(module: Module, hook: ast.expr) -> ast.Call | None:
     """The plain step of an optimizer in a hook."""
     body: ast.AST | None = hook
     if not isinstance(hook, ast.Lambda):
-        name = last_name(hook)
+        name = called_name(hook)
         if isinstance(hook, ast.Call):  # partial(hook, …), or a factory of hooks
-            name = last_name(hook.args[0]) if last_name(hook) == "partial" and hook.args else name
+            name = called_name(hook.args[0]) if called_name(hook) == "partial" and hook.args else name
         defined = (n for n in module.all_nodes if isinstance(n, ast.FunctionDef) and n.name == name)
         body = next(defined, None)
     if body is None or any(_unscaling(node) for node in walk(body)):
@@ -306,7 +306,7 @@ def _unscaling(node: ast.AST) -> bool:
     """Whether a hook divides by the scale itself."""
     match node:
         case ast.Call():
-            return last_name(node) in ("div_", "unscale_", "get_scale")
+            return called_name(node) in ("div_", "unscale_", "get_scale")
         case ast.AugAssign(op=ast.Div()):
             return True
     return False
@@ -359,7 +359,7 @@ def _home(module: Module, node: ast.AST) -> ast.AST:
 def _does(call: ast.Call, scalers: set[str]) -> str:
     """What a call does to a two-pass step."""
     receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
-    match last_name(call):
+    match called_name(call):
         case "first_step":
             return "first"
         case "second_step":
@@ -368,7 +368,7 @@ def _does(call: ast.Call, scalers: set[str]) -> str:
             return "unscale"
         case "update" if path_of(receiver) in scalers if receiver is not None else False:
             return "update"
-        case "backward" if isinstance(receiver, ast.Call) and last_name(receiver) == "scale":
+        case "backward" if isinstance(receiver, ast.Call) and called_name(receiver) == "scale":
             return "scaled"
     return ""
 

@@ -19,7 +19,7 @@ _CLEANS = frozenset(("nan_to_num", "nan_to_num_"))
 _WATCHED = ("get_scale", "_scale", '["scale"]', "['scale']", "min_scale", "is_enabled")
 
 
-def last_name(node: ast.AST) -> str:
+def called_name(node: ast.AST) -> str:
     """The last part of what a call calls: `clip_grad_norm_` of `torch.nn.utils.clip_grad_norm_(…)`."""
     function = node.func if isinstance(node, ast.Call) else node
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
@@ -36,7 +36,7 @@ def asks_for_nonfinite(node: ast.AST, of_gradient: bool = True) -> bool:
     """Whether an expression asks a gradient whether it is finite."""
     return any(
         isinstance(call, ast.Call)
-        and last_name(call) in _ASKS
+        and called_name(call) in _ASKS
         and (not of_gradient or any(is_gradient(one) for one in walk(call)))
         for call in walk(node)
     )
@@ -80,18 +80,18 @@ def nonfinite_gradients_masked(script: Script) -> Iterator[Finding]:
 def _masks(module: Module, node: ast.AST) -> bool:
     """Whether a statement or call puts other numbers where gradients are not finite."""
     match node:
-        case ast.Call() if last_name(node) in _CLEANS:
+        case ast.Call() if called_name(node) in _CLEANS:
             receiver = node.func.value if isinstance(node.func, ast.Attribute) else None
             operand = receiver if receiver is not None and is_gradient(receiver) else next(iter(node.args), None)
             if operand is None or not is_gradient(operand):
                 return _in_hook(module, node)
-            if last_name(node) == "nan_to_num_" or any(keyword.arg == "out" for keyword in node.keywords):
+            if called_name(node) == "nan_to_num_" or any(keyword.arg == "out" for keyword in node.keywords):
                 return True
             statement = module.statement(node)
             return isinstance(statement, ast.Assign) and any(map(is_gradient, statement.targets))
         case ast.Assign(targets=[ast.Subscript(value=target, slice=index)], value=ast.Constant()):
             return is_gradient(target) and asks_for_nonfinite(index)
-        case ast.Assign(targets=[target], value=ast.Call() as call) if last_name(call) == "where":
+        case ast.Assign(targets=[target], value=ast.Call() as call) if called_name(call) == "where":
             return is_gradient(target) and asks_for_nonfinite(call)
         case ast.Call(func=ast.Attribute(value=target, attr="masked_fill_")) if node.args:
             return is_gradient(target) and asks_for_nonfinite(node.args[0])
@@ -107,7 +107,7 @@ def _in_hook(module: Module, call: ast.Call) -> bool:
     if not isinstance(function, ast.Lambda) or function.body is not call:
         return False
     above = module.parents[function]
-    hook = isinstance(above, ast.Call) and last_name(above) in ("register_hook", "register_post_accumulate_grad_hook")
+    hook = isinstance(above, ast.Call) and called_name(above) in ("register_hook", "register_post_accumulate_grad_hook")
     names = {argument.arg for argument in function.args.args}
     return hook and any(isinstance(one, ast.Name) and one.id in names for arg in call.args for one in walk(arg))
 
@@ -122,7 +122,7 @@ def _in_function_of(module: Module, node: ast.AST, step: events.Step) -> ast.AST
         return node
     if isinstance(home, ast.FunctionDef) and not any(isinstance(one, ast.Return) and one.value for one in walk(home)):
         scope: ast.AST = stepping or module.tree
-        return next((c for c in walk(scope) if isinstance(c, ast.Call) and last_name(c) == home.name), None)
+        return next((c for c in walk(scope) if isinstance(c, ast.Call) and called_name(c) == home.name), None)
     return None
 
 
@@ -198,7 +198,7 @@ def _aborts(module: Module, scope: ast.AST) -> Iterator[tuple[ast.expr, ast.stmt
             case ast.If(body=body):
                 for statement in body:
                     ends = isinstance(statement, ast.Raise) or (
-                        isinstance(statement, ast.Expr) and last_name(statement.value) in ("exit", "_exit", "abort")
+                        isinstance(statement, ast.Expr) and called_name(statement.value) in ("exit", "_exit", "abort")
                     )
                     if ends:
                         yield node.test, statement
@@ -216,13 +216,13 @@ def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr
             case _:
                 break
     calls = [inner] if not isinstance(inner, ast.BoolOp) else inner.values
-    if not all(isinstance(call, ast.Call) and last_name(call) in _ASKS for call in calls):
+    if not all(isinstance(call, ast.Call) and called_name(call) in _ASKS for call in calls):
         return False
     norms = {
         target.id
         for node in walk(function or module.tree)
         if isinstance(node, ast.Assign)
-        and last_name(node.value) in ("clip_grad_norm_", "clip_grad_norm", "get_grad_norm")
+        and called_name(node.value) in ("clip_grad_norm_", "clip_grad_norm", "get_grad_norm")
         for target in node.targets
         if isinstance(target, ast.Name)
     }
