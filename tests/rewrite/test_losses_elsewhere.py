@@ -128,6 +128,7 @@ def test_a_loss_in_another_file_that_half_precision_cannot_run(name: str, dtype:
 
 PRECISE = """\
 import torch
+import torch.nn.functional as F
 def choose(*functions):
     return lambda chosen: functions[0]
 def turn_torch(x):
@@ -184,6 +185,30 @@ class Waves(torch.nn.Module):
 class Fourier(torch.nn.Module):
     def forward(self, x):
         return torch.sin(torch.matmul(x, self.weights)).mean()
+class Certain(torch.nn.Module):
+    def focal(self, x, rest):
+        x = x * 2 - 1
+        p = torch.sigmoid(x)
+        certain = p * rest + (1 - p) * (1 - rest)
+        return -certain.log().mean()
+    def forward(self, x, rest=0):
+        return self.focal(x.view(-1, 4), rest)
+class Cautious(torch.nn.Module):
+    def forward(self, x):
+        return -torch.log(torch.sigmoid(x) + 0.01).mean()
+class Mixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lower = torch.nn.Linear(4, 4)
+    def forward(self, x, y):
+        return self.lower(x).sigmoid().log().mean()
+def ssim(x, y, window=torch.ones(1, 1, 3, 3) / 9):
+    mean = F.conv2d(x, window)
+    squared = mean.pow(2)
+    spread = F.conv2d(x * x, window) - squared
+    return 1 - (F.conv2d(x * y, window) / (spread + 1e-3)).mean()
+def slope(x):
+    return F.avg_pool1d(x**2, 3) - F.avg_pool1d(x, 3)
 def table(size):
     angles = torch.einsum("i,j->ij", torch.arange(100), torch.rand(size))
     return torch.sin(angles)
@@ -196,7 +221,7 @@ class Table(torch.nn.Module):
 """
 APART = "under torch.autocast(device_type, enabled=False)"
 BOUNDED = (
-    "loss.py:14 keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p); "
+    "loss.py:15 keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p); "
     "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits"
 )
 IMPRECISE = {  # what is made, the loss: what is written, or said
@@ -207,24 +232,28 @@ IMPRECISE = {  # what is made, the loss: what is written, or said
     "an average in a buffer": (
         "book = Book()",
         "book(model(x)).mean()",
-        "loss.py:37 averages products over the batch in a buffer, where what half precision loses stays; "
+        "loss.py:38 averages products over the batch in a buffer, where what half precision loses stays; "
         f"compute them on .float() {APART}",
     ),
     "a parameter that is set": (
         "normed = Normed()",
         "normed(model(x)).mean()",
-        "loss.py:42 sets a parameter to a product, and in half precision it would be a half tensor from then on; "
+        "loss.py:43 sets a parameter to a product, and in half precision it would be a half tensor from then on; "
         f"compute it on .float() {APART}",
     ),
     "pixels of a camera": (
         "cameras = {}\nfor scale in range(4):\n    cameras[scale] = Camera()",
         "cameras[0](model(x)).mean()",
-        "loss.py:47 multiplies coordinates of pixels, which half precision rounds to half a pixel; "
+        "loss.py:48 multiplies coordinates of pixels, which half precision rounds to half a pixel; "
         f"compute them on .float() {APART}",
     ),
     "angles of positions": ("waves = Waves()", "waves(model(x))", "    loss = waves(output.float())"),
     "angles of a table": ("turned = Table()", "turned(model(x))", "    loss = turned(model(x))"),
     "angles of features": ("fourier = Fourier()", "fourier(model(x))", "    loss = fourier(model(x))"),
+    "a sigmoid's logarithm": ("criterion = Certain()", "criterion(model(x))", "    loss = criterion(output.float())"),
+    "one with an eps": ("criterion = Cautious()", "criterion(model(x))", "        loss = criterion(model(x))"),
+    "a variance": ("", "ssim(model(x), y)", "    loss = ssim(output.float(), y)"),
+    "a difference": ("", "slope(model(x)).mean()", "        loss = slope(model(x)).mean()"),
     "a list that is filled": (
         "several = torch.nn.ModuleList([])\nseveral.append(Focal())",
         "several[0](model(x))",
@@ -248,6 +277,15 @@ def test_what_half_precision_computes_too_coarsely(name: str, dtype: str) -> Non
         text = Path("train.py").read_text(encoding="utf-8")
         assert expected in text
         assert "autocast" in text
+
+
+@pytest.mark.parametrize("loss", ["criterion = Certain()", "from loss import ssim as criterion", "criterion = Mixed()"])
+def test_a_coarse_loss_of_a_file_that_is_named(loss: str) -> None:
+    put(PRECISE, "loss.py")
+    put(f"from loss import *\n{HEAD}{loss}\n" + STEP.replace("torch.nn.functional.mse_loss", "criterion"))
+    assert amplint("train.py", "loss.py").exit_code == 0
+    wide = "criterion(output.float(), y.to(device))" in Path("train.py").read_text(encoding="utf-8")
+    assert wide == ("Mixed" not in loss)
 
 
 def test_what_a_loop_in_another_file_is_given() -> None:

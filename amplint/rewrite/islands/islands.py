@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from amplint.rewrite.islands.casts import OUTPUT, tensors_made, whole
-from amplint.rewrite.islands.kernels import BCE, COMPILED, SPARSE, Hit, Search, named_in, refusal, search_of
+from amplint.rewrite.islands.hits import BCE, COARSE, COMPILED, SPARSE, Hit, refusal
+from amplint.rewrite.islands.kernels import Search, named_in, search_of
 from amplint.rewrite.islands.numbers import BOUND
 from amplint.rewrite.islands.sigmoids import ADVICE, REASON
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.derivation import read, stored
-from amplint.rewrite.regions.lifts import BOOKKEEPING
+from amplint.rewrite.regions.lifts import BOOKKEEPING, Through
+from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.values import Instance
 
 _SIGMOID = ("sigmoid", "Sigmoid", "sigmoid_")
 _CLASSES = ("forward", "__call__")
 _MOVES = ("to", "cuda", "train", "eval")
+_LAYERS = re.compile(r"^(torch\.)?nn\.(?!\w*Loss$|functional)|^[A-Z]\w*$")
 _SIMPLE = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr
 
 
 def islands(
-    reading: Reading, region: Sequence[ast.stmt], forwards: Collection[ast.AST]
+    reading: Reading, region: Sequence[ast.stmt], forwards: Mapping[ast.AST, events.Forward]
 ) -> dict[ast.stmt, list[ast.Call]]:
     """The statements of a region whose calls lead to what half precision cannot compute, with these calls. Raises
     Refused where such a call is no loss: it is given nothing that a model returned, or is a part of a model."""
@@ -32,8 +37,9 @@ def islands(
         return found
     made: set[str] = set()
     before: list[ast.stmt] = []
+    models = {node for node, event in forwards.items() if not _is_loss(event)}
     for statement in region:
-        leading = {call: hits for call in _calls(statement) if (hits := _hits(search, call, made))}
+        leading = {call: hits for call in _calls(statement) if (hits := _hits(search, call, made, models))}
         for call in [one for one in leading if not _inside(search.module, one, leading)]:
             found.setdefault(statement, []).append(call)
             _check(reading, search, statement, call, leading[call], before, made, forwards)
@@ -41,6 +47,16 @@ def islands(
             before.append(statement)
         made |= stored(statement)
     return found
+
+
+def _is_loss(forward: events.Forward) -> bool:
+    """Whether a module that is called has no layers."""
+    model = forward.model
+    if not isinstance(model, Instance) or isinstance(forward, Through):
+        return False
+    fields = (node for node in ast.walk(model.cls.node) if isinstance(node, ast.Assign))
+    made = (one.value for one in fields if isinstance(one.targets[0], ast.Attribute))
+    return not any(isinstance(one, ast.Call) and _LAYERS.search(ast.unparse(one.func)) for one in made)
 
 
 def words(module: Module, calls: Sequence[ast.Call]) -> list[str]:
@@ -55,11 +71,12 @@ def _inside(module: Module, call: ast.Call, others: Collection[ast.Call]) -> boo
     return any(above in others for above in module.ancestors(call))
 
 
-def _hits(search: Search, call: ast.Call, made: Collection[str]) -> list[Hit]:
-    """What a call leads to; `made` are the names of results, whose methods are those of tensors."""
+def _hits(search: Search, call: ast.Call, made: Collection[str], models: Collection[ast.AST] = ()) -> list[Hit]:
+    """What a call leads to; `made` are the names of results, whose methods are those of tensors, and `models` are the
+    calls that run one."""
     module = search.module
     own = search.needs(module, call)
-    if own is not None and own not in (BCE, SPARSE, COMPILED):
+    if own is not None and own not in (BCE, SPARSE, COMPILED, *COARSE):
         return [Hit(module, call, own)]
     function = call.func
     if isinstance(function, ast.Attribute) and read(function.value) & set(made):
@@ -68,6 +85,7 @@ def _hits(search: Search, call: ast.Call, made: Collection[str]) -> list[Hit]:
         return []
     names = {name for one in named_in(function) for name in (_items(module, call, one) or {one})}
     found = search.hits(names)
+    found = [hit for hit in found if hit.what not in COARSE or call not in models]
     return [hit for hit in found if hit.module is not module or hit.what not in (BCE, SPARSE)]
 
 

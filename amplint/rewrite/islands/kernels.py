@@ -11,13 +11,12 @@ import ast
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
-from amplint.rewrite.islands.numbers import ANGLES, BOUND, BUFFER, PARAMETER, PIXELS, WORDS, imprecise
+from amplint.rewrite.islands.hits import BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
+from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
 from amplint.rewrite.models.used import used_by
-from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.regions.derivation import path
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -33,27 +32,10 @@ _COMPILED = frozenset("warpctc_pytorch torch_baidu_ctc warprnnt_pytorch warp_rnn
 _CALLED = "|".join((*_LINEAR, *_COMPILED))
 _WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{_CALLED})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
-_IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
-BCE, SPARSE, COMPILED = "binary_cross_entropy", "sparse", "compiled"
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
 _WIDE = frozenset(("float", "double"))
 _MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
-
-
-Place = tuple[str, int, int]
-
-
-class Hit(NamedTuple):
-    """A call that half precision cannot run, with its file."""
-
-    module: Module
-    call: ast.Call
-    what: str
-
-    @property
-    def place(self) -> Place:
-        return str(Path(self.module.path).resolve()), self.call.lineno, self.call.col_offset
 
 
 def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
@@ -75,54 +57,11 @@ def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
     for hit in search.behind(names):
         if hit.what in (BCE, SPARSE) and hit.module in steps:
             continue  # what is in the script itself is seen more closely
+        if hit.what in COARSE:
+            continue  # in a model it may be no loss
         if hit.place not in kept:
             raise refusal(hit)
     check_chosen(reading, search.leading(names))
-
-
-APART = "compute them on .float() under torch.autocast(device_type, enabled=False)"
-_SAID = {
-    COMPILED: (
-        "computes its loss with a compiled kernel, which takes float32 only",
-        "give it .float() outside of autocast",
-    ),
-    BCE: (
-        "computes binary cross entropy on probabilities, which CUDA autocast refuses",
-        "use binary_cross_entropy_with_logits on logits there first",
-    ),
-    BOUND: (
-        "keeps probabilities from 1 by a bound that half precision rounds to 1, and takes log(1 - p)",
-        "make them .float() before they are bounded, or use binary_cross_entropy_with_logits on logits",
-    ),
-    BUFFER: (
-        "averages products over the batch in a buffer, where what half precision loses stays",
-        APART,
-    ),
-    ANGLES: ("takes sines of products of positions, which half precision rounds by a tenth of a radian", APART),
-    PIXELS: ("multiplies coordinates of pixels, which half precision rounds to half a pixel", APART),
-    PARAMETER: (
-        "sets a parameter to a product, and in half precision it would be a half tensor from then on",
-        APART.replace("them", "it"),
-    ),
-}
-
-
-def refusal(hit: Hit) -> Refused:
-    place = f"{hit.module.path}:{hit.module.range(hit.call).start.row}"
-    if hit.what in _IN_PLACE:
-        return Refused(
-            f"{place} calls {hit.what}(), for which autocast casts nothing",
-            "make its operands .float() first: in float32 that changes nothing",
-        )
-    if hit.what in _SAID:
-        does, advice = _SAID[hit.what]
-        return Refused(f"{place} {does}", advice)
-    if hit.what == SPARSE:
-        return Refused(f"{place} multiplies sparse tensors, which have no half-precision kernels everywhere", KEEP)
-    return Refused(
-        f"{place} calls {hit.what}(), which has no half-precision kernel",
-        "make its operand .float() first: in float32 that changes nothing",
-    )
 
 
 class Search:
@@ -346,7 +285,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return None if _is_wide(module, call) else what
     last = getattr(call.func, "attr", getattr(call.func, "id", ""))
     operands: list[ast.expr] = list(call.args)
-    if last in _IN_PLACE and isinstance(call.func, ast.Attribute):
+    if last in IN_PLACE and isinstance(call.func, ast.Attribute):
         return None if any(_is_cast(one) for one in operands) or _is_wide(module, call) else last
     for name in names:
         package, _, word = name.rpartition(".")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
+from amplint.rewrite.islands.numbers import logarithm
 from amplint.rewrite.islands.sigmoids import Bare, Tail, sigmoid_behind, sigmoid_of, unviewed
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.derivation import Region, path
@@ -15,8 +16,6 @@ from amplint.source.module import Module
 
 REASON = "it takes the logarithm of a sigmoid, which is 0 or 1 too soon in half precision"
 ADVICE = "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid is given"
-_ZERO = 2.0**-25  # what float16 rounds to 0
-_BOUNDS = frozenset(("clamp", "clamp_", "clip", "softmax", "exp", "float", "sum", "mean", "norm", "size", "var", "std"))
 
 
 def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | Tail | Bare]:
@@ -36,7 +35,7 @@ def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | T
             for target in node.targets
         } - {""}
         for node in (inner for one in region for inner in ast.walk(one)):
-            operand = _logarithm(node) or _in_a_helper(reading.module, node)
+            operand = logarithm(node) or _in_a_helper(reading.module, node)
             inside: set[ast.AST] = set()
             for inner in ast.walk(operand) if operand is not None else ():
                 if inner in inside:
@@ -80,27 +79,7 @@ def _in_a_helper(module: Module, node: ast.AST) -> ast.expr | None:
             case ast.FunctionDef(
                 name=own, args=ast.arguments(args=[ast.arg(arg=x), *_]), body=[*_, ast.Return() as end]
             ):
-                operands = [_logarithm(one) for one in ast.walk(end)] if own == name else []
+                operands = [logarithm(one) for one in ast.walk(end)] if own == name else []
                 if any(getattr(one, "id", "") == x for inner in operands if inner for one in ast.walk(inner)):
                     return given
     return None
-
-
-def _logarithm(node: ast.AST) -> ast.expr | None:
-    """The operand of `torch.log(p)`, `(1 - p).log()`, where nothing keeps it from 0."""
-    match node:
-        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=ast.Name(id="torch")), args=[operand]):
-            pass
-        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=operand), args=[], keywords=[]):
-            pass
-        case _:
-            return None
-    for inner in ast.walk(operand):
-        if isinstance(inner, ast.Constant) and isinstance(inner.value, float) and 0 < inner.value <= _ZERO:
-            return operand
-    for inner in ast.walk(operand):
-        if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Add):
-            return None  # an eps
-        if isinstance(inner, ast.Attribute) and inner.attr in _BOUNDS:
-            return None
-    return operand

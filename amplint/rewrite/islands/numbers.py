@@ -1,4 +1,5 @@
-"""What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite, a
+"""What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite,
+that of a sigmoid is not, a variance that is a difference of averages (SSIM) is less than what is rounded off these, a
 buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that
 a camera's matrix makes are off by half of one, angles that are products of positions by a tenth of a radian and more,
 and a parameter that becomes a product is half from then on."""
@@ -9,14 +10,21 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.rewrite.islands.sigmoids import sigmoid_of
 from amplint.source.module import Module
 
 BOUND, BUFFER, PIXELS, PARAMETER, ANGLES = "a bound", "a buffer", "pixels", "a parameter", "angles"
-WORDS = r"sin|cos|clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
+LOGARITHM, VARIANCE = "a logarithm", "a variance"
+WORDS = (
+    r"sin|cos|clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
+    r"|log|conv[123]d|\w*[Pp]ool\w*"
+)
 _CAMERA = re.compile(r"inv_K|K_inv|pix(el)?_coords|cam_(points|coords)")
 _NEAR = 1 - 2.0**-9  # what bfloat16 rounds to 1; float16 does from 1 - 2**-12 on
 _CLAMPS = frozenset(("clamp", "clamp_", "clip", "clip_"))
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
+_ZERO = 2.0**-25  # what float16 rounds to 0
+_BOUNDS = frozenset(("clamp", "clamp_", "clip", "softmax", "exp", "float", "sum", "mean", "norm", "size", "var", "std"))
 _FLOAT32 = frozenset(("softmax", "float", "double", "exp"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "mv", "einsum"))
 
@@ -27,6 +35,10 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
         return BOUND
     if _averages(module, call):
         return BUFFER
+    if _of_sigmoid(module, logarithm(call)):
+        return LOGARITHM
+    if _differs(module, call):
+        return VARIANCE
     if _multiplies(call):
         if any(_CAMERA.fullmatch(getattr(node, "attr", getattr(node, "id", ""))) for node in ast.walk(call)):
             return PIXELS
@@ -118,6 +130,57 @@ def _near_one(module: Module, call: ast.Call) -> bool:
         if any(rest(one) for one in ast.walk(operand)) or _text(operand) in rests:
             return True
     return False
+
+
+def logarithm(node: ast.AST) -> ast.expr | None:
+    """The operand of `torch.log(p)`, `(1 - p).log()`, where nothing keeps it from 0."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=ast.Name(id="torch")), args=[operand]):
+            pass
+        case ast.Call(func=ast.Attribute(attr="log" | "log2" | "log10", value=operand), args=[], keywords=[]):
+            pass
+        case _:
+            return None
+    for inner in ast.walk(operand):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, float) and 0 < inner.value <= _ZERO:
+            return operand
+    for inner in ast.walk(operand):
+        if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Add):
+            return None  # an eps
+        if isinstance(inner, ast.Attribute) and inner.attr in _BOUNDS:
+            return None
+    return operand
+
+
+def _of_sigmoid(module: Module, value: ast.expr | None, depth: int = 0) -> bool:
+    """Whether a value is made from a sigmoid of this function that nothing keeps from 0 and 1."""
+    nodes = list(ast.walk(value)) if value is not None else []
+    if any(getattr(node, "attr", "") in _BOUNDS for node in nodes):
+        return False
+    if any(sigmoid_of(module, node) is not None for node in nodes):
+        return True
+    names = (node for node in nodes if isinstance(node, ast.Name) and module.function(node) and depth < 3)
+    return any(_of_sigmoid(module, one, depth + 1) for name in names for one in _assigned(module, name))
+
+
+def _differs(module: Module, call: ast.Call) -> bool:
+    """`conv2d(x * x, window) - mean**2`: a variance, as small as what half precision rounds off its terms."""
+    match module.parents[call]:
+        case ast.BinOp(op=ast.Sub(), left=left, right=mean) if left is call and call.args:
+            squares = [mean, *_assigned(module, mean)]
+            return _squared(call.args[0]) and any(map(_squared, squares))
+    return False
+
+
+def _squared(value: ast.expr) -> bool:
+    match value:
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            return ast.unparse(left) == ast.unparse(right)
+        case ast.BinOp(op=ast.Pow(), right=ast.Constant(value=2)):
+            return True
+        case ast.Call(func=ast.Attribute(attr="pow"), args=[*_, ast.Constant(value=2)]):
+            return True
+    return isinstance(value, ast.Call) and getattr(value.func, "attr", "") == "square"
 
 
 def _averages(module: Module, call: ast.Call) -> bool:
