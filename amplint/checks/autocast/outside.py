@@ -14,7 +14,7 @@ from amplint.rewrite.fixes import suite_of
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import Region, Tensor, Value
+from amplint.source.values import Region, Scaler, Tensor, Value
 from amplint.source.walk import walk
 
 # Losses of class indices: no other operand raises half outputs to float32.
@@ -50,16 +50,25 @@ def loss_outside_region(script: Script) -> Iterator[Finding]:
                 continue  # class probabilities
         elif len(operands) < 2 or regions[1] is None or _of_one_output(*operands):
             continue  # a target in float32 makes it a loss in float32
-        half = "half precision" if _dtype(operands[0]) in ("", "low") else _dtype(operands[0])
+        half = _dtype(operands[0]) or tensors.region_dtype(regions[0])
         yield found(
             "AMP212",
             event,
-            f"this loss is computed outside the autocast region, on outputs in {half}: so is the loss, and a scaled "
-            "gradient of 65536 does not fit in float16",
+            "this loss is computed outside the autocast region, on outputs in "
+            f"{'half precision' if half == 'low' else half}: {_harm(script, half)}",
             evidence=[(entered(script, regions[0]), "the region"), (event, "the loss, behind it")],
             help="compute the loss inside the region, or on outputs.float()",
             fix=fixes.into_region(event.module, regions[0].node, event.node, 2 if event.name not in _OF_INDICES else 1),
         )
+
+
+def _harm(script: Script, half: str) -> str:
+    """What becomes of a loss in half precision: only float16 overflows, and only where a scaler scales."""
+    if half == "bfloat16":
+        return "so is the loss, and two of its digits are left"
+    if any(isinstance(backward.scaler, Scaler) for backward in script.events(events.Backward)):
+        return "so is the loss, and a scaled gradient of 65536 does not fit in float16"
+    return "so are the loss and its gradient"
 
 
 def _in_region(event: events.Event) -> bool:

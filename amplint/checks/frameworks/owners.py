@@ -14,7 +14,7 @@ from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import region_dtype
 from amplint.source.module import Module
-from amplint.source.values import TRUE, Region, Scaler, Tensor
+from amplint.source.values import TRUE, Autocast, Region, Scaler, Tensor
 from amplint.source.walk import walk
 
 _ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
@@ -77,18 +77,25 @@ def clip_past_accelerate(script: Script) -> Iterator[Finding]:
 
 @rule("AMP703")
 def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
-    """A GradScaler of one's own scales a loss that Accelerate scales again."""
+    """A GradScaler of one's own scales a loss that Accelerate scales again: a note where the code does all of AMP by
+    itself and says nothing of a precision to Accelerate, which then has none unless it is launched with one."""
     module = script.module
     for backward in script.events(events.Backward):
         if isinstance(backward.scaler, Scaler) and backward.managed and not is_disabled(backward.scaler):
             made = next(iter(calls_of(module, *_ACCELERATOR)), None)
-            if made is not None and receiver(backward) in targets(module, made):
-                yield found(
-                    "AMP703",
-                    backward,
-                    "in fp16 the loss is scaled twice: by this scaler, and by the Accelerator, which unscales its own",
-                    help='drop the GradScaler: Accelerator(mixed_precision="fp16") has one',
-                )
+            if made is None or receiver(backward) not in targets(module, made):
+                continue
+            precision = argument(made, "mixed_precision")
+            if isinstance(precision, ast.Constant) and precision.value != "fp16":
+                continue
+            alone = precision is None and any(isinstance(one.value, Autocast) for one in script.events(events.Create))
+            yield found(
+                "AMP703",
+                backward,
+                "in fp16 the loss is scaled twice: by this scaler, and by the Accelerator, which unscales its own",
+                severity=Severity.NOTE if alone else None,
+                help='drop the GradScaler: Accelerator(mixed_precision="fp16") has one',
+            )
 
 
 @rule("AMP703")
@@ -102,6 +109,8 @@ def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
     for backward in script.events(events.Backward):
         region = backward.loss.region if isinstance(backward.loss, Tensor) else None
         if not backward.managed or backward.module is not module or region is None or region.assumed:
+            continue
+        if isinstance(backward.scaler, Scaler):  # scaled by a scaler of its own, whatever the Accelerator does
             continue
         owner = receiver(backward)
         if not owner.rpartition(".")[2].startswith("accelerator") or not _always_float16(module, region):

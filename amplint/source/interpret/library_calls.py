@@ -112,7 +112,8 @@ def call(
     if op:
         return [(operations.operation(m, op, given.args, given.kwargs, node, world, frame), world)]
     if name.startswith("torch."):
-        last = name.rpartition(".")[2]
+        custom = name.startswith("torch.ops.") and not name.startswith("torch.ops.aten.")
+        last = name.removeprefix("torch.ops.") if custom else name.rpartition(".")[2]
         if given.args and last in tensors.VIEWS:
             return [(operations.view_any(given.args[0], node), world)]
         if given.args and last.islower() and any(True for _ in tensors.tensors_in(given.values())):
@@ -167,6 +168,8 @@ def apply(
             world.drop("gradients", made)
             if parameters is not None and containers.holds_copies(parameters):
                 world.set(("dtype of", made), "masters", TRUE)
+            if parameters is not None and protocol.only_tensors(parameters):
+                world.set(("dtype of", made), "tensors", TRUE)
             protocol.register(world, made)  # type: ignore[arg-type]
             m.emit(events.Create, node, world, frame, value=made)
         case "scaler":

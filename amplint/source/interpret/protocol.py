@@ -13,7 +13,20 @@ from typing import Any
 from amplint.source.events import Event, Gradients, Update
 from amplint.source.interpret.world import World
 from amplint.source.symbols import options
-from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Owners, Region, Scaler, Sym, Value
+from amplint.source.values import (
+    Instance,
+    Items,
+    Many,
+    Mapping,
+    Model,
+    Optimizer,
+    Owners,
+    Region,
+    Scaler,
+    Sym,
+    Tensor,
+    Value,
+)
 
 UNKNOWN: dict[str, Any] = {
     "gradients": Gradients("unknown"),
@@ -22,6 +35,7 @@ UNKNOWN: dict[str, Any] = {
     "first forwards": None,
 }
 _ACCUMULATES = ("plain", "scaled", "managed")
+_MADE = frozenset("zeros ones empty full rand randn tensor zeros_like ones_like randn_like rand_like".split())
 
 
 def register(world: World, optimizer: Optimizer, entry: bool = False) -> None:
@@ -80,6 +94,20 @@ def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
     sure = [one for one in known if any(related(world, model, owned) for model in of for owned in one.of)]
     perhaps = [one for one in known if one not in sure and (not of or not one.of)]
     return sure, perhaps
+
+
+def only_tensors(parameters: Value) -> bool:
+    """Whether an optimizer is handed tensors that are made here, and no model's weights: a latent, a mask."""
+    match parameters:
+        case Tensor():
+            return not parameters.of and parameters.made in _MADE
+        case Items():
+            return bool(parameters.items) and all(map(only_tensors, parameters.items))
+    return False
+
+
+def trains_tensors(world: World, optimizer: Optimizer) -> bool:
+    return world.get(("dtype of", optimizer), "tensors") is not None
 
 
 def related(world: World, one: Value, other: Value) -> bool:
