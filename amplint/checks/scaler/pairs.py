@@ -247,7 +247,7 @@ def closure_with_scaler(script: Script) -> Iterator[Finding]:
             continue
         closure = _closure(step.node)
         scales = step.before.scaler == step.scaler or f"{receiver(step)}.scale(" in step.module.text
-        if not scales and step.scaler.node is None:
+        if (not scales and step.scaler.node is None) or _may_be_another(step):
             continue  # something else with a step(optimizer, …)
         if closure is not None and _is_closure(step.module, closure):
             named = any(keyword.arg == "closure" for keyword in step.node.keywords)
@@ -273,6 +273,18 @@ def closure_with_scaler(script: Script) -> Iterator[Finding]:
                 evidence=[(step, "steps without a closure")],
                 help="train this optimizer in bfloat16 or float32: no GradScaler works with closures",
             )
+
+
+def _may_be_another(step: events.Step) -> bool:
+    """Whether the file stores a scaler that is none of torch's under the same name: its step may run closures."""
+    name = receiver(step).rpartition(".")[2]
+    for node in step.module.nodes(ast.Assign):
+        if any(getattr(target, "attr", getattr(target, "id", "")) == name for target in node.targets):
+            for call in walk(node.value):
+                made = step.module.dotted(call.func) if isinstance(call, ast.Call) else set()
+                if any(one.endswith("Scaler") and not one.startswith("torch.") for one in made):
+                    return True
+    return False
 
 
 def _closure(call: ast.Call) -> ast.expr | None:

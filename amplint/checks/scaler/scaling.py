@@ -193,6 +193,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             or (before.kind == "unknown" and before.stepped)
             or not isinstance(before.scaler, Scaler)
             or _given_a_scaler(step)
+            or _is_engine(script, step)
         ):
             continue
         backward = backwards_of(step, before)[-1:]
@@ -239,6 +240,13 @@ def _given_a_scaler(step: events.Step) -> bool:
     """Whether a step is handed a scaler, which it then uses: `optimizer.step(grad_scaler=scaler)`."""
     given = step.node.keywords if isinstance(step.node, ast.Call) else []
     return any("scaler" in text(step.module, keyword.value).lower() for keyword in given)
+
+
+def _is_engine(script: Script, step: events.Step) -> bool:
+    """Whether what steps has a backward of its own in the same function: `engine.backward(loss)`. What the other arm
+    differentiates is not what it steps with."""
+    backwards = (one for one in script.events(events.Backward) if one.managed and same_function(one, step))
+    return any(receiver(one) == receiver(step) for one in backwards)
 
 
 def _through_scaler(script: Script, step: events.Step) -> Fix | None:
