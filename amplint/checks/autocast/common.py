@@ -105,3 +105,17 @@ def device_of(script: Script, event: events.Operation, region: Region) -> str:
     if isinstance(operand, ast.Call) and isinstance(operand.func, ast.Attribute) and operand.func.attr == "float":
         operand = operand.func.value
     return f"{operand.id}.device.type" if isinstance(operand, ast.Name) else f'"{script.settings.target_device}"'
+
+
+def bound_again(module: Module, function: ast.expr) -> bool:
+    """Whether the file gives the name that is called another meaning somewhere."""
+    root: ast.AST = function
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    return any(
+        (isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load) and one.id == root.id)
+        or (isinstance(one, ast.arg) and one.arg == root.id)
+        or (isinstance(one, ast.FunctionDef | ast.ClassDef) and one.name == root.id)
+        for one in module.all_nodes
+        if isinstance(root, ast.Name)
+    )

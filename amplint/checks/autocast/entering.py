@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import is_autocast
+from amplint.checks.autocast.common import bound_again, is_autocast
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -13,6 +13,7 @@ from amplint.source import events
 from amplint.source.module import Module
 from amplint.source.values import Autocast
 
+_MODULES = frozenset("torch.amp torch.cuda.amp torch.cpu.amp torch.amp.autocast_mode".split())
 _GENERAL = frozenset("torch.autocast torch.amp.autocast torch.amp.autocast_mode.autocast".split())
 
 
@@ -83,6 +84,13 @@ def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Findin
             f"`with {text(module, item)}:` enters the class, not an object: it raises TypeError",
             f"write {text(module, item)}(…)",
         )
+    if _calls_module(module, item):
+        assert isinstance(item, ast.Call)
+        yield place.found(
+            item,
+            f"{text(module, item.func)} is a module, not a class: calling it raises TypeError",
+            "write torch.autocast(device_type=…)",
+        )
     if isinstance(item, ast.BoolOp):
         calls = [value for value in item.values if isinstance(value, ast.Call) and is_autocast(module, value.func)]
         if calls:
@@ -94,6 +102,11 @@ def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Findin
                 "separate context managers with a comma",
                 fixes.split_contexts(module, item),
             )
+
+
+def _calls_module(module: Module, item: ast.expr) -> bool:
+    names = module.dotted(item.func) if isinstance(item, ast.Call) else set()
+    return bool(names) and names <= _MODULES and isinstance(item, ast.Call) and not bound_again(module, item.func)
 
 
 class _Place:

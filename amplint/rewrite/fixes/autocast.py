@@ -166,10 +166,14 @@ def add_parentheses(module: Module, node: ast.expr, device: str) -> Fix | None:
 
 
 def add_device(module: Module, call: ast.Call, device: str) -> Fix | None:
+    given = next((one for one in call.keywords if one.arg == "device"), None)
+    first = f'"{device}"' if given is None else module.source(given.value)
     return attempt(
-        f'pass device_type "{device}"',
+        f"pass device_type {first}" if given is None else "pass it as device_type",
         SAFE,
-        lambda: edits.change_call(module, call, add_positional_first=[f'"{device}"']),
+        lambda: edits.change_call(
+            module, call, add_positional_first=[first], remove=[] if given is None else ["device"]
+        ),
     )
 
 

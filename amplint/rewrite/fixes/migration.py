@@ -68,9 +68,14 @@ def _use(module: Module, node: ast.AST, old: str) -> list[Edit]:
         raise edits.CannotEdit("not called here")
     if called:
         assert isinstance(parent, ast.Call)
+        if parent.args and isinstance(parent.args[0], ast.Constant) and isinstance(parent.args[0].value, str):
+            return edits.change_call(module, parent, func=function)  # written for the new one already
         names = dict(enumerate(_OLD[name][: len(parent.args)]))
+        given = [one for one in parent.keywords if one.arg in ("device", "device_type")]  # so are these
+        first = [module.source(one.value) for one in given] or [f'"{device}"']
+        gone = [one.arg for one in given if one.arg]
         return edits.change_call(
-            module, parent, func=function, keywords_for_positional=names, add_positional_first=[f'"{device}"']
+            module, parent, func=function, keywords_for_positional=names, add_positional_first=first, remove=gone
         )
     if _is_reference(module, node):
         return edits.replace(module, _expr(node), function) if function else []
@@ -128,6 +133,16 @@ def name_arguments(module: Module, call: ast.Call, names: dict[int, str], first:
         lambda: edits.change_call(
             module, call, keywords_for_positional=names, add_positional_first=[first] if first else []
         ),
+    )
+
+
+def device_of_the_new_scaler(module: Module, call: ast.Call) -> Fix | None:
+    """`torch.amp.GradScaler(device_type=x)` → `torch.amp.GradScaler(x)`."""
+    given = next(one.value for one in call.keywords if one.arg == "device_type")
+    return attempt(
+        "pass it as the device",
+        SAFE,
+        lambda: edits.change_call(module, call, add_positional_first=[module.source(given)], remove=["device_type"]),
     )
 
 
