@@ -6,7 +6,17 @@ import ast
 import math
 from dataclasses import replace
 
-from amplint.source.interpret import choices, classes, conditions, imports, operations, protocol, training, variables
+from amplint.source.interpret import (
+    choices,
+    classes,
+    conditions,
+    imports,
+    objects,
+    operations,
+    protocol,
+    training,
+    variables,
+)
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -78,6 +88,9 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
             api = m.library.find(f"{owner.name}.{name}")
             if api is not None and api.returns == "scaler":
                 return [(Scaler(sym("attr", owner, name), sym("attr", owner, "is_enabled")), world)]
+            held = objects.taken(owner, name, (), node, world)
+            if held is not None:
+                return [(held, world)]
         case Device(type=kind):
             if name == "type":
                 return [(Const(kind) if kind else sym("attr", owner.text, "type"), world)]

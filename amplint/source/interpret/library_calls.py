@@ -11,6 +11,7 @@ from amplint.source.interpret import (
     conditions,
     containers,
     effects,
+    objects,
     operations,
     protocol,
     tensors,
@@ -118,8 +119,11 @@ def call(
             return [(operations.view_any(given.args[0], node), world)]
         if given.args and last.islower() and any(True for _ in tensors.tensors_in(given.values())):
             return [(operations.operation(m, last, given.args, given.kwargs, node, world, frame), world)]
+        if name == "torch.distributions.kl_divergence" and (held := objects.held(given.values(), node, world)):
+            return [(held, world)]
         if name in ("torch.float16", "torch.half") or last[:1].isupper():
             made_object = Object(name, site(node, frame))
+            objects.fill(made_object, given.values(), node, world)
             if any(tensor.dtype in tensors.HALF for tensor in tensors.tensors_in(given.values())):
                 _tell(m, name, given, made_object, node, world, frame)
             return [(made_object, world)]

@@ -13,6 +13,7 @@ from amplint.source.interpret import (
     contexts,
     library_calls,
     models,
+    objects,
     roles,
     scaler_methods,
     tensor_methods,
@@ -149,7 +150,8 @@ def _object(
             training.backward(m, given.args[0], node, world, frame, managed=True)
             return [(NONE, world)]
         return [(tensors.opaque(given.values(), world, node) or fresh("call"), world)]
-    return None
+    held = objects.taken(owner, name, given.values(), node, world)
+    return [(held, world)] if held is not None else None
 
 
 def _unknown(
