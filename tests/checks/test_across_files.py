@@ -60,3 +60,55 @@ def test_a_clip_in_another_file_is_told_where_it_is_called(call, tmp_path, monke
     )
     assert not repaired.findings
     assert f"    scaler.unscale_(optimizer)\n    {call}\n" in repaired.module.text
+
+
+SCALER = """\
+class LossScaler:
+    def __init__(self, scale):
+        self.loss_scale = scale
+
+    def scale(self, loss):
+        return loss * self.loss_scale
+
+    def unscale_(self, parameters):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(1.0 / self.loss_scale)
+
+    def update(self):
+        self.loss_scale *= 2
+"""
+OWN = """\
+import torch
+from package.half.scaling import LossScaler
+from torch.nn.utils import clip_grad_norm_
+
+
+class Trainer:
+    def __init__(self, model, loader, half=True):
+        self.model, self.loader, self.half = model.cuda(), loader, half
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.scaler = LossScaler(4.0) if half else None
+
+    def train(self):
+        for x, y in self.loader:
+            loss = torch.nn.functional.cross_entropy(self.model(x), y)
+            if self.half:
+                self.scaler.scale(loss).backward()
+                self.scaler.unscale_(self.model.parameters())
+            else:
+                loss.backward()
+            clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+"""
+
+
+def test_a_scaler_of_ones_own_is_followed_through_the_name_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"__init__": "", "half/__init__": "", "half/scaling": SCALER, "half/trainer": OWN}.items():
+        path = tmp_path / "package" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    module = Module.read("package/half/trainer.py", OWN.encode())
+    assert checks.check_module(module, Settings(codes=frozenset({"AMP102", "AMP105"}))).findings == ()

@@ -123,7 +123,7 @@ def state_in_the_dtype_of_the_parameters(script: Script) -> Iterator[Finding]:
             continue
         for model in load.target.of:
             cast = cast_of(script, model, load)
-            if cast is not None:
+            if cast is not None and not _was_half(script, load.target, cast):
                 yield found(
                     "AMP307",
                     load,
@@ -152,3 +152,15 @@ def state_in_the_dtype_of_the_parameters(script: Script) -> Iterator[Finding]:
                     help="cast a copy of the model: copy.deepcopy(model).half()",
                 )
             stepped[optimizer] = event
+
+
+def _was_half(script: Script, optimizer: Optimizer, cast: events.Cast) -> bool:
+    """Whether a state that this script itself saves never was in float32: the parameters were cast before the optimizer
+    was made."""
+    made = next((one for one in script.events(events.Create) if one.value == optimizer), None)
+    every = script.reading.events
+    return (
+        made is not None
+        and every.index(cast) < every.index(made)
+        and any(optimizer in save.parts for save in script.events(events.Save))
+    )

@@ -52,6 +52,7 @@ class Machine:
     log: list[events.Event] = field(default_factory=list)
     entered: set[ast.AST] = field(default_factory=set)  # code that some call reached
     models: set[Value] = field(default_factory=set)  # unknown things that are used as models
+    scalers: dict[Value, str] = field(default_factory=dict)  # and as scalers, with how the code that told uses them
     texts: dict[Any, str] = field(default_factory=dict)  # what a condition's atom reads like in the source
     names: dict[Value, str] = field(default_factory=dict)  # the variable that each thing was first assigned to
     asked: set[ast.AST] = field(default_factory=set)  # tests of statements whose answer is not a constant

@@ -23,6 +23,7 @@ _TRAINS = (
     b"float16",
     b"apex",
     b"clip_grad",
+    b"loss_scale",  # a scaler of one's own
 )
 _HANDLES = (b"optimizer", b"optim.")  # what else a file must say to matter where several are changed together
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
@@ -56,8 +57,9 @@ def now_together() -> object:
 class Project:
     """Finds and reads the local modules that a file imports.
 
-    Roots are the file's own folder, the folders given, the project's root, its `src/` and its `lib/`. `sought` lists
-    every path that was read or looked for, so that a cache knows what a result depends on.
+    Roots are the file's own folder, the folders given, the one that its package lies in, the project's root, its `src/`
+    and its `lib/`. `sought` lists every path that was read or looked for, so that a cache knows what a result depends
+    on.
     """
 
     main: Module
@@ -76,7 +78,8 @@ class Project:
             return cls(main)
         folder = path.resolve().parent
         top = project_root(folder)
-        found = [folder, *map(Path, roots), *_above(folder, top), *([top, top / "src", top / "lib"] if top else [])]
+        projects = [top, top / "src", top / "lib"] if top else []
+        found = [folder, *map(Path, roots), *_above(folder, top), _package_home(folder), *projects]
         known = {Path(one.path).resolve(): one for one in others}
         return cls(main, tuple(dict.fromkeys(found)), {**known, path.resolve(): main})
 
@@ -141,6 +144,13 @@ def _above(folder: Path, top: Path | None) -> list[Path]:
     end = top or Path.cwd()
     found = [one for one in (folder, *folder.parents, *_above_together) if one.is_relative_to(end)]
     return list(dict.fromkeys(found))
+
+
+def _package_home(folder: Path) -> Path:
+    """The folder that the package of this folder lies in: where its own name can be imported from."""
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def project_root(folder: Path) -> Path | None:

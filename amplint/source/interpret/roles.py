@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from itertools import pairwise
 
 from amplint.source.module import Module
 from amplint.source.walk import walk
@@ -69,9 +70,27 @@ def _infer(code: ast.AST) -> dict[str, str]:
     if backward and not any(role.startswith("optimizer") for role in roles.values()):
         # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
         stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
-        if len(stepping) == 1:
+        if len(stepping) == 1 and not _counts_steps(code, stepping[0]):
             roles[stepping[0]] = "optimizer"
     return roles
+
+
+def _counts_steps(code: ast.AST, path: str) -> bool:
+    """Whether `x.step()` follows `x.optimizer.zero_grad()`, with no backward in between: it counts steps."""
+    calls = [
+        (node.lineno, node.func.attr, path_of(node.func.value) or "")
+        for node in walk(code)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    ours = [
+        (method, owner)
+        for _, method, owner in sorted(calls)
+        if method in ("backward", "zero_grad") or (method, owner) == ("step", path)
+    ]
+    return any(
+        before[0] == "zero_grad" and before[1].startswith(f"{path}.") and after[0] == "step"
+        for before, after in pairwise(ours)
+    )
 
 
 def _note_call(call: ast.Call, function: ast.Attribute, uses: Uses) -> None:

@@ -75,8 +75,8 @@ def perhaps_unbound(
 
 def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -> Value:
     """An unknown value as what the code uses it as."""
-    if isinstance(value, Sym) and frame.roles:
-        role = frame.roles.get(path_text(node))
+    if isinstance(value, Sym) and (frame.roles or value in m.scalers):
+        role = frame.roles.get(path_text(node)) or m.scalers.get(value)  # here, or where it was passed on from
         if role is not None:
             return typed_as(m, value, role, world)
     elif isinstance(value, Choice) and frame.roles.get(path_text(node)):
@@ -94,6 +94,7 @@ def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
         return value
     known: Value
     if kind == "scaler":
+        m.scalers[value] = role
         known = Scaler(value, sym("attr", value, "is_enabled"))
     elif isinstance(value.parts[0], Optimizer):
         return value.parts[0]  # what a wrapper holds
