@@ -44,6 +44,11 @@ UNDER_AUTOCAST = [
     ("h.max(1)[0] * 2", "float16"),
     ("h.topk(3)[1] * 2", "integer"),
     ("h.max(1)[0][1] * 2", "float16"),
+    ("h / torch.sqrt(torch.tensor(h.shape[-1]).float())", "float16"),
+    ("h * torch.tensor(2.0, dtype=torch.float64)", "float16"),
+    ("h * torch.ones(8)", "float32"),
+    ("h.argmax(1) * torch.tensor(0.5)", "float32"),
+    ("torch.tensor(2.0) * 3.0", "float32"),
 ]
 WITHOUT_AUTOCAST = [
     ("h.sum(axis)", "float16"),

@@ -268,7 +268,7 @@ def option_of_type_bool(script: Script) -> Iterator[Finding]:
     for option in known.values():
         if option.kind != "bool":
             continue
-        asked = _switches(module, names_amp(option.flag))
+        asked = switches(module, names_amp(option.flag))
         use = next((node for node in asked if any(option_of(known, one) is option for one in _inside(node))), None)
         if use is not None:
             yield found_at(
@@ -282,7 +282,7 @@ def option_of_type_bool(script: Script) -> Iterator[Finding]:
             )
 
 
-def _switches(module: Module, branches: bool) -> Iterator[ast.expr]:
+def switches(module: Module, branches: bool) -> Iterator[ast.expr]:
     """The conditions that switch mixed precision: the flags of autocast and GradScaler, and, with `branches`, what is
     asked before these are made, whatever else hangs on that."""
     for node in module.all_nodes:

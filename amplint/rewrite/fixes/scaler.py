@@ -6,7 +6,7 @@ import ast
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
-from amplint.rewrite.fixes import attempt, bound_before, conditions_above, suite_of
+from amplint.rewrite.fixes import attempt, bound_before, conditions_above, roots, suite_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 from amplint.source.walk import walk
@@ -24,9 +24,10 @@ def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, s
         return None
     above_clip, above_step = conditions_above(module, clip), conditions_above(module, step)
     extra = [one for one in above_step if one not in above_clip]
-    if not extra:
-        return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, statement, [call]))
     own = [one for one, _ in above_clip if not any(one is other for other, _ in above_step)]
+    if not extra:
+        once = _before_loops(module, statement, own, call)
+        return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, once, [call]))
     match extra:
         case [(ast.If(test=test), "body")] if module.source(test) in (scaler, f"{scaler} is not None"):
             if not all(isinstance(one, ast.If) for one in own):
@@ -57,7 +58,21 @@ def unscale_before_guarded(module: Module, clip: ast.AST, scaler: str, optimizer
             lines = [f"if {module.source(test)}:", f"    {call}"]
         case _:
             return None
-    return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, module.statement(clip), lines))
+    first = _before_loops(module, module.statement(clip), [one for one, _ in conditions_above(module, clip)], call)
+    return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, first, lines))
+
+
+def _before_loops(module: Module, statement: ast.stmt, above: list[ast.AST], call: str) -> ast.stmt:
+    """Where a call that may run once only belongs: before the loops among `above` (innermost first) that `statement`
+    stands in (`for group in optimizer.param_groups:`), but for those that choose what the call is about."""
+    for node in above:
+        if isinstance(node, ast.For | ast.While):
+            if {one.id for one in walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)} & roots(
+                call
+            ):
+                break
+            statement = node
+    return statement
 
 
 def _lines(module: Module, statement: ast.stmt) -> list[str]:

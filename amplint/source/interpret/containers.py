@@ -6,6 +6,7 @@ import ast
 
 from amplint.source.interpret import operations, tensors
 from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.promotion import promote
 from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
     Choice,
@@ -76,7 +77,7 @@ def merge_elements(values: list[Value]) -> Value:
         return first
     if all(isinstance(value, Tensor) for value in values):
         of, region, scaler = tensors.provenance(values)
-        return Tensor(*tensors.promote(values), of=of, region=region, scaler=scaler)
+        return Tensor(*promote(values), of=of, region=region, scaler=scaler)
     kinds = [value for value in values if isinstance(value, Model | Instance | Optimizer | Scaler)]
     return kinds[0] if len(kinds) == len(values) else fresh("element")
 

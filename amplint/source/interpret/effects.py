@@ -12,7 +12,7 @@ from amplint.source.interpret.library import Api
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh
-from amplint.source.values import NONE, Bound, Const, Function, Imported, Optimizer, Parameters, Partial, Value
+from amplint.source.values import NONE, Bound, Const, Function, Imported, Optimizer, Parameters, Partial, Scaler, Value
 
 Bindings = dict[str, Value]
 
@@ -20,6 +20,8 @@ Bindings = dict[str, Value]
 def _clip(
     m: Machine, api: Api, bound: Bindings, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
+    if any(isinstance(value, Scaler) for value in given.values()):  # who is given it may unscale first
+        return _unscale(m, api, bound, given, node, world, frame)
     how = api.argument("how", bound)
     of = containers.owners_in(api.argument("parameters", bound))
     if api.fixed.get("unscales"):

@@ -49,8 +49,11 @@ def tensor_method(
         return [(converted, world)]
     if name == "numpy":
         operations.operation(m, "numpy", (tensor,), {}, node, world, frame)
+    if name == "size":  # the same as what stands in x.shape
+        shape = sym("attr", f"tensor {tensor.identity}", "shape")
+        return [(sym("item", shape, given.args[0]) if given.args else shape, world)]
     if name in tensors.NUMBERS:
-        return [(fresh("number") if name != "size" else sym("attr", f"tensor {tensor.identity}", name), world)]
+        return [(fresh("number"), world)]
     if name == "view" and given.args and isinstance(given.args[0], Lib):  # the same bits as another dtype
         read = replace(tensor, dtype=tensors.dtype_of(given.args[0]) or "integer", made=name, identity=serial())
         return [(read, world)]

@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any
 
 from amplint import knowledge
+from amplint.source.interpret.promotion import promote
 from amplint.source.interpret.world import World
-from amplint.source.symbols import is_number, serial
+from amplint.source.symbols import serial
 from amplint.source.values import (
     ASSUMED,
     GIVEN,
@@ -29,7 +30,6 @@ from amplint.source.values import (
     Owners,
     Parameter,
     Parameters,
-    Question,
     Region,
     Sym,
     Tensor,
@@ -37,7 +37,6 @@ from amplint.source.values import (
 )
 
 HALF = ("float16", "bfloat16", "low")
-_RANK = {"bool": 0, "integer": 1, "low": 2, "float16": 2, "bfloat16": 2, "float32": 3, "float64": 4, "complex": 5}
 DTYPES = {
     **dict.fromkeys(("float16", "half", "HalfTensor"), "float16"),
     **dict.fromkeys(("bfloat16", "BFloat16Tensor"), "bfloat16"),
@@ -236,52 +235,6 @@ def as_known(value: Value, world: World, depth: int = 6) -> Value:
                 inherited = value.region == provenance(value.parents)[1]
                 return replace(value, parents=parents, region=provenance(parents)[1] if inherited else value.region)
     return value
-
-
-def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
-    """The dtype that PyTorch's type promotion gives, and how far it can be trusted. With `scalar` an unknown operand is
-    taken for a number: what one multiplies or divides a tensor by, if it is not known to be a tensor."""
-    dtype, trust = "", KNOWN
-    for operand in operands:
-        match operand:
-            case Tensor():
-                found, how = operand.dtype, operand.trust
-            case Parameter() | Parameters():
-                found, how = (operand.dtype if isinstance(operand, Parameter) else "") or "float32", KNOWN
-            case Const():
-                continue  # Python scalars do not promote
-            case Choice() if isinstance(operand.yes, Const) or isinstance(operand.no, Const):
-                other = operand.no if isinstance(operand.yes, Const) else operand.yes
-                default = isinstance(operand.formula, Question) and operand.formula.kind == "given"
-                if isinstance(other, Const) or default or is_number(other):
-                    continue  # a parameter with a number by default: what else it is given will be one, too
-                found, how = promote((other,))
-            case Choice():
-                found, how = promote((operand.yes,))
-                if promote((operand.no,))[0] != found:
-                    return "", KNOWN
-            case Sym() if scalar or is_number(operand):
-                continue
-            case Items(items=items):
-                inner = [one for one in items if not isinstance(one, Const)]
-                if not inner:
-                    continue
-                found, how = promote(inner)
-            case Many(item=Tensor() as item):
-                found, how = item.dtype, item.trust
-            case Sym() | Many():
-                found, how = "", KNOWN
-            case _:
-                continue
-        if found == "":
-            return "", KNOWN
-        if dtype == "" or _RANK[found] > _RANK[dtype]:
-            dtype, trust = found, how
-        elif _RANK[found] == _RANK[dtype]:
-            trust = min(trust, how)
-            if found != dtype:
-                dtype = "float32" if {found, dtype} == {"float16", "bfloat16"} else "low"
-    return dtype, trust
 
 
 def weights_of(world: World, model: Value) -> str:
