@@ -30,7 +30,7 @@ TEXT = README.read_text(encoding="utf-8")
 SCRIPT = """
 import torch
 from torch import nn
-from ourlib import clip_gradients
+from ourlib import limit_gradients
 
 def clip(model, limit):
     torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
@@ -150,7 +150,7 @@ def test_the_configuration_works():
     (configuration,) = blocks("toml")
     assert tomllib.loads(configuration)
     Path("pyproject.toml").write_text(configuration)
-    Path("train.py").write_text(SCRIPT.replace("CLIP", "clip_gradients(model.parameters(), 1.0)"))
+    Path("train.py").write_text(SCRIPT.replace("CLIP", "limit_gradients(model.parameters(), 1.0)"))
     assert "AMP105" not in run("check", "train.py")
     found = CliRunner().invoke(cli, ["check", "--output-format", "concise", "train.py"])
     assert "train.py:17:5: AMP105" in found.output
