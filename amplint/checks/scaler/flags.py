@@ -36,6 +36,7 @@ _DEVICE = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu|npu|available", re.IGNORE
 _BFLOAT16 = re.compile(r"bf16|bfloat", re.IGNORECASE)
 _FLOAT16 = re.compile(r"(?<!b)fp16|(?<!b)float16|half", re.IGNORECASE)
 _NOT_AMP = re.compile(r"test|debug|profil|infer|eval|distill|dummy", re.IGNORECASE)
+_NAMELESS = re.compile(r"<(enabled|unknown) \d+>")
 _PRECISION = re.compile(r"amp|precision|mixed|half", re.IGNORECASE)
 
 
@@ -274,7 +275,7 @@ def _decided_by_flags(formula: Formula) -> bool:
     return (
         bool(atoms)
         and not any(_DEVICE.search(one) or _NOT_AMP.search(one) for one in atoms)
-        and all("fresh" not in one for one in atoms)
+        and not any(_NAMELESS.search(one) for one in atoms)
     )
 
 

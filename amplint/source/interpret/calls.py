@@ -94,9 +94,9 @@ def arguments(m: Machine, node: ast.Call, world: World, frame: Frame) -> list[tu
             for keyword, value in zip(node.keywords, named, strict=True):
                 if keyword.arg is not None:
                     kwargs[keyword.arg] = value
-                elif isinstance(value, Mapping):
-                    kwargs |= {str(key.value): item for key, item in value.items if isinstance(key, Const)}
-                    open_ended |= value.open
+                elif (table := containers.one_table(tensors.settled(value, w2))) is not None:
+                    kwargs |= {str(key.value): item for key, item in table.items if isinstance(key, Const)}
+                    open_ended |= table.open
                 else:
                     open_ended = True
             results.append((Arguments(tuple(args), kwargs, open_ended), w2))

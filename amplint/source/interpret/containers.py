@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import operations, tensors
+from amplint.source.interpret import conditions, operations, tensors
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.promotion import promote
 from amplint.source.symbols import fresh, sym
@@ -179,3 +179,15 @@ def saved_parts(value: Value) -> tuple[tuple[Value, ...], bool, ast.AST | None]:
         case Tensor() | Parameter() | Sym(kind="argument" | "element" | "attr" | "op" | "constant"):
             return (), isinstance(value, Tensor | Parameter), None
     return (), False, None
+
+
+def one_table(value: Value) -> Mapping | None:
+    """A dict, or what the dicts of a choice have in common; None if it is not known to be one."""
+    if not isinstance(value, Choice):
+        return value if isinstance(value, Mapping) else None
+    yes, no = one_table(value.yes), one_table(value.no)
+    if yes is None or no is None:
+        return None
+    other = dict(no.items)
+    shared = [(key, conditions.choice(value.formula, item, other[key])) for key, item in yes.items if key in other]
+    return Mapping(tuple(shared), yes.open or no.open or not len(shared) == len(yes.items) == len(no.items), yes.node)

@@ -163,6 +163,7 @@ def apply(
         results = effect(m, api, bound, given, node, world, frame)
         if results is not None:
             return results
+    unsaid = fresh("enabled") if given.open else None  # it may be in the **options
     match api.returns:
         case "optimizer":
             parameters = role("parameters")
@@ -177,7 +178,7 @@ def apply(
             protocol.register(world, made)  # type: ignore[arg-type]
             m.emit(events.Create, node, world, frame, value=made)
         case "scaler":
-            made = Scaler(site(node, frame), role("enabled") or Const(True), node, role("device"))
+            made = Scaler(site(node, frame), role("enabled") or unsaid or TRUE, node, role("device"))
             for key in list(world.space("updates")):
                 if key[0] == made:
                     world.drop("updates", key)
@@ -185,11 +186,13 @@ def apply(
         case "autocast" if "autocast_handler" in given.kwargs:
             made = fresh("region")  # Accelerate's handler says whether it is on
         case "autocast":
+            managed = bool(api.fixed.get("managed"))
+            dtype, hidden = (None, True) if managed else (role("dtype"), given.open)
             made = Autocast(
                 site(node, frame),
                 device_value(role("device")),
-                sym("managed dtype") if api.fixed.get("managed") else role("dtype"),
-                role("enabled") or Const(True),
+                dtype if dtype is not None or not hidden else sym("managed dtype"),
+                role("enabled") or unsaid or TRUE,
                 role("cache") or Const(True),
                 node,
                 role("device"),
