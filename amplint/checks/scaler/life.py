@@ -129,16 +129,37 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
 
 
 def _steps_older(script: Script, create: events.Create) -> bool:
-    """Whether the scaler steps an optimizer whose name the loop that makes the scaler does not bind."""
-    if not create.loops or create.loops[-1].frame is not create.frame:
+    """Whether the scaler steps an optimizer that the loop that makes the scaler does not bind: by its name, or as a
+    field of the object whose loop it is."""
+    if not create.loops:
         return False
-    bound = {node.id for node in walk(create.loops[-1].node) if isinstance(node, ast.Name) and not _reads(node)}
+    loop = create.loops[-1]
+    here = loop.frame is create.frame
+    bound = {node.id for node in walk(loop.node) if isinstance(node, ast.Name) and not _reads(node)}
     for step in script.events(events.Step):
         if step.scaler == create.value and step.frame is create.frame:
             match step.node:
-                case ast.Call(args=[ast.Name(id=name), *_]) if name not in bound:
+                case ast.Call(args=[ast.Name(id=name), *_]) if here and name not in bound:
                     return True
+                case ast.Call(args=[ast.Attribute(value=ast.Name(id="self"), attr=name), *_]):
+                    return (
+                        loop.frame.owner is not None
+                        and loop.frame.owner == create.frame.owner
+                        and _kept(create, loop.node, name)
+                    )
     return False
+
+
+def _kept(create: events.Create, loop: ast.AST, field: str) -> bool:
+    """Whether a field is stored, and by no function that the loop runs, going by their names."""
+    module = create.module
+    stored = [node for node in module.nodes(ast.Attribute) if node.attr == field and isinstance(node.ctx, ast.Store)]
+    storing = {getattr(module.function(node), "name", "") for node in stored}
+    run = {
+        last_name(call.func) for tree in (loop, create.frame.code) for call in walk(tree) if isinstance(call, ast.Call)
+    }
+    run.add(create.frame.name)
+    return bool(stored) and not storing & run and not any(loop in module.ancestors(node) for node in stored)
 
 
 def _reads(name: ast.Name) -> bool:

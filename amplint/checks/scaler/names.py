@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule
 from amplint.checks.scaler.deciding import certain, excused, for_amp
-from amplint.checks.scaler.scopes import binders, dynamic, is_guarded, loads, plain, unbound
+from amplint.checks.scaler.scopes import binders, born, dynamic, is_guarded, loads, plain, unbound
 from amplint.findings import Finding
 from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
@@ -137,11 +137,7 @@ def _bindings(event: events.Unbound) -> list[tuple[Module, ast.AST]]:
             if isinstance(node, ast.Attribute) and node.attr == event.name and isinstance(node.ctx, ast.Store)
         ]
         functions = {module.function(place) for place in places}
-        if (
-            len(functions) != 1
-            or getattr(next(iter(functions)), "name", "") != "__init__"
-            or not plain(cls.node, event.name)
-        ):
+        if len(functions) != 1 or not functions <= born(module, cls.node) or not plain(cls.node, event.name):
             return []
         if any(
             not isinstance(base, Lib) or base.name not in ("builtins.object", "torch.nn.Module") for base in cls.bases

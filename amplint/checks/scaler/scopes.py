@@ -136,6 +136,26 @@ def _catches(handler: ast.ExceptHandler) -> bool:
     return caught is None or any(getattr(n, "id", getattr(n, "attr", "")) in _CATCHES for n in names)
 
 
+def born(module: Module, node: ast.ClassDef) -> set[ast.AST | None]:
+    """The methods that run whenever an object is made: __init__, and those that such a method calls in any case and
+    that no class of the file makes anew."""
+    heirs = [one for one in module.nodes(ast.ClassDef) if any(ast.unparse(base) == node.name for base in one.bases)]
+    anew = {one.name for heir in heirs for one in heir.body if isinstance(one, ast.FunctionDef)} - {"__init__"}
+    methods = {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+    found: set[ast.AST | None] = set()
+    names = ["__init__"]
+    for name in names:
+        method = methods.get(name)
+        if method is None or method in found or name in anew:
+            continue
+        found.add(method)
+        for statement in method.body:
+            match statement:
+                case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=called))):
+                    names.append(called)
+    return found
+
+
 def plain(node: ast.ClassDef, name: str) -> bool:
     """Whether a class gets its fields in no other way: from a dict, by name, or from a method for missing ones."""
     text = ast.unparse(node)

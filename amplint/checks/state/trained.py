@@ -40,6 +40,17 @@ def trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step,
             cast = cast_of(script, model, step)
             if cast is not None:
                 yield step, cast
+        if not step.halves:
+            yield from ((step, cast) for cast in _made_for_half(script, step.optimizer))
+
+
+def _made_for_half(script: Script, optimizer: Optimizer) -> Iterator[events.Cast]:
+    """Casts of the models that an optimizer is made for, in the method that makes it: another one steps with it."""
+    for create in script.events(events.Create):
+        value = create.value
+        if isinstance(value, Optimizer) and value.node is not None and value.node is optimizer.node:
+            casts = (cast_of(script, model, create) for model in value.of)
+            yield from (cast for cast in casts if cast is not None and cast.frame is create.frame)
 
 
 _MASTERS = re.compile(r"fused|fp16|half|master|mixed|amp(?![a-z])|zero|8bit", re.IGNORECASE)
