@@ -186,12 +186,12 @@ def apply(
         case "autocast" if "autocast_handler" in given.kwargs:
             made = fresh("region")  # Accelerate's handler says whether it is on
         case "autocast":
-            managed = bool(api.fixed.get("managed"))
-            dtype, hidden = (None, True) if managed else (role("dtype"), given.open)
+            managed = api.fixed.get("managed")
+            told = None if managed else role("dtype")
             made = Autocast(
                 site(node, frame),
                 device_value(role("device")),
-                dtype if dtype is not None or not hidden else sym("managed dtype"),
+                sym("managed dtype") if told is None and (managed or given.open) else told,
                 role("enabled") or unsaid or TRUE,
                 role("cache") or Const(True),
                 node,
