@@ -18,6 +18,7 @@ _STORES = frozenset("index_add_ index_copy_ scatter_ scatter_add_".split())  # t
 _CASTS = frozenset("to float half bfloat16 double type type_as".split())
 # What compiled kernels are imported as: they take the dtypes that they were built for, and check nothing else.
 _KERNELS = re.compile(r"^_C$|_C$|^_?ext\b|_ext$|^ext_|_backend$|^_backend|cuda|_cpp$|_kernels?$", re.IGNORECASE)
+_LOADERS = frozenset(f"torch.utils.cpp_extension.load{how}" for how in ("", "_inline"))
 _INDEX = re.compile(r"(^|_)(idx|ind|inds|index|indexes|indices|ids)$")  # what no dtype of autocast can reach: integers
 _NUMBERS = frozenset("int float bool str".split())
 # What is float32 whatever the function was given.
@@ -197,8 +198,14 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
 
 
 def _is_compiled(module: Module, library: ast.Name) -> bool:
-    """Whether a library is called what compiled kernels are called: here, or where it comes from."""
-    return any(_KERNELS.search(name.rpartition(".")[2]) for name in (library.id, *module.dotted(library)))
+    """Whether a library is compiled as the file is run, or called what compiled kernels are called: here, or where it
+    comes from."""
+    return any(_KERNELS.search(name.rpartition(".")[2]) for name in (library.id, *module.dotted(library))) or any(
+        isinstance(node.value, ast.Call)
+        and module.dotted(node.value.func) & _LOADERS
+        and any(isinstance(target, ast.Name) and target.id == library.id for target in node.targets)
+        for node in module.nodes(ast.Assign)
+    )
 
 
 def _has_backward(backward: ast.FunctionDef, library: str, function: str) -> bool:

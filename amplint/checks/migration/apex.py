@@ -37,7 +37,7 @@ def _is_amp(module: Module, node: ast.expr) -> bool:
 
 
 def _message(module: Module, node: ast.Attribute) -> str:
-    of = next(iter(module.dotted(node.value)), "")
+    of = next((one for one in module.dotted(node.value) if one.startswith("torch.")), "")
     if of:
         return f"{of} has no {node.attr}: it is apex.amp's, and raises AttributeError here"
     return f"amp is not bound here: amp.{node.attr} was apex.amp's, and raises NameError"

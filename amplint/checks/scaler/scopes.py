@@ -13,6 +13,7 @@ from amplint.source.walk import children, walk
 _BUILTINS = frozenset((*dir(builtins), "__file__", "__name__", "__class__"))
 _DYNAMIC = frozenset(("exec", "execfile", "get_ipython"))
 _NAMESPACES = frozenset(("globals", "locals", "vars"))  # without an argument
+_WITHOUT_AMP = re.compile(r"(torch\.(nn|optim|utils)|math|typing)(\.|$)")  # none of their names is one of AMP's
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _CATCHES = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "Exception", "BaseException")
 _ANNOTATIONS = frozenset(("annotation", "returns", "type_params"))
@@ -66,8 +67,9 @@ def dynamic(scope: ast.AST) -> bool:
                 return True
             case ast.Call(func=ast.Name(id=name), args=[], keywords=[]) if name in _NAMESPACES:
                 return True
-            case ast.ImportFrom(names=[ast.alias(name="*")]):
-                return True
+            case ast.ImportFrom(module=source, names=[ast.alias(name="*")], level=level):
+                if level or not _WITHOUT_AMP.match(source or ""):
+                    return True
             case ast.Attribute(value=ast.Name(id="builtins" | "__builtins__"), ctx=ast.Store()):
                 return True
     return False
