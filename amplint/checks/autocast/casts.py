@@ -17,18 +17,10 @@ from amplint.source.values import Parameter, Region, Tensor, Value
 @rule("AMP211")
 def float_cast_undone(script: Script) -> Iterator[Finding]:
     """Operands are cast to float32 by hand, and autocast casts them straight back."""
-    lower = {op for op, way in tensors.policy().items() if way == "lower"}
-    for event in script.events(events.Operation):
-        if event.name not in lower or event.result.dtype not in tensors.HALF or event.region is None:
-            continue
-        operands = [value for value in event.args if isinstance(value, Tensor | Parameter)]
-        cast = [value for value in operands if _cast_by_hand(value)]
-        if any(name == "out" for name, _ in event.kwargs):
-            continue  # autocast casts nothing then
-        if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
-            continue
-        if len(cast) < 2 and not any(_was_half(value) for value in cast):
-            continue  # an input that is made a float tensor: model(images.float())
+    undone = list(_undone(script))
+    places = {(event.module, event.module.statement(event.node)) for event, _ in undone}
+    for event, cast in undone:
+        assert event.region is not None
         region = event.region
         severity = Severity.ERROR if _lexical(event, region) else Severity.WARNING
         if region.assumed:
@@ -49,8 +41,30 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
             severity=severity,
             evidence=[(entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="compute it under torch.autocast(device_type, enabled=False)",
-            fix=fixes.float32_island(event.module, event.node, device_of(script, event, region)),
+            fix=fixes.float32_island(
+                event.module,
+                event.node,
+                device_of(script, event, region),
+                also=[statement for module, statement in places if module is event.module],
+            ),
         )
+
+
+def _undone(script: Script) -> Iterator[tuple[events.Operation, list[Value]]]:
+    """Operations that cast operands back, with these operands."""
+    lower = {op for op, way in tensors.policy().items() if way == "lower"}
+    for event in script.events(events.Operation):
+        if event.name not in lower or event.result.dtype not in tensors.HALF or event.region is None:
+            continue
+        operands: list[Value] = [value for value in event.args if isinstance(value, Tensor | Parameter)]
+        cast = [value for value in operands if _cast_by_hand(value)]
+        if any(name == "out" for name, _ in event.kwargs):
+            continue  # autocast casts nothing then
+        if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
+            continue
+        if len(cast) < 2 and not any(_was_half(value) for value in cast):
+            continue  # an input that is made a float tensor: model(images.float())
+        yield event, cast
 
 
 def _together(event: events.Event, node: ast.AST) -> bool:

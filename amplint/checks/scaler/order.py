@@ -208,7 +208,8 @@ def _unscale_first(
         together = same_function(other, clip) and not alternatives(clip.module, other.node, clip.node)
         if other.node is clip.node or not together:
             continue
-        if any(one == optimizer and before.kind in ("scaled", "entry") for one, before in other.touched):
+        owned = other.touched or other.perhaps
+        if other in step.clips or any(one == optimizer and at.kind in ("scaled", "entry") for one, at in owned):
             return None
     for late in script.events(events.Unscale):
         if late.optimizer == optimizer and same_function(late, step) and _lineno(late.node) > _lineno(place):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
-from amplint.source.interpret.tensors import HALF, region_dtype, tensors_in
+from amplint.source.interpret.tensors import HALF, is_scale, region_dtype, tensors_in
 from amplint.source.module import Module
-from amplint.source.values import FALSE, KNOWN, Choice, Scaler, Sym, Tensor, Value
+from amplint.source.values import FALSE, KNOWN, Scaler, Tensor, Value
 from amplint.source.walk import walk
 
 # What depends on the size of a gradient in another way than in proportion.
@@ -37,7 +37,7 @@ def gradient_penalty_not_unscaled(script: Script) -> Iterator[Finding]:
                 evidence=[*_taken(script, grad, "the gradient of a scaled output"), (event, "used as it is")],
                 help="divide it first: grad = grad * (1.0 / scaler.get_scale())",
             )
-        elif event.name in ("mul", "div") and any(_measures(value) for value in event.args):
+        elif event.name in ("mul", "div") and any(is_scale(value) for value in event.args):
             grad = next((g for g in map(_gradient, tensors_in(event.args)) if g is not None), None)
             if grad is None or grad.scaler is not None or not _seen(script, grad):
                 continue
@@ -122,18 +122,6 @@ def _seen(script: Script, grad: Tensor) -> bool:
         if event.node is grad.node:
             outputs += tensors_in(value for name, value in event.kwargs if name == "outputs")
     return any(tensor.of for tensor in outputs)
-
-
-def _measures(value: Value) -> bool:
-    """Whether a number was computed from a scaler's scale."""
-    match value:
-        case Sym(kind="scale of"):
-            return True
-        case Sym(kind="op" | "unary" | "call", parts=parts):
-            return any(isinstance(part, Value) and _measures(part) for part in parts)
-        case Choice():
-            return _measures(value.yes) or _measures(value.no)
-    return False
 
 
 # -- hooks -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Sequence
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
@@ -12,6 +13,7 @@ from amplint.source.module import Module
 from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+_MOVABLE = ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign | ast.Return  # what can go under a `with`
 
 
 def leave_after_loss(module: Module, region: ast.AST, backward: ast.AST) -> Fix | None:
@@ -177,18 +179,26 @@ def add_device(module: Module, call: ast.Call, device: str) -> Fix | None:
     )
 
 
-def float32_island(module: Module, node: ast.AST, device: str, cast: list[ast.expr] | None = None) -> Fix | None:
-    """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands; the
-    device type comes as code."""
+def float32_island(
+    module: Module, node: ast.AST, device: str, cast: Sequence[ast.expr] = (), also: Collection[ast.stmt] = ()
+) -> Fix | None:
+    """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands, and
+    with it those of `also` that stand right before and behind it; the device type comes as code."""
     statement = module.statement(node)
     torch = edits.binding_of(module, "torch", at=statement)
-    if torch is None or not isinstance(statement, ast.Assign | ast.Expr | ast.AnnAssign | ast.AugAssign | ast.Return):
+    if torch is None or not isinstance(statement, _MOVABLE):
         return None
     header = f"with {torch}.autocast(device_type={device}, enabled=False):"
+    suite = suite_of(module, statement)
+    first = last = suite.index(statement)
+    while first and suite[first - 1] in also and isinstance(suite[first - 1], _MOVABLE):
+        first -= 1
+    while last + 1 < len(suite) and suite[last + 1] in also and isinstance(suite[last + 1], _MOVABLE):
+        last += 1
 
     def build() -> list[Edit]:
-        made = edits.indent_under(module, [statement], header)
-        for operand in cast or ():
+        made = edits.indent_under(module, suite[first : last + 1], header)
+        for operand in cast:
             made += edits.replace(module, operand, _float(module, operand))
         return made
 
@@ -197,6 +207,9 @@ def float32_island(module: Module, node: ast.AST, device: str, cast: list[ast.ex
 
 def _float(module: Module, operand: ast.expr) -> str:
     text = module.source(operand)
+    match operand:
+        case ast.Call(func=ast.Attribute(attr="float"), args=[], keywords=[]):
+            return text
     simple = isinstance(operand, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
     return f"{text}.float()" if simple else f"({text}).float()"
 

@@ -22,6 +22,8 @@ def _clip(
 ) -> Results | None:
     if any(isinstance(value, Scaler) for value in given.values()):  # who is given it may unscale first
         return _unscale(m, api, bound, given, node, world, frame)
+    if any(tensors.is_scale(value) for value in given.values()):  # a limit that is scaled, too
+        return [(fresh("norm"), world)]
     how = api.argument("how", bound)
     of = containers.owners_in(api.argument("parameters", bound))
     if api.fixed.get("unscales"):

@@ -208,15 +208,15 @@ def settled(value: Value, world: World) -> Value:
     return value
 
 
-def _measures(value: Value) -> bool:
+def is_scale(value: Value) -> bool:
     """Whether a number was computed from a scaler's scale."""
     match value:
         case Sym(kind="scale of"):
             return True
         case Sym(kind="op" | "unary" | "call", parts=parts):
-            return any(isinstance(part, Value) and _measures(part) for part in parts)
+            return any(isinstance(part, Value) and is_scale(part) for part in parts)
         case Choice():
-            return _measures(value.yes) or _measures(value.no)
+            return is_scale(value.yes) or is_scale(value.no)
     return False
 
 
@@ -274,7 +274,7 @@ def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, d
     """The result of `op` on `operands` here."""
     operands = tuple(settled(operand, world) for operand in operands)
     of, made_under, scaler = provenance(operands)
-    if scaler is not None and op in ("mul", "div") and any(_measures(operand) for operand in operands):
+    if scaler is not None and op in ("mul", "div") and any(is_scale(operand) for operand in operands):
         scaler = None  # times 1 / scaler.get_scale()
     region = region_of(world)
     result, trust = _result(op, tuple(_typed(operand, world) for operand in operands), region)
