@@ -174,6 +174,32 @@ def flag_compared_with_what_it_never_is(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP222")
+def dtype_that_is_no_question(script: Script) -> Iterator[Finding]:
+    """A dtype where a comparison belongs, which is true; or compared with the name of a type, which it never equals."""
+    module = script.module
+    for node in module.all_nodes if _OF_DTYPES.search(module.text) else ():
+        match node:
+            case ast.BoolOp(op=ast.Or(), values=[ast.Compare(comparators=[first]), *others]) if (
+                _is_dtype(module, first) and any(_is_dtype(module, one) for one in others)
+            ):
+                said = "is always true: `or` is given a dtype, not a comparison"
+                help = f"write in ({', '.join(text(module, one) for one in (first, *others))})"
+            case ast.Compare(
+                left=ast.Call(func=ast.Attribute(attr="type"), args=[], keywords=[]),
+                ops=[ast.Eq() | ast.NotEq() as operator],
+                comparators=[right],
+            ) if _is_dtype(module, right):
+                always = "true" if isinstance(operator, ast.NotEq) else "false"
+                said, help = f"is always {always}: a tensor's type() is a string, and no dtype", "compare its dtype"
+            case _:
+                continue
+        yield found_at("AMP222", module, node, f"{text(module, node)} {said}", help=help)
+
+
+_OF_DTYPES = re.compile(r"\bor\s+\(?\w+\.(half|b?float)|\.type\(\)\s*[!=]=\s*\w+\.\w")
+
+
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(node.value)
 
