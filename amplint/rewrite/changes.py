@@ -21,7 +21,8 @@ class Changes:
         self._after: dict[ast.stmt, tuple[Module, list[str]]] = {}
 
     def before(self, module: Module, place: ast.stmt, lines: Sequence[str]) -> None:
-        self._before.setdefault(place, (module, []))[1].extend(lines)
+        known = self._before.setdefault(place, (module, []))[1]
+        known += [line for line in lines if line not in known]  # steps in both arms of a branch unscale alike
 
     def after(self, module: Module, place: ast.stmt, lines: Sequence[str]) -> None:
         self._after.setdefault(place, (module, []))[1].extend(lines)

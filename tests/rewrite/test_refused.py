@@ -78,6 +78,13 @@ REFUSED = {
         "nothing sets its gradients to zero, and a GradScaler would mix scaled and unscaled ones; "
         "call zero_grad() before each backward, or use --dtype bfloat16",
     ),
+    "zeroed outside the loop": (
+        HEAD
+        + "for x, y in loader:\n    optimizer.zero_grad()\n    for part in range(4):\n"
+        + "".join(f"    {line}\n" for line in STEP.splitlines()[2:]),
+        "nothing sets the gradients in the loop of line 7 to zero, and a GradScaler would mix scaled and "
+        "unscaled ones; call zero_grad() before each backward, or use --dtype bfloat16",
+    ),
     "fully_shard": (
         "from torch.distributed.fsdp import fully_shard\n"
         + HEAD.replace("optimizer =", "fully_shard(model)\noptimizer =")

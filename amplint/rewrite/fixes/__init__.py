@@ -75,3 +75,16 @@ def asks_for(condition: tuple[ast.AST, str], text: str) -> bool:
         case (ast.If(test=asked), "body"):
             return ast.unparse(asked) == text
     return False
+
+
+def steps_either_way(condition: tuple[ast.AST, str], stepper: str) -> bool:
+    """Whether the other arms of a branch take a step with the same optimizer, as well."""
+    branch, arm = condition
+    if not isinstance(branch, ast.If) or arm not in ("body", "orelse"):
+        return False
+    other = branch.orelse if arm == "body" else branch.body
+    if len(other) == 1 and isinstance(inner := other[0], ast.If):
+        return steps_either_way((inner, "body"), stepper) and steps_either_way((inner, "orelse"), stepper)
+    calls = (one.value.func for one in other if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call))
+    methods = (one for one in calls if isinstance(one, ast.Attribute) and "step" in one.attr)
+    return any(ast.unparse(one.value) == stepper for one in methods)

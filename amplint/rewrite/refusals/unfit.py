@@ -102,13 +102,24 @@ def check_zeroed(reading: Reading, files: Sequence[Module]) -> None:
     steps = [event for event in reading.events if isinstance(event, events.Step) and event.scaler is None]
     if not steps or not all(event.loops for event in steps):
         return
-    if any(isinstance(event, events.ZeroGradient) for event in reading.events):
-        return
-    if not any(_ZEROES.search(one.text) for one in files):
-        raise Refused(
-            "nothing sets its gradients to zero, and a GradScaler would mix scaled and unscaled ones",
-            "call zero_grad() before each backward, or use --dtype bfloat16",
-        )
+    zeroed = [event for event in reading.events if isinstance(event, events.ZeroGradient)]
+    if not zeroed and not any(_ZEROES.search(one.text) for one in files):
+        raise _mixed("its gradients")
+    for step in steps if zeroed else ():
+        loop = step.loops[-1]
+        if not any(isinstance(one, events.Backward) and loop in one.loops for one in step.before.origins):
+            continue
+        if any(loop.node is one.node for event in zeroed for one in event.loops):
+            continue
+        if not _ZEROES.search(loop.frame.module.source(loop.node)):
+            raise _mixed(f"the gradients in the loop of line {loop.frame.module.range(loop.node).start.row}")
+
+
+def _mixed(what: str) -> Refused:
+    return Refused(
+        f"nothing sets {what} to zero, and a GradScaler would mix scaled and unscaled ones",
+        "call zero_grad() before each backward, or use --dtype bfloat16",
+    )
 
 
 PLAYS = Refused(

@@ -156,7 +156,8 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
             continue
         project = project or _project(module, tuple(roots))
         if cls is not None:
-            if isinstance(node, ast.Attribute) and (module is home or _imports(project, module, home)):
+            here = module is home or _imports(project, module, home)
+            if isinstance(node, ast.Attribute) and here and not _of_other(module, node, cls, home):
                 found.append(node)
         elif module is home and isinstance(node, ast.Name):
             if not is_local(module, node, function):
@@ -167,6 +168,15 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
             if (one is not None and one[1] is function) or any(other is function for _, other in may_be):
                 found.append(node)
     return found
+
+
+def _of_other(module: Module, node: ast.Attribute, cls: ast.AST, home: Module) -> bool:
+    """Whether a field of `self` is one of a class that does not share a class's methods."""
+    around = next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
+    if around is None or getattr(node.value, "id", "") != "self":
+        return False
+    kin = classes_of(home, cls) if isinstance(cls, ast.ClassDef) else ()
+    return all(one is not cls for _, one in classes_of(module, around)) and all(one is not around for _, one in kin)
 
 
 def is_local(module: Module, node: ast.Name, function: ast.FunctionDef) -> bool:

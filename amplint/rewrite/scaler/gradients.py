@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from amplint.rewrite.fixes import asks_for, conditions_above
+from amplint.rewrite.fixes import asks_for, conditions_above, steps_either_way
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.lifts import common, node_in, parameters
 from amplint.rewrite.scaler.wrapped import Wrapped
@@ -56,10 +56,13 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
 
 
 def handled_inside(reading: Reading, step: events.Step) -> tuple[ast.AST, ...]:
-    """Where the method of a wrapper uses the gradients before it steps its optimizer."""
+    """Where the method of a wrapper uses the gradients before it steps its optimizer, or says that it clips them."""
     own = wrapper_of(step)
-    used = (e for e in reading.events if isinstance(e, events.Clip | events.ReadGradient) and e.frame.code is own)
-    return tuple(dict.fromkeys(event.node for event in used)) if own is not None else ()
+    if own is None or not isinstance(step, Wrapped):
+        return ()
+    used = [e.node for e in reading.events if isinstance(e, events.Clip | events.ReadGradient) and e.frame.code is own]
+    used += (node for node in ast.walk(own) if _clips(node) and _place(node) < _place(step.within.node))
+    return tuple(dict.fromkeys(used))
 
 
 def wrapper_of(step: events.Step) -> ast.AST | None:
@@ -111,7 +114,10 @@ def unscale_at(
     there = [one for one in conditions_above(module, stepping) if one[0] is not over or one in here]
     stepper = ast.unparse(step.node.func.value)  # type: ignore[attr-defined]
     asked = any(asks_for(one, stepper) for one in here)
-    if any(one not in here and not (asked and asks_for(one, stepper)) for one in there):
+    if any(
+        one not in here and not (asked and asks_for(one, stepper)) and not steps_either_way(one, stepper)
+        for one in there
+    ):
         raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
     loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
     outermost = loops[-1] if loops else module.statement(first)

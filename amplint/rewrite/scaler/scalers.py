@@ -12,7 +12,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from amplint.rewrite.fixes import asks_for, conditions_above, suite_of
+from amplint.rewrite.fixes import asks_for, conditions_above, steps_either_way, suite_of
 from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
@@ -65,7 +65,7 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
         if together:
             updates: tuple[ast.stmt, ...] = (max(rounds, key=_start),)
         else:
-            updates = tuple(rounds) if alone else _after_groups(module, plans, rounds, owners)
+            updates = _either_way(module, rounds, owners) if alone else _after_groups(module, plans, rounds, owners)
         name = _named(plans[0].home, _free_name((module, *files)))
         made_at = _homes(plans)
         return [ScalerPlan(name, made_at[0][0], tuple(plans), updates, made_at)]
@@ -125,6 +125,18 @@ def _side_by_side(module: Module, rounds: Sequence[ast.stmt], owners: Sequence[s
         asked = above[0][0] if above and asks_for(above[0], owner) and above[1:] in levels else None
         over.append(asked if isinstance(asked, ast.If) else one)
     return over
+
+
+def _either_way(module: Module, rounds: Sequence[ast.stmt], owners: Sequence[str]) -> tuple[ast.stmt, ...]:
+    """The rounds of one optimizer; the branch, where each of its arms takes one."""
+    over: dict[ast.stmt, None] = {}
+    for one, owner in zip(rounds, owners, strict=True):
+        place = one
+        while (above := conditions_above(module, place)) and steps_either_way(above[0], owner):
+            assert isinstance(above[0][0], ast.stmt)
+            place = above[0][0]
+        over[place] = None
+    return tuple(over)
 
 
 def _homes(plans: Sequence[StepPlan]) -> tuple[tuple[Home, tuple[str, ...]], ...]:

@@ -91,7 +91,8 @@ def call(
                 default = given.args[1] if len(given.args) > 1 else NONE
                 has = ask("truth", sym("has", owner, key))
                 return [(conditions.choice(has, Checkpoint(owner.site, (*owner.path, key)), default), world)]
-            return [(sym("call", name, owner), world)]
+            if not any(isinstance(one, Scaler) for one in given.values()):
+                return [(sym("call", name, owner), world)]  # else it is a whole object, and steps
         case Const(value=str()):
             return [(container_methods.text_method(owner, name, given), world)]
         case Autocast() | NullContext() | GradMode() if name == "__enter__":
