@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from pkgutil import walk_packages
 
 from amplint import knowledge
 from amplint.config import Settings
-from amplint.findings import Finding
+from amplint.findings import Finding, Severity
 from amplint.source import triage
 from amplint.source.module import Module
+
+_RAISES = re.compile(r"Error\b|\braises\b")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,16 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     ask(wanted)
     if script.is_read or not wanted:  # rules whose words are in the files that it uses
         ask(triage.live_codes(script.reading.machine.loaded, plan, wrappers) - wanted)
-    ordered = sorted(findings.values(), key=lambda finding: (finding.path, finding.range, finding.code))
+    graded = [_in_test(one) if module.is_test and one.path == module.path else one for one in findings.values()]
+    ordered = sorted(graded, key=lambda finding: (finding.path, finding.range, finding.code))
     return Checked(tuple(ordered), tuple(script.reading.dependencies) if script.is_read else ())
+
+
+def _in_test(finding: Finding) -> Finding:
+    """As it weighs in a unit test: nothing is trained there, so what only training suffers from is a note. What raises
+    or is deprecated weighs as much as elsewhere."""
+    about_training = finding.code[3] not in "069" and not _RAISES.search(finding.message)
+    return replace(finding, severity=Severity.NOTE) if about_training else finding
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import codecs
 import io
+import os
 import re
 import sys
 import tokenize
@@ -29,6 +30,8 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
 )
+_TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py|conftest\.py")
+_TESTS = re.compile(r"def test_|unittest|pytest")
 MAX_BYTES = 5_000_000  # a larger file is generated, not written
 
 
@@ -241,6 +244,11 @@ class Module:
         and step() are not torch's."""
         roots = {name.partition(".")[0] for names in self.imports.values() for name in names}
         return bool(roots & _FOREIGN) and "torch" not in roots
+
+    @cached_property
+    def is_test(self) -> bool:
+        """Whether these are unit tests, by the names that pytest goes by."""
+        return bool(_TEST_FILE.fullmatch(os.path.basename(self.path)) and _TESTS.search(self.text))
 
     def dotted(self, node: ast.AST) -> set[str]:
         """The full dotted names that a name or attribute chain may stand for: `amp.autocast` →

@@ -246,8 +246,7 @@ KNOWN, ASSUMED, GIVEN = 2, 1, 0
 
 @dataclass(frozen=True, slots=True)
 class Model(Value):
-    """A library nn.Module: `torch.nn.Linear(…)`, a torchvision model. Project modules are Instances, unknown ones
-    Syms."""
+    """A library nn.Module: `torch.nn.Linear(…)`. The project's own modules are Instances, unknown ones Syms."""
 
     name: str
     site: Hashable
@@ -289,6 +288,7 @@ class Optimizer(Value):
     name: str = ""
     node: ast.AST | None = field(default=None, compare=False)
     closure: bool = False  # LBFGS: step() calls the forward and backward itself
+    holds: str = ""  # what it is given in place of weights: float32 "copies" of them, or "tensors" of no model
 
 
 @dataclass(frozen=True, slots=True)

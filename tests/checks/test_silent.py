@@ -33,3 +33,24 @@ def test_nothing_is_worth_a_note(path: Path) -> None:
     module = Module.read("train.py", path.read_bytes())
     found = checks.check_module(module, Settings(codes=frozenset((path.name.partition("-")[0],)))).findings
     assert [(f.range.start.row, f.code, f.message) for f in found] == []
+
+
+TEST = """\
+import pytest
+import torch
+
+
+def test_the_kernel_in_half():
+    x = torch.randn(4, 8).cuda().half().requires_grad_()
+    layer = Kernel(8).cuda()
+    with torch.autocast("cuda"):
+        layer(x).mean().backward()
+    with torch.autocast("cuda", True):
+        layer(x)
+"""
+
+
+@pytest.mark.parametrize(("name", "loud"), [("test_kernel.py", ["AMP602"]), ("kernel.py", ["AMP202", "AMP602"])])
+def test_what_only_training_suffers_from_is_a_note_in_a_test(name: str, loud: list[str]) -> None:
+    found = checks.check_module(Module.read(name, TEST.encode()), Settings(codes=frozenset(rules()))).findings
+    assert sorted({one.code for one in found if one.severity is not Severity.NOTE and one.code != "AMP001"}) == loud

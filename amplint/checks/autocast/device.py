@@ -17,7 +17,7 @@ from amplint.source.interpret import classes, conditions, tensors
 from amplint.source.interpret.world import World
 from amplint.source.module import Module
 from amplint.source.symbols import options
-from amplint.source.values import TRUE, Autocast, Choice, Const, Device, Instance, Model, Scaler, Sym, Value
+from amplint.source.values import FALSE, TRUE, Autocast, Choice, Const, Device, Instance, Model, Scaler, Sym, Value
 from amplint.source.walk import walk
 
 ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
@@ -61,6 +61,8 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             )
         elif (index := _index(script, module, argument, sides)) is not None:
             old = script.settings.target_torch < ACCEPTS_AN_INDEX
+            if not old and value.enabled == FALSE:
+                continue  # nothing is checked of a region that is off
             yield found(
                 "AMP208",
                 create,

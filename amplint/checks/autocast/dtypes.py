@@ -71,7 +71,7 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
             )
         elif all(tensors.dtype_of(side) == "float16" for side in sides) and value.device is not None:
             devices = {tensors.device_type(side) for side in sides_of(value.device, create)}
-            if not devices & {"", "cpu"} or asks_for_device(value.enabled) or asked_before(create):
+            if not devices & {"", "cpu"} or asks_for_device(value.enabled) or asked_before(create) or _is_probe(create):
                 continue
             yield found(
                 "AMP210",
@@ -80,6 +80,12 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help='leave the dtype to the device, or enable it for "cuda" only',
             )
+
+
+def _is_probe(create: events.Create) -> bool:
+    """Whether the region holds nothing: it only asks whether torch takes the dtype."""
+    around = next((one for one in create.module.ancestors(create.node) if isinstance(one, ast.With)), None)
+    return around is not None and all(isinstance(one, ast.Pass) for one in around.body)
 
 
 def _dtype(create: events.Create) -> ast.expr | None:
@@ -171,7 +177,7 @@ def dtype_left_to_the_device(script: Script) -> Iterator[Finding]:
                     evidence=[(_scaler(script), "the scaler asks for it")],
                     help="pass dtype=…",
                 )
-        elif not tensors.device_type(value.device) and _unscaled_step(script, create):
+        elif not tensors.device_type(value.device) and not asked_before(create) and _unscaled_step(script, create):
             yield found(
                 "AMP209",
                 create,

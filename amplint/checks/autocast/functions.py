@@ -24,7 +24,6 @@ _NUMBERS = frozenset("int float bool str".split())
 # What is float32 whatever the function was given.
 _FLOAT32 = re.compile(r"torch(\.cuda)?\.FloatTensor|torch\.(zeros|empty|ones|full|rand|randn)")
 _AUTOCAST = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd", re.IGNORECASE)
-_LOW = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd|fp16|float16|half\(", re.IGNORECASE)
 
 
 def functions_in(module: Module) -> Iterator[ast.ClassDef]:
@@ -54,7 +53,7 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
                 forward,
                 f"under autocast the forward of {cls.name} multiplies in half precision and saves what it was given: "
                 f"its backward then {what}, which raises",
-                severity=Severity.WARNING if _LOW.search(module.text) else Severity.NOTE,
+                severity=Severity.WARNING if _AUTOCAST.search(module.text) else Severity.NOTE,
                 evidence=[(module, node, "the gradient meets a saved tensor, or what is made like it")],
                 help="decorate forward with torch.amp.custom_fwd and backward with torch.amp.custom_bwd",
             )

@@ -174,11 +174,12 @@ def unseen_loss_outside_region(script: Script) -> Iterator[Finding]:
 
 
 def _bound(body: list[ast.stmt]) -> set[str]:
-    """The names that a region's statements bind to what calls return."""
+    """The names that a region's statements bind to what calls return, unless that is cast: `model(x).float()`."""
     return {
         name.id
         for statement in body
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
+        if not (isinstance(statement.value.func, ast.Attribute) and statement.value.func.attr == "float")
         for target in statement.targets
         for name in walk(target)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, may_both_run, receiver, rule, text
+from amplint.checks.registry import Script, found, may_both_run, receiver, rule, same_function, text
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
@@ -41,14 +41,18 @@ def trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step,
             if cast is not None:
                 yield step, cast
         if not step.halves:
-            yield from ((step, cast) for cast in _made_for_half(script, step.optimizer))
+            yield from ((step, cast) for cast in _made_for_half(script, step))
 
 
-def _made_for_half(script: Script, optimizer: Optimizer) -> Iterator[events.Cast]:
-    """Casts of the models that an optimizer is made for, in the method that makes it: another one steps with it."""
+def _made_for_half(script: Script, step: events.Step) -> Iterator[events.Cast]:
+    """Casts of models whose parameters an optimizer is given, in the function that makes it, where another one steps."""
     for create in script.events(events.Create):
         value = create.value
-        if isinstance(value, Optimizer) and value.node is not None and value.node is optimizer.node:
+        if not isinstance(value, Optimizer) or value.holds == "copies":
+            continue
+        if value.node is not None and value.node is step.optimizer.node and not same_function(create, step):
+            if "parameters()" not in text(create.module, value.node, 200):
+                continue  # copies of them, for one
             casts = (cast_of(script, model, create) for model in value.of)
             yield from (cast for cast in casts if cast is not None and cast.frame is create.frame)
 

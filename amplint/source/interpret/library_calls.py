@@ -168,13 +168,14 @@ def apply(
         case "optimizer":
             parameters = role("parameters")
             made: Value = Optimizer(
-                site(node, frame), containers.owners_in(parameters), name, node, closure=name.endswith("LBFGS")
+                site(node, frame),
+                containers.owners_in(parameters),
+                name,
+                node,
+                closure=name.endswith("LBFGS"),
+                holds=protocol.held_instead(parameters),
             )
             world.drop("gradients", made)
-            if parameters is not None and containers.holds_copies(parameters):
-                world.set(("dtype of", made), "masters", TRUE)
-            if parameters is not None and protocol.only_tensors(parameters):
-                world.set(("dtype of", made), "tensors", TRUE)
             protocol.register(world, made)  # type: ignore[arg-type]
             m.emit(events.Create, node, world, frame, value=made)
         case "scaler":

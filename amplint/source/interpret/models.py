@@ -101,14 +101,14 @@ def _tell_forward(m: Machine, model: Value, given: Arguments, node: ast.AST, wor
 def _may_train(world: World) -> bool:
     """Whether some optimizer may train a model's weights: none is known, or one that is given more than tensors."""
     known = protocol.optimizers(world)
-    return not known or not all(protocol.trains_tensors(world, one) for one in known)
+    return not known or not all(one.holds == "tensors" for one in known)
 
 
 def _changed(world: World, model: Value, event: events.Event) -> bool:
     """Whether the weights that an event changed are surely this model's."""
     if isinstance(event, events.Step):
         sure, _ = protocol.owners(world, frozenset((model,)))
-        return event.optimizer in sure and not protocol.trains_tensors(world, event.optimizer)
+        return event.optimizer in sure and event.optimizer.holds != "tensors"
     return isinstance(event, events.ChangeWeights) and any(protocol.related(world, model, one) for one in event.of)
 
 

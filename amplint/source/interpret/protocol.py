@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from amplint.source.events import Event, Gradients, Update
+from amplint.source.interpret import containers
 from amplint.source.interpret.world import World
 from amplint.source.symbols import options
 from amplint.source.values import (
@@ -96,18 +97,21 @@ def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
     return sure, perhaps
 
 
-def only_tensors(parameters: Value) -> bool:
-    """Whether an optimizer is handed tensors that are made here, and no model's weights: a latent, a mask."""
+def held_instead(parameters: Value | None) -> str:
+    """What an optimizer is handed that are no weights of a model, as Optimizer.holds has it."""
+    if parameters is None:
+        return ""
+    return "copies" if containers.holds_copies(parameters) else "tensors" if _only_tensors(parameters) else ""
+
+
+def _only_tensors(parameters: Value) -> bool:
+    """Whether these are tensors that are made here, of no model: a latent, a mask."""
     match parameters:
         case Tensor():
             return not parameters.of and parameters.made in _MADE
         case Items():
-            return bool(parameters.items) and all(map(only_tensors, parameters.items))
+            return bool(parameters.items) and all(map(_only_tensors, parameters.items))
     return False
-
-
-def trains_tensors(world: World, optimizer: Optimizer) -> bool:
-    return world.get(("dtype of", optimizer), "tensors") is not None
 
 
 def related(world: World, one: Value, other: Value) -> bool:

@@ -48,7 +48,7 @@ def step(
 
 def _cast_to(dtype: str, world: World, optimizer: Optimizer, before: events.Gradients) -> tuple[Value, ...]:
     """The models that this optimizer surely trains and that have, or may have, this dtype here."""
-    if world.get(("dtype of", optimizer), "masters") is not None:
+    if optimizer.holds == "copies":
         return ()
     trained = set(optimizer.of)
     if not trained and len(protocol.optimizers(world)) == 1:
