@@ -24,7 +24,7 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
         region = event.region
         severity = Severity.ERROR if _lexical(event, region) else Severity.WARNING
         if region.assumed:
-            severity = Severity.WARNING if uses_autocast(script, event.module) and len(cast) > 1 else Severity.NOTE
+            severity = Severity.WARNING if uses_autocast(event.module) and len(cast) > 1 else Severity.NOTE
             if len(cast) > 1 and _feeds(script, event.result, _POSITIONS):
                 severity = Severity.WARNING
         elif len(cast) < 2:

@@ -19,6 +19,8 @@ AUTOCASTS = frozenset(
     ).split()
 )
 
+_AUTOCAST = re.compile(r"\bautocast\b|is_autocast")
+
 # What an unknown thing is called that is called as a model.
 MODEL_NAMES = re.compile(r"model|net|forward|encoder|decoder|backbone|generator|discriminator|critic|transformer|vae")
 
@@ -85,8 +87,9 @@ def brings_autocast(script: Script, forward: events.Forward) -> bool:
     return any(frame.call is forward.node for enter in script.events(events.Enter) for frame in enter.frame.stack())
 
 
-def uses_autocast(script: Script, module: Module) -> bool:
-    return "autocast" in module.text
+def uses_autocast(module: Module) -> bool:
+    """Whether a file has to do with autocast: not one that hands on a setting called `autocast_dtype`."""
+    return bool(_AUTOCAST.search(module.text))
 
 
 def device_of(script: Script, event: events.Operation, region: Region) -> str:

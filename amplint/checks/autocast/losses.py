@@ -23,7 +23,7 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
         region = event.region
         if not may_be_enabled(region, event) or tensors.device_type(region.autocast.device) == "cpu":
             continue
-        if region.assumed and (not uses_autocast(script, event.module) or _other_arm_leaves(script, event)):
+        if region.assumed and (not uses_autocast(event.module) or _other_arm_leaves(script, event)):
             continue
         yield found(
             "AMP216",
