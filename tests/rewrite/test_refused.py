@@ -277,3 +277,12 @@ def test_a_script_is_converted_whole_or_not_at_all() -> None:
         "train.py:12: refused: the step on line 13 of the same script is refused; see there",
         "train.py:13: refused: the optimizer exists only under some conditions; convert it by hand",
     ]
+
+
+@pytest.mark.parametrize(("torch", "moved"), [("2.2", '.to("cpu")'), ("2.2", ".to(near)"), ("2.4", ".cpu()")])
+def test_a_loss_on_the_cpu_is_scaled_from_2_3_on(torch: str, moved: str) -> None:
+    head = HEAD + 'near = torch.device("cpu")\n'
+    put(head + STEP.replace("model(x.to(device)), y.to(device)", f"model(x.to(device)){moved}, y"))
+    result = amplint("train.py", "--target-torch", torch)
+    assert (result.exit_code == 1) == (torch == "2.2")
+    assert ("its loss is computed on the CPU" in result.stdout) == (torch == "2.2")

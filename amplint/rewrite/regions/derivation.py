@@ -12,6 +12,7 @@ from amplint.source.module import Module
 from amplint.source.values import Value
 
 Region = tuple[ast.stmt, ...]
+_CPU = ("torch.device('cpu')", "'cpu'")
 _GROWS = frozenset(("append", "extend", "insert", "update", "add", "setdefault", "appendleft"))
 
 
@@ -167,6 +168,30 @@ def _is_array(value: ast.AST) -> bool:
         if isinstance(value, ast.Attribute) and value.attr in ("numpy", "item", "tolist"):
             return True
         value = value.func if isinstance(value, ast.Call) else value.value
+    return False
+
+
+def on_the_cpu(module: Module, region: Region) -> bool:
+    """Whether a loss is derived from what is moved to the CPU on the way."""
+    needed: set[str] = set()
+    for statement in reversed(region):
+        if statement is region[-1] or stored(statement) & needed:
+            if any(_to_cpu(module, node) for node in ast.walk(statement)):
+                return True
+            needed |= read(statement)
+    return False
+
+
+def _to_cpu(module: Module, node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr="cpu"), args=[]):
+            return getattr(module.parents[node], "attr", "") not in ("numpy", "tolist")
+        case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value="cpu")]):
+            return True
+        case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name(id=name)]):
+            scope = module.function(node) or module.tree
+            found = [one for one in ast.walk(scope) if isinstance(one, ast.Assign) and name in map(path, one.targets)]
+            return bool(found) and all(ast.unparse(one.value) in _CPU for one in found)
     return False
 
 

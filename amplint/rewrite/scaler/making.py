@@ -17,6 +17,7 @@ from amplint.rewrite.gates.switch import switch
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.refusals.sharding import SCALER, sharded
+from amplint.rewrite.regions.derivation import on_the_cpu
 from amplint.rewrite.regions.lifts import Through, standing
 from amplint.rewrite.scaler.checkpoints import state_edits
 from amplint.rewrite.scaler.definitions import other_users
@@ -186,6 +187,11 @@ class Maker:
         asked = [gate.enabled] if gate.enabled else []
         asked += [f"{device.auto_dtype(module)} == {torch}.float16"] if self.aim.dtype == "auto" else []
         new = self.aim.version >= (2, 3) or self.aim.device != "cuda"
+        if not new and any(on_the_cpu(plan.module, part.region) for plan in scaler.steps for part in plan.parts):
+            raise Refused(
+                "its loss is computed on the CPU, and the GradScaler of PyTorch before 2.3 takes none from there",
+                "compute it on the GPU, or say --target-torch 2.3 if it runs on that",
+            )
         given = [gate.device] if new else []
         given += ["init_scale=1024.0"] if any(plan.summed for plan in scaler.steps) else []
         given += [f"enabled={' and '.join(asked)}"] if asked else []
