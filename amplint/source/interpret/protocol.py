@@ -155,7 +155,7 @@ def backward(
 ) -> tuple[tuple[Optimizer, Gradients], ...]:
     """A backward pass adds to the gradients of every optimizer that owns parameters of the loss's models."""
     sure, perhaps = owners(world, of)
-    kind = "managed" if managed else "scaled" if scaler is not None else "plain"
+    kind = "scaled" if scaler is not None else "managed" if managed else "plain"
     touched = []
     for optimizer in sure:
         before = gradients(world, optimizer)
