@@ -45,7 +45,7 @@ def trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step,
 
 
 def _made_for_half(script: Script, step: events.Step) -> Iterator[events.Cast]:
-    """Casts of models whose parameters an optimizer is given, in the function that makes it, where another one steps."""
+    """Casts of models whose parameters an optimizer is given in one function, where another one steps."""
     for create in script.events(events.Create):
         value = create.value
         if not isinstance(value, Optimizer) or value.holds == "copies":
