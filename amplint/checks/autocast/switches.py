@@ -180,9 +180,9 @@ def dtype_that_is_no_question(script: Script) -> Iterator[Finding]:
     module = script.module
     for node in module.all_nodes if _OF_DTYPES.search(module.text) else ():
         match node:
-            case ast.BoolOp(op=ast.Or(), values=[ast.Compare(comparators=[first]), *others]) if (
-                _is_dtype(module, first) and any(_is_dtype(module, one) for one in others)
-            ):
+            case ast.BoolOp(op=ast.Or(), values=[ast.Compare(comparators=[first]), *others]):
+                if not _is_dtype(module, first) or not any(_is_dtype(module, one) for one in others):
+                    continue
                 said = "is always true: `or` is given a dtype, not a comparison"
                 help = f"write in ({', '.join(text(module, one) for one in (first, *others))})"
             case ast.Compare(

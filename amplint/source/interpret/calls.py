@@ -18,6 +18,7 @@ from amplint.source.interpret import (
     library_calls,
     methods,
     models,
+    objects,
     protocol,
     scaler_methods,
     tensors,
@@ -254,6 +255,8 @@ def unknown(
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)
     result = tensors.opaque(carried, world, node)
+    if result is not None and isinstance(callee, Sym) and isinstance(frame.module.parents.get(node), ast.Expr):
+        objects.fill(callee, values, node, world)  # it keeps what it made: `losses(out, y)`, then `losses.backward()`
     if in_region:
         of = frozenset((callee,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)

@@ -164,7 +164,7 @@ def _unknown(
         if given.args and not isinstance(given.args[0], Const):
             training.backward(m, given.args[0], node, world, frame, managed=True)  # an engine's backward(loss)
         else:
-            training.backward(m, owner, node, world, frame)
+            training.backward(m, objects.held((owner,), node, world) or owner, node, world, frame)
         return [(NONE, world)]
     if is_model or name in _MODEL_ONLY:
         if name in _MODEL_ONLY:

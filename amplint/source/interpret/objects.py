@@ -1,4 +1,4 @@
-"""Library objects that hold tensors, as a distribution does: what their methods return comes from those."""
+"""Objects that hold tensors, as a distribution does: what their methods return comes from those."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 from amplint.source.interpret import tensors
 from amplint.source.interpret.world import World
-from amplint.source.values import Object, Tensor, Value
+from amplint.source.values import Object, Sym, Tensor, Value
 
 _HELD = "made of"
 _DRAWN = frozenset(("sample", "sample_n"))  # no gradient flows through what these draw
 
 
-def fill(made: Object, values: Iterable[Value], node: ast.AST, world: World) -> None:
-    """Remember the tensors that a library object was made of."""
+def fill(made: Value, values: Iterable[Value], node: ast.AST, world: World) -> None:
+    """Remember the tensors that an object was made of, or was called with last."""
     found = held(values, node, world)
     if found is not None:
         world.set(made, _HELD, found)
@@ -22,7 +22,7 @@ def fill(made: Object, values: Iterable[Value], node: ast.AST, world: World) -> 
 
 def held(values: Iterable[Value], node: ast.AST, world: World) -> Tensor | None:
     """Something that depends on all tensors among the values and in the objects among them."""
-    inner = (world.get(value, _HELD) or value if isinstance(value, Object) else value for value in values)
+    inner = (world.get(value, _HELD) or value if isinstance(value, Object | Sym) else value for value in values)
     return tensors.opaque(inner, world, node)
 
 
