@@ -41,12 +41,13 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
         if _once(create):
             continue
         used = [b for b in script.events(events.Backward) if b.scaler == create.value]
+        steps_older = bool(used) and _steps_older(script, create)
         for backward in used:
             one_step = _one_step(script, create, backward)
             if not create.loops and not one_step and not _one_epoch(create, backward):
                 continue
             inner = len(backward.loops) > len(create.loops)
-            older = one_step or _steps_older(script, create)
+            older = one_step or steps_older
             older = older or any(not _made_in(script, o, create) for o, _ in backward.touched)
             if not older and not _handed_to_each_epoch(create):
                 continue
