@@ -125,7 +125,10 @@ class Bindings:
         last = self._last(load)
         if last is None or last in self.low:
             return False
-        block = suite_of(self.module, self.module.statement(last))
+        statement = self.module.statement(last)
+        while isinstance(outer := self.module.parents[statement], ast.With):
+            statement = outer  # whose body always runs
+        block = suite_of(self.module, statement)
         return any(above in block for above in self.module.ancestors(load))
 
     def values(self, load: ast.Name) -> list[ast.expr]:

@@ -18,7 +18,7 @@ from amplint.rewrite.islands.casts import Bindings, Uncast, called, operand, ten
 from amplint.rewrite.islands.islands import islands, keep, words
 from amplint.rewrite.islands.logarithms import logarithms
 from amplint.rewrite.islands.logits import Logits, logits
-from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, returned_by, sigmoid_before
+from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, returned_by, sigmoid_before, unviewed
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.derivation import of_model
 from amplint.rewrite.regions.lifts import lifts_of, shown, standing
@@ -364,7 +364,8 @@ def _sure(module: Module, region: Region, after: dict[ast.AST, int | None]) -> s
             above = module.parents[node]
             index = above.elts.index(node) if isinstance(above, ast.Tuple) else None
             above = module.parents[above] if isinstance(above, ast.Tuple) else above
-            sure = isinstance(above, ast.Assign) and above.value in after and after[above.value] == index
+            value = unviewed(above.value) if isinstance(above, ast.Assign) else None
+            sure = value in after and after[value] == index
             found[node.id] = found.get(node.id, True) and sure
     return {name for name, sure in found.items() if sure}
 
