@@ -245,7 +245,8 @@ class Maker:
                 done.update(said)
         for function, (module, name) in savers(reach, self.aim.files).items():
             if module is not home.module and self._stays(function, module):
-                self.left[f"{function.name}() in {module.path} does not know its state"] = None
+                unnamed = "" if module in self.aim.files.named else ", which was not named,"
+                self.left[f"{function.name}() in {module.path}{unnamed} does not know its state"] = None
                 continue
             around = [function, *module.ancestors(function)]
             if function not in reach.handed and not any(cls in around for _, cls in home.classes):
