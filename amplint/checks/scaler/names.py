@@ -35,6 +35,11 @@ _HAS = {
     "torch.cuda.amp": {*_AMP_NAMES, "autocast_mode", "grad_scaler", "common", "amp_definitely_not_available"},
     "torch.cpu.amp": {"GradScaler", "autocast", "autocast_mode", "grad_scaler"},
 }
+_SCALERS = frozenset(f"torch{device}.amp{file}.GradScaler" for device in ("", ".cuda") for file in ("", ".grad_scaler"))
+_METHODS = frozenset(
+    "scale unscale_ step update is_enabled state_dict load_state_dict get_scale get_growth_factor set_growth_factor "
+    "get_backoff_factor set_backoff_factor get_growth_interval set_growth_interval".split()
+)
 _ENABLED = ": a GradScaler with enabled=False passes everything through"
 _ELSEWHERE = {"torch.cuda": ("autocast", "GradScaler"), "torch.nn": ("autocast", "GradScaler", "amp")}
 
@@ -257,6 +262,32 @@ def not_in_the_library(script: Script) -> Iterator[Finding]:
                         f"{node.module} has no {alias.name}, in any version of PyTorch: this raises ImportError",
                         help=_suggest(alias.name),
                     )
+
+
+@rule("AMP135")
+def not_of_a_scaler(script: Script) -> Iterator[Finding]:
+    """A method that no GradScaler has, of a name that is bound to nothing else."""
+    module = script.module
+    if "GradScaler" not in module.text:
+        return
+    scalers: dict[str, bool] = dict.fromkeys((one.arg for one in module.nodes(ast.arg)), False)
+    bound: list[ast.Name | ast.Attribute] = [*module.nodes(ast.Name), *module.nodes(ast.Attribute)]
+    for target in bound:
+        if isinstance(target.ctx, ast.Store):
+            value = getattr(module.parents[target], "value", None)
+            made = isinstance(value, ast.Call) and any(one in _SCALERS for one in module.dotted(value.func))
+            scalers[ast.unparse(target)] = made and scalers.get(ast.unparse(target), True)
+    for node in module.nodes(ast.Attribute) if any(scalers.values()) else ():
+        known = node.attr in _METHODS or node.attr.startswith("_") or not isinstance(node.ctx, ast.Load)
+        if not known and scalers.get(ast.unparse(node.value)) and not is_guarded(module, node, ""):
+            near = next((one for one in _METHODS if one.strip("_") == node.attr.strip("_")), "")
+            yield found_at(
+                "AMP135",
+                module,
+                node,
+                f"a GradScaler has no {node.attr}, in any version of PyTorch: this raises AttributeError",
+                help=f"write {near}" if near else "see the methods of torch.amp.GradScaler",
+            )
 
 
 def _exists(module: str, name: str) -> bool:
