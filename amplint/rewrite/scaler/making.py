@@ -230,7 +230,8 @@ class Maker:
         done: dict[str, None] = {}
         edited: list[Edit] = []
         home = reach.home
-        places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, reach.optimizers)]
+        known = _wrapped(scaler, home) or reach.optimizers
+        places: list[tuple[Module, ast.AST, Sequence[str]]] = [(home.module, home.module.tree, known)]
         if home.in_class:
             places = [(home.module, one, reach.optimizers) for one in sharing(home, reach.optimizers)]
             places += [(module, cls, reach.optimizers) for module, cls in home.classes if module is not home.module]
@@ -266,6 +267,18 @@ class Maker:
             return {}
         self.changes.edits += edited
         return done
+
+
+def _wrapped(scaler: ScalerPlan, home: Home) -> tuple[str, ...]:
+    """The name of an optimizer that a wrapper is made with, where its state is asked for by that name."""
+    create, module = scaler.steps[0].create, home.module
+    if not isinstance(scaler.steps[0].step, Wrapped) or create is None or create.node not in module.parents:
+        return ()
+    match module.statement(create.node):
+        case ast.Assign(targets=[ast.Name(id=name)]) as made if made in suite_of(module, home.statement):
+            given = any(getattr(one, "id", "") == name for one in ast.walk(home.statement))
+            return (name,) if given and f"{name}.state_dict(" in module.text else ()
+    return ()
 
 
 def _restores(node: ast.AST) -> bool:
