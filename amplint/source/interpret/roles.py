@@ -70,9 +70,20 @@ def _infer(code: ast.AST) -> dict[str, str]:
     if backward and not any(role.startswith("optimizer") for role in roles.values()):
         # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
         stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
-        if len(stepping) == 1 and not _counts_steps(code, stepping[0]):
+        if len(stepping) == 1 and not _steps_beside(code, stepping[0], uses) and not _counts_steps(code, stepping[0]):
             roles[stepping[0]] = "optimizer"
     return roles
+
+
+def _steps_beside(code: ast.AST, path: str, uses: Uses) -> bool:
+    """Whether something else is the optimizer: its gradients are dropped here, and nobody calls it, as one does with a
+    model. What steps is a schedule."""
+    called = {path_of(node.func) for node in walk(code) if isinstance(node, ast.Call)}
+    return any(
+        "zero_grad" in seen and not seen & _MODEL_METHODS and other not in called and not other.startswith(f"{path}.")
+        for other, seen in uses.items()
+        if other != path
+    )
 
 
 def _counts_steps(code: ast.AST, path: str) -> bool:
