@@ -205,6 +205,8 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
             continue
         step = next(steps_of(script, unscale.optimizer, scaled=True), None)
         here = [s for s in script.events(events.Step) if s.optimizer == unscale.optimizer and same_function(s, unscale)]
+        if step is None and not here:
+            continue  # no step is seen at all: a helper that is not followed takes it
         if here and all(s.scaler is None for s in here):
             continue  # no path steps through the scaler: AMP102
         due = any(every_n_batches(s) for s in here)
