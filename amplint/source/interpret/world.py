@@ -129,10 +129,10 @@ def join_all(worlds: Iterable[World], most: int = MOST_WORLDS) -> list[World]:
                 joined[index] = met
                 break
         else:
-            joined.append(world)
-    while len(joined) > most:
-        last = joined.pop()
-        _blur(joined[-1], last)
+            if len(joined) < most:
+                joined.append(world)
+            else:
+                _blur(joined[-1], world)
     return joined
 
 
@@ -320,8 +320,11 @@ def _blur(kept: World, lost: World) -> None:
     for owner in kept.spaces.keys() | lost.spaces.keys():
         if owner in PROTOCOL or kept.spaces.get(owner) is lost.spaces.get(owner):
             continue
-        for name in kept.space(owner).keys() | lost.space(owner).keys():
-            mine, other = kept.get(owner, name), lost.get(owner, name)
+        here, there = kept.space(owner), lost.space(owner)
+        for name in here.keys() | there.keys():
+            mine, other = here.get(name), there.get(name)
+            if mine is other:
+                continue
             if isinstance(mine, Deferred) or isinstance(other, Deferred):
                 kept.set(owner, name, other if isinstance(mine, Deferred) else mine)
             elif mine != other and isinstance(mine, Value) and isinstance(other, Value):
