@@ -253,6 +253,12 @@ def test_the_likeliest_class_has_a_logarithm_of_zero() -> None:
     _sound(found, analyse(found, {"x": Declared(-60, 60)}, strict=True))
 
 
+def test_the_inverse_root_of_minus_zero_is_minus_infinite() -> None:
+    """Found by a random program: what dropout drops of a negative number is -0."""
+    found = captured(lambda x, keep: torch.rsqrt(x * keep), torch.tensor([-2.0, 2.0]), torch.tensor([0.0, 1.0]))
+    _sound(found, analyse(found, {"x": Declared(-3, 3), "keep": Declared(0, 1)}, strict=True))
+
+
 @pytest.mark.parametrize(
     "shrinks", [torch.log, torch.log1p, torch.asinh, lambda x: x**0.1, lambda x: x ** torch.full_like(x, 0.1)]
 )

@@ -274,8 +274,8 @@ def _inverse(call: Call) -> Box:
     def function(x: Tensor) -> Tensor:
         return 1 / (x.clamp_min(0).sqrt() if root else x)
 
-    if root:
-        low = function(box.high.clamp(0, LARGE))
+    if root:  # of -0, which what may be negative may come to, it is -inf
+        low = torch.where(box.low < 0, -math.inf, function(box.high.clamp(0, LARGE)))
         high = torch.where(box.low <= 0, math.inf, function(box.low))
     else:
         low, high = _reciprocal(box)
