@@ -49,6 +49,10 @@ UNDER_AUTOCAST = [
     ("h * torch.ones(8)", "float32"),
     ("h.argmax(1) * torch.tensor(0.5)", "float32"),
     ("torch.tensor(2.0) * 3.0", "float32"),
+    ("h * torch.tensor(2.0).cuda()", "float16"),
+    ("h * torch.tensor(2.0).repeat(8)", "float32"),
+    ("h * torch.tensor(2.0)[None]", "float32"),
+    ("h * torch.unsqueeze(torch.tensor(2.0), 0).sqrt()", "float32"),
 ]
 WITHOUT_AUTOCAST = [
     ("h.sum(axis)", "float16"),

@@ -9,6 +9,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.frames import Arguments, Frame
 from amplint.source.interpret.machine import Machine
+from amplint.source.interpret.promotion import has_no_dimension
 from amplint.source.interpret.world import World
 from amplint.source.symbols import serial, sym
 from amplint.source.values import ASSUMED, KNOWN, NONE, Const, Items, Sym, Tensor, Value
@@ -120,10 +121,13 @@ def _constant_dtype(value: Value) -> str:
     return ""
 
 
-def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False) -> Tensor:
-    """The same numbers in another shape. `deeper`: an element of what may be a tuple of tensors."""
+def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False, shaped: bool = False) -> Tensor:
+    """The same numbers in another shape. `deeper`: an element of what may be a tuple of tensors; `shaped`: surely in
+    the same shape."""
     if tensor.made == "" and deeper:
         return replace(tensor, identity=serial())
+    if not shaped and has_no_dimension(tensor):  # it may have some now
+        return replace(tensor, identity=serial(), made="view", parents=(tensor,))
     return replace(tensor, identity=serial(), parents=(tensor,) if tensor.made == "" else tensor.parents)
 
 

@@ -23,6 +23,10 @@ from amplint.source.values import (
 _RANK = {"bool": 0, "integer": 1, "low": 2, "float16": 2, "bfloat16": 2, "float32": 3, "float64": 4, "complex": 5}
 _FLOAT = 2
 _CATEGORY = {"bool": 0, "integer": 1, "complex": 3}  # the others are floats
+# What makes of tensors without dimensions, and of numbers, one without.
+_POINTWISE = frozenset(
+    "sqrt rsqrt exp log log2 log10 sin cos abs neg add sub mul div pow to type float double half bfloat16 long".split()
+)
 
 
 def promote(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:
@@ -46,7 +50,7 @@ def has_no_dimension(value: Value, depth: int = 4) -> bool:
     if value.made in ("tensor", "as_tensor"):
         return is_number(value.parents[0])
     tensors = [part for part in value.parents if not is_number(part)]
-    return bool(tensors) and all(has_no_dimension(part, depth - 1) for part in tensors)
+    return value.made in _POINTWISE and bool(tensors) and all(has_no_dimension(part, depth - 1) for part in tensors)
 
 
 def _widest(operands: Iterable[Value], scalar: bool = False) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from amplint.source.values import (
 )
 
 _IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
+_SAME_SHAPE = _IN_PLACE_KEEP | {"cuda", "cpu", "clone", "contiguous", "pin_memory"}
 _LINEAR = frozenset(
     ("mul_ div_ mul div add_ copy_ view reshape clone detach cpu cuda to float contiguous sub_ half").split()
 )
@@ -58,7 +59,7 @@ def tensor_method(
         read = replace(tensor, dtype=tensors.dtype_of(given.args[0]) or "integer", made=name, identity=serial())
         return [(read, world)]
     if name in tensors.VIEWS or name in _IN_PLACE_KEEP:
-        return [(operations.view(tensor, node), world)]
+        return [(operations.view(tensor, node, shaped=name in _SAME_SHAPE), world)]
     if name in ("values", "items", "keys", "get", "to_tuple"):  # a model's output may be a dict of tensors
         inner = operations.view(tensor, node, deeper=True)
         return [(Many(Items((fresh("key"), inner))) if name == "items" else Many(inner), world)]
