@@ -133,6 +133,11 @@ def receiver(event: events.Event) -> str:
     return ""
 
 
+def scaler_in(event: events.Event) -> str:
+    """What a message calls the scaler of an event, whose method may have been called by a name of its own."""
+    return receiver(event) or "the scaler"
+
+
 def first_argument(event: events.Event) -> str:
     """The text of the first argument of a call: `optimizer` in `self.scaler.step(optimizer)`."""
     node = event.node

@@ -180,7 +180,8 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     if step is not None:
         evidence += [(step, "unscaled only here, after the clip")]
         one_object = clip.frame.owner is not None and step.frame.owner == clip.frame.owner
-        if same_function(step, clip) or one_object or place is not clip.node:  # the names mean the same there
+        same = same_function(step, clip) or one_object or place is not clip.node  # the names mean the same there
+        if same and receiver(step):
             name = f"{receiver(step)}.unscale_({first_argument(step)})"
     return found_at(
         "AMP105",

@@ -14,6 +14,7 @@ from amplint.checks.registry import (
     receiver,
     rule,
     same_function,
+    scaler_in,
     text,
 )
 from amplint.checks.scaler.protocol import backwards_of, is_disabled
@@ -49,7 +50,7 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP121",
             step,
-            f"where no backward has run, {first_argument(step)} has no gradients: {receiver(step)}.step() raises "
+            f"where no backward has run, {first_argument(step)} has no gradients: {scaler_in(step)}.step() raises "
             "AssertionError (No inf checks were recorded), where a plain step would do nothing",
             evidence=[(here[0], "its gradients are computed only here"), (step, "but it is stepped in any case")],
             help="step it under the same condition as its backward",
@@ -219,7 +220,7 @@ def _after_step(script: Script, unscale: events.Unscale) -> Iterator[Finding]:
     if step is None or alternatives(unscale.module, step.node, unscale.node):
         return
     if unscale.state == "stepped":
-        message = f"unscale_ comes after {receiver(unscale)}.step(), which has unscaled already: RuntimeError"
+        message = f"unscale_ comes after {scaler_in(unscale)}.step(), which has unscaled already: RuntimeError"
     else:
         message = (
             "unscale_ comes after the step and the update: it divides used gradients again, and the next step takes "
@@ -254,7 +255,7 @@ def closure_with_scaler(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP118",
                 step,
-                f"{receiver(step)}.step() cannot run a closure: "
+                f"{scaler_in(step)}.step() cannot run a closure: "
                 + (
                     "with closure= it raises RuntimeError"
                     if named

@@ -12,6 +12,7 @@ from amplint.checks.registry import (
     receiver,
     rule,
     same_function,
+    scaler_in,
     text,
 )
 from amplint.checks.scaler.protocol import (
@@ -276,9 +277,9 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                 "the loss is not scaled, but the step divides its gradients by the loss scale (65536 at first)",
                 evidence=[
                     (backward, "unscaled gradients are computed"),
-                    (step, f"{receiver(step)} divides them by the scale and steps"),
+                    (step, f"{scaler_in(step)} divides them by the scale and steps"),
                 ],
-                help=f"call {receiver(step)}.scale(loss).backward()",
+                help=f"call {scaler_in(step)}.scale(loss).backward()",
                 fix=_scale_loss(script, backward, step),
             )
     for discard in script.events(events.Discard):
@@ -323,7 +324,7 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
                         (backward, "these are not"),
                         (step, "both are divided"),
                     ],
-                    help=f"scale every loss of the step: {receiver(step)}.scale(loss).backward()",
+                    help=f"scale every loss of the step: {scaler_in(step)}.scale(loss).backward()",
                     fix=_scale_loss(script, backward, step),
                 )
 

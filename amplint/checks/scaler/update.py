@@ -13,6 +13,7 @@ from amplint.checks.registry import (
     receiver,
     rule,
     same_function,
+    scaler_in,
     text,
 )
 from amplint.checks.scaler.accumulation import every_n_batches
@@ -46,7 +47,7 @@ def missing_update(script: Script) -> Iterator[Finding]:
         )
         if step is None:
             continue
-        name = receiver(step)
+        name = scaler_in(step)
         yield found(
             "AMP110",
             step,
@@ -81,7 +82,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP111",
                 update,
-                f"{receiver(update)}.update() runs between unscale_ and step: the step divides the gradients by the "
+                f"{scaler_in(update)}.update() runs between unscale_ and step: the step divides the gradients by the "
                 f"scale a "
                 "second time",
                 evidence=[
@@ -103,7 +104,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP111",
                 update,
-                f"{receiver(update)}.update() runs although nothing was stepped or unscaled since the last one: "
+                f"{scaler_in(update)}.update() runs although nothing was stepped or unscaled since the last one: "
                 f"AssertionError",
                 evidence=[
                     *((b, "gradients wait for a step") for b in backwards_of(later, waiting)[-1:]),
@@ -143,7 +144,7 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP112",
             update,
-            f"{receiver(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
+            f"{scaler_in(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
             f"gradients are "
             "divided by the wrong one",
             evidence=[
@@ -176,7 +177,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP112",
                 update,
-                f"{receiver(update)}.update() runs after every optimizer's step: if it changes the scale, the "
+                f"{scaler_in(update)}.update() runs after every optimizer's step: if it changes the scale, the "
                 "gradients that still wait are divided by the wrong one",
                 evidence=[
                     (backwards[-1], "gradients are scaled with the old scale"),
@@ -214,12 +215,14 @@ def step_skipped_without_update(script: Script) -> Iterator[Finding]:
             continue  # not a step that is skipped, but one that is not due: AMP108
         if (due or before.kind == "unknown") and len({s.node for s in here}) != 1:
             continue  # one of several steps takes each path, by conditions that may have been forgotten
-        name = receiver(unscale)
+        name = scaler_in(unscale)
         yield found(
             "AMP113",
             unscale,
             f"a path skips the step after this and never calls {name}.update(): the next unscale_ raises RuntimeError",
             evidence=[(unscale, "unscaled"), (step, "skipped on one path") if step is not None else (None, "")],
             help=f"call {name}.update() on that path, too",
-            fix=unscaling.update_on_the_other_path(unscale.module, unscale.node, here[0].node, name) if here else None,
+            fix=unscaling.update_on_the_other_path(unscale.module, unscale.node, here[0].node, name)
+            if here and receiver(unscale)
+            else None,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, may_both_run, receiver, rule, same_function, text
+from amplint.checks.registry import Script, found, may_both_run, rule, same_function, scaler_in, text
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
@@ -91,7 +91,7 @@ def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP303",
             cast,
-            f"{receiver(step)} cannot unscale gradients of float16 parameters: ValueError (with a fused optimizer "
+            f"{scaler_in(step)} cannot unscale gradients of float16 parameters: ValueError (with a fused optimizer "
             f"no error, "
             "and float16 training)",
             evidence=[(cast, "parameters become float16"), (step, "their gradients are to be unscaled")],

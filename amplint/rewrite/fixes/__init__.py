@@ -28,7 +28,9 @@ def roots(text: str) -> set[str]:
 
 def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     """Whether the names in `text` have their values where `place` stands: no local of its function that is only
-    assigned further down."""
+    assigned further down; no text names nothing (a method that was called by a name of its own)."""
+    if not text:
+        return False
     function = module.function(place)
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return True

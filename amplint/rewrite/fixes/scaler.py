@@ -84,8 +84,9 @@ def _lines(module: Module, statement: ast.stmt) -> list[str]:
 
 def step_through_scaler(module: Module, step: ast.Call, scaler: str, update: bool) -> Fix | None:
     """`optimizer.step()` → `scaler.step(optimizer)`, and an update after it if there is none."""
-    assert isinstance(step.func, ast.Attribute)
-    if not bound_before(module, scaler, step) or step.args or step.keywords:
+    if not isinstance(step.func, ast.Attribute) or step.args or step.keywords:
+        return None  # called by a name of its own: `step = optimizer.step`
+    if not bound_before(module, scaler, step):
         return None
     optimizer = module.source(step.func.value)
     statement = module.statement(step)
@@ -145,7 +146,7 @@ def update_after(module: Module, steps: list[ast.AST], scaler: str) -> Fix | Non
     """Insert update() after the last step through the scaler in its block."""
     last = max(steps, key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
     statement = module.statement(last)
-    if len({tuple(conditions_above(module, step)) for step in steps}) > 1:
+    if not scaler or len({tuple(conditions_above(module, step)) for step in steps}) > 1:
         return None
     return attempt(
         f"insert {scaler}.update()", SAFE, lambda: edits.insert_after(module, statement, [f"{scaler}.update()"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from amplint.source.interpret import assignment, containers, subscripts
-from amplint.source.interpret.frames import Arguments, Frame, Results
+from amplint.source.interpret.frames import Arguments, Frame, Results, scopes
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, sym
@@ -39,26 +39,25 @@ def container_method(
             return [(owner, world)]
         case Mapping(), "update" if args and isinstance(args[0], Mapping) and isinstance(node, ast.Call):
             merged = Mapping((*owner.items, *args[0].items), owner.open or args[0].open, owner.node)
-            return _rebound(m, merged, node, world, frame)
+            return _rebound(m, owner, merged, node, world, frame)
         case Mapping(), "update" if given.kwargs and not args and isinstance(node, ast.Call):
             named = tuple((Const(key), value) for key, value in given.kwargs.items())
-            return _rebound(
-                m, Mapping((*owner.items, *named), owner.open or given.open, owner.node), node, world, frame
-            )
+            merged = Mapping((*owner.items, *named), owner.open or given.open, owner.node)
+            return _rebound(m, owner, merged, node, world, frame)
         case Items(), "append" if args and isinstance(node, ast.Call):
             in_loop = bool(world.loops)
             grown: Value = Items((*owner.items, args[0]), owner.kind)
             if in_loop:
                 grown = Many(containers.merge_elements([*owner.items, args[0]]))
-            return _rebound(m, grown, node, world, frame)
+            return _rebound(m, owner, grown, node, world, frame)
         case Many(), "append" if args and isinstance(node, ast.Call):
-            return _rebound(m, Many(containers.merge_elements([owner.item, args[0]])), node, world, frame)
+            return _rebound(m, owner, Many(containers.merge_elements([owner.item, args[0]])), node, world, frame)
         case ((Items() | Many()), "extend") if args and isinstance(node, ast.Call):
             if isinstance(args[0], Parameters) or isinstance(owner, Many):
-                return _rebound(m, args[0] if isinstance(args[0], Parameters) else owner, node, world, frame)
+                return _rebound(m, owner, args[0] if isinstance(args[0], Parameters) else owner, node, world, frame)
             more = containers.elements(args[0])
             if more is not None and isinstance(owner, Items):
-                return _rebound(m, Items((*owner.items, *more), owner.kind), node, world, frame)
+                return _rebound(m, owner, Items((*owner.items, *more), owner.kind), node, world, frame)
             return [(NONE, world)]
         case ((Items() | Many() | Mapping()), ("pop" | "index" | "count" | "keys" | "copy" | "insert" | "sort")):
             item = owner.item if isinstance(owner, Many) else fresh("item")
@@ -66,9 +65,13 @@ def container_method(
     return None
 
 
-def _rebound(m: Machine, value: Value, node: ast.Call, world: World, frame: Frame) -> Results:
+def _rebound(m: Machine, owner: Value, value: Value, node: ast.Call, world: World, frame: Frame) -> Results:
     """A list or dict changed in place: the variable that holds it now holds another value."""
-    assert isinstance(node.func, ast.Attribute)
+    if not isinstance(node.func, ast.Attribute):  # `add = rows.append`, then `add(row)`: whose, is not said here
+        for scope in (one.scope for one in scopes(frame)):
+            for name in [name for name, held in world.space(scope).items() if held == owner]:
+                world.set(scope, name, fresh("container"))
+        return [(NONE, world)]
     target = node.func.value
     if isinstance(target, ast.Name | ast.Attribute):
         return [(NONE, after) for after in assignment.assign(m, target, value, world, frame)]
