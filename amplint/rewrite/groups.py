@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from amplint.rewrite.models.functions import custom_functions
+from amplint.rewrite.models.used import used_by
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.scaler.definitions import uses_in
@@ -29,7 +30,7 @@ def groups_of(known: Sequence[Draft]) -> list[list[Draft]]:
                 every = [*plans.plans, *(half for half in plans.halves.values() if isinstance(half, StepPlan))]
                 concerned = {draft.now, module, *(one for plan in every for one in modules_of(plan))}
                 concerned |= _of_savers(every, known)
-                concerned |= {one for one in related(draft, known) if any(custom_functions(one))}
+                concerned |= _with_functions(draft, known)
                 merged = set().union(*(group[one] for one in concerned if one in group))
                 for one in merged:
                     group[one] = merged
@@ -41,6 +42,25 @@ def groups_of(known: Sequence[Draft]) -> list[list[Draft]]:
             seen |= {one.now for one in members}
             found.append(members)
     return found
+
+
+def _with_functions(draft: Draft, known: Sequence[Draft]) -> set[Module]:
+    """The files named with this one whose custom autograd functions its steps may meet: it reads them, or imports them
+    from wherever (`check_used` asked for them)."""
+    have = [one for one in known if one is not draft and any(custom_functions(one.now))]
+    if not have:
+        return set()
+    near = set(related(draft, known))
+    brought = _imports(draft)
+    for other in known:
+        if other is not draft and os.path.realpath(draft.now.path) in (theirs := _imports(other)):
+            brought |= theirs
+    return {one.now for one in have if one.now in near or os.path.realpath(one.now.path) in brought}
+
+
+def _imports(draft: Draft) -> set[str]:
+    assert draft.reading is not None
+    return {os.path.realpath(one.path) for one in used_by(draft.now, draft.reading.machine.project)}
 
 
 def modules_of(plan: StepPlan) -> list[Module]:

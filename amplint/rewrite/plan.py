@@ -16,7 +16,7 @@ from amplint.rewrite.regions.inline import follows, forward_in, lines_for
 from amplint.rewrite.regions.lifts import common, node_in, without_gradients_first
 from amplint.rewrite.regions.named import Named
 from amplint.rewrite.regions.regions import Region, regions_of
-from amplint.rewrite.scaler.gradients import handled, handled_inside, hooks, unscale_at
+from amplint.rewrite.scaler.gradients import dropped, handled, handled_inside, hooks, unscale_at
 from amplint.rewrite.scaler.home import Home, home_of
 from amplint.rewrite.scaler.wrapped import shown
 from amplint.source import events
@@ -57,6 +57,7 @@ class StepPlan:
     arrays: tuple[ast.expr, ...] = ()  # what needs float32 to become a NumPy array
     summed: bool = False  # whether the loss is a sum over the batch: as large as a scaled mean already
     handled: tuple[ast.AST, ...] = ()  # where its gradients are clipped or read, as that shows in one function
+    dropped: tuple[ast.AST, ...] = ()  # where they are set to zero
     inside: tuple[ast.AST, ...] = ()  # where the wrapper that takes the step does so
     others: tuple[Home, ...] = ()  # of other callers, which make optimizers of their own
     half: bool = False  # whether it is under autocast already, and only lacks its scaler
@@ -72,7 +73,7 @@ class StepPlan:
 
     def unscale_at(self, module: Module) -> ast.stmt | None:
         """The statement before which its gradients must be unscaled."""
-        return unscale_at(module, self.step, self.backwards, self.handled, self.home.loop)
+        return unscale_at(module, self.step, self.backwards, self.handled, self.home.loop, self.dropped)
 
 
 @dataclass
@@ -241,6 +242,7 @@ def _plan(
         arrays,
         _summed(reading, backwards),
         handled(reading, steps),
+        dropped(reading, steps),
         handled_inside(reading, step),
         tuple(homes[1:]),
         half,

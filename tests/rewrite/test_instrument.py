@@ -206,6 +206,21 @@ def test_what_hands_tensors_to_compiled_code_stays_in_float32() -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_a_named_file_is_decorated_though_nothing_shows_that_it_is_used() -> None:
+    path = put(FUNCTION.replace("import torch\n", "from torch import autograd, nn\n").replace("torch.", ""), "model.py")
+    script = put(
+        USES.replace("from model import Net", "import sys\nimport model as models").replace(
+            "Net()", "getattr(models, sys.argv[1])()"
+        )
+    )
+    assert amplint("train.py").stdout.endswith("Bias has no custom_fwd; amplint fix model.py train.py changes both\n")
+    assert amplint("train.py", "model.py").exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert "import torch\n" in text
+    assert text.count("@torch.amp.custom_") == 2
+    assert "scaler.step(optimizer)" in script.read_text(encoding="utf-8")
+
+
 def test_a_function_with_a_context_of_its_own_cannot_be_decorated() -> None:
     text = FUNCTION.replace("class Net", "    @staticmethod\n    def setup_context(ctx, x, y): pass\nclass Net")
     put(text, "model.py"), put(USES)

@@ -81,7 +81,8 @@ def decorate(module: Module, torch_version: tuple[int, ...], device: str) -> tup
             )
         torch = edits.binding_of(module, "torch", at=cls)
         if torch is None:
-            raise Refused(f"{cls.name} needs torch.amp.custom_fwd, and torch has no name there", "import torch")
+            torch = "torch"
+            made += [one for one in edits.add_import(module, "import torch") if one not in made]
         where, kind = (
             (f"{torch}.amp", f'device_type="{device}"') if torch_version >= _SINCE else (f"{torch}.cuda.amp", "")
         )

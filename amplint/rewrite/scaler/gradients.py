@@ -15,6 +15,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
 
+Condition = tuple[ast.AST, str]
 _LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))
 CLIPS = re.compile(r"clip_?grad|grad\w*clip")
 _KEEPS = frozenset(("data", "view", "reshape", "flatten", "detach", "clone", "contiguous"))
@@ -53,6 +54,15 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
     if len({reading.module.function(node) for node in found}) > 1:
         raise Refused("gradients are clipped or read in several functions", BY_HAND)
     return tuple(found)
+
+
+def dropped(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ...]:
+    """Where the gradients of a step are set to zero, in its function."""
+    step, optimizers = steps[0], {one.optimizer for one in steps}
+    zeros = (one for one in reading.events if isinstance(one, events.ZeroGradient))
+    mine = (one for one in zeros if any(optimizer in optimizers for optimizer, _ in one.touched))
+    found = (node_in(one, step.frame.code) for one in mine if common(step, one) is not None)
+    return tuple(dict.fromkeys(node for node in found if node is not None))
 
 
 def handled_inside(reading: Reading, step: events.Step) -> tuple[ast.AST, ...]:
@@ -99,9 +109,10 @@ def unscale_at(
     backwards: Sequence[events.Backward],
     used: Sequence[ast.AST],
     over: ast.AST | None,
+    dropped: Sequence[ast.AST] = (),
 ) -> ast.stmt | None:
     """The statement before which the gradients must be unscaled: the first that uses them, or the loop around it. None
-    where nothing does. `over` is the loop that goes over several optimizers."""
+    where nothing does. `over` is the loop that goes over several optimizers, `dropped` where gradients are zeroed."""
     if not used:
         return None
     first = min(used, key=_place)
@@ -114,15 +125,36 @@ def unscale_at(
     there = [one for one in conditions_above(module, stepping) if one[0] is not over or one in here]
     stepper = ast.unparse(step.node.func.value)  # type: ignore[attr-defined]
     asked = any(asks_for(one, stepper) for one in here)
-    if any(
-        one not in here and not (asked and asks_for(one, stepper)) and not steps_either_way(one, stepper)
+    extra = [
+        one
         for one in there
-    ):
+        if one not in here and not (asked and asks_for(one, stepper)) and not steps_either_way(one, stepper)
+    ]
+    if extra and not _spent(module, extra, here, dropped):
         raise Refused("gradients are clipped or read on steps that the optimizer does not take", BY_HAND)
     loops = [one for one, _ in here if isinstance(one, ast.For | ast.While) and one not in {c for c, _ in there}]
     outermost = loops[-1] if loops else module.statement(first)
     assert isinstance(outermost, ast.stmt)
     return outermost
+
+
+def _spent(module: Module, extra: Sequence[Condition], here: Sequence[Condition], dropped: Sequence[ast.AST]) -> bool:
+    """Whether the gradients that are clipped are gone afterwards, stepped or not: `if isfinite(norm): step()`, and then
+    they are zeroed. What waits for a later step (accumulation) would be unscaled twice."""
+    branches = all(isinstance(one, ast.If) for one, _ in extra)
+    return branches and any(conditions_above(module, node) == list(here) for node in dropped)
+
+
+def decided(module: Module, step: ast.AST, unscaled: ast.stmt, stepper: str) -> ast.stmt:
+    """The statement after which it is decided whether the step is taken: itself, or a branch that does not stand around
+    what unscales the gradients. `update()` is right behind it: unscale_ has looked for infinities."""
+    around, place = conditions_above(module, unscaled), module.statement(step)
+    assert isinstance(place, ast.stmt)
+    for one in conditions_above(module, step):
+        if one in around or not isinstance(one[0], ast.If) or asks_for(one, stepper) or steps_either_way(one, stepper):
+            break
+        place = one[0]
+    return place
 
 
 def _place(node: ast.AST) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from amplint.rewrite.fixes import asks_for, conditions_above, steps_either_way, 
 from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.scaler.gradients import decided
 from amplint.rewrite.scaler.home import Home
 from amplint.source.module import Module
 
@@ -113,7 +114,10 @@ def _round(module: Module, plan: StepPlan) -> ast.stmt:
     where that goes over optimizers."""
     step = plan.step.node
     loop = next((one for one in module.ancestors(step) if isinstance(one, ast.For | ast.While)), None)
-    return loop if loop is not None and loop is plan.home.loop else module.statement(step)
+    if loop is not None and loop is plan.home.loop:
+        return loop
+    unscaled = plan.unscale_at(module)
+    return module.statement(step) if unscaled is None else decided(module, step, unscaled, _owner(module, plan))
 
 
 def _side_by_side(module: Module, rounds: Sequence[ast.stmt], owners: Sequence[str]) -> list[ast.stmt]:
