@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from amplint.source.values import Choice, Const, Items, Many, Mapping, Question, Sym, Value
+from amplint.source.values import Choice, Class, Const, Instance, Items, Many, Mapping, Question, Sym, Value
 
 
 def ask(kind: str, *parts: Any) -> Question:
@@ -21,6 +21,7 @@ MOST_PARTS = 16  # of a container that a symbol is named by
 _HEAVY = frozenset((Items, Mapping, Many, Choice))
 _interned: dict[tuple[Hashable, ...], Sym] = {}
 _questions: dict[tuple[Hashable, ...], Question] = {}
+_instances: dict[tuple[Class, Hashable], Instance] = {}
 _numbers: dict[Hashable, int] = {}
 _fresh: Iterator[int] = iter(())
 
@@ -30,6 +31,7 @@ def reset() -> None:
     global _fresh
     _interned.clear()
     _questions.clear()
+    _instances.clear()
     _numbers.clear()
     _fresh = iter(range(1, 1 << 62))
 
@@ -43,6 +45,15 @@ def sym(kind: str, *parts: Hashable) -> Sym:
     found = _interned.get(key)
     if found is None:
         found = _interned[key] = Sym(kind, parts)
+    return found
+
+
+def instance(cls: Class, site: Hashable) -> Instance:
+    """The object of a class that is made at a site."""
+    key = (cls, site)
+    found = _instances.get(key)
+    if found is None:
+        found = _instances[key] = Instance(cls, site)
     return found
 
 

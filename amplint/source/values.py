@@ -149,12 +149,19 @@ class Class(Value):
         return hash(self.node)
 
 
-@dataclass(frozen=True, slots=True)
 class Instance(Value):
-    """An object of a project class, named by where it was made."""
+    """An object of a project class, named by where it was made.
 
-    cls: Class = field(hash=False)  # the hash is asked for whenever a field is read
-    site: Hashable
+    Interned, like Sym: whenever a field is read, its owner is looked up."""
+
+    __slots__ = ("cls", "site")
+
+    def __init__(self, cls: Class, site: Hashable):
+        self.cls = cls
+        self.site = site
+
+    def __repr__(self) -> str:
+        return f"Instance(cls={self.cls!r}, site={self.site!r})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from amplint.source import events
+from amplint.source import events, symbols
 from amplint.source.interpret import (
     calls,
     containers,
@@ -228,7 +228,7 @@ def instantiate(m: Machine, cls: Class, given: Arguments, node: ast.AST, world: 
         scaler = Scaler(place, given.kwargs.get("enabled", Const(True)), node)
         m.emit(events.Create, node, world, frame, value=scaler)
         return [(scaler, world)]
-    instance = Instance(cls, place)
+    instance = symbols.instance(cls, place)
     if m.alone:
         return [(instance, world)]
     init = method(m, cls, "__init__", world, frame)

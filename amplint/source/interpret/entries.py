@@ -20,7 +20,7 @@ from amplint.source.interpret.project import Project
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import FunctionNode, Module
 from amplint.source.symbols import sym
-from amplint.source.values import Autocast, Class, Function, Instance, Region, Value
+from amplint.source.values import Autocast, Class, Function, Region, Value
 from amplint.source.walk import walk
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -108,7 +108,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         return
     found = start.get(frame.scope, node.name)
     cls = found if isinstance(found, Class) and found.node is node else Class(node, frame)
-    instance = Instance(cls, symbols.number(("entry", id(node))))
+    instance = symbols.instance(cls, symbols.number(("entry", id(node))))
     ready = start.copy()
     ready.contexts, ready.loops = (), ()
     module = classes.is_module(m, cls, ready, frame)

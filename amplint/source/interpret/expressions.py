@@ -90,6 +90,8 @@ def each(
     m: Machine, nodes: Sequence[ast.expr], world: World, frame: Frame, lazily: bool = False
 ) -> list[tuple[tuple[Value, ...], World]]:
     """Evaluate expressions one after the other; `lazily`: files that only a bare name comes from are not read yet."""
+    if not nodes:
+        return [((), world)]
     results: list[tuple[list[Value], World]] = [([], world)]
     for node in nodes:
         grown: list[tuple[list[Value], World]] = []

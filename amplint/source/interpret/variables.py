@@ -41,7 +41,8 @@ def lookup(m: Machine, node: ast.Name, world: World, frame: Frame) -> Results:
             value = imports.define(m, value, world)
             if name in m.unset and isinstance(value, Const) and where.code is m.project.main.tree:
                 value = sym("name", where.module.path, name)
-            perhaps_unbound(m, where.scope, name, value, node, world, frame, where)
+            if PERHAPS in world.spaces:
+                perhaps_unbound(m, where.scope, name, value, node, world, frame, where)
             return [(typed(m, value, node, world, where if where is not frame else frame), world)]
     module_scope = next(where for where in scopes(frame) if isinstance(where.code, ast.Module))
     stars = world.get(module_scope.scope, "*")
@@ -60,8 +61,6 @@ def perhaps_unbound(
     m: Machine, owner: Hashable, name: str, value: Value, node: ast.AST, world: World, frame: Frame, home: Frame | None
 ) -> None:
     """Tell of a name or field of AMP that is used where it may have no value."""
-    if PERHAPS not in world.spaces:
-        return
     bound = perhaps_bound(world, owner, name)
     if (
         bound is not True

@@ -152,6 +152,9 @@ def join(left: World, right: World) -> World | None:
     others = right.spaces.get
     apart = [owner for owner, space in left.spaces.items() if others(owner) is not space]
     apart += [owner for owner in right.spaces if owner not in left.spaces]
+    if not apart and left.trace is right.trace:  # as after most expressions: only the answers differ
+        _agree(left, right)
+        return left
     for owner in apart:  # few of them: worlds share most
         if owner in PROTOCOL or owner == PERHAPS:
             continue
@@ -171,11 +174,16 @@ def join(left: World, right: World) -> World | None:
     for (owner, name), bound in perhaps.items():
         left.set(PERHAPS, (owner, name), (left.get(owner, name), bound))
     left.trace = _weave(formula, left.trace, right.trace)
+    _agree(left, right)
+    return left
+
+
+def _agree(left: World, right: World) -> None:
+    """Keep the answers that both give."""
     if left.facts is not right.facts:
         common = conditions.shared(left.facts, right.facts)
         if len(common) < len(left.facts):
             left.facts = common
-    return left
 
 
 def perhaps_bound(world: World, owner: Hashable, name: Hashable) -> Formula:
@@ -200,14 +208,12 @@ def _perhaps(
         left.forget(PERHAPS)
         return {}
     here, there = left.space(PERHAPS), right.space(PERHAPS)
-    old = {**here, **there}
+    old = here if here is there else {**here, **there}
     asked = [one for one in differing if one[0] in old or (one[1] is None) is not (one[2] is None)]
-    for key in old.keys() - {key for key, _, _ in differing}:
-        value, known = left.get(*key), here.get(key)
-        if known is not None and known[0] is value and known is there.get(key) and isinstance(value, _OF_AMP):
-            del old[key]  # stays as it is
-        else:
-            asked.append((key, value, value))
+    if here is not there:
+        for key in old.keys() - {key for key, _, _ in differing}:
+            if here.get(key) is not there.get(key):  # else it stays as it is
+                asked.append((key, value := left.get(*key), value))
     found: dict[Key, Formula] = {}
     for key, mine, other in asked:
         if isinstance(mine or other, _OF_AMP):
@@ -215,8 +221,9 @@ def _perhaps(
                      for value, space in ((mine, here), (other, there))]  # fmt: skip
             if sides != [True, True]:
                 found[key] = conditions.choose(formula, *sides)
-    for key in old.keys() - found.keys():
-        left.drop(PERHAPS, key)
+    for key, _, _ in asked:
+        if key in old and key not in found:
+            left.drop(PERHAPS, key)
     return found
 
 
