@@ -23,6 +23,17 @@ REFUSED = {
         + "    optimizer.second_step(zero_grad=True)\n",
         "its optimizer steps twice on one batch (SAM), which a GradScaler cannot drive; keep float32",
     ),
+    "a preconditioner": (
+        HEAD.replace(
+            "model =",
+            "class Natural(torch.optim.Optimizer):\n    def __init__(self, model):\n"
+            "        super().__init__(model.parameters(), {})\nmodel =",
+        )
+        + "natural = Natural(model)\n"
+        + STEP.replace("    optimizer.step()", "    natural.step()\n    optimizer.step()"),
+        "Natural() is handed a model whose gradients another optimizer steps, too: both would unscale them; "
+        "unscale_ them once, before it, and call its step() yourself",
+    ),
     "by hand": (
         HEAD.replace("optimizer = ", "unused = ")
         + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"

@@ -53,6 +53,8 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
             raise Refused("optimizers of several objects share a backward", BY_HAND)
         each = [[plan for plan in plans if plan.home.through == one] for one in objects]
         return [scaler for mine in each for scaler in scalers_for(module, mine, files)]
+    if _shares_backwards(plans):
+        _check_apart(plans)
     owners = [_owner(module, plan) for plan in plans]
     rounds = _side_by_side(module, [_round(module, plan) for plan in plans], owners)
     homes = list(dict.fromkeys((plan.home.statement, plan.home.optimizer) for plan in plans))
@@ -172,6 +174,26 @@ def _shares_backwards(plans: Sequence[StepPlan]) -> bool:
     """Whether two steps use the gradients of one backward: with a scaler for each, it could not be scaled for both."""
     nodes = [node for plan in plans for node in {backward.node for backward in plan.backwards}]
     return len(nodes) > len(set(nodes))
+
+
+def _check_apart(plans: Sequence[StepPlan]) -> None:
+    """Raise Refused where two optimizers may hold the same parameters: each would unscale their gradients. One that is
+    handed a model, not parameters (a preconditioner: KFAC), takes all of them."""
+    for plan in plans:
+        call, own = plan.create.node if plan.create is not None else None, plan.step.optimizer
+        others = {one.step.optimizer for one in plans if one.step.optimizer != own}
+        shared = any(not own.of or not one.of or own.of & one.of for one in others)
+        if shared and isinstance(call, ast.Call) and call.args and not _hands_parameters(call):
+            name = own.name.rpartition(".")[2]
+            raise Refused(
+                f"{name}() is handed a model whose gradients another optimizer steps, too: both would unscale them",
+                "unscale_ them once, before it, and call its step() yourself",
+            )
+
+
+def _hands_parameters(call: ast.Call) -> bool:
+    given = [*call.args, *(one.value for one in call.keywords)]
+    return any("param" in ast.unparse(one) or isinstance(one, ast.List | ast.ListComp | ast.Starred) for one in given)
 
 
 def _after_groups(
