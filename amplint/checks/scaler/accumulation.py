@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -27,6 +28,8 @@ from amplint.source.values import (
     Scaled,
 )
 from amplint.source.walk import walk
+
+_ZEROES = re.compile(r"zero|\.grad\s*=|\bdel\b.*\.grad|grad_to_none|set_to_none")
 
 
 @rule("AMP134")
@@ -193,6 +196,38 @@ def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
 
 
 @rule("AMP136")
+def never_zeroed(script: Script) -> Iterator[Finding]:
+    """Nothing in the loop sets the gradients to zero: what a step has unscaled stays, and scaled ones are added to it.
+    Where no loop of the file does, it is an excerpt."""
+    if "zero_grad" not in script.module.text:
+        return
+    for step in script.events(events.Step):
+        if step.scaler is None or not step.loops or not step.optimizer.name.startswith("torch.optim."):
+            continue
+        loop = step.loops[-1]
+        backward = next((b for b in backwards_of(step, step.before) if loop in b.loops), None)
+        if backward is None or loop.round == 1 or loop.frame is not step.frame or step.module is not backward.module:
+            continue
+        left = (before for optimizer, before in backward.touched if optimizer == step.optimizer)
+        used = any(before.stepped and before.kind in ("unscaled", "mixed") for before in left)
+        if not used or _ZEROES.search(step.module.source(loop.node)):
+            continue
+        if any(loop.node is one.node for zero in script.events(events.ZeroGradient) for one in zero.loops):
+            continue
+        yield found(
+            "AMP136",
+            step,
+            f"nothing sets the gradients of {first_argument(step)} to zero in this loop: each step uses those of all "
+            "rounds before, the last of them scaled differently",
+            evidence=[
+                (step, "unscales the gradients in place, and leaves them"),
+                (backward, "the next round adds scaled ones to them"),
+            ],
+            help="zero_grad() in every round: before the backward, or after the step",
+        )
+
+
+@rule("AMP136")
 def backward_of_every_nth_alone(script: Script) -> Iterator[Finding]:
     """Each micro-batch's loss is computed, but only every nth goes backward, divided by n as if all had."""
     for step in script.events(events.Step):
@@ -270,7 +305,7 @@ def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
     """apex: scale_loss without delay_unscale in a loop of micro-batches."""
     for backward in script.events(events.Backward):
         context = next((one for one in reversed(backward.contexts) if isinstance(one, Scaled)), None)
-        if context is None or context.delayed or _decides(backward):
+        if context is None or context.delayed or _decides(backward) or _zeroes_unseen(script, backward):
             continue
         if any(before.kind == "managed" and not before.stepped for _, before in backward.touched):
             yield found(
@@ -280,6 +315,13 @@ def apex_unscales_every_micro_batch(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help="pass delay_unscale=True to scale_loss in all micro-batches but the last",
             )
+
+
+def _zeroes_unseen(script: Script, backward: events.Backward) -> bool:
+    """Whether a zero_grad() stands in the loop whose gradients are not known: `[one.zero_grad() for one in …]`."""
+    known = {zero.node for zero in script.events(events.ZeroGradient)}
+    calls = (one for one in walk(backward.loops[-1].node) if isinstance(one, ast.Call)) if backward.loops else ()
+    return any(getattr(one.func, "attr", "") == "zero_grad" and one not in known for one in calls)
 
 
 def _decides(backward: events.Backward) -> bool:

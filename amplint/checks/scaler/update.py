@@ -10,6 +10,7 @@ from amplint.checks.registry import (
     first_argument,
     found,
     may_both_run,
+    own_condition,
     receiver,
     rule,
     same_function,
@@ -19,6 +20,7 @@ from amplint.checks.registry import (
 from amplint.checks.scaler.accumulation import every_n_batches
 from amplint.checks.scaler.protocol import (
     backwards_of,
+    flag_decides,
     named,
     steps_of,
 )
@@ -26,6 +28,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
+from amplint.source.interpret import conditions
 from amplint.source.walk import walk
 
 
@@ -113,6 +116,41 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 ],
                 help="call it once, after the step, under the step's condition",
             )
+
+
+@rule("AMP111")
+def update_without_step(script: Script) -> Iterator[Finding]:
+    """update() also runs where a condition skips the backward and the step: there is nothing to update from."""
+    seen: set[ast.AST] = set()
+    for update in script.events(events.Update):
+        if update.pairs or update.waiting or update.node in seen or _sets_scale(update):
+            continue
+        steps = [s for s in script.events(events.Step) if same_function(s, update)]
+        mine = [s for s in steps if s.scaler == update.scaler]
+        usual = any(
+            other.node is update.node and any(state == "stepped" for _, state in other.pairs)
+            for other in script.events(events.Update)
+        )
+        plain = [s for s in steps if s.scaler is None]
+        if not mine or not usual or not _on(update) or any(flag_decides(script, step, plain) for step in mine):
+            continue
+        skipped = [*mine, *(backward for step in mine for backward in backwards_of(step, step.before))]
+        if not all(own_condition(one.module, one.node, update.node) for one in skipped if same_function(one, update)):
+            continue
+        seen.add(update.node)
+        yield found(
+            "AMP111",
+            update,
+            f"{scaler_in(update)}.update() runs also where nothing was stepped: AssertionError (No inf checks were "
+            "recorded prior to update)",
+            evidence=[(mine[0], "a condition decides whether this steps"), (update, "this always runs")],
+            help="call it right after the step, under the step's condition",
+        )
+
+
+def _on(update: events.Update) -> bool:
+    """Whether the scaler may be on where update() runs: one that is off does nothing."""
+    return conditions.possible(conditions.truth(update.scaler.enabled), update.facts)
 
 
 def _sets_scale(update: events.Update) -> bool:
