@@ -154,7 +154,7 @@ def call_function(
     frame = new_frame(m, function, node, caller, entry)
     frame.in_model |= in_model
     bind(m, function, given, world, frame)
-    outside = world.contexts
+    outside, loops = world.contexts, world.loops
     before = set(world.space("gradients"))
     starts = [world]
     for decorator in reversed(function.decorators):
@@ -170,11 +170,13 @@ def call_function(
         results: Results = []
         for bound, at_yield in left.yields:
             added = at_yield.contexts[len(outside) :]
-            at_yield.contexts = outside
+            at_yield.contexts, at_yield.loops = outside, loops
             results.append((Managing(added, bound), at_yield))
         return _join_results(results, frame)
-    for _, after in left.returns if not enters else ():
-        contexts.leave(after, outside)
+    for _, after in left.returns:
+        after.loops = loops  # it may have returned from within a loop
+        if not enters:
+            contexts.leave(after, outside)
     results = _join_results(left.returns, frame)
     for value, after in results:
         _clean_up(value, after, frame, before, nested)
