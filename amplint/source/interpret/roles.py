@@ -67,6 +67,10 @@ def _infer(code: ast.AST) -> dict[str, str]:
         role = _role(seen, uses)
         if role:
             roles[path] = role + "?" if "tested" in seen else role
+    parts = [path for path, role in roles.items() if role == "model" and "." in path]
+    if parts:  # net.encoder.parameters(), and net(x)
+        called = {path_of(node.func) or "" for node in walk(code) if isinstance(node, ast.Call)} - {"self"}
+        roles |= {path: "model" for path in called if any(one.startswith(f"{path}.") for one in parts)}
     if backward and not any(role.startswith("optimizer") for role in roles.values()):
         # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
         stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
