@@ -434,3 +434,20 @@ def test_a_loss_that_another_file_hands_over() -> None:
     fixing.put(script + "    net.adam.zero_grad()\n    loss = net(x.cuda()).mean()\n    net.learn(loss)\n")
     said = "net.py:11: refused: the loss is given to learn() by train.py; convert it by hand"
     assert said in amplint("train.py", "net.py").stdout
+
+
+def test_a_wrapper_whose_method_another_script_calls_on_what_it_is_handed() -> None:
+    """The other script would step without a scaler, and fail."""
+    put(project("wrapper_of_two_scripts")[0])
+    said = amplint("one.py", "schedule.py").stdout
+    assert said == (
+        "one.py:10: refused: step() is called in two.py, too; "
+        "amplint fix one.py schedule.py two.py changes them together\n"
+    )
+
+
+def test_a_base_class_that_says_nothing_of_training_is_read() -> None:
+    before, after, said = project("base_class_of_no_training")
+    put(before)
+    assert amplint("train.py").stdout == said
+    assert contents(list(before)) == after

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable, Iterator
 
 from amplint.rewrite.gates.device import Gate, given_another, is_device_object, is_type, makes_device, says_type
-from amplint.rewrite.scaler.definitions import definition, named_elsewhere
+from amplint.rewrite.scaler.definitions import classes_of, definition, named_elsewhere, sources_of
 from amplint.rewrite.scaler.reach import Files
 from amplint.source.module import FunctionNode, Module
 
@@ -27,7 +27,14 @@ def with_type(gate: Gate, module: Module, place: ast.AST, torch: str, files: Fil
 
 
 def _is_object(module: Module, text: str, place: ast.AST) -> bool:
-    return is_device_object(module, text) and not given_another(module, text, place)
+    """Whether a name is a torch.device: a field may be that of a base class, a global that of another file."""
+    if is_device_object(module, text, place):
+        return not given_another(module, text, place)
+    cls = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    if text.startswith("self.") and cls is not None:
+        bases = [owner for owner, _ in classes_of(module, cls) if owner is not module]
+        return any(is_device_object(owner, text) for owner in bases)
+    return any(is_device_object(source, name) for source, name in sources_of(module, text))
 
 
 def _says_type(module: Module, value: ast.expr) -> bool:

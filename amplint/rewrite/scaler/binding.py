@@ -8,7 +8,7 @@ from functools import partial
 
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
-from amplint.rewrite.scaler.definitions import functions_called
+from amplint.rewrite.scaler.definitions import functions_called, methods_called
 from amplint.source.module import FunctionNode, Module
 
 UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
@@ -87,6 +87,10 @@ def _gives_back(module: Module, text: str, statement: ast.stmt) -> bool:
     match statement:
         case ast.Assign(targets=[target], value=ast.Call(func=ast.Name(id=name), args=given, keywords=named)):
             functions = functions_called(module, name)
+        case ast.Assign(
+            targets=[target], value=ast.Call(func=ast.Attribute(attr=name, value=owner), args=given, keywords=named)
+        ) if ast.unparse(owner) != text:
+            functions = methods_called(module, name)
         case _:
             return False
     passed = partial(_returned_as_given, text=text, given=given, named=named, targets=_parts(target))
@@ -106,6 +110,7 @@ def _returned_as_given(
     targets: Sequence[ast.expr],
 ) -> bool:
     names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    names = names[isinstance(module.parents[function], ast.ClassDef) :]
     passed = [*zip(names, given, strict=False), *((one.arg, one.value) for one in named)]
     same = {parameter for parameter, value in passed if ast.unparse(value) == text}
     nodes = [node for node in ast.walk(function) if module.function(node) is function]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amplint import files
 from amplint.rewrite.around import files_around
+from amplint.source.interpret import entries
 from amplint.source.interpret.project import Project, now_together
 from amplint.source.module import FunctionNode, Module, Unreadable
 
@@ -16,6 +17,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = tuple[Module, ast.AST]
 MOST_HOPS = 8
 MOST_PROJECTS = 200
+MOST_READ = 12  # files that are read as scripts to see whether they run a method
 
 
 _projects: dict[Module, tuple[object, Project]] = {}
@@ -70,6 +72,35 @@ def functions_called(module: Module, name: str) -> list[tuple[Module, ast.Functi
     return found
 
 
+def sources_of(module: Module, name: str) -> list[tuple[Module, str]]:
+    """The file of the project that a name is imported from, and what it is called there."""
+    project = _project(module, ())
+    found = [
+        (project.find(one.module or "", one.level, module, whole=True), alias.name)
+        for one in module.nodes(ast.ImportFrom)
+        for alias in one.names
+        if name == (alias.asname or alias.name)
+    ]
+    return [(source, known) for source, known in found if source is not None]
+
+
+def methods_called(module: Module, name: str) -> list[tuple[Module, ast.FunctionDef]]:
+    """The methods of the name that a file and those that it imports from define."""
+    project = _project(module, ())
+    sources = {module: None}
+    for statement in module.nodes(ast.ImportFrom):
+        source = project.find(statement.module or "", statement.level, module, whole=True)
+        sources |= {source: None} if source is not None else {}
+    return [
+        (one, member)
+        for one in sources
+        for cls in one.tree.body
+        if isinstance(cls, ast.ClassDef)
+        for member in cls.body
+        if isinstance(member, ast.FunctionDef) and member.name == name
+    ]
+
+
 def classes_of(
     module: Module, cls: ast.ClassDef, project: Project | None = None
 ) -> Iterator[tuple[Module, ast.ClassDef]]:
@@ -100,7 +131,7 @@ def _named(project: Project, module: Module, name: str, hops: int) -> Found | No
             for alias in statement.names:
                 if alias.name == "*" or name == (alias.asname or alias.name):
                     wanted = name if alias.name == "*" else alias.name
-                    source = project.find(statement.module or "", statement.level, module)
+                    source = project.find(statement.module or "", statement.level, module, whole=True)
                     found = _named(project, source, wanted, hops - 1) if source and source is not module else None
                     if found is not None:
                         return found
@@ -231,6 +262,32 @@ def other_users(function: ast.FunctionDef, home: Module, known: Iterable[Module]
             if not method or calls:
                 found.append(path)
                 break
+    return found
+
+
+def ran_elsewhere(function: ast.FunctionDef, home: Module, known: Iterable[Module], roots: Sequence[str]) -> list[str]:
+    """The files of the project, but for the known ones, that train by a method, whoever made its object for them:
+    `optimizer.step()`, where a loader gave the optimizer. They are read as scripts."""
+    seen = {os.path.realpath(one.path) for one in known}
+    found: list[str] = []
+    read = 0
+    for path in _project_files(home):
+        if os.path.realpath(path) in seen or read == MOST_READ:
+            continue
+        try:
+            data = files.read(path)
+            if b"backward" not in data or f".{function.name}(".encode() not in data:
+                continue
+            read += 1
+            frames = (
+                frame
+                for event in entries.read(Module.read(path, data), tuple(roots)).events
+                for frame in event.frame.stack()
+            )
+            if any(frame.code is function for frame in frames):
+                found.append(path)
+        except (Unreadable, ValueError):
+            continue
     return found
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
-from amplint.rewrite.scaler.definitions import definition, other_users, uses_in
+from amplint.rewrite.scaler.definitions import (
+    definition,
+    other_users,
+    places_binding,
+    ran_elsewhere,
+    uses_in,
+)
 from amplint.rewrite.scaler.files import own_file
 from amplint.rewrite.scaler.home import Home
 from amplint.source import events
 from amplint.source.interpret.frames import Frame
-from amplint.source.module import Module
+from amplint.source.module import FunctionNode, Module
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class Reach:
         if function is home.code or (function is None and isinstance(home.code, ast.Module)):
             return module.offset(module.range(node).start) > module.offset(module.range(home.statement).end)
         return isinstance(home.code, ast.Module) or home.code in around
+
+    def within(self, module: Module, code: ast.AST) -> Iterator[ast.AST]:
+        """What is in some code, but for other functions that make optimizers of their own by the same names."""
+        names = {one.partition(".")[0] for one in self.optimizers} - {"self"}
+        own = self.home.module.function(self.home.statement)
+        apart = {
+            inner
+            for function in ast.walk(code)
+            if isinstance(function, FunctionNode) and function is not own and module is self.home.module
+            if any(place for name in names for place in places_binding(function, name))
+            for inner in ast.walk(function)
+        }
+        return (node for node in ast.walk(code) if node not in apart)
 
     def text(self, module: Module, node: ast.AST) -> str:
         """The scaler's name at a node where it is at hand."""
@@ -128,6 +147,8 @@ def _calls(function: ast.FunctionDef, home: Module, files: Files) -> list[tuple[
         for call in calls_of(one, function, files.seen, home)
     ]
     others = other_users(function, home, files.named, files.roots)
+    if isinstance(home.parents[function], ast.ClassDef):
+        others = others or ran_elsewhere(function, home, files.named, files.roots)
     if others:
         using = dict.fromkeys([home, *(module for module, _ in found)])
         raise Refused(f"{function.name}() is called in {', '.join(others)}, too", must_change(list(using), others))

@@ -44,14 +44,15 @@ def _stars(world: World, scope: object) -> tuple[Value, ...]:
     return found.items if isinstance(found, Items) else ()
 
 
-def resolve(m: Machine, value: Value, world: World, frame: Frame) -> Value:
-    """What an imported name is; reads and runs the file that defines it. What is not found is a library name."""
+def resolve(m: Machine, value: Value, world: World, frame: Frame, whole: bool = False) -> Value:
+    """What an imported name is; reads and runs the file that defines it. What is not found is a library name. `whole`
+    asks for files without a word of training, too (`Project.find`)."""
     seen = 0
     while isinstance(value, Imported) and seen < 8:
         seen += 1
         if m.alone:
             return Lib(f"{value.module}.{value.name}".strip("."))
-        module = m.project.find(value.module, value.level, value.importer)
+        module = m.project.find(value.module, value.level, value.importer, whole)
         if module is None:
             inner = f"{value.module}.{value.name}".strip(".")
             submodule = m.project.find(inner, value.level, value.importer) if value.name else None

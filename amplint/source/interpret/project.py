@@ -67,7 +67,7 @@ class Project:
     modules: dict[Path, Module | None] = field(default_factory=dict)
     sought: set[Path] = field(default_factory=set)
     _tops: dict[str, bool] = field(default_factory=dict)
-    _found: dict[tuple[str, int, str], Module | None] = field(default_factory=dict)
+    _found: dict[tuple[str, int, str, bool], Module | None] = field(default_factory=dict)
 
     @classmethod
     def around(cls, main: Module, roots: tuple[str, ...] = (), others: Sequence[Module] = ()) -> Project:
@@ -83,25 +83,26 @@ class Project:
         known = {Path(one.path).resolve(): one for one in others}
         return cls(main, tuple(dict.fromkeys(found)), {**known, path.resolve(): main})
 
-    def find(self, name: str, level: int, importer: Module) -> Module | None:
+    def find(self, name: str, level: int, importer: Module, whole: bool = False) -> Module | None:
         """The module `name` as `importer` would import it (level: leading dots), or None if it is not in the
-        project."""
-        key = (name, level, importer.path if level else "")
+        project. `whole` asks for files that have no word of training, too, where files are changed together."""
+        whole = whole and _together is not None
+        key = (name, level, importer.path if level else "", whole)
         if key not in self._found:  # asked for every attribute of every object whose class has an imported base
-            self._found[key] = self._find(name, level, importer)
+            self._found[key] = self._find(name, level, importer, whole)
         return self._found[key]
 
-    def _find(self, name: str, level: int, importer: Module) -> Module | None:
+    def _find(self, name: str, level: int, importer: Module, whole: bool) -> Module | None:
         parts = name.split(".") if name else []
         if level:
             base = Path(importer.path).resolve().parent
             for _ in range(level - 1):
                 base = base.parent
-            return self._at(base, parts)
+            return self._at(base, parts, whole)
         if not parts:
             return None
         for root in self.roots:
-            module = self._at(root, parts)
+            module = self._at(root, parts, whole)
             if module is not None:
                 return module
         return None
@@ -120,13 +121,13 @@ class Project:
         known = self.modules.values()
         return len(known if _together is None else [one for one in known if one is not None]) < MOST_FILES
 
-    def _at(self, base: Path, parts: list[str]) -> Module | None:
+    def _at(self, base: Path, parts: list[str], whole: bool = False) -> Module | None:
         place = base.joinpath(*parts)
         candidates = [place / "__init__.py"] if not parts else [place.with_suffix(".py"), place / "__init__.py"]
         for path in candidates:
             self.sought.add(path)
-            if path not in self.modules:
-                self.modules[path] = _read(path) if self._room() or _is_named(path) else None
+            if path not in self.modules or (whole and self.modules[path] is None):
+                self.modules[path] = _read(path, whole) if self._room() or _is_named(path) else None
             if self.modules[path] is not None:
                 return self.modules[path]
         return None
@@ -161,7 +162,7 @@ def project_root(folder: Path) -> Path | None:
     return None
 
 
-def _read(path: Path) -> Module | None:
+def _read(path: Path, whole: bool = False) -> Module | None:
     """The module at a path, if it is one that trains: others are to a script what a library is."""
     try:
         stamp = path.stat()
@@ -170,7 +171,7 @@ def _read(path: Path) -> Module | None:
     if _together is None:
         return _parse(path, stamp.st_mtime_ns, stamp.st_size)
     known = _together.get(path) or _together.get(path.resolve())
-    return known or _parse(path, stamp.st_mtime_ns, stamp.st_size, wider=True)
+    return known or _parse(path, stamp.st_mtime_ns, stamp.st_size, wider=True, whole=whole)
 
 
 def trains(data: bytes) -> bool:
@@ -179,14 +180,14 @@ def trains(data: bytes) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _parse(path: Path, changed: int, size: int, wider: bool = False) -> Module | None:
+def _parse(path: Path, changed: int, size: int, wider: bool = False, whole: bool = False) -> Module | None:
     """Kept while the file stays as it is: the files of a project import the same ones again and again."""
     words = (*_TRAINS, *_HANDLES) if wider else _TRAINS
     if outside(path):
         return None
     try:
         data = path.read_bytes()
-        passes_on = wider and path.name == "__init__.py" and size <= MOST_PASSED_ON
+        passes_on = whole or (wider and path.name == "__init__.py" and size <= MOST_PASSED_ON)
         return Module.read(_shown(path), data) if passes_on or any(word in data for word in words) else None
     except (OSError, Unreadable):
         return None
