@@ -218,6 +218,14 @@ class Table(torch.nn.Module):
         self.table = table(4)
     def forward(self, x):
         return (x + self.table[: len(x)]).mean()
+class Codes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(4, 4))
+    def forward(self, x):
+        total = torch.nn.functional.one_hot(x.argmax(1), 4).float().t() @ x
+        self.sums = 0.99 * self.sums + 0.01 * total
+        return x - self.sums.mean(0)
 """
 APART = "under torch.autocast(device_type, enabled=False)"
 BOUNDED = (
@@ -233,6 +241,12 @@ IMPRECISE = {  # what is made, the loss: what is written, or said
         "book = Book()",
         "book(model(x)).mean()",
         "loss.py:38 averages products over the batch in a buffer, where what half precision loses stays; "
+        f"compute them on .float() {APART}",
+    ),
+    "an average that replaces its buffer": (
+        "codes = Codes()",
+        "codes(model(x)).mean()",
+        "loss.py:97 averages products over the batch in a buffer, where what half precision loses stays; "
         f"compute them on .float() {APART}",
     ),
     "a parameter that is set": (
@@ -300,3 +314,28 @@ def test_what_a_loop_in_another_file_is_given() -> None:
     result = amplint("train.py", "loop.py")
     assert result.exit_code == 1
     assert result.stdout.rstrip().endswith(BOUNDED)
+
+
+JUDGE = """\
+from torch import nn
+class Judge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+    def forward(self, x):
+        return nn.Sigmoid()(self.layer(x))
+class Rate(nn.Module):
+    def forward(self, x):
+        return x.softmax(1)
+"""
+
+
+@pytest.mark.parametrize(("made", "refused"), [("Judge()", True), ("Rate()", False)])
+def test_the_logarithm_of_what_a_model_of_another_file_judges(made: str, refused: bool) -> None:
+    """The file has no word of training, so that the reading does not enter it."""
+    put(JUDGE, "judge.py")
+    step = STEP.replace("torch.nn.functional.mse_loss(", "-torch.log(judge(").replace(", y.to(device))", ")).mean()")
+    put(f"from judge import *\n{HEAD}judge = {made}.to(device)\n{step}")
+    result = amplint("train.py", "--check")
+    assert ("it takes the logarithm of a sigmoid, which is 0 or 1 too soon" in result.stdout) == refused
+    assert ("converted" in result.stdout) != refused

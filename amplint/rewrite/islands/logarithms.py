@@ -7,10 +7,12 @@ import ast
 from collections.abc import Iterable
 
 from amplint.rewrite.islands.numbers import logarithm
-from amplint.rewrite.islands.sigmoids import Bare, Tail, sigmoid_behind, sigmoid_of, unviewed
+from amplint.rewrite.islands.sigmoids import Bare, Tail, is_layer, sigmoid_behind, sigmoid_of, unviewed
+from amplint.rewrite.models.used import used_by
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.derivation import Region, path
 from amplint.rewrite.regions.lifts import lifts_of
+from amplint.rewrite.scaler.definitions import definition
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 
@@ -21,8 +23,8 @@ ADVICE = "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid
 def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | Tail | Bare]:
     """What the sigmoids are given that some regions take the logarithm of: these are computed in float32. Raises
     Refused where one is not known."""
-    trees = [module.tree for module in reading.machine.loaded]
-    if not any(getattr(node, "attr", "") in ("Sigmoid", "sigmoid") for tree in trees for node in ast.walk(tree)):
+    read = any(map(_has_sigmoid, reading.machine.loaded))
+    if not read and not any(map(_has_sigmoid, used_by(reading.module, reading.machine.project))):
         return []
     forwards = lifts_of(reading).forwards
     found: list[ast.expr | Tail | Bare] = []
@@ -40,10 +42,36 @@ def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | T
             for inner in ast.walk(operand) if operand is not None else ():
                 if inner in inside:
                     continue
-                if (given := _given(reading.module, inner, region)) or inner in forwards or _path(inner) in outputs:
+                given = _given(reading.module, inner, region)
+                known = inner in forwards or _path(inner) in outputs
+                if given or (known if read else _made_elsewhere(reading.module, inner, region)):
                     inside |= set(ast.walk(inner))
                     found += given or [_behind(reading, inner)]
     return found
+
+
+def _has_sigmoid(module: Module) -> bool:
+    return any(node.attr in ("Sigmoid", "sigmoid") for node in module.nodes(ast.Attribute))
+
+
+def _made_elsewhere(module: Module, node: ast.AST, region: Region) -> bool:
+    """Whether a model computes what stands here whose class, in a file that the reading did not enter, has a
+    sigmoid."""
+    values = [node]
+    if text := _path(node):
+        bound = (one for statement in region for one in ast.walk(statement) if isinstance(one, ast.Assign))
+        values = [one.value for one in bound if any(_path(target) == text for target in one.targets)]
+    called = {ast.unparse(one.func) for value in values for one in ast.walk(value) if isinstance(one, ast.Call)}
+    for made in module.nodes(ast.Assign):
+        if not any(ast.unparse(target) in called for target in made.targets):
+            continue
+        for call in (one for one in ast.walk(made.value) if isinstance(one, ast.Call)):
+            match definition(module, call.func):
+                case (where, ast.ClassDef() as cls):
+                    inner = list(ast.walk(cls))
+                    if any(is_layer(where, one) or sigmoid_of(where, one) is not None for one in inner):
+                        return True
+    return False
 
 
 def _given(module: Module, node: ast.AST, region: Region) -> list[ast.expr | Tail | Bare]:

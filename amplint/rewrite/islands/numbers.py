@@ -33,7 +33,7 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
     """Which of these a call is."""
     if _near_one(module, call):
         return BOUND
-    if _averages(module, call):
+    if _averages(module, call) or _gathers(module, call):
         return BUFFER
     if _of_sigmoid(module, logarithm(call)):
         return LOGARITHM
@@ -207,6 +207,24 @@ def _averages(module: Module, call: ast.Call) -> bool:
             return False
     field = ast.unparse(kept).removesuffix(".data").removeprefix("self.")
     return any(_product(module, one) for one in values) and field in _buffers(cls)
+
+
+def _gathers(module: Module, call: ast.Call) -> bool:
+    """`total = codes.t() @ x`, `torch.matmul(…)`, where the method goes on with `self.sums = decay * self.sums +
+    (1 - decay) * total`."""
+    above, statement = module.parents[call], module.statement(call)
+    product = isinstance(above, ast.BinOp) and isinstance(above.op, ast.MatMult)
+    cls = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+    if not (product or _product(module, call)) or cls is None or not isinstance(statement, ast.Assign):
+        return False
+    names = {_text(one) for one in statement.targets} - {""}
+    fields = {f"self.{one}" for one in _buffers(cls)}
+    for node in ast.walk(module.function(call) or cls):
+        if isinstance(node, ast.Assign) and (kept := fields & {_text(one) for one in node.targets}):
+            read = {_text(one) for one in ast.walk(node.value)}
+            if kept <= read and (node is statement or names & read):
+                return True
+    return False
 
 
 def _buffers(cls: ast.ClassDef) -> set[str]:

@@ -255,6 +255,8 @@ def sigmoid_of(module: Module, call: ast.AST) -> ast.expr | None:
             return operand
         case ast.Call(func=ast.Attribute(attr="sigmoid", value=operand), args=[], keywords=[]):
             return operand
+        case ast.Call(func=ast.Call() as layer, args=[operand], keywords=[]) if is_layer(module, layer):
+            return operand
         case ast.Call(func=ast.Attribute(value=ast.Name(id="self")) as field, args=[operand], keywords=[]):
             text = module.source(field)
             around = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), module.tree)
