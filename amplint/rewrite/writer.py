@@ -146,7 +146,7 @@ class Writer:
         scaler = self._scaler_of(part)
         named = _name_at(scaler, module, place) if scaler is not None and _there(scaler, module.function(place)) else ""
         scaler = scaler if named else None
-        handed = scaler is not None and (scaler.home.in_class or any(frame.code is code for frame in scaler.home.path))
+        handed = scaler is not None and (scaler.home.in_class or code in _handed(scaler))
         if self.dtype == "auto":
             scaler = None  # it is off for bfloat16, where the region is not
         if scaler is not None and (gate is None or (gate.enabled and (handed or "(" in gate.device + gate.enabled))):
@@ -224,7 +224,7 @@ def _name_at(scaler: ScalerPlan, module: Module, place: ast.stmt) -> str:
     """What the scaler is called at a place: behind its home, in a function that it is handed to, in the methods of the
     classes that have it; "" where it is not at hand."""
     home, around = scaler.home, set(module.ancestors(place))
-    if any(frame.code in around for frame in home.path):
+    if not around.isdisjoint(_handed(scaler)):
         return scaler.here
     if home.in_class:
         inside = any(cls in around for _, cls in home.classes)
@@ -232,6 +232,11 @@ def _name_at(scaler: ScalerPlan, module: Module, place: ast.stmt) -> str:
     if home.module is not module:
         return ""
     return scaler.name if home.code in around or isinstance(home.code, ast.Module) else ""
+
+
+def _handed(scaler: ScalerPlan) -> set[ast.AST]:
+    """The functions that are given the scaler on the way to a step."""
+    return {frame.code for plan in scaler.steps for home in plan.homes for frame in home.path}
 
 
 def _there(scaler: ScalerPlan, code: ast.AST | None) -> bool:

@@ -126,9 +126,11 @@ REFUSED = {
         + STEP.replace("(device", "(args.device"),
         "the device is not known where the optimizer is made; ",
     ),
-    "a global of functions alone": (
-        HEAD + FUNCTION + f"def make():\n    global optimizer\n    {SGD}make()\ntrain()\n",
-        "a function binds the optimizer's name as a global; convert it by hand",
+    "a global of several functions": (
+        HEAD
+        + FUNCTION
+        + f"def make():\n    global optimizer\n    {SGD}def slow():\n    global optimizer\n    {SGD}make()\ntrain()\n",
+        "several functions bind the optimizer's name as a global; convert it by hand",
     ),
     "a field of an object that moves when it is there": (
         "import torch\nfrom places import best\n"

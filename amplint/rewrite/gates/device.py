@@ -6,7 +6,6 @@ import ast
 import builtins
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
@@ -87,6 +86,19 @@ def moved_to(module: Module) -> Counter[str]:
     return found
 
 
+def handed_on(module: Module) -> list[str]:
+    """The devices that a file makes and hands to what moves things for it: `Loader(args, device)`."""
+    devices = {
+        ast.unparse(target)
+        for node in module.nodes(ast.Assign)
+        if makes_device(module, node.value) and "cuda" in ast.unparse(node.value)
+        for target in node.targets
+    }
+    given = (one for call in module.nodes(ast.Call) for one in (*call.args, *(kw.value for kw in call.keywords)))
+    handed = dict.fromkeys(ast.unparse(one) for one in given if isinstance(one, ast.Name | ast.Attribute))
+    return [text for text in handed if text in devices and is_device_object(module, text)]
+
+
 def moves(module: Module) -> bool:
     """Whether a file may move anything to another device."""
     return re.search(r"cuda|gpu|device|\.to\(", module.text, re.IGNORECASE) is not None
@@ -141,13 +153,16 @@ def gate(
             if _none_by_default(module, text):
                 continue
             kind = text if is_type(module, text, place) else f"{torch}.device({text}).type"
-            if is_device_object(module, text) and not given_another(module, text, place):
+            if is_device_object(module, text, place) and not given_another(module, text, place):
                 kind = f"{text}.type"
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
     if moved_to(module):
         return None
+    for text in handed_on(module):
+        if visible(module, text, place):
+            return Gate(f"{text}.type", f'{text}.type == "{target}"')
     if target == "cpu":
         return Gate('"cpu"')
     tests = guards(module) if target == "cuda" else []
@@ -180,15 +195,16 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
             return bound_before(module, text, place)
     uses = [node for node in module.nodes(ast.Name) if node.id == root]
     stores = [node for node in uses if isinstance(node.ctx, ast.Store) and not module.function(node)]
-    if _imported(module, root, uses):
+    if imported(module, root):
         return True
     if functions:
         return bool(stores) and not _foreign(module, root, place)
     return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
 
 
-def _imported(module: Module, name: str, uses: Sequence[ast.Name]) -> bool:
+def imported(module: Module, name: str) -> bool:
     """Whether a name is an import's, perhaps one of everything: it is read, and nothing in the file binds it."""
+    uses = [node for node in module.nodes(ast.Name) if node.id == name]
     bound = {one.arg for one in module.nodes(ast.arg)} | {node.id for node in uses if isinstance(node.ctx, ast.Store)}
     if not uses or name in bound or hasattr(builtins, name):
         return False
@@ -320,20 +336,26 @@ def given_another(module: Module, name: str, place: ast.AST) -> bool:
     return False
 
 
-def is_device_object(module: Module, text: str) -> bool:
-    """Whether every assignment of the name (or attribute) makes a torch.device; otherwise it may be a string."""
+def is_device_object(module: Module, text: str, place: ast.AST | None = None) -> bool:
+    """Whether every assignment of the name (or attribute) makes a torch.device, or its type is read; otherwise it may
+    be a string. A name of the function around a place is what that assigns to it."""
     owner, _, name = text.rpartition(".")
+    function = module.function(place) if place is not None else None
+    if function is not None and not owner and (own := _values(module, text, function)):
+        return all(makes_device(module, value) for value in own)
+    if owner and any(one.attr == "type" and ast.unparse(one.value) == text for one in module.nodes(ast.Attribute)):
+        return True
     if owner and owner != "self" and not _values(module, text):
         text = f"self.{name}"  # trainer.device
     made = [makes_device(module, value) for value in _values(module, text)]
     return bool(made) and all(made)
 
 
-def _values(module: Module, text: str) -> list[ast.expr]:
+def _values(module: Module, text: str, scope: ast.AST | None = None) -> list[ast.expr]:
     """What is assigned to a name or attribute."""
     return [
         node.value
-        for node in ast.walk(module.tree)
+        for node in ast.walk(scope or module.tree)
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets)
     ]
 

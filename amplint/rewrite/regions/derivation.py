@@ -13,6 +13,7 @@ from amplint.source.values import Value
 
 Region = tuple[ast.stmt, ...]
 _CPU = ("torch.device('cpu')", "'cpu'")
+_SHAPES = frozenset(("size", "dim", "numel", "ndimension", "nelement"))
 _GROWS = frozenset(("append", "extend", "insert", "update", "add", "setdefault", "appendleft"))
 
 
@@ -63,7 +64,7 @@ class Trail:
         return deriving
 
     def _starts(self, statement: ast.stmt) -> bool:
-        return self.runs(statement) or (_calls(statement) and bool(self.made & read(statement)))
+        return self.runs(statement) or bool(self.made & _computed_from(statement))
 
     def stored(self, statement: ast.stmt) -> set[str]:
         """What a statement stores, called methods included; what it defines stores nothing yet."""
@@ -124,8 +125,20 @@ def _is_given_model(node: ast.AST, lifts: Lifts) -> bool:
     return any(isinstance(one, ast.Name | ast.Attribute) and ast.unparse(one) in lifts.models for one in given)
 
 
-def _calls(statement: ast.stmt) -> bool:
-    return any(isinstance(node, ast.Call) for node in ast.walk(statement))
+def _computed_from(statement: ast.stmt) -> set[str]:
+    """What a statement that calls something reads, but for what it asks the shape of: `x.size(0)`."""
+    asked: set[ast.AST] = set()
+    calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    for call in calls:
+        match call:
+            case ast.Call(func=ast.Attribute(attr=name)) if name in _SHAPES:
+                asked |= set(ast.walk(call))
+            case ast.Call(func=ast.Name(id="len")):
+                asked |= set(ast.walk(call))
+    if all(call in asked for call in calls):
+        return set()
+    plain = (node for node in ast.walk(statement) if isinstance(node, ast.Name | ast.Attribute) and node not in asked)
+    return {name for node in plain if isinstance(node.ctx, ast.Load) and (name := path(node))} - {"self"}
 
 
 # -- what statements read and store -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def state_edits(
     done: dict[str, None] = {}
     shared = len(optimizers) > 1
     last: dict[tuple[ast.AST, str], tuple[ast.stmt, list[str]]] = {}  # the loading of several goes behind the last
-    for node in ast.walk(code):
+    for node in reach.within(module, code):
         match node:
             case ast.Dict() if entries := _entries(module, node, optimizers):
                 _check(module, reach, node, "saved")

@@ -28,7 +28,7 @@ def file_edits(
     """
     made: list[Edit] = []
     done: dict[str, None] = {}
-    for node in ast.walk(code):
+    for node in reach.within(module, code):
         path = own_file(module, node, optimizers[0]) if len(optimizers) == 1 else None
         if path is None:
             continue

@@ -26,6 +26,7 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
     its optimizer under the same name. What is read after the step has been unscaled by it."""
     step = steps[0]
     optimizers = {one.optimizer for one in steps}
+    backwards = {one.node for step in steps for one in step.before.origins}
     own = wrapper_of(step)
     found: dict[ast.AST, None] = {}
     seen: set[ast.AST] = set()
@@ -40,6 +41,8 @@ def handled(reading: Reading, steps: Sequence[events.Step]) -> tuple[ast.AST, ..
             states and all(one.stepped or one.kind == "none" for one in states)
         ):
             continue
+        if states and all(one.origins and backwards.isdisjoint(o.node for o in one.origins) for one in states):
+            continue  # the gradients of another step
         if not states and (
             event.touched or isinstance(event, events.ReadGradient) or event.frame.code is not step.frame.code
         ):

@@ -141,8 +141,14 @@ def _parameters(code: Code) -> set[str]:
 def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
     """The statement after which a local or global name has its optimizer."""
     found = [module.statement(node) for node in places_binding(code, name)]
-    if not found and any(isinstance(n, ast.Global | ast.Nonlocal) and name in n.names for n in ast.walk(module.tree)):
-        raise Refused("a function binds the optimizer's name as a global", BY_HAND)
+    telling = [n for n in ast.walk(module.tree) if isinstance(n, ast.Global | ast.Nonlocal) and name in n.names]
+    functions = {module.function(one) for one in telling}
+    if not found and telling:
+        binding = [(one, list(places_binding(one, name))) for one in functions if one is not None]
+        binding = [(one, places) for one, places in binding if places]
+        if len(binding) != 1 or not all(isinstance(one, ast.Global) for one in telling):
+            raise Refused("several functions bind the optimizer's name as a global", BY_HAND)
+        found = [module.statement(node) for node in binding[0][1]]
     return bound_at(module, name, found, use)
 
 

@@ -26,6 +26,7 @@ from amplint.rewrite.scaler.home import Home, owners, sharing, unknowing
 from amplint.rewrite.scaler.reach import Files, Reach, hand_down, is_optional, savers
 from amplint.rewrite.scaler.scalers import ScalerPlan
 from amplint.rewrite.scaler.wrapped import Wrapped
+from amplint.rewrite.syntax.text import edit_within
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
 
@@ -43,6 +44,8 @@ class Aim:
 def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
     """The name for torch at a place; it is imported at the top of a file that has none."""
     name = edits.binding_of(module, "torch", at=place)
+    if name is None and device.imported(module, "torch"):
+        name = "torch"  # with everything else of a file
     if name is None:
         changes.edits += [one for one in edits.add_import(module, "import torch") if one not in changes.edits]
         name = "torch"
@@ -200,6 +203,8 @@ class Maker:
             made_by, given = "ShardedGradScaler", [one for one in given if "=" in one]
             self.changes.edits += [one for one in edits.add_import(module, SCALER) if one not in self.changes.edits]
         line = f"{name} = {made_by}({', '.join(given)})"
+        if (told := _global_there(module, home)) is not None:
+            self.changes.edits.append(edit_within(module, module.offset(module.range(told).end), f", {name}"))
         if loop is not None:
             self.changes.before(module, loop, [line])
         else:
@@ -267,6 +272,14 @@ class Maker:
             return {}
         self.changes.edits += edited
         return done
+
+
+def _global_there(module: Module, home: Home) -> ast.Global | None:
+    """The statement that says that the optimizer is a global in the function that makes it."""
+    function = module.function(home.statement)
+    if function is None or not isinstance(home.code, ast.Module):
+        return None
+    return next((n for n in ast.walk(function) if isinstance(n, ast.Global) and home.optimizer in n.names), None)
 
 
 def _wrapped(scaler: ScalerPlan, home: Home) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from amplint.rewrite.fixes import asks_for, conditions_above, steps_either_way, 
 from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.scaler.definitions import classes_of
 from amplint.rewrite.scaler.gradients import decided
 from amplint.rewrite.scaler.home import Home
 from amplint.source.module import Module
@@ -53,6 +54,8 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
             raise Refused("optimizers of several objects share a backward", BY_HAND)
         each = [[plan for plan in plans if plan.home.through == one] for one in objects]
         return [scaler for mine in each for scaler in scalers_for(module, mine, files)]
+    if len(groups := _apart(plans)) > 1:
+        return [scaler for mine in groups for scaler in scalers_for(module, mine, files)]
     if _shares_backwards(plans):
         _check_apart(plans)
     owners = [_owner(module, plan) for plan in plans]
@@ -78,7 +81,7 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
     for statement, optimizer in homes:
         mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]
         name = _name_for(optimizer.rpartition(".")[2])
-        if name in taken or name in [one.name for one in made]:
+        if name in taken or name in [one.name.removeprefix("self.") for one in made]:
             raise Refused(f"its scaler would be called {name}, which is taken", "rename that first")
         updates = tuple(rounds[plans.index(plan)] for plan in mine)
         if len({owners[plans.index(plan)] for plan in mine}) > 1:
@@ -86,6 +89,24 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
         made_at = _homes(mine)
         made.append(ScalerPlan(_named(mine[0].home, name), made_at[0][0], tuple(mine), updates, made_at))
     return made
+
+
+def _apart(plans: Sequence[StepPlan]) -> list[list[StepPlan]]:
+    """The steps in groups: those of one group have their optimizers in variables of functions, or fields of classes,
+    that no other group goes through."""
+    groups: list[tuple[set[ast.AST], list[StepPlan]]] = []
+    for plan in plans:
+        codes = {home.code for home in plan.homes} | {frame.code for home in plan.homes for frame in home.path}
+        if not all(isinstance(one, ast.FunctionDef) for one in codes) or any(home.of_object for home in plan.homes):
+            return [list(plans)]
+        for home in plan.homes if plan.homes[0].in_class else ():
+            inherited = (one for owner, cls in home.classes for _, one in classes_of(owner, cls))
+            codes |= set(inherited)
+        near = [one for one in groups if not one[0].isdisjoint(codes)]
+        groups = [one for one in groups if one not in near]
+        mine = [*(other for _, others in near for other in others), plan]
+        groups.append((codes.union(*(one for one, _ in near)), mine))
+    return [sorted(mine, key=plans.index) for _, mine in groups]
 
 
 def _free_name(modules: Sequence[Module]) -> str:
