@@ -1,19 +1,25 @@
-"""Which files go together: those that one step concerns change all, or none."""
+"""Which files go together: those that one step concerns change all, or none; and what of them is unfit for that."""
 
 from __future__ import annotations
 
 import ast
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from amplint.findings import Finding
+from amplint.rewrite.islands.norms import check_norms
+from amplint.rewrite.mend import find
 from amplint.rewrite.models.functions import custom_functions
-from amplint.rewrite.models.used import used_by
+from amplint.rewrite.models.used import check_used, used_by
 from amplint.rewrite.plan import StepPlan
-from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.refusals.refused import Refused, one_command
+from amplint.rewrite.refusals.unfit import PLAYS, check_zeroed, plays, whole_script
 from amplint.rewrite.scaler.definitions import uses_in
 from amplint.rewrite.scaler.reach import Files, Reach, must_change, savers
 from amplint.rewrite.scaler.wrapped import Wrapped, shown
+from amplint.selection import default_codes
 from amplint.source import events
 from amplint.source.module import Module
 
@@ -115,3 +121,36 @@ def steps_outside(draft: Draft, known: Sequence[Draft]) -> None:
                 needed += homes.get(node, [module])
     for call, step in calls:
         draft.refuse(call, Refused(f"its training step is in {step}", must_change(list(dict.fromkeys(needed)), ())))
+
+
+def unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refused | None:
+    """Why the steps that a script runs cannot be converted as a whole."""
+    named = {one.now for one in known}
+    reading, settings, dtype = draft.reading, draft.settings, draft.dtype
+    assert reading is not None
+    needed = list(dict.fromkeys(module for plan in plans for module in modules_of(plan)))
+    missing = [module.path for module in needed if module not in named]
+    lacks: Refused | None = None
+    if missing:
+        reason = f"{', '.join(missing)} must change with it"
+        lacks = Refused(reason, must_change(needed, ()), [module.path for module in needed])
+    if not draft.asked and any(plays(module) for module in (draft.now, *needed)):
+        return PLAYS
+
+    def crashes(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
+        target = "float16" if dtype == "auto" else dtype
+        return find(used, replace(settings, codes=codes & default_codes(), target_dtype=target))
+
+    try:
+        files = [draft.now, *related(draft, known)]
+        used = check_used(draft.now, reading.machine.project, [one.now for one in known], crashes)
+        whole_script(reading, dtype, files, used)
+        if dtype != "bfloat16":
+            check_zeroed(reading, [*files, *used])
+            draft.norms = check_norms(draft.now, used, [one.now for one in known])
+    except Refused as refusal:
+        if lacks is None or not refusal.files:
+            return lacks or refusal
+        one_command([lacks, refusal])
+        lacks.files = (*lacks.files, *refusal.files)
+    return lacks

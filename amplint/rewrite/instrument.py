@@ -15,18 +15,15 @@ from amplint.rewrite import edits
 from amplint.rewrite.apex.scripts import migrated
 from amplint.rewrite.asleep import asleep
 from amplint.rewrite.convert import Unit, converted
-from amplint.rewrite.groups import groups_of, modules_of, related, steps_outside
-from amplint.rewrite.islands.norms import check_norms, guarded
-from amplint.rewrite.mend import Repair, asked, find, in_words, mend
+from amplint.rewrite.groups import groups_of, related, steps_outside, unfit
+from amplint.rewrite.islands.norms import guarded
+from amplint.rewrite.mend import Repair, asked, in_words, mend
 from amplint.rewrite.models.halves import without_casts
-from amplint.rewrite.models.used import check_used
 from amplint.rewrite.plan import Plans, StepPlan, make_plans
-from amplint.rewrite.refusals.refused import BY_HAND, Elsewhere, Refused
-from amplint.rewrite.refusals.unfit import PLAYS, check_zeroed, plays, whole_script
+from amplint.rewrite.refusals.refused import BY_HAND, Elsewhere, Refused, one_command
 from amplint.rewrite.scaler.definitions import other_users
 from amplint.rewrite.scaler.reach import must_change
 from amplint.rewrite.scaler.wrapped import Wrapped, shown
-from amplint.selection import default_codes
 from amplint.source import events
 from amplint.source.interpret.entries import Reading, read
 from amplint.source.interpret.project import together
@@ -239,8 +236,9 @@ def _decide(group: list[Draft], known: Sequence[Draft]) -> bool:
         if home.keeps(plan.step.node):
             home.say(plan.step.node, "kept in float32, as its comment asks")
             wanted = [one for one in wanted if one[1].step.frame.code is not plan.step.frame.code]
-    for draft in {id(one): one for one, _ in wanted}.values():
-        refusal = _unfit(draft, [plan for one, plan in wanted if one is draft], known)
+    unfitting = {draft: unfit(draft, [plan for one, plan in wanted if one is draft], known) for draft, _ in wanted}
+    one_command([refusal for refusal in unfitting.values() if refusal is not None])
+    for draft, refusal in unfitting.items():
         if refusal is not None:
             for plan in [plan for one, plan in wanted if one is draft]:
                 places[plan.module].refuse(plan.step.node, refusal)
@@ -340,34 +338,6 @@ def _called(refusal: Elsewhere, draft: Draft, group: Sequence[Draft], known: Seq
                 return Refused(f"{reason}, where amplint does not see which one", BY_HAND)
             return Refused(reason, must_change([one.now for one in group], more))
     return refusal
-
-
-def _unfit(draft: Draft, plans: list[StepPlan], known: Sequence[Draft]) -> Refused | None:
-    """Why the steps that a script runs cannot be converted as a whole."""
-    named = {one.now for one in known}
-    reading, settings, dtype = draft.reading, draft.settings, draft.dtype
-    assert reading is not None
-    needed = list(dict.fromkeys(module for plan in plans for module in modules_of(plan)))
-    missing = [module.path for module in needed if module not in named]
-    if missing:
-        return Refused(f"{', '.join(missing)} must change with it", must_change(needed, ()))
-    if not draft.asked and any(plays(module) for module in (draft.now, *needed)):
-        return PLAYS
-
-    def crashes(used: Module, codes: frozenset[str]) -> tuple[Finding, ...]:
-        target = "float16" if dtype == "auto" else dtype
-        return find(used, replace(settings, codes=codes & default_codes(), target_dtype=target))
-
-    try:
-        files = [draft.now, *related(draft, known)]
-        used = check_used(draft.now, reading.machine.project, [one.now for one in known], crashes)
-        whole_script(reading, dtype, files, used)
-        if dtype != "bfloat16":
-            check_zeroed(reading, [*files, *used])
-            draft.norms = check_norms(draft.now, used, [one.now for one in known])
-    except Refused as refusal:
-        return refusal
-    return None
 
 
 def _convert(group: list[Draft], wanted: list[tuple[Draft, StepPlan]], named: Sequence[Module]) -> None:

@@ -157,7 +157,8 @@ class Writer:
         if own and (gate is None or gate.enabled or not device.always_on(module, own)):
             gate = device.Gate(gate.device if gate else f'"{self.aim.device}"', f"{own}.is_enabled()")
         if gate is None:
-            raise Refused("the device is not known where the model runs", "pass the device to that function")
+            reason, advice = "the device is not known where the model runs", "pass the device to that function"
+            raise device.unknown(self.aim.files.named, self.aim.device, reason, advice)
         gate = replace(gate, cached=part.cached)
         self._enter(part.statements, gate, part.casts, bool(part.region))
         lines = [f"    {one.line(module)}" for one in part.named]

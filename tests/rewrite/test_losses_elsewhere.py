@@ -339,3 +339,23 @@ def test_the_logarithm_of_what_a_model_of_another_file_judges(made: str, refused
     result = amplint("train.py", "--check")
     assert ("it takes the logarithm of a sigmoid, which is 0 or 1 too soon" in result.stdout) == refused
     assert ("converted" in result.stdout) != refused
+
+
+def test_a_loss_that_a_model_imports_from_where_its_script_has_pointed() -> None:
+    """`sys.path.insert(0, "nets")`: what the model's file says is in a folder above it."""
+    put(PRECISE, "nets/seen/losses.py")
+    put(
+        "import torch\nfrom seen import losses\nclass Finder(torch.nn.Linear):\n    def __init__(self):\n"
+        "        super().__init__(4, 4)\n        self.criterion = losses.Focal()\n"
+        "    def forward(self, x):\n        return self.criterion(super().forward(x))\n",
+        "nets/seen/model.py",
+    )
+    script = HEAD.replace("torch.nn.Linear(4, 4)", "model.Finder()") + STEP
+    put(
+        "import sys\nsys.path.insert(0, 'nets')\nfrom nets.seen import model\n"
+        + script.replace("model = ", "net = ")
+        .replace("model.parameters", "net.parameters")
+        .replace("mse_loss(model(", "l1_loss(net(")
+    )
+    said = amplint("train.py").stdout
+    assert said.rstrip().endswith(BOUNDED.removeprefix("loss.py:15 ")) and "nets/seen/losses.py:15 keeps" in said

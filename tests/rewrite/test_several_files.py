@@ -451,3 +451,47 @@ def test_a_base_class_that_says_nothing_of_training_is_read() -> None:
     put(before)
     assert amplint("train.py").stdout == said
     assert contents(list(before)) == after
+
+
+def test_one_command_names_what_several_scripts_of_a_step_need() -> None:
+    """The wrapper that steps, and the model that cannot run in half precision: neither would do without the other."""
+    wrapper = (
+        "class Warm:\n    def __init__(self, inner):\n        self.inner = inner\n"
+        "    def zero_grad(self):\n        self.inner.zero_grad()\n"
+        "    def step_and_warm(self):\n        self.inner.step()\n"
+    )
+    model = (
+        "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        scores = torch.matmul(x, x.t())\n        scores = scores.masked_fill(scores > 3, -1e9)\n"
+        "        return super().forward(scores.softmax(1))\n"
+    )
+    loop = (
+        "from warm import Warm\nclass Loop:\n    def __init__(self, model, optimizer):\n"
+        "        self.model, self.optimizer = model, optimizer\n"
+        "    def run(self, loader):\n        for x in loader:\n            self.optimizer.zero_grad()\n"
+        "            loss = self.model(x.cuda()).mean()\n            loss.backward()\n"
+        "            if isinstance(self.optimizer, Warm):\n                self.optimizer.step_and_warm()\n"
+        "            else:\n                self.optimizer.step()\n"
+    )
+    script = (
+        "import torch\nfrom loop import Loop\nfrom net import Net\nfrom warm import Warm\n"
+        "model = Net(4, 4).cuda()\noptimizer = torch.optim.Adam(model.parameters())\n"
+        "if warming:\n    optimizer = Warm(optimizer)\nLoop(model, optimizer).run(loader)\n"
+    )
+    put({"warm.py": wrapper, "net.py": model, "loop.py": loop, "train.py": script})
+    said = amplint("loop.py", "train.py").stdout.splitlines()
+    commands = {line.rpartition("; ")[2] for line in said}
+    assert commands == {"amplint fix loop.py net.py train.py warm.py changes them together"}, said
+
+
+def test_a_function_that_saves_for_other_scripts_too() -> None:
+    tools = (
+        "import torch\ndef save(path, model, optimizer):\n"
+        '    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)\n'
+    )
+    script = "from tools import save\n" + fixing.HEAD + fixing.STEP + "save('last.pt', model, optimizer)\n"
+    put({"tools.py": tools, "train.py": script, "other.py": script})
+    assert "save() in tools.py, which was not named, does not know its state" in amplint("train.py", "--check").stdout
+    said = amplint("train.py", "tools.py", "--check").stdout
+    assert "save() in tools.py, used in other.py, too, does not know its state" in said
+    assert "scaler saved in the checkpoint" in amplint(".", "--check").stdout

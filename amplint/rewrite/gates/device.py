@@ -6,10 +6,12 @@ import ast
 import builtins
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
+from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
 
 AUTO = "amp_dtype"
@@ -102,6 +104,13 @@ def handed_on(module: Module) -> list[str]:
 def moves(module: Module) -> bool:
     """Whether a file may move anything to another device."""
     return re.search(r"cuda|gpu|device|\.to\(", module.text, re.IGNORECASE) is not None
+
+
+def unknown(modules: Sequence[Module], target: str, reason: str, advice: str) -> Refused:
+    """Why there is no gate: as a rule a device that is somewhere else, in a script for the CPU none at all."""
+    if target != "cpu" and not any(re.search("cuda|gpu|device", one.text, re.IGNORECASE) for one in modules):
+        return Refused("nothing here moves the model to a GPU", "move it and what it is given there first")
+    return Refused(reason, advice)
 
 
 _SAYS_DEVICE = re.compile(r"dev|gpu|cuda|cpu|rank|accelerator", re.IGNORECASE)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
 from amplint.rewrite.islands.hits import BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
 from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
-from amplint.rewrite.models.used import used_by
+from amplint.rewrite.models.used import places_from, used_by
 from amplint.rewrite.regions.derivation import path
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -260,9 +260,10 @@ def _files_of(
     """The files that an import may take a name from: the module, or its submodule of that name."""
     folder = Path(source.path).resolve().parent
     if isinstance(statement, ast.Import):
-        named, bases = [alias.name.split(".")], list(roots)
+        named, bases = [alias.name.split(".")], places_from(source, roots)
     else:
-        bases = [folder, *folder.parents][statement.level - 1 : statement.level] if statement.level else list(roots)
+        above = [folder, *folder.parents][statement.level - 1 : statement.level]
+        bases = above if statement.level else places_from(source, roots)
         parts = statement.module.split(".") if statement.module else []
         named = [some for some in (parts, [*parts, alias.name]) if some or statement.level]
     places = [base.joinpath(*some) for base in bases for some in named]

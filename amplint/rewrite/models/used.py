@@ -40,6 +40,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
             raise Refused(
                 f"{used.path}:{bare.lineno} may meet half and float32 tensors together: {bare.name} has no custom_fwd",
                 f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+                (module.path, used.path),
             )
         if not any(word in used.text for word in words) or os.path.realpath(used.path) == os.path.realpath(module.path):
             continue
@@ -52,6 +53,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
                 raise Refused(
                     f"{place} cannot run in half precision: {finding.message}",
                     f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+                    (module.path, used.path),
                 )
     return [*seen, *users]
 
@@ -98,11 +100,13 @@ def paths_of(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
     folder = Path(importer.path).resolve().parent
     for node in ast.walk(importer.tree):
         if isinstance(node, ast.Import):
-            names, bases = [alias.name for alias in node.names], list(roots)
+            names, bases = [alias.name for alias in node.names], places_from(importer, roots)
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""] if node.module else []
             names += [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
-            bases = [folder, *folder.parents][node.level - 1 : node.level] if node.level else list(roots)
+            bases = (
+                [folder, *folder.parents][node.level - 1 : node.level] if node.level else places_from(importer, roots)
+            )
         else:
             continue
         for name in names:
@@ -113,3 +117,11 @@ def paths_of(importer: Module, roots: Sequence[Path]) -> Iterator[Path]:
                 if path.is_file():
                     yield path.resolve()
                     break
+
+
+def places_from(importer: Module, roots: Sequence[Path]) -> list[Path]:
+    """Where a file may import from: the roots, and the folders between them and the file, one of which the script may
+    have put on its path."""
+    folder = Path(importer.path).resolve().parent
+    between = (one for one in (folder, *folder.parents) if any(one != r and one.is_relative_to(r) for r in roots))
+    return list(dict.fromkeys((*roots, *between)))

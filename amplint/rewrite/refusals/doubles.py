@@ -16,8 +16,12 @@ _TRAINS = events.Forward | events.Loss | events.Operation | events.Backward | ev
 def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
     """Whether what trains, a model, or a file's top level has to do with float64. Functions that only measure (meters
     that add up counts over processes, metrics of an evaluation) may have it."""
+    measuring = _measuring(reading)
     training: set[ast.AST] = {
-        frame.code for e in reading.events if isinstance(e, _TRAINS) and e.grad for frame in e.frame.stack()
+        frame.code
+        for e in reading.events
+        if isinstance(e, _TRAINS) and e.grad and measuring.isdisjoint(frame.code for frame in e.frame.stack())
+        for frame in e.frame.stack()
     }
     for module in files:
         for node in ast.walk(module.tree):
@@ -28,6 +32,15 @@ def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
                 if _matters(module, node, training):
                     return True
     return False
+
+
+def _measuring(reading: Reading) -> set[ast.AST]:
+    """The functions that run models without gradients only: what they compute from that trains nothing."""
+    forwards = [event for event in reading.events if isinstance(event, events.Forward)]
+    trained: set[ast.AST] = {frame.code for event in forwards if event.grad for frame in event.frame.stack()}
+    judged = (event.frame.code for event in forwards if not event.grad)
+    found: set[ast.AST] = {code for code in judged if isinstance(code, FunctionNode)}
+    return found - trained
 
 
 def _only_asked(module: Module, node: ast.Attribute) -> bool:

@@ -63,6 +63,12 @@ def lifts_of(reading: Reading) -> Lifts:
             if event.module is module and isinstance(called, ast.Subscript):
                 containers.add(ast.unparse(called.value))
             _note_fields(event.frame, found.fields)
+        elif isinstance(event, events.Create) and event.module is module:
+            match event.node:
+                case ast.Call(args=[ast.Attribute(value=ast.Name() | ast.Attribute() as owner), *_]) if (
+                    ast.unparse(owner) != "self"
+                ):
+                    found.models.add(ast.unparse(owner))  # Adam(model.slow_weights)
         elif isinstance(event, events.Backward | events.Step):
             found.barriers |= set(standing(event))
             if isinstance(event, events.Step):

@@ -183,7 +183,11 @@ class Maker:
         if gate is not None and home.of_object and gate.enabled.startswith("next("):
             gate = None  # who makes the object may move it when it is made
         if gate is None:
-            raise Refused("the device is not known where the optimizer is made", "make the optimizer after the device")
+            reason, advice = (
+                "the device is not known where the optimizer is made",
+                "make the optimizer after the device",
+            )
+            raise device.unknown(self.aim.files.named, self.aim.device, reason, advice)
         own = _own_switch(scaler.steps[0])
         if own and device.visible(module, own, loop or made):
             gate = device.Gate(gate.device, own)
@@ -223,11 +227,14 @@ class Maker:
                 return one, gate
         return home.statement, None
 
-    def _stays(self, function: ast.FunctionDef, module: Module) -> bool:
-        """Whether a function that saves the optimizer cannot be given the scaler, as its file, or one that calls it,
-        was not named: a run that resumes starts with a new scaler then."""
+    def _unnamed(self, function: ast.FunctionDef, module: Module) -> str | None:
+        """Why a function that saves the optimizer cannot be given the scaler: its file, or one that calls it, was not
+        named. A run that resumes starts with a new scaler then."""
         files = self.aim.files
-        return module not in files.named or bool(other_users(function, module, files.named, files.roots))
+        if module not in files.named:
+            return ", which was not named,"
+        others = other_users(function, module, files.named, files.roots)
+        return f", used in {' and '.join(others)}, too," if others else None
 
     def _states(self, scaler: ScalerPlan, reach: Reach) -> dict[str, None]:
         """Save and restore the scaler's state with that of its optimizers, in every file that does so; what nothing
@@ -250,8 +257,7 @@ class Maker:
                 edited += made
                 done.update(said)
         for function, (module, name) in savers(reach, self.aim.files).items():
-            if module is not home.module and self._stays(function, module):
-                unnamed = "" if module in self.aim.files.named else ", which was not named,"
+            if module is not home.module and (unnamed := self._unnamed(function, module)):
                 self.left[f"{function.name}() in {module.path}{unnamed} does not know its state"] = None
                 continue
             around = [function, *module.ancestors(function)]
