@@ -16,7 +16,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.interpret.functions import abstract
-from amplint.source.values import Value
+from amplint.source.values import Model, Sym, Value
 
 BOOKKEEPING = frozenset(
     (
@@ -25,6 +25,9 @@ BOOKKEEPING = frozenset(
         "keys values init_hidden init_weights size share_memory register_buffer add_module no_sync"
     ).split()
 )
+
+
+_AUGMENTS = ("torchvision.transforms.", "kornia.augmentation.", "kornia.enhance.", "torchaudio.transforms.")
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +58,8 @@ def lifts_of(reading: Reading) -> Lifts:
     module = reading.module
     for event in reading.events:
         if isinstance(event, events.Forward):
+            if _prepares(event.model):
+                continue
             for node in standing(event):
                 found.forwards[node].append(event)
             called = getattr(event.node, "func", None)
@@ -96,6 +101,16 @@ def lifts_of(reading: Reading) -> Lifts:
     found.own = {one.name for one in functions}
     found.running = {one.name for one in functions if any(method_of(node, found.models) for node in ast.walk(one))}
     return found
+
+
+def _prepares(model: Value) -> bool:
+    """Whether what is called as a model only changes what others are given: a Sequential of augmentations, which has
+    nothing to train, and whose geometry is better off in float32."""
+    return (
+        isinstance(model, Model)
+        and bool(model.args)
+        and all(isinstance(one, Sym) and one.parts and str(one.parts[0]).startswith(_AUGMENTS) for one in model.args)
+    )
 
 
 def method_of(node: ast.AST, models: set[str]) -> bool:

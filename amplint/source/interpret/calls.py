@@ -26,6 +26,7 @@ from amplint.source.interpret import (
 )
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine, device_value, site
+from amplint.source.interpret.roles import becomes_model
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
@@ -255,6 +256,8 @@ def unknown(
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)
     result = tensors.opaque(carried, world, node)
+    if result is not None and becomes_model(node, frame):
+        return [(fresh("call"), world)]  # `net = Net(embeddings)`: what it is made with is not what it is
     if result is not None and isinstance(callee, Sym) and isinstance(frame.module.parents.get(node), ast.Expr):
         objects.fill(callee, values, node, world)  # it keeps what it made: `losses(out, y)`, then `losses.backward()`
     if in_region:

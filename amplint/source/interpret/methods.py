@@ -193,7 +193,7 @@ def _unknown(
     if name == "load_state_dict" and given.args:
         m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, owner, given.args[0]))
         return [(fresh("call"), world)]
-    if name in _CASTS and _becomes_model(node, frame):
+    if name in _CASTS and roles.becomes_model(node, frame):
         m.models.add(owner)
         return models.model_method(m, owner, name, given, node, world, frame)
     if name in ("to", "cuda", "cpu", "train", "eval", "requires_grad_", "share_memory"):
@@ -209,17 +209,6 @@ def _unknown(
     if name in ("startswith", "endswith", "lower", "upper", "strip", "get", "is_available", "exists"):
         return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
     return None
-
-
-def _becomes_model(node: ast.AST, frame: Frame) -> bool:
-    """Whether a cast is part of the chain of methods whose result is used as a model: `net = build().cuda().half()`."""
-    statement = frame.module.statement(node) if "model" in frame.roles.values() else None
-    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-        return False
-    chain: ast.expr = statement.value
-    while chain is not node and isinstance(chain, ast.Call) and isinstance(chain.func, ast.Attribute):
-        chain = chain.func.value
-    return chain is node and frame.roles.get(roles.path_of(statement.targets[0]) or "") == "model"
 
 
 def _model_like(m: Machine, value: Any) -> bool:

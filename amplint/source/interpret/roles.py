@@ -10,9 +10,13 @@ import ast
 import re
 from collections import defaultdict
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from amplint.source.module import Module
 from amplint.source.walk import walk
+
+if TYPE_CHECKING:
+    from amplint.source.interpret.frames import Frame
 
 Uses = dict[str, set[str]]  # path → how it is used
 _TELLING = re.compile(r"unscale_|zero_grad|\.step\(|get_scale|param_groups|parameters\(|\.train\(|\.eval\(|modules\(")
@@ -31,6 +35,18 @@ def path_of(node: ast.AST) -> str | None:
             base = path_of(node.value)
             return None if base is None else f"{base}[{key.id if isinstance(key, ast.Name) else repr(key.value)}]"
     return None
+
+
+def becomes_model(node: ast.AST, frame: Frame) -> bool:
+    """Whether a call makes what is used as a model, or is part of the chain of methods that does: the cast in `net =
+    build().cuda().half()`."""
+    statement = frame.module.statement(node) if "model" in frame.roles.values() else None
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return False
+    chain: ast.expr = statement.value
+    while chain is not node and isinstance(chain, ast.Call) and isinstance(chain.func, ast.Attribute):
+        chain = chain.func.value
+    return chain is node and frame.roles.get(path_of(statement.targets[0]) or "") == "model"
 
 
 class Roles:
