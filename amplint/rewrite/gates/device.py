@@ -108,11 +108,12 @@ def moves(module: Module) -> bool:
 
 def unknown(modules: Sequence[Module], target: str, reason: str, advice: str) -> Refused:
     """Why there is no gate: as a rule a device that is somewhere else, in a script for the CPU none at all."""
-    if target != "cpu" and not any(re.search("cuda|gpu|device", one.text, re.IGNORECASE) for one in modules):
+    if target != "cpu" and not any(_MOVES.search(one.text) for one in modules):
         return Refused("nothing here moves the model to a GPU", "move it and what it is given there first")
     return Refused(reason, advice)
 
 
+_MOVES = re.compile(r"cuda|gpu|device|\.to\((?!torch\.|dtype)", re.IGNORECASE)
 _SAYS_DEVICE = re.compile(r"dev|gpu|cuda|cpu|rank|accelerator", re.IGNORECASE)
 
 
