@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule
 from amplint.findings import Finding, Severity
+from amplint.source.interpret.tensors import VIEWS
 from amplint.source.module import Module
 from amplint.source.walk import walk
 
@@ -81,12 +82,15 @@ def _decorated(module: Module, method: ast.FunctionDef) -> bool:
 def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple[ast.AST, str] | None:
     """A product, in the backward, of the gradient with a tensor that the forward was given and saved, where the forward
     returns a product itself; or the gradient stored in place into what is like such a tensor. Nothing casts either."""
-    if not any(_product(node) for node in walk(forward)) or _casts(forward) or _casts(backward):
+    if not any(_product(node) for node in walk(forward)) or _casts_results(forward) or _casts(backward):
         return None
     given = {parameter.arg for parameter in forward.args.args[1:]}
+    given -= {name for name, _ in _assigned(forward)}  # these may be cast by now
     saved = _saved(forward)
     names = _unpacked(backward)
     kept = {name for name, position in names.items() if position < len(saved) and saved[position] in given}
+    left = _left_on_ctx(forward, given)
+    kept |= {name for name, value in _assigned(backward) if _field(value) in left}
     handed = {parameter.arg for parameter in backward.args.args[1:]}
     if backward.args.vararg is not None:
         handed.add(backward.args.vararg.arg)
@@ -94,7 +98,8 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple
     for node in walk(backward):
         if _product(node):
             operands = _names(*_operands(node))
-            if operands & kept and operands & gradients:
+            fields = {_field(operand) for operand in _operands(node)}
+            if (operands & kept or fields & left) and operands & gradients:
                 return node, "multiplies a half gradient with a float32 tensor"
     like = _like(backward, kept)
     for node in walk(backward):
@@ -108,6 +113,18 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple
 
 def _names(*nodes: ast.AST) -> set[str]:
     return {name.id for node in nodes for name in walk(node) if isinstance(name, ast.Name)}
+
+
+def _field(operand: ast.expr) -> str:
+    """The field that an operand is, or is a view of: "w" of `ctx.w.t()`."""
+    match operand:
+        case ast.Call(func=ast.Attribute(value=inner)) | ast.Subscript(value=inner):
+            return _field(inner)
+        case ast.Attribute(value=ast.Name(), attr=name):
+            return name
+        case ast.Attribute(value=inner):  # x.T
+            return _field(inner)
+    return ""
 
 
 def _like(backward: ast.FunctionDef, kept: set[str]) -> set[str]:
@@ -144,10 +161,20 @@ def _operands(node: ast.AST) -> list[ast.expr]:
 
 
 def _casts(function: ast.FunctionDef) -> bool:
-    return any(
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
-        for node in walk(function)
-    )
+    return any(_is_cast(node) for node in walk(function))
+
+
+def _casts_results(function: ast.FunctionDef) -> bool:
+    """Whether anything is cast other than an operand, where it is multiplied: autocast casts that again."""
+    cast: set[ast.AST] = {node for node in walk(function) if _is_cast(node)}
+    for node in walk(function):
+        if _product(node):
+            cast -= {inner for operand in _operands(node) for inner in walk(operand)}
+    return bool(cast)
+
+
+def _is_cast(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CASTS
 
 
 def _saved(forward: ast.FunctionDef) -> list[str]:
@@ -160,12 +187,37 @@ def _saved(forward: ast.FunctionDef) -> list[str]:
 
 
 def _unpacked(backward: ast.FunctionDef) -> dict[str, int]:
-    """The names that `ctx.saved_tensors` is unpacked to, with their positions."""
+    """The names that `ctx.saved_tensors` is unpacked to, with their positions: all at once, or one by one."""
+    found: dict[str, int] = {}
+    whole = {name for name, value in _assigned(backward) if _is_saved(value, set())}
     for node in walk(backward):
         match node:
-            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Attribute(attr="saved_tensors")):
-                return {name.id: at for at, name in enumerate(names) if isinstance(name, ast.Name)}
-    return {}
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=value) if _is_saved(value, whole):
+                found |= {name.id: at for at, name in enumerate(names) if isinstance(name, ast.Name)}
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.Subscript(value=value, slice=ast.Constant(value=int() as at)),
+            ) if _is_saved(value, whole) and at >= 0:
+                found[name] = at
+    return found
+
+
+def _is_saved(value: ast.expr, names: set[str]) -> bool:
+    return (isinstance(value, ast.Attribute) and value.attr == "saved_tensors") or (
+        isinstance(value, ast.Name) and value.id in names
+    )
+
+
+def _left_on_ctx(forward: ast.FunctionDef, given: set[str]) -> set[str]:
+    """The fields of ctx in which the forward left what it was given and multiplies: tensors."""
+    multiplied = {name for node in walk(forward) if _product(node) for name in _names(*_operands(node)[:2])}
+    return {
+        target.attr
+        for node in walk(forward)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in given & multiplied
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
+    }
 
 
 def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
@@ -184,6 +236,7 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
     if _casts(forward):
         return None
     given = _floating(forward)
+    given |= {name for name, value in _assigned(forward) if _view_of(value) in given}
     made = _in_float32(module, forward)
     for node in walk(forward):
         match node:
@@ -194,6 +247,16 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
                 if _is_compiled(module, library) or _has_backward(backward, name, function):
                     return node
     return None
+
+
+def _view_of(value: ast.expr) -> str:
+    """The variable that a value is a view of: `x` of `x.contiguous().view(-1)`."""
+    match value:
+        case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in VIEWS:
+            return _view_of(inner)
+        case ast.Name(id=name):
+            return name
+    return ""
 
 
 def _is_compiled(module: Module, library: ast.Name) -> bool:

@@ -10,6 +10,7 @@ from amplint.checks.registry import Script
 from amplint.findings import Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.interpret.promotion import has_no_dimension
 from amplint.source.values import ASSUMED, KNOWN, Choice, Const, Lib, Question, Scaler, Sym, Tensor, Value
 
 LARGEST = 65504.0  # torch.finfo(torch.float16).max
@@ -18,9 +19,12 @@ SMALLEST_NORMAL = 2.0**-14
 
 
 def constants(value: Value | None) -> list[Const]:
-    """The finite numbers that a value may be. A choice that depends on a dtype is its author's answer to this very
-    question: none."""
+    """The finite numbers that a value may be, by itself or in a tensor without dimensions, which has no more say in the
+    dtype of a result than a number. A choice that depends on a dtype is its author's answer to this very question:
+    none."""
     match value:
+        case Tensor():
+            return _held(value)
         case Const(value=bool()):
             return []
         case Const(value=int() | float() as number) if abs(number) <= sys.float_info.max:  # also of an int without end
@@ -30,6 +34,19 @@ def constants(value: Value | None) -> list[Const]:
                 return []
             return constants(value.yes) + constants(value.no)
     return []
+
+
+def _held(tensor: Tensor, depth: int = 3) -> list[Const]:
+    """The numbers in a tensor that was made of one: `torch.tensor(-1e9)`, moved or cast. What was made in half holds
+    another number from the beginning."""
+    if tensor.made in ("tensor", "as_tensor") and has_no_dimension(tensor):
+        return constants(tensor.parents[0]) if tensor.dtype not in tensors.HALF else []
+    if tensor.made in _STAYS and depth and tensor.parents and isinstance(tensor.parents[0], Tensor):
+        return _held(tensor.parents[0], depth - 1)
+    return []
+
+
+_STAYS = frozenset("to half bfloat16 float type type_as".split())
 
 
 def number(constant: Const) -> float:

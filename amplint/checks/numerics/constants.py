@@ -11,6 +11,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.interpret.promotion import has_no_dimension
 from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -70,7 +71,10 @@ def mask_times_a_constant(script: Script) -> Iterator[Finding]:
         if event.name not in ("mul", "add", "sub") or len(event.args) != 2 or guarded(event):
             continue
         if event.name == "mul":
-            factor, target = _large_factor(event.args), next((v for v in event.args if _is_mask(v)), None)
+            factor, target = (
+                _large_factor(event.args),
+                next((v for v in event.args if _is_mask(v) or _is_ones(v)), None),
+            )
         else:  # what is not in place takes the dtype of the mask, if that is float32
             product = event.args[1]
             factor, target = 0.0, event.args[0] if isinstance(event.node, ast.AugAssign) else None
@@ -85,10 +89,11 @@ def mask_times_a_constant(script: Script) -> Iterator[Finding]:
         infinity = "inf" if (factor > 0) is not (event.name == "sub") else "-inf"
         if _saturates(script, event.result):
             continue
+        what = "ones" if _is_ones(target) else "the mask"
         yield found(
             "AMP401",
             event,
-            f"{factor:g} times the mask becomes {infinity} in float16 (its range ends at {LARGEST:.0f}): a fully "
+            f"{factor:g} times {what} becomes {infinity} in float16 (its range ends at {LARGEST:.0f}): a fully "
             "masked row turns to nan",
             severity=known_as(target.trust),
             evidence=made_half(script, target),
@@ -134,6 +139,11 @@ def _is_mask(value: Value, depth: int = 3) -> bool:
     return False
 
 
+def _is_ones(value: Value) -> bool:
+    """Whether a tensor holds a one everywhere: times a constant it is what `torch.where` fills in."""
+    return isinstance(value, Tensor) and value.made in ("ones", "ones_like", "new_ones")
+
+
 def _called_mask(node: ast.AST) -> bool:
     return any("mask" in getattr(one, "id", getattr(one, "attr", "")).lower() for one in walk(node))
 
@@ -145,7 +155,7 @@ def _filled(event: events.Operation) -> Tensor | None:
     operands = (
         event.args[1:] if event.name == "where" else event.args if event.name in ("add", "sub") else event.args[:1]
     )
-    return next((value for value in operands if isinstance(value, Tensor)), None)
+    return next((value for value in operands if isinstance(value, Tensor) and not has_no_dimension(value)), None)
 
 
 def _limit(event: events.Operation, target: Tensor) -> Fix | None:

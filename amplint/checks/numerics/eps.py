@@ -92,7 +92,7 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 help="add it to a float32 tensor: x.float() + eps",
                 fix=_in_float32(event, target),
             )
-        elif _divides(script, event.result):
+        elif event.grad and _divides(script, event.result):  # what overflows there is the slope
             yield found(
                 "AMP403",
                 event,

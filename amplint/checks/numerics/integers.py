@@ -31,7 +31,7 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.dtype not in tensors.HALF]
             outer = isinstance(event.args[0], Const) and _OUTER.match(str(event.args[0].value)) is not None
             counted = next((one for arg in operands if (one := tensors.counted(arg, scaled=outer)) is not None), None)
-            if counted is None or any(arg.made == "float" for arg in operands):  # AMP211 says that
+            if counted is None or _cast_to_float32(operands):
                 continue
             severity = known_as(event.result.trust)
             what = f"{event.name} casts positions to {_name(dtype)} under autocast"
@@ -98,6 +98,15 @@ def _each_of(module: Module, choice: ast.IfExp, name: str) -> bool:
             case ast.stmt():
                 break
     return False
+
+
+def _cast_to_float32(operands: list[Tensor]) -> bool:
+    """Whether operands were cast by hand in order to be multiplied in float32: AMP211 says what became of it. One cast
+    of integers only makes them numbers that can be multiplied."""
+    cast = [one for one in operands if one.made == "float"]
+    return len(cast) > 1 or any(
+        isinstance(part, Tensor) and part.dtype in tensors.HALF for one in cast for part in one.parents
+    )
 
 
 def _name(dtype: str) -> str:

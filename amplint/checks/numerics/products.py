@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 from amplint.checks.numerics.common import LARGEST, is_half, made_half
 from amplint.checks.registry import Script, found, rule
+from amplint.checks.state.casts import assigned
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
+from amplint.source.module import Module
 from amplint.source.values import ASSUMED, Choice, Const, Sym, Tensor, Value
 
 _PRODUCTS = frozenset("matmul bmm mm baddbmm einsum".split())
@@ -100,6 +103,89 @@ def unnormalised_contraction(script: Script) -> Iterator[Finding]:
             evidence=[(product, "multiplied and summed in half precision"), (event, "normalised after it")],
             help="compute both in float32: .float() under torch.autocast(device_type, enabled=False)",
         )
+
+
+@rule("AMP407")
+def gram_matrix(script: Script) -> Iterator[Finding]:
+    """Features are multiplied with themselves, and the sum over all positions is divided by their number afterwards."""
+    products = {event.result.node: event for event in script.events(events.Operation) if event.name in _PRODUCTS}
+    for event in script.events(events.Operation):
+        if event.name != "div" or len(event.args) < 2 or not is_half(event.args[0], ASSUMED):
+            continue
+        above = event.args[0]
+        product = products.get(above.node) if isinstance(above, Tensor) and above.made in _PRODUCTS else None
+        if product is None or not _with_itself(product) or not _is_count(event.args[1]):
+            continue
+        assert isinstance(above, Tensor)
+        yield found(
+            "AMP407",
+            product,
+            f"squares are summed over all positions and divided by their number only afterwards: in float16 the sum is "
+            f"inf from {LARGEST:.0f} on",
+            severity=Severity.NOTE if above.trust == ASSUMED else Severity.WARNING,
+            evidence=[(product, "summed in half precision"), (event, "divided after it")],
+            help="divide the features by the root of the number before the product, or compute it in float32: .float() "
+            "under torch.autocast(device_type, enabled=False)",
+        )
+
+
+def _with_itself(product: events.Operation) -> bool:
+    """Whether both factors are all of one tensor, in whatever shape."""
+    factors = [arg for arg in product.args if isinstance(arg, Tensor)]
+    if len(factors) != 2 or factors[0].node is None or factors[0].node is not factors[1].node:
+        return False
+    if factors[0].made in _SMALL:
+        return False
+    match product.node:
+        case ast.BinOp(left=one, right=other):
+            pass
+        case ast.Call(args=[*_, one, other]):
+            pass
+        case ast.Call(func=ast.Attribute(value=one), args=[other]):
+            pass
+        case _:
+            return False
+    variable = _whole(product.module, one)
+    return variable != "" and variable == _whole(product.module, other)
+
+
+def _whole(module: Module, factor: ast.expr, depth: int = 2) -> str:
+    """The variable that a factor is, or holds all numbers of: "f" of `f.t()`; "" of parts of one, as `chunk` gives."""
+    while True:
+        match factor:
+            case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in _ALL:
+                factor = inner
+            case ast.Attribute(value=inner, attr="T" | "mT" | "H"):
+                factor = inner
+            case ast.Name(id=name):
+                values = list(assigned(module, factor)) if depth else []
+                further = _whole(module, values[0], depth - 1) if len(values) == 1 else ""
+                return further or name
+            case _:
+                return ""
+
+
+_SMALL = frozenset("normalize softmax sigmoid tanh div".split())  # what gives numbers of ordinary size, or below
+_ALL = frozenset("t transpose permute contiguous view reshape flatten swapaxes conj".split())
+
+
+def _is_count(value: Value) -> bool:
+    """Whether a number counts entries: the product of two sizes or more, perhaps less one."""
+    match value:
+        case Sym(kind="op", parts=("Sub", Value() as count, Const(value=1))):
+            return _is_count(count)
+        case Sym(kind="op", parts=("Mult", Value() as one, Value() as other)):
+            return all(_is_size(part) or _is_count(part) for part in (one, other))
+    return False
+
+
+def _is_size(value: Value) -> bool:
+    return isinstance(value, Sym) and value.kind == "item" and isinstance(value.parts[0], Sym) and _is_shape(value)
+
+
+def _is_shape(size: Sym) -> bool:
+    shape = size.parts[0]
+    return isinstance(shape, Sym) and shape.kind == "attr" and shape.parts[-1] == "shape"
 
 
 def _derives(tensor: Tensor, node: object, depth: int = 4) -> bool:

@@ -12,6 +12,7 @@ from amplint.findings import Finding
 from amplint.source.module import Module
 from amplint.source.walk import walk
 
+_EQUAL = 1e-9  # what the sum of two decimal fractions may differ from 1
 _LEAST = 0.95  # the decay from which on updates are small
 _THROUGH = frozenset(  # calls that give the things inside of what they are called on or with
     "parameters named_parameters state_dict buffers named_buffers items values data detach float half bfloat16 to "
@@ -132,7 +133,9 @@ def _complement(value: ast.AST) -> ast.expr | None:
 
 
 def _weighs(value: ast.expr) -> bool:
-    """Whether an expression is `d·one + (1 - d)·other`."""
+    """Whether an expression is `d·one + (1 - d)·other`, or has numbers for both that come to 1."""
+    if any(max(pair) >= _LEAST and abs(sum(pair) - 1) < _EQUAL for pair in _factors(value)):
+        return True
     decay = _complement(value)
     if decay is None or not any(isinstance(node, ast.Add | ast.Sub) for node in ast.walk(value)):
         return False
@@ -144,6 +147,27 @@ def _weighs(value: ast.expr) -> bool:
             again = {ast.dump(_plain(node)) for node in walk(other)}
             return ast.dump(_plain(decay)) in again and not _decays_fast(decay)
     return False
+
+
+def _factors(value: ast.expr) -> Iterator[tuple[float, float]]:
+    """The numbers in sums such as `0.999·one + 0.001·other`."""
+    for node in walk(value):
+        match node:
+            case ast.BinOp(
+                op=ast.Add(),
+                left=ast.BinOp(op=ast.Mult()) as one,
+                right=ast.BinOp(op=ast.Mult()) as other,
+            ):
+                first, second = _factor(one), _factor(other)
+                if first is not None and second is not None:
+                    yield first, second
+
+
+def _factor(product: ast.BinOp) -> float | None:
+    for side in (product.left, product.right):
+        if isinstance(side, ast.Constant) and isinstance(side.value, float):
+            return side.value
+    return None
 
 
 def _scaled_then_added(module: Module, call: ast.Call, target: ast.expr) -> Iterator[Average]:
@@ -314,7 +338,18 @@ def _copied(value: ast.expr) -> ast.Name | None:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Name() as model, *_]):
                 if "copy" in name.lower() or name in ("AveragedModel", "EMA", "ModelEMA", "ModelEma", "ModelEmaV2"):
                     return model
+            case ast.ListComp(elt=one) | ast.DictComp(value=one):
+                weights = _stripped(node.generators[0].iter)
+                if isinstance(weights, ast.Name) and weights is not node.generators[0].iter and not _widened(one):
+                    return weights
     return None
+
+
+def _widened(value: ast.expr) -> bool:
+    """Whether a copy of a weight is cast on the way, or may be."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("float", "double", "to", "type") for node in walk(value)
+    )
 
 
 def _in_place(module: Module, model: ast.Name, before: ast.expr) -> Iterator[ast.expr]:

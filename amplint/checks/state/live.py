@@ -134,13 +134,13 @@ def round_trip(script: Script) -> Iterator[Finding]:
         given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
         casts = [call for call in walk(function) if isinstance(call, ast.Call) and half_cast(module, call)]
         for cast in casts:
-            receiver = cast.func.value if isinstance(cast.func, ast.Attribute) else None
-            if not isinstance(receiver, ast.Name) or receiver.id not in given or not _alone(module, cast):
+            name = _called_on(cast)
+            if name not in given or not _alone(module, cast):
                 continue
-            back = _cast_back(module, function, receiver.id, cast)
+            back = _cast_back(module, function, name, cast)
             if back is None or alternatives(module, cast, back):
                 continue
-            if not _made_here(function, receiver.id, cast):
+            if not _made_here(function, name, cast):
                 yield found_at(
                     "AMP309",
                     module,
@@ -154,19 +154,33 @@ def round_trip(script: Script) -> Iterator[Finding]:
 
 
 def _alone(module: Module, cast: ast.Call) -> bool:
-    """Whether the result of a cast is not used, or only in a choice: `m.half() if half else m.float()`."""
+    """Whether the result of a cast is not used, or only in a choice: `m.half() if half else m.float()`; or only to put
+    the model into a mode, `m.half().eval()`."""
     above = module.parents[cast]
+    while isinstance(above, ast.Attribute) and above.attr in _KEEPS:
+        above = module.parents[module.parents[above]]
     if isinstance(above, ast.IfExp):
         above = module.parents[above]
     return isinstance(above, ast.Expr)
+
+
+_KEEPS = frozenset("eval train cuda cpu requires_grad_".split())  # methods that return the model they are called on
+
+
+def _called_on(cast: ast.Call) -> str:
+    """The variable that a cast is called on: `m` of `m.eval().half()`."""
+    receiver = cast.func.value if isinstance(cast.func, ast.Attribute) else None
+    while isinstance(receiver, ast.Call) and isinstance(receiver.func, ast.Attribute) and receiver.func.attr in _KEEPS:
+        receiver = receiver.func.value
+    return receiver.id if isinstance(receiver, ast.Name) else ""
 
 
 def _cast_back(module: Module, function: Definition, name: str, cast: ast.Call) -> ast.Call | None:
     """`name.float()` further down, as a statement of its own."""
     for call in walk(function):
         match call:
-            case ast.Call(func=ast.Attribute(attr="float", value=ast.Name(id=same)), args=[]) if same == name:
-                if isinstance(module.parents[call], ast.Expr) and call.lineno > cast.end_lineno:  # type: ignore[operator]
+            case ast.Call(func=ast.Attribute(attr="float"), args=[]) if _called_on(call) == name:
+                if _alone(module, call) and call.lineno > cast.end_lineno:  # type: ignore[operator]
                     return call
     return None
 

@@ -14,6 +14,7 @@ from amplint.source.interpret import (
     objects,
     operations,
     protocol,
+    tensors,
     training,
     variables,
 )
@@ -146,7 +147,21 @@ def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> 
             return operations.view(tensor, node)
         case "indices" if tensor.made in operations.PICKS:
             return Tensor("integer", made="indices", node=node, identity=serial())
-    return Tensor("", KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())
+    dtype = _of_weights(tensor, world) if name in _HIDDEN else ""
+    return Tensor(dtype, KNOWN, tensor.of, tensor.region, tensor.scaler, node=node, identity=serial())
+
+
+# What transformers' models hand out as their layers computed it; logits may have been cast to float32.
+_HIDDEN = frozenset("last_hidden_state pooler_output encoder_last_hidden_state image_embeds text_embeds".split())
+
+
+def _of_weights(output: Tensor, world: World) -> str:
+    """The dtype of the weights that a model of transformers was loaded or cast in, outside autocast: "bfloat16" or "".
+    In float16, rules about its range would judge numbers of which nothing is known."""
+    loaded = [one for one in output.of if isinstance(one, Model) and one.name.startswith("transformers.")]
+    if output.region is not None or output.made or len(loaded) != len(output.of):
+        return ""
+    return "bfloat16" if loaded and all(tensors.weights_of(world, one) == "bfloat16" for one in loaded) else ""
 
 
 def set_attribute(

@@ -87,6 +87,8 @@ def call(
     api = m.library.find(name)
     if api is not None:
         return apply(m, name, api, given, node, world, frame, receiver)
+    if name == "numpy.finfo" and given.args and isinstance(given.args[0], Lib):  # the limits are the same numbers
+        return [(sym("finfo", Lib(given.args[0].name.replace("numpy.", "torch."))), world)]
     if name.startswith(("math.", "numpy.")) and not any(True for _ in tensors.tensors_in(given.values())):
         return [(sym("number", name, *map(conditions.key, given.args)), world)]
     if name in ("numpy.array", "numpy.asarray") and given.args and isinstance(given.args[0], Tensor):

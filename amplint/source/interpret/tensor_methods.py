@@ -101,7 +101,7 @@ def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST, world
         )
         if unknown:
             return tensors.cast(tensor, "", world, node, "to")
-    return operations.view(tensor, node)
+    return operations.view(tensor, node, shaped=True)  # to another device
 
 
 # -- parameters and gradients ------------------------------------------------------------------------------------------
