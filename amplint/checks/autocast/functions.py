@@ -43,7 +43,7 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
         forward, backward = methods.get("forward"), methods.get("backward")
         if forward is None or backward is None or "setup_context" in methods or "autocast" in module.rows(cls):
             continue
-        if any(_decorated(module, method) for method in (forward, backward)):
+        if any(_decorated(module, method) for method in (forward, backward)) or _in_islands(module, cls):
             continue
         product = _mixed_product(forward, backward)
         if product is not None:
@@ -71,6 +71,22 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
                 evidence=[(module, forward, "the forward has no custom_fwd")],
                 help="decorate forward with torch.amp.custom_fwd(cast_inputs=…) and backward with custom_bwd",
             )
+
+
+def _in_islands(module: Module, cls: ast.ClassDef) -> bool:
+    """Whether a function is applied only where a region of its own decides about autocast: its callers cast by hand."""
+    applied = [
+        node
+        for node in module.nodes(ast.Attribute)
+        if node.attr == "apply" and isinstance(node.value, ast.Name) and node.value.id == cls.name
+    ]
+    return bool(applied) and all(
+        any(
+            isinstance(above, ast.With) and any("autocast" in module.source(item.context_expr) for item in above.items)
+            for above in module.ancestors(node)
+        )
+        for node in applied
+    )
 
 
 def _decorated(module: Module, method: ast.FunctionDef) -> bool:
