@@ -74,19 +74,21 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
 
 
 def _in_islands(module: Module, cls: ast.ClassDef) -> bool:
-    """Whether a function is applied only where a region of its own decides about autocast: its callers cast by hand."""
+    """Whether a function is applied only where autocast is off: its callers cast by hand."""
     applied = [
         node
         for node in module.nodes(ast.Attribute)
         if node.attr == "apply" and isinstance(node.value, ast.Name) and node.value.id == cls.name
     ]
-    return bool(applied) and all(
-        any(
-            isinstance(above, ast.With) and any("autocast" in module.source(item.context_expr) for item in above.items)
-            for above in module.ancestors(node)
-        )
-        for node in applied
-    )
+    return bool(applied) and all(any(_turns_off(module, above) for above in module.ancestors(node)) for node in applied)
+
+
+def _turns_off(module: Module, node: ast.AST) -> bool:
+    """Whether a `with` turns autocast off."""
+    if not isinstance(node, ast.With):
+        return False
+    written = [module.source(item.context_expr) for item in node.items]
+    return any("autocast" in one and "False" in one for one in written)
 
 
 def _decorated(module: Module, method: ast.FunctionDef) -> bool:
