@@ -23,6 +23,11 @@ REFUSED = {
         + "    optimizer.second_step(zero_grad=True)\n",
         "its optimizer steps twice on one batch (SAM), which a GradScaler cannot drive; keep float32",
     ),
+    "a setting that chooses the precision": (
+        HEAD.replace("lr=0.1", "lr=0.1 if args.train_dtype == torch.bfloat16 else 0.2") + STEP,
+        "args.train_dtype chooses the precision (line 4); torch.autocast(device_type, dtype=args.train_dtype) around "
+        "forward and loss, and the scaler for float16 alone",
+    ),
     "a preconditioner": (
         HEAD.replace(
             "model =",

@@ -10,6 +10,7 @@ from amplint.rewrite.islands import penalties
 from amplint.rewrite.islands.kernels import check_kernels
 from amplint.rewrite.models.halves import exported
 from amplint.rewrite.refusals.anomalies import anomaly_mode
+from amplint.rewrite.refusals.chosen import check_chosen
 from amplint.rewrite.refusals.doubles import trains_in_float64
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.rewrite.refusals.sharding import check_sharding
@@ -80,6 +81,7 @@ def whole_script(
     if trains_in_float64(reading, together):
         raise Refused("it computes in float64", "float64 is there for a reason: keep it")
     check_sharding(together)
+    check_chosen(module)
 
 
 def check_gradients(reading: Reading, used: Sequence[Module]) -> None:
