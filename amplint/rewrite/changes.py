@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.source.module import Module
+
+_LISTED = re.compile(r",\s|\s+[\w.=*]+,$")  # in a list that ends in a comma, or not
+_STAR = re.compile(r"^,(\s+)\*,\s+")
 
 
 class Changes:
@@ -41,10 +45,10 @@ def _joined(found: Sequence[Edit]) -> list[Edit]:
     """Arguments and parameters that several scalers add at one place, one behind the other."""
     made: dict[object, Edit] = {}
     for one in found:
-        listed = one.range.start == one.range.end and one.text.startswith(", ")
+        listed = one.range.start == one.range.end and _LISTED.match(one.text) is not None
         known = made.get(one.range) if listed else None
         if known is not None:
-            made[one.range] = replace(known, text=known.text + one.text.replace(", *, ", ", ", 1))
+            made[one.range] = replace(known, text=known.text + _STAR.sub(r",\1", one.text))
         else:
             made[one.range if listed else one] = one
     return list(made.values())

@@ -22,6 +22,6 @@ def check_chosen(module: Module) -> None:
                     asked = module.source(node.left)
                     raise Refused(
                         f"{asked} chooses the precision (line {module.range(node).start.row})",
-                        f"torch.autocast(device_type, dtype={asked}) around forward and loss, and the scaler for float16 "
-                        "alone",
+                        f"torch.autocast(device_type, dtype={asked}) around forward and loss, and the scaler for "
+                        "float16 alone",
                     )
