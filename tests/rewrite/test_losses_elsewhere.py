@@ -47,6 +47,11 @@ class Unused(torch.nn.Module):
 class Wide(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f.float())[0]
+class Projected(torch.nn.Module):
+    def forward(self, f):
+        noise = torch.randn((4, 4), device=f.device)
+        turn, _ = torch.linalg.qr(noise.cpu())
+        return (f @ turn.to(f.device)).square().mean()
 class Rotated(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -105,6 +110,7 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
     ),
     "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "of what is made there": ("Projected()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
 }
 

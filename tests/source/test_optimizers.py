@@ -339,6 +339,22 @@ for x in loader:
 """,
         "zero gradients of optimizer · step optimizer, with gradients in an unknown state",
     ),
+    "what steps is what was given the parameters, where a schedule steps, too": (
+        """
+class Trainer:
+    def __init__(self, net, make, schedule):
+        self.net = net
+        self.opt = make(self.net.parameters(), lr=0.1)
+        self.schedule = schedule(self.opt)
+    def train(self, loader):
+        for x in loader:
+            self.net.zero_grad()
+            self.net(x).mean().backward()
+            self.opt.step()
+            self.schedule.step()
+""",
+        "zero gradients of self.net · forward self.net · backward · step self.opt",
+    ),
     "gradients set to None, parameter by parameter": (
         MODEL
         + """

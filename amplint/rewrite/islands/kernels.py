@@ -35,6 +35,8 @@ _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
 _WIDE = frozenset(("float", "double"))
+_FRESH = frozenset(f"torch.{name}" for name in ("randn", "rand", "eye", "zeros", "ones"))
+_MOVES = frozenset(("cpu", "cuda", "t", "transpose", "contiguous", "unsqueeze", "clone"))
 _MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
 
 
@@ -303,7 +305,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         if root in module.imports:
             return None  # np.linalg.svd
         operands = [call.func.value]
-    if not operands or _is_cast(operands[0]) or _is_wide(module, call):
+    if not operands or _is_cast(operands[0]) or _is_fresh(module, call, operands[0]) or _is_wide(module, call):
         return None
     return last
 
@@ -326,6 +328,23 @@ def _is_cast(value: ast.expr) -> bool:
             return True
         value = value.func.value
     return False
+
+
+def _is_fresh(module: Module, call: ast.AST, value: ast.expr) -> bool:
+    """Whether a value was made in the same function, in torch's default dtype: random numbers, an identity."""
+    while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
+        value = value.func.value
+    if isinstance(value, ast.Name):
+        code = module.function(call) or module.tree
+        bound = [node for node in ast.walk(code) if isinstance(node, ast.Name) and node.id == value.id]
+        stores = [node for node in bound if not isinstance(node.ctx, ast.Load)]
+        made = module.parents[stores[0]] if len(stores) == 1 else None
+        value = made.value if isinstance(made, ast.Assign) and made.targets == stores else value
+    return (
+        isinstance(value, ast.Call)
+        and bool(_FRESH & set(module.dotted(value.func)))
+        and not any(keyword.arg in ("dtype", "out", None) for keyword in value.keywords)
+    )
 
 
 def _is_wide(module: Module, call: ast.Call) -> bool:

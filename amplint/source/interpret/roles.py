@@ -78,6 +78,10 @@ def _infer(code: ast.AST) -> dict[str, str]:
                     _note(tested, "tested", uses)
             case ast.Attribute(attr="param_groups"):
                 _note(node.value, "param_groups", uses)
+            case ast.Assign(
+                targets=[target], value=ast.Call(args=[ast.Call(func=ast.Attribute(attr="parameters")), *_])
+            ):
+                _note(target, "given parameters", uses)
     roles: dict[str, str] = {}
     for path, seen in uses.items():
         role = _role(seen, uses)
@@ -90,6 +94,8 @@ def _infer(code: ast.AST) -> dict[str, str]:
     if backward and not any(role.startswith("optimizer") for role in roles.values()):
         # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
         stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
+        if len(stepping) > 1:  # optimizer.step() … scheduler.step(): the one that was given the parameters
+            stepping = [path for path in stepping if "given parameters" in uses[path]]
         if len(stepping) == 1 and not _steps_beside(code, stepping[0], uses) and not _counts_steps(code, stepping[0]):
             roles[stepping[0]] = "optimizer"
     return roles
