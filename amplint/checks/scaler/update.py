@@ -208,7 +208,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
             if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
                 continue
             backwards = backwards_of(step, step.before)
-            if first_argument(step) not in turns or not backwards:
+            if first_argument(step) not in turns or not (backwards or _left_by_caller(step, loop)):
                 continue
             if any(loop is one.node for backward in backwards for one in backward.loops):
                 continue
@@ -218,13 +218,19 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
                 f"{scaler_in(update)}.update() runs after every optimizer's step: if it changes the scale, the "
                 "gradients that still wait are divided by the wrong one",
                 evidence=[
-                    (backwards[-1], "gradients are scaled with the old scale"),
+                    *((one, "gradients are scaled with the old scale") for one in backwards[-1:]),
                     (step, "one optimizer steps"),
                     (update, "the scale may change before the next one does"),
                 ],
                 help="call update() once, after the loop",
                 fix=fixes.update_after_loop(update.module, update.node, loop),
             )
+
+
+def _left_by_caller(step: events.Step, loop: ast.For) -> bool:
+    """Whether the gradients of all optimizers were there before the loop: another method ran the backward passes."""
+    around = step.module.source(loop)
+    return step.before.kind == "entry" and "backward" not in around and ".scale(" in step.module.text
 
 
 def _drop_update(script: Script, update: events.Update, step: events.Step) -> Fix | None:
