@@ -236,6 +236,14 @@ REFUSED = {
         "reaches into amp._amp_state",
     ),
     "a decorator": ([("for x", "@amp.promote_function\ndef f(x): return x\nfor x")], "no amp.promote_function"),
+    "a method in half": (
+        [("for x", "class M(nn.Module):\n    @amp.half_function\n    def forward(self, x):\n        return x\nfor x")],
+        "runs a whole method in half",
+    ),
+    "a function of a list": (
+        [("for x", "@amp.float_function\ndef f(xs):\n    return torch.cat(xs)\nfor x")],
+        "of something else than a tensor",
+    ),
     "a loss without a name": ([("(loss, opt", "(F.l1_loss(loss, y), opt")], "computed where it is scaled"),
     "a try around more": (
         [

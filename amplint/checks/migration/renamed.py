@@ -47,7 +47,9 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
     module = script.module
     severity = knowledge.rules()["AMP601"].severity
     uses: list[tuple[ast.AST, str]] = []
-    guarded: set[str] = set()  # names of imports that code for old versions uses, too: they keep their meaning
+    guarded: set[str] = (
+        set()
+    )  # names of imports that keep their meaning: code for old versions, or another file, uses them
     for node, old in deprecated_uses(module):
         if script.settings.target_torch < MOVED[old][1] or _for_old_versions(
             module, node, MOVED[old][0], old.split(".")[1]
@@ -55,8 +57,9 @@ def deprecated_amp_api(script: Script) -> Iterator[Finding]:
             guarded |= _bound(node)
         else:
             uses.append((node, old))
+    guarded |= fixes.taken_elsewhere(module, uses)
     changed = [(node, old) for node, old in uses if not _bound(node) & guarded]
-    fix = fixes.to_torch_amp(module, changed) if changed else None
+    fix = fixes.to_torch_amp(module, changed, guarded) if changed else None
     for node, old in uses:
         new, since = MOVED[old]
         device = old.split(".")[1]

@@ -124,14 +124,23 @@ def _definition(event: events.Event) -> ast.AST | None:
 
 def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
     node = event.node
+    safe = not _assumed(target)
     match node:
         case ast.BinOp():
-            return fixes.eps_in_float32(event.module, node.left if event.args[0] is target else node.right)
+            return fixes.eps_in_float32(event.module, node.left if event.args[0] is target else node.right, safe)
         case ast.Call(func=ast.Attribute(value=tensor)) if event.args[0] is target and event.name.startswith("clamp"):
             if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F") and node.args:
-                return fixes.eps_in_float32(event.module, node.args[0])
-            return fixes.eps_in_float32(event.module, tensor) if not _in_place(node) else None
+                return fixes.eps_in_float32(event.module, node.args[0], safe)
+            return fixes.eps_in_float32(event.module, tensor, safe) if not _in_place(node) else None
     return None
+
+
+def _assumed(value: Tensor) -> bool:
+    """Whether something is a tensor only because it is handed to a model, which nothing here says of it."""
+    if value.trust != GIVEN or value.made != "argument":
+        return False
+    annotation = value.node.annotation if isinstance(value.node, ast.arg) else None
+    return annotation is None or "Tensor" not in ast.unparse(annotation)
 
 
 def _in_place(call: ast.Call) -> bool:

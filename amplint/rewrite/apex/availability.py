@@ -16,6 +16,7 @@ from amplint.rewrite.syntax.text import edit
 from amplint.source.module import FunctionNode, Module
 
 _ASKS = "it asks whether apex is installed in a way that amplint does not follow"
+_REGISTERS = ("register_half_function", "register_float_function", "register_promote_function")
 _ADVICE = "drop that question, then run amplint again"
 
 
@@ -96,7 +97,9 @@ class Leaving:
             return
         flags = {name for one in attempt.body if (name := _flag(one, True))}
         calls = {self.module.statement(use.node) for use in self.uses.named("initialize")}
-        rest = [one for one in attempt.body if one is not statement and not _flag(one, True) and one not in calls]
+        registers = {self.module.statement(use.node) for name in _REGISTERS for use in self.uses.named(name)}
+        leaves = {statement, *calls, *registers}
+        rest = [one for one in attempt.body if one not in leaves and not _flag(one, True)]
         if rest:
             if calls & set(attempt.body):
                 raise Refused("amp.initialize stands in the `try` around the import, beside other things", _ADVICE)
@@ -110,7 +113,9 @@ class Leaving:
         ):
             raise Refused("the `try` around the import does more than to say that apex is missing", _ADVICE)
         self.flags |= flags
-        self.statements.append(attempt)
+        only = registers & set(attempt.body) and not calls & set(attempt.body) and not flags
+        around = _alone_in(self.module, attempt) if only else None
+        self.statements.append(around or attempt)
         inside = set(ast.walk(attempt))
         bound = {name for one in attempt.handlers for part in one.body if (name := _flag(part, False))}
         for name in bound - flags:
@@ -154,7 +159,8 @@ class Leaving:
         """Delete the imports and the statements in `also`, and answer what asks for a flag. `gone` is what other edits
         take away."""
         module, made = self.module, []
-        delete = [one for one in (*self.statements, *also) if one not in gone]
+        wanted = [one for one in (*self.statements, *also) if one not in gone]
+        delete = [one for one in wanted if not any(above in wanted for above in module.ancestors(one))]
         dropped = {part for one in delete for part in ast.walk(one)} | set(gone)
         loads: list[ast.expr] = [load for flag in sorted(self.flags) for load in self._loads(flag)]
         loads += [load for flag in sorted(self.shared) for load in self._loads(flag) if self._guards(load)]

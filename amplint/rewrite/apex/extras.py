@@ -71,7 +71,29 @@ def _decorated(module: Module, use: Use, torch: str, old: bool) -> list[Edit]:
         case ast.FunctionDef(name="backward") if use.node in above.decorator_list:
             return edits.replace(module, use.node, path.replace("fwd", "bwd") + ("" if old else '(device_type="cuda")'))
         case ast.FunctionDef() if use.node in above.decorator_list and above.args.args:
+            method = isinstance(module.parents[above], ast.ClassDef) and len(above.decorator_list) == 1
+            if method and use.name == "half_function":  # with autocast off, the weights stay float32
+                raise Refused("@amp.half_function runs a whole method in half", "drop it: autocast casts what it must")
+            if not method and _takes_apart(above, above.args.args[0].arg):
+                raise Refused(f"@amp.{use.name} is on a function of something else than a tensor", _ISLAND)
             return edits.replace(module, use.node, f"{path}({', '.join(options)})")
         case ast.Call(func=func, args=[inner], keywords=[]) if func is use.node:
             return edits.replace(module, above, f"{path}({module.source(inner)}, {', '.join(options)})")
     raise Refused(f"amp.{use.name} is used in an unusual form", BY_HAND)
+
+
+def _takes_apart(function: ast.FunctionDef, name: str) -> bool:
+    """Whether a function loops over its argument, counts it or joins it: it is a list, which custom_fwd cannot mark."""
+
+    def it(node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id == name
+
+    for node in ast.walk(function):
+        match node:
+            case ast.For(iter=over) | ast.comprehension(iter=over) if any(it(one) for one in ast.walk(over)):
+                return True
+            case ast.Call(func=ast.Name(id="len" | "sum" | "list" | "isinstance"), args=[first, *_]) if it(first):
+                return True
+            case ast.Call(func=ast.Attribute(attr="cat" | "stack" | "concat"), args=[first, *_]) if it(first):
+                return True
+    return False

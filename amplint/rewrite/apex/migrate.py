@@ -335,7 +335,7 @@ class _Writer:
     def _evaluate(self, module: Module, seen: Region, plan: StepPlan) -> None:
         same = self.group.of(plan.region[0]) is module
         region = evaluated(module, seen, plan.region) if same else seen
-        if set(seen) <= self.taken or set(region) & self.taken:
+        if set(seen) <= self.taken or set(region) & self.taken or self.scope.early(seen[0]):
             return
         switch = self.scope.switch(region[0]) if region else None
         name = getattr(module.function(seen[0]), "name", "")

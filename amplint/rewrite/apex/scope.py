@@ -37,6 +37,14 @@ class Scope:
             return f"self.{self.bare}"
         return self._through(place) or self.bare
 
+    def early(self, place: ast.AST) -> bool:
+        """Whether a place runs before amp.initialize, as it stands above it in the same block and in no loop."""
+        home, setup = self.home, self.setup.statement
+        if self.group.of(place) is not home or home.function(place) is not home.function(setup):
+            return False
+        looped = any(isinstance(one, ast.For | ast.While) for one in home.ancestors(setup))
+        return not looped and home.offset(home.range(place).start) < home.offset(home.range(setup).start)
+
     def _in_class(self, place: ast.AST) -> bool:
         return self.owner is not None and self.owner in self.group.of(place).ancestors(place)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Sequence
 
 from amplint.findings import Applicability, Edit, Fix
-from amplint.rewrite import edits
+from amplint.rewrite import edits, importers
 from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
 from amplint.source.walk import walk
@@ -20,8 +21,9 @@ _OLD = {
 }
 
 
-def to_torch_amp(module: Module, uses: list[tuple[ast.AST, str]]) -> Fix | None:
-    """All uses of deprecated names in a file at once: imports and calls depend on one another."""
+def to_torch_amp(module: Module, uses: list[tuple[ast.AST, str]], kept: Collection[str] = ()) -> Fix | None:
+    """All uses of deprecated names in a file at once: imports and calls depend on one another. Names that are `kept`
+    stay imported."""
 
     def build() -> list[Edit]:
         made: list[Edit] = []
@@ -30,9 +32,19 @@ def to_torch_amp(module: Module, uses: list[tuple[ast.AST, str]]) -> Fix | None:
         for node, old in uses:
             if not isinstance(node, ast.alias):
                 made += _use(module, node, old)
-        return made + _unused(module, [node for node, _ in uses if isinstance(node, ast.Attribute)])
+        return made + _unused(module, [node for node, _ in uses if isinstance(node, ast.Attribute)], kept)
 
     return attempt("use torch.amp", SAFE, build)
+
+
+def taken_elsewhere(module: Module, uses: list[tuple[ast.AST, str]]) -> set[str]:
+    """The names of a file's imports that would mean something else after the fix, or be gone, and that other files of
+    the project may take from it."""
+    bound: set[str] = set()
+    for node, _ in uses:
+        if isinstance(node, ast.alias) and module.function(node) is None:
+            bound.add(node.asname or node.name)
+    return importers.taken_elsewhere(module, bound | _roots(module, [node for node, _ in uses]))
 
 
 def _imports(module: Module, uses: list[tuple[ast.AST, str]]) -> dict[ast.ImportFrom, list[str]]:
@@ -45,11 +57,16 @@ def _imports(module: Module, uses: list[tuple[ast.AST, str]]) -> dict[ast.Import
     return found
 
 
-def _unused(module: Module, uses: list[ast.Attribute]) -> list[Edit]:
+def _unused(module: Module, uses: list[ast.Attribute], kept: Collection[str]) -> list[Edit]:
     """Drop what `from torch.cuda import amp` imported, where nothing else uses it."""
-    roots = {node.id for use in uses for node in walk(use) if isinstance(node, ast.Name)}
-    kept = {edits.binding_of(module, "torch", at=use) for use in uses}
-    return edits.remove_import_name(module, *(roots - kept), gone=uses)
+    return edits.remove_import_name(module, *(_roots(module, uses) - {*kept}), gone=uses)
+
+
+def _roots(module: Module, uses: Sequence[ast.AST]) -> set[str]:
+    """The names with which dotted uses begin, but for that of torch."""
+    dotted = [use for use in uses if isinstance(use, ast.Attribute)]
+    roots = {node.id for use in dotted for node in walk(use) if isinstance(node, ast.Name)}
+    return roots - {edits.binding_of(module, "torch", at=use) for use in dotted}
 
 
 def _use(module: Module, node: ast.AST, old: str) -> list[Edit]:

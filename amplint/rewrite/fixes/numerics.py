@@ -27,12 +27,14 @@ def finfo_limit(module: Module, tensor: ast.expr, constant: ast.expr, negative: 
     return attempt(f"use {limit}", applicability, lambda: edits.replace(module, constant, limit))
 
 
-def eps_in_float32(module: Module, tensor: ast.expr) -> Fix | None:
-    """`x + 1e-8` → `x.float() + 1e-8`."""
+def eps_in_float32(module: Module, tensor: ast.expr, safe: bool = True) -> Fix | None:
+    """`x + 1e-8` → `x.float() + 1e-8`; unsafe where x may be a plain number."""
     text = module.source(tensor)
     if not isinstance(tensor, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
         text = f"({text})"
-    return attempt("add eps in float32", SAFE, lambda: edits.replace(module, tensor, f"{text}.float()"))
+    return attempt(
+        "add eps in float32", SAFE if safe else UNSAFE, lambda: edits.replace(module, tensor, f"{text}.float()")
+    )
 
 
 def scale_first(module: Module, scaled: ast.AST) -> Fix | None:

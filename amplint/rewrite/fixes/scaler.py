@@ -7,6 +7,7 @@ import ast
 from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before, conditions_above, roots, suite_of
+from amplint.rewrite.refusals.sharding import sharded
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
 from amplint.source.walk import walk
@@ -203,8 +204,19 @@ def add_state(module: Module, mapping: ast.Dict, entry: ast.expr, scaler: str) -
     if not key.value.startswith("optim"):
         name = "scaler"
     quoted = module.source(key).replace(key.value, name)
-    text = f"{quoted}: {scaler}.state_dict()"
+    state = f"{scaler}.state_dict()"
+    if isinstance(entry, ast.IfExp) and _asks_for_itself(module, entry):  # where there is none, there may be no scaler
+        yes, no = (state if isinstance(one, ast.Call) else module.source(one) for one in (entry.body, entry.orelse))
+        state = f"{yes} if {module.source(entry.test)} else {no}"
+    text = f"{quoted}: {state}"
     return attempt("save the scaler's state, too", UNSAFE, lambda: edits.add_entry(module, mapping, entry, text))
+
+
+def _asks_for_itself(module: Module, entry: ast.IfExp) -> bool:
+    """`optimizer.state_dict() if optimizer else None`."""
+    owners = {module.source(one.func.value) for one in walk(entry) if isinstance(one, ast.Call)
+              and isinstance(one.func, ast.Attribute) and one.func.attr == "state_dict"}  # fmt: skip
+    return any(isinstance(one, ast.expr) and module.source(one) in owners for one in walk(entry.test))
 
 
 def add_scaler(
@@ -225,6 +237,8 @@ def add_scaler(
             return None
     if torch is None or not isinstance(made, ast.Assign) or not isinstance(made.targets[0], ast.Name | ast.Attribute):
         return None
+    if sharded(module):
+        return None  # a plain scaler looks for inf in its own shard only
     optimizer = module.source(owner)
     target = module.source(made.targets[0])
     idle = _idle(module, backward)

@@ -10,6 +10,7 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import ask, fresh, sym
 from amplint.source.values import (
+    GIVEN,
     NONE,
     TRUE,
     Class,
@@ -145,7 +146,7 @@ def _zip(m: Machine, args: tuple[Value, ...], node: ast.AST) -> Value:
 def _sum(m: Machine, args: tuple[Value, ...], node: ast.AST, world: World, frame: Frame) -> Value:
     parts = containers.elements(args[0])
     values = tuple(parts) if parts is not None else (containers.element(m, args[0], node),)
-    if any(True for _ in tensors.tensors_in(values)):
+    if any(one.trust != GIVEN or one.made != "argument" for one in tensors.tensors_in(values)):
         return operations.operation(m, "add", values, {}, node, world, frame)
     return sym("call", "sum", *map(conditions.key, args))
 

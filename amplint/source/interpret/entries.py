@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -188,12 +189,23 @@ def _enter_function(m: Machine, function: Function, world: World, assumed: bool 
     _enter_closures(m, function, worlds)
 
 
+_OTHERS = re.compile(r"\b(int|float|bool|str|[dD]ict|Mapping|Callable|device|dtype|Any)\b")
+
+
+def _may_be_tensor(annotation: ast.expr | None) -> bool:
+    """Whether an argument's annotation, if it has one, leaves open that it is a tensor, or holds some."""
+    said = ast.unparse(annotation) if annotation is not None else ""
+    return "Tensor" in said or not _OTHERS.search(said)
+
+
 def _activations(function: Function) -> tuple[Value, ...]:
     parameters = function.node.args.args[1 if function.owner is not None else 0 :]
     required = len(function.node.args.args) - len(function.node.args.defaults)
     own = 1 if function.owner is not None else 0
     return tuple(
-        tensors.argument(parameter) if position + own < required else sym("argument", id(function.node), parameter.arg)
+        tensors.argument(parameter)
+        if position + own < required and _may_be_tensor(parameter.annotation)
+        else sym("argument", id(function.node), parameter.arg)
         for position, parameter in enumerate(parameters)
         if position + own < required
     )

@@ -41,9 +41,11 @@ from amplint.source.values import (
     Optimizer,
     Parameters,
     Partial,
+    Region,
     Scaled,
     Scaler,
     Tensor,
+    Test,
     Value,
 )
 
@@ -70,6 +72,18 @@ def makes(m: Machine, callee: Value) -> bool:
 def _is_layer(name: str) -> bool:
     last = name.rpartition(".")[2]
     return name.startswith("torch.nn.") and last[:1].isupper() and not name.startswith("torch.nn.utils")
+
+
+_OF_AUTOCAST = frozenset(("torch.is_autocast_enabled", "torch.get_autocast_gpu_dtype", "torch.get_autocast_dtype"))
+
+
+def _of_region(name: str, region: Region) -> Value:
+    """What torch says of the region that a call stands in."""
+    if name.endswith("dtype"):
+        dtype = tensors.region_dtype(region)
+        return sym("dtype", "low") if dtype == "low" else Lib(f"torch.{dtype}")
+    formula = conditions.truth(region.autocast.enabled)
+    return Const(formula) if isinstance(formula, bool) else Test(formula)
 
 
 def call(
@@ -102,6 +116,8 @@ def call(
         world.forget("stale weights")
         world.forget("first forwards")
         return [(NONE, world)]
+    if name in _OF_AUTOCAST and (region := tensors.region_of(world)) is not None:
+        return [(_of_region(name, region), world)]
     if name in _NEVER_HERE:
         return [(FALSE, world)]
     if name == "torch.finfo" and given.args:

@@ -13,6 +13,7 @@ from amplint.source.symbols import fresh, serial, sym
 from amplint.source.values import (
     ASSUMED,
     FALSE,
+    GIVEN,
     NONE,
     Gradient,
     Items,
@@ -61,6 +62,10 @@ def tensor_method(
     if name in tensors.VIEWS or name in _IN_PLACE_KEEP:
         return [(operations.view(tensor, node, shaped=name in _SAME_SHAPE), world)]
     if name in ("values", "items", "keys", "get", "to_tuple"):  # a model's output may be a dict of tensors
+        if (
+            tensor.trust == GIVEN and tensor.made == "argument"
+        ):  # of anything, then: only tensors were taken for granted
+            return [(fresh("call"), world)]
         inner = operations.view(tensor, node, deeper=True)
         return [(Many(Items((fresh("key"), inner))) if name == "items" else Many(inner), world)]
     op = tensors.op_of(f"torch.Tensor.{name}")
