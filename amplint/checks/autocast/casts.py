@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import device_of, entered, uses_autocast
+from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -18,7 +19,9 @@ from amplint.source.values import Parameter, Region, Tensor, Value
 def float_cast_undone(script: Script) -> Iterator[Finding]:
     """Operands are cast to float32 by hand, and autocast casts them straight back."""
     undone = list(_undone(script))
-    places = {(event.module, event.module.statement(event.node)) for event, _ in undone}
+    mended = {event.node for event, _ in undone}
+    statements = {event.module.statement(event.node): event.module for event, _ in undone}
+    places = {one: module for one, module in statements.items() if may_leave(script, module, one, mended)}
     for event, cast in undone:
         assert event.region is not None
         region = event.region
@@ -45,8 +48,10 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
                 event.module,
                 event.node,
                 device_of(script, event, region),
-                also=[statement for module, statement in places if module is event.module],
-            ),
+                also=[statement for statement, module in places.items() if module is event.module],
+            )
+            if event.module.statement(event.node) in places
+            else None,
         )
 
 

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import device_of, entered, may_be_enabled, uses_autocast
+from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, alternatives, found, rule, same_function
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -72,18 +73,13 @@ def _bce_fix(script: Script, event: events.Operation, region: Region) -> Fix | N
     call = event.node
     if not isinstance(call, ast.Call) or not call.args:
         return None
-    forwards = [one for one in script.events(events.Forward) if one.module is event.module]
     prediction = call.args[0]
     match prediction:
         case ast.Call(func=ast.Attribute(attr="sigmoid")):
             logits = fixes.with_logits(event.module, call, prediction)
             if logits is not None:
                 return logits
-    statement = event.module.statement(call)
-    inside = [one for one in forwards if event.module.statement(one.node) is statement]
-    if any(
-        isinstance(given, Tensor) and given.region and given.dtype != "float32" for one in inside for given in one.given
-    ):
+    if not may_leave(script, event.module, event.module.statement(call), (call,)):
         return None  # the model would leave the region, too, and be given what came out of it in half precision
     cast = [prediction]
     target = event.args[1] if len(event.args) > 1 else None

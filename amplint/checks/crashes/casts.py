@@ -40,7 +40,7 @@ def decomposed_as_it_is(script: Script) -> Iterator[Finding]:
             severity=Severity.WARNING if missing.endswith(_NOT_CAST) else Severity.ERROR,
             evidence=[(script.module, cast.node, "casts some of what comes to float32")],
             help="compute it in float32: call .float() on what goes in, whatever half it is",
-            fix=fixes.cast(script.module, [operand]) if isinstance(operand, ast.Name) else None,
+            fix=fixes.cast(script.module, [operand], safe=False) if isinstance(operand, ast.Name) else None,
         )
 
 
@@ -59,7 +59,7 @@ def transformed_as_it_is(script: Script) -> Iterator[Finding]:
             severity=Severity.NOTE,
             evidence=[(script.module, cast.node, "casts some of what comes to float32")],
             help="transform in float32: call .float() on what goes in, whatever half it is",
-            fix=fixes.cast(script.module, [operand]) if isinstance(operand, ast.Name) else None,
+            fix=fixes.cast(script.module, [operand], safe=False) if isinstance(operand, ast.Name) else None,
         )
 
 

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint import knowledge
+from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.crashes.common import (
     enabled,
     evidence,
@@ -50,7 +51,13 @@ def _no_kernel(script: Script) -> Iterator[tuple[events.Operation, list[int], Te
 def _fix(event: events.Operation, places: list[int]) -> Fix | None:
     nodes = [operand_node(event, place) for place in places]
     known = [node for node in nodes if node is not None]
-    return fixes.cast(event.module, known) if len(known) == len(nodes) else None
+    return fixes.cast(event.module, known, safe=_seen(event, places)) if len(known) == len(nodes) else None
+
+
+def _seen(event: events.Operation, places: list[int]) -> bool:
+    """Whether the operands are seen to be half; what is only assumed may be float64."""
+    operands = [half(event.args[place], event) for place in places if place < len(event.args)]
+    return all(one is not None and one.trust == KNOWN for one in operands)
 
 
 def _island(script: Script, event: events.Operation, places: list[int]) -> Fix | None:
@@ -59,7 +66,11 @@ def _island(script: Script, event: events.Operation, places: list[int]) -> Fix |
     plain = all(isinstance(node, ast.Name | ast.Attribute | ast.Subscript) for node in nodes)
     if len(nodes) != len(places) or not plain:  # a layer among them needs the region
         return None
-    return float32_island(event.module, event.node, f'"{script.settings.target_device}"', nodes)
+    if not may_leave(script, event.module, event.module.statement(event.node), (event.node,)):
+        return None
+    return float32_island(
+        event.module, event.node, f'"{script.settings.target_device}"', nodes, safe=_seen(event, places)
+    )
 
 
 @rule("AMP502")

@@ -124,7 +124,7 @@ def _definition(event: events.Event) -> ast.AST | None:
 
 def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
     node = event.node
-    safe = not _assumed(target)
+    safe = target.trust == KNOWN  # or it may be float64, or a number
     match node:
         case ast.BinOp():
             return fixes.eps_in_float32(event.module, node.left if event.args[0] is target else node.right, safe)
@@ -133,14 +133,6 @@ def _in_float32(event: events.Operation, target: Tensor) -> Fix | None:
                 return fixes.eps_in_float32(event.module, node.args[0], safe)
             return fixes.eps_in_float32(event.module, tensor, safe) if not _in_place(node) else None
     return None
-
-
-def _assumed(value: Tensor) -> bool:
-    """Whether something is a tensor only because it is handed to a model, which nothing here says of it."""
-    if value.trust != GIVEN or value.made != "argument":
-        return False
-    annotation = value.node.annotation if isinstance(value.node, ast.arg) else None
-    return annotation is None or "Tensor" not in ast.unparse(annotation)
 
 
 def _in_place(call: ast.Call) -> bool:

@@ -180,7 +180,12 @@ def add_device(module: Module, call: ast.Call, device: str) -> Fix | None:
 
 
 def float32_island(
-    module: Module, node: ast.AST, device: str, cast: Sequence[ast.expr] = (), also: Collection[ast.stmt] = ()
+    module: Module,
+    node: ast.AST,
+    device: str,
+    cast: Sequence[ast.expr] = (),
+    also: Collection[ast.stmt] = (),
+    safe: bool = True,
 ) -> Fix | None:
     """Put the statement under `with torch.autocast(device_type=…, enabled=False):`, casting the given operands, and
     with it those of `also` that stand right before and behind it; the device type comes as code."""
@@ -202,7 +207,7 @@ def float32_island(
             made += edits.replace(module, operand, _float(module, operand))
         return made
 
-    return attempt("compute it in float32", SAFE, build)
+    return attempt("compute it in float32", SAFE if safe else UNSAFE, build)
 
 
 def _float(module: Module, operand: ast.expr) -> str:

@@ -28,7 +28,7 @@ def finfo_limit(module: Module, tensor: ast.expr, constant: ast.expr, negative: 
 
 
 def eps_in_float32(module: Module, tensor: ast.expr, safe: bool = True) -> Fix | None:
-    """`x + 1e-8` → `x.float() + 1e-8`; unsafe where x may be a plain number."""
+    """`x + 1e-8` → `x.float() + 1e-8`; unsafe where x is not seen to be half."""
     text = module.source(tensor)
     if not isinstance(tensor, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
         text = f"({text})"
