@@ -16,7 +16,9 @@ from amplint.source.module import Module, Unreadable
 
 _FROM = re.compile(rb"^[ \t]*from[ \t]+([.\w]+)[ \t]+import[ \t]*(\([^)]*\)|(?:[^\\\n]|\\\r?\n)*)", re.MULTILINE)
 _OF_TORCH = re.compile(rb"torch\b")
-_WORDS = rb"autocast|GradScaler|custom_fwd|custom_bwd|amp"
+_USUAL = frozenset((b"autocast", b"GradScaler", b"custom_fwd", b"custom_bwd", b"amp"))
+_WORDS = b"|".join(sorted(_USUAL))
+_HINTS = (b"autocast", b"GradScaler", b"custom_fwd", b"custom_bwd", b" amp", b".amp", b"import *")
 _ATTRIBUTE = re.compile(rb"\b(\w+)\.(%s)\b" % _WORDS)
 _WORD = re.compile(rb"\b(?:%s)\b" % _WORDS)
 _COMMENT = re.compile(rb"#[^\n]*")
@@ -41,23 +43,28 @@ def taken_elsewhere(module: Module, names: Collection[str]) -> set[str]:
     stems = {(place.parent.name if is_package else place.stem).encode(), *([b""] if is_package else [])}
     wanted = {name.encode() for name in names}
     found: set[bytes] = set()
-    for one in _taken_below(*around(module, near=project_root(place.parent) is None)):
+    others = tuple(sorted(wanted - _USUAL))
+    for one in _taken_below(*around(module, near=project_root(place.parent) is None), others):
         if one.source in stems and one.by != str(place):
             found |= wanted & (one.words if b"*" in one.names else one.names)
     return {name.decode() for name in found}
 
 
 @lru_cache(4)
-def _taken_below(top: Path, alone: bool) -> tuple[Taken, ...]:
-    """What the files in a folder take from files other than torch's."""
+def _taken_below(top: Path, alone: bool, others: tuple[bytes, ...]) -> tuple[Taken, ...]:
+    """What the files in a folder take from files other than torch's, if they say one of the usual names, or the
+    others."""
     found: list[Taken] = []
+    hints = (*_HINTS, *others)
     for path in files_below(top, alone):
         try:
             text = files.read(str(path))
         except (Unreadable, ValueError):
             continue
+        if not any(hint in text for hint in hints):
+            continue
         by = str(path.resolve())
-        imports = [] if b"import" not in text else _FROM.findall(text)
+        imports = _FROM.findall(text)
         own = {name for _, items in imports for name in re.findall(rb"\w+", items)}
         said = frozenset(_WORD.findall(text)) - own  # what an own import binds is not the star's
         for source, items in imports:

@@ -194,7 +194,15 @@ _OTHERS = re.compile(r"\b(int|float|bool|str|[dD]ict|Mapping|Callable|device|dty
 
 def _may_be_tensor(annotation: ast.expr | None) -> bool:
     """Whether an argument's annotation, if it has one, leaves open that it is a tensor, or holds some."""
-    said = ast.unparse(annotation) if annotation is not None else ""
+    match annotation:
+        case None:
+            return True
+        case ast.Name(id=said) | ast.Attribute(attr=said) | ast.Constant(value=str() as said):
+            pass
+        case _:
+            said = " ".join(
+                getattr(node, "id", getattr(node, "attr", str(getattr(node, "value", "")))) for node in walk(annotation)
+            )
     return "Tensor" in said or not _OTHERS.search(said)
 
 
