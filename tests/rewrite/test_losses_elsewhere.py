@@ -333,10 +333,17 @@ class Judge(nn.Module):
 class Rate(nn.Module):
     def forward(self, x):
         return x.softmax(1)
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.gate = nn.Linear(4, 1), nn.Linear(4, 1)
+    def forward(self, x):
+        x = self.value(x) * self.gate(x).sigmoid()
+        return x.square()
 """
 
 
-@pytest.mark.parametrize(("made", "refused"), [("Judge()", True), ("Rate()", False)])
+@pytest.mark.parametrize(("made", "refused"), [("Judge()", True), ("Rate()", False), ("Gated()", False)])
 def test_the_logarithm_of_what_a_model_of_another_file_judges(made: str, refused: bool) -> None:
     """The file has no word of training, so that the reading does not enter it."""
     put(JUDGE, "judge.py")

@@ -7,7 +7,16 @@ import ast
 from collections.abc import Iterable
 
 from amplint.rewrite.islands.numbers import logarithm
-from amplint.rewrite.islands.sigmoids import Bare, Tail, is_layer, sigmoid_behind, sigmoid_of, unviewed
+from amplint.rewrite.islands.sigmoids import (
+    Bare,
+    Tail,
+    is_layer,
+    returned_by,
+    sigmoid_behind,
+    sigmoid_of,
+    tail_of,
+    unviewed,
+)
 from amplint.rewrite.models.used import used_by
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.derivation import Region, path
@@ -55,7 +64,7 @@ def _has_sigmoid(module: Module) -> bool:
 
 
 def _made_elsewhere(module: Module, node: ast.AST, region: Region) -> bool:
-    """Whether a model computes what stands here whose class, in a file that the reading did not enter, has a
+    """Whether a model computes what stands here whose class, in a file that the reading did not enter, returns a
     sigmoid."""
     values = [node]
     if text := _path(node):
@@ -68,10 +77,17 @@ def _made_elsewhere(module: Module, node: ast.AST, region: Region) -> bool:
         for call in (one for one in ast.walk(made.value) if isinstance(one, ast.Call)):
             match definition(module, call.func):
                 case (where, ast.ClassDef() as cls):
-                    inner = list(ast.walk(cls))
-                    if any(is_layer(where, one) or sigmoid_of(where, one) is not None for one in inner):
+                    if any(_ends_in(where, one, cls) for one in ast.walk(cls)):
                         return True
     return False
+
+
+def _ends_in(module: Module, node: ast.AST, cls: ast.ClassDef) -> bool:
+    """Whether a sigmoid is what a class's forward returns: not a gate on the way."""
+    operand = sigmoid_of(module, node)
+    if operand is not None and returned_by(module, operand) is cls:
+        return True
+    return isinstance(node, ast.Call) and is_layer(module, node) and tail_of(module, node) is not None
 
 
 def _given(module: Module, node: ast.AST, region: Region) -> list[ast.expr | Tail | Bare]:
