@@ -219,10 +219,11 @@ class Load(Event):
 
 @dataclass(eq=False, slots=True)
 class Cast(Event):
-    """The parameters of a model are cast to another dtype in place; `node` is the call."""
+    """The parameters of a model, and those of its `parts`, are cast to another dtype in place; `node` is the call."""
 
     model: Value
     dtype: str
+    parts: Owners = frozenset()
 
 
 @dataclass(eq=False, slots=True)

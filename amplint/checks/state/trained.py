@@ -20,12 +20,14 @@ _BATCHNORM = re.compile(
 
 
 def cast_of(script: Script, model: Value, before: events.Event, dtype: str = "float16") -> events.Cast | None:
-    """The cast of a model to a dtype before an event, if it is the last one."""
+    """The cast of a model, or of what it is a part of, to a dtype before an event, if it is the last one."""
     last = None
     for event in script.reading.events:
         if event is before:
             break
-        if isinstance(event, events.Cast) and event.model == model and may_both_run(event, before):
+        if not isinstance(event, events.Cast) or not may_both_run(event, before):
+            continue
+        if event.model == model or model in event.parts:
             last = event if event.dtype == dtype else None
     return last
 

@@ -126,7 +126,7 @@ def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World
                 parts.add(part)
                 world.set(("dtype of", part), "dtype", Const(dtype))
                 pending += world.space(part).values() if isinstance(part, Instance) else getattr(part, "args", ())
-    m.emit(events.Cast, node, world, frame, model=model, dtype=dtype)
+    m.emit(events.Cast, node, world, frame, model=model, dtype=dtype, parts=frozenset(parts))
 
 
 def freeze(of: Owners, world: World) -> None:
