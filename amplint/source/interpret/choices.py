@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from amplint.source.interpret import conditions, containers
+from amplint.source.interpret import conditions, containers, tensors
 from amplint.source.interpret.frames import Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -45,7 +45,8 @@ def split(m: Machine, value: Value, world: World) -> Results:
         world.suppose(value.formula if value.no == NONE else conditions.negate(value.formula))
         return split(m, value.yes if value.no == NONE else value.no, world)
     if not significant(value) and not tells(value):
-        return [(blend(value), world)]
+        here = tensors.settled(value, world)  # what is known of the choices inside it
+        return [(blend(here) if isinstance(here, Choice) else here, world)]
     return [
         result
         for answer, after in world.decide(value.formula)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from amplint.source.interpret import bounds
 from amplint.source.symbols import ask, fresh, options, sym
 from amplint.source.values import Choice, Const, Formula, Items, Lib, Many, Mapping, Question, Sym, Tensor, Test, Value
 
@@ -172,17 +173,8 @@ def _equal(left: Value, right: Value) -> Formula:
 
 
 def _compare_constants(operator: str, left: Any, right: Any) -> Formula:
-    try:
-        match operator:
-            case "<":
-                return bool(left < right)
-            case ">":
-                return bool(left > right)
-            case "in":
-                return left in right
-    except TypeError:
-        pass
-    return ask("cmp", operator, Const(left), Const(right))
+    known = bounds.of_constants(operator, left, right)
+    return ask("cmp", operator, Const(left), Const(right)) if known is None else known
 
 
 def evaluate(formula: Formula, facts: Facts) -> bool | None:
@@ -195,6 +187,8 @@ def evaluate(formula: Formula, facts: Facts) -> bool | None:
     kind, parts = formula.kind, formula.parts
     if kind in _ABOUT:
         return _follows(formula, facts)
+    if kind == "cmp":
+        return bounds.compared(parts, facts)
     if kind == "not":
         answer = evaluate(parts[0], facts)
         return None if answer is None else not answer
@@ -220,6 +214,8 @@ def _follows(question: Question, facts: Facts) -> bool | None:
             return bool(value.value)
         return value.value is None if kind == "none" else bool(value == question.parts[1])
     if kind != "none" and facts.get(none):
+        return False
+    if kind == "eq" and bounds.excluded(question.parts[0], question.parts[1], facts):
         return False
     if kind == "truth":
         return None
@@ -265,6 +261,8 @@ def assume(formula: Formula, answer: bool, facts: Facts) -> Facts | None:
     after[formula] = answer
     if kind == "eq" and answer:
         after["is", parts[0]] = parts[1]
+    elif kind == "cmp":
+        bounds.note(parts, answer, after)
     return None if _contradicts(after, changed) else after
 
 
@@ -330,4 +328,6 @@ def _depends(formula: Question) -> frozenset[Any]:
             formula.depends = frozenset().union(*map(_depends, formula.parts))
         else:
             formula.depends = frozenset((formula.parts[0] if formula.kind in _ABOUT else formula,))
+            if formula.kind == "cmp":  # the answer follows from what is known of the two
+                formula.depends |= frozenset(bounds.subjects(formula.parts))
     return formula.depends

@@ -8,6 +8,7 @@ from amplint.source import events
 from amplint.source.interpret import (
     builtin_functions,
     calls,
+    choices,
     conditions,
     containers,
     effects,
@@ -28,6 +29,7 @@ from amplint.source.values import (
     TRUE,
     Autocast,
     Checkpoint,
+    Choice,
     Class,
     Const,
     Device,
@@ -238,8 +240,7 @@ def apply(
         case "parameters":
             made = Parameters(frozenset().union(*(containers.owners_in(value) for value in given.values())))
         case "tensor":
-            op = tensors.op_of(name) or name.rpartition(".")[2]
-            made = operations.operation(m, op, given.args, given.kwargs, node, world, frame)
+            return _computed(m, tensors.op_of(name) or name.rpartition(".")[2], given, node, world, frame)
         case "constant":
             made = sym("constant", name, *given.args)
         case "device":
@@ -259,3 +260,16 @@ def apply(
         case _:
             made = NONE if api.does else fresh("call")
     return [(made, world)]
+
+
+def _computed(m: Machine, op: str, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
+    """A tensor. Whether what autograd.grad differentiates is scaled is decided first, by a world for each: the gradient
+    does not tell any more."""
+    results: Results = []
+    outputs = given.kwargs.get("outputs") or next(iter(given.args), NONE)
+    differ = op == "grad" and isinstance(outputs, Choice) and choices.tells(outputs)
+    for one, after in choices.split(m, outputs, world) if differ else [(outputs, world)]:
+        args = tuple(one if value is outputs else value for value in given.args)
+        kwargs = {key: one if value is outputs else value for key, value in given.kwargs.items()}
+        results.append((operations.operation(m, op, args, kwargs, node, after, frame), after))
+    return results

@@ -11,8 +11,8 @@ from amplint.source.interpret.frames import Arguments, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.promotion import has_no_dimension
 from amplint.source.interpret.world import World
-from amplint.source.symbols import serial, sym
-from amplint.source.values import ASSUMED, KNOWN, NONE, Const, Items, Sym, Tensor, Value
+from amplint.source.symbols import options, serial, sym
+from amplint.source.values import ASSUMED, KNOWN, NONE, Choice, Const, Items, Sym, Tensor, Value
 
 _LIKE = frozenset(
     ("zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full").split()
@@ -104,9 +104,12 @@ def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor 
         return Tensor(
             kind, trust, frozenset() if last == "tensor" else of, region, scaler, last, node, given.args[:1], serial()
         )
-    if last in _LIKE and given.args and isinstance(given.args[0], Tensor):
-        like = given.args[0]
-        return Tensor(dtype or like.dtype, like.trust, made=last, node=node, identity=serial())
+    if last in _LIKE and given.args and isinstance(given.args[0], Tensor | Choice):
+        like = [one for one in options(given.args[0]) if isinstance(one, Tensor)]
+        if like:
+            same = len({one.dtype for one in like}) == 1
+            kind = dtype or (like[0].dtype if same else "")
+            return Tensor(kind, min(one.trust for one in like), made=last, node=node, identity=serial())
     return None
 
 

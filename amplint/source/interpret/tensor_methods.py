@@ -25,6 +25,7 @@ from amplint.source.values import (
     Tensor,
     Value,
 )
+from amplint.source.walk import walk
 
 _IN_PLACE_KEEP = frozenset(("requires_grad_ retain_grad share_memory_").split())
 _SAME_SHAPE = _IN_PLACE_KEEP | {"cuda", "cpu", "clone", "contiguous", "pin_memory"}
@@ -145,7 +146,8 @@ def gradient_method(
     m: Machine, owner: Gradient, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     if name in ("zero_", "fill_"):
-        training.zero_gradients(m, owner.of, node, world, frame)
+        if not _of_some(node, frame):
+            training.zero_gradients(m, owner.of, node, world, frame)
     elif name in ("clamp_", "clamp", "clip_", "clamp_min_", "clamp_max_"):
         training.clip(m, owner.of, "hand", node, world, frame)
     elif name in ("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"):
@@ -159,6 +161,22 @@ def gradient_method(
         for optimizer in protocol.owners(world, owner.of)[0]:  # unscaled by hand: p.grad.mul_(1 / scaler.get_scale())
             world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
     return [(owner, world)]
+
+
+def _of_some(node: ast.AST, frame: Frame) -> bool:
+    """Whether a loop over parameters sets some gradients only to zero, by what they are: `if p.grad.isnan().any():`.
+    What asks whether there is a gradient at all leaves out none."""
+    for above in frame.module.ancestors(node):
+        if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+        if isinstance(above, ast.If) and any(
+            not all(isinstance(op, ast.Is | ast.IsNot) for op in part.ops)
+            if isinstance(part, ast.Compare)
+            else isinstance(part, ast.Call) and ast.unparse(part.func) not in ("hasattr", "getattr", "isinstance")
+            for part in walk(above.test)
+        ):
+            return True
+    return False
 
 
 def _from_scale(value: Value) -> bool:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from amplint import knowledge
+from amplint.source.interpret import conditions
 from amplint.source.interpret.promotion import promote
 from amplint.source.interpret.world import World
 from amplint.source.symbols import serial
@@ -202,7 +203,11 @@ def settled(value: Value, world: World) -> Value:
     match value:
         case Choice():
             known = world.known(value.formula)
-            return value if known is None else settled(value.yes if known else value.no, world)
+            if known is not None:
+                return settled(value.yes if known else value.no, world)
+            yes, no = settled(value.yes, world), settled(value.no, world)
+            unchanged = yes is value.yes and no is value.no
+            return value if unchanged else conditions.choice(value.formula, yes, no)
         case Items():
             return Items(tuple(settled(item, world) for item in value.items), value.kind)
     return value
