@@ -193,6 +193,8 @@ def trainer_conflict(script: Script) -> Iterator[Finding]:
                 function = call.func
                 if not isinstance(function, ast.Attribute) or function.attr != "backward":
                     continue
+                if _made_by_a_context(module, function):
+                    continue  # with amp.scale_loss(loss, self.optimizer) as scaled_loss
                 if isinstance(function.value, ast.Name) and not call.args and "accelerator" not in module.source(call):
                     yield found_at(
                         "AMP705",
@@ -201,6 +203,17 @@ def trainer_conflict(script: Script) -> Iterator[Finding]:
                         "with fp16=True this loss is not scaled, while the Trainer's optimizer steps through a scaler",
                         help=f"call self.accelerator.backward({module.source(function.value)})",
                     )
+
+
+def _made_by_a_context(module: Module, method: ast.Attribute) -> bool:
+    """Whether a `with` around it binds what the method is called on: the context has made it of the loss."""
+    made = ast.unparse(method.value)
+    return any(
+        item.optional_vars is not None and ast.unparse(item.optional_vars) == made
+        for above in module.ancestors(method)
+        if isinstance(above, ast.With)
+        for item in above.items
+    )
 
 
 @rule("AMP706")

@@ -127,6 +127,11 @@ def optimizer_method(
     m: Machine, optimizer: Optimizer, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     match name:
+        case "step" if TRUE in (value for key, value in given.kwargs.items() if key != "closure"):
+            protocol.hand_over(
+                world, optimizer
+            )  # step(dry_run=True), of an optimizer of one's own: what it does is not said
+            return [(fresh("call"), world)]
         case "step":
             closure = bool(given.args) or "closure" in given.kwargs
             if closure:

@@ -319,6 +319,8 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
     dtype, trust = promote(_deciding(op, operands), scalar=op in ("mul", "div"))
     if dtype == "complex" and op in REAL:
         return "float32", trust
+    if dtype in HALF and op in knowledge.ops()["no_half_kernel"]:
+        return "", trust  # it raises, or does not get here in half
     if region is None or dtype in ("float64", "complex"):
         return dtype, trust
     trust_here = ASSUMED if region.assumed else KNOWN
