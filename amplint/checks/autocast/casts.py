@@ -87,7 +87,9 @@ def _half(tensor: Tensor) -> str:
 def _cast_by_hand(value: Value) -> bool:
     if not isinstance(value, Tensor) or value.made != "float" or value.dtype != "float32":
         return False
-    return not any(isinstance(one, Tensor) and one.dtype == "bool" for one in value.parents)  # 0 and 1 are exact in half
+    return not any(
+        isinstance(one, Tensor) and one.dtype == "bool" for one in value.parents
+    )  # 0 and 1 are exact in half
 
 
 def _was_half(value: Value) -> bool:

@@ -15,6 +15,7 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
+from amplint.checks.scaler.protocol import first_scale, only_bfloat16
 from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
@@ -38,7 +39,7 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
     for create in script.events(events.Create):
         if not isinstance(create.value, Scaler) or create.value.enabled == FALSE:
             continue
-        if _once(create):
+        if _once(create) or only_bfloat16(script, create.value):
             continue
         used = [b for b in script.events(events.Backward) if b.scaler == create.value]
         steps_older = bool(used) and _steps_older(script, create)
@@ -51,11 +52,12 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
             older = older or any(not _made_in(script, o, create) for o, _ in backward.touched)
             if not older and not _handed_to_each_epoch(create):
                 continue
+            first = first_scale(create)
             if not inner:
-                message = "a new GradScaler in every iteration starts at 65536 again: it never learns the scale"
+                message = f"a new GradScaler in every iteration starts at {first} again: it never learns the scale"
                 severity = Severity.ERROR
             else:
-                message = "a new GradScaler in every epoch starts at 65536 again, while the optimizer goes on"
+                message = f"a new GradScaler in every epoch starts at {first} again, while the optimizer goes on"
                 severity = Severity.WARNING
             yield found(
                 "AMP115",
@@ -93,7 +95,8 @@ def scaler_created_for_each_epoch(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP115",
                 create,
-                "a new GradScaler in every round of this loop starts at 65536 again, while the optimizer goes on",
+                f"a new GradScaler in every round of this loop starts at {first_scale(create)} again, while the "
+                "optimizer goes on",
                 severity=Severity.WARNING,
                 evidence=[(create, "made here"), (handed, "handed on together with an older optimizer")],
                 help="create it once, beside the optimizer",
@@ -229,7 +232,7 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
     scalers: set[Value] = {b.scaler for b in script.events(events.Backward) if isinstance(b.scaler, Scaler)}
     scalers |= {s.scaler for s in script.events(events.Step) if isinstance(s.scaler, Scaler)}
     scalers |= {c.value for c in script.events(events.Create) if isinstance(c.value, Scaler | Object)}
-    scalers = {scaler for scaler in scalers if _scales(scaler)}
+    scalers = {scaler for scaler in scalers if _scales(scaler) and not only_bfloat16(script, scaler)}
     if not scalers or _saves_scaler(script):
         return
     for save in script.events(events.Save):
@@ -247,8 +250,8 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
         yield found(
             "AMP116",
             event,
-            "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of 65536 "
-            "again and skips steps",
+            "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of "
+            f"{first_scale(maker)} again" + (" and skips steps" if first_scale(maker) == "65536" else ""),
             node=None if event is maker else _optimizer_entry(at, _stepped(script)) or save.node,
             evidence=[(maker, "the scaler"), (save, "saved without it")],
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",

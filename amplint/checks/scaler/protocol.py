@@ -13,11 +13,13 @@ from amplint.checks.registry import (
     text,
 )
 from amplint.source import events
+from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.values import (
     FALSE,
     Optimizer,
     Scaler,
+    Tensor,
     Value,
 )
 from amplint.source.walk import walk
@@ -96,6 +98,31 @@ def scaler_name(script: Script, gradients: events.Gradients) -> str:
         if scaled is not None:
             return text(origin.module, scaled.value)
     return "scaler"
+
+
+def only_bfloat16(script: Script, scaler: Value) -> bool:
+    """Whether all losses that a scaler is seen to scale are computed in bfloat16, which needs none: AMP123 says so, and
+    nothing is lost with its state."""
+    scaled = [b for b in script.events(events.Backward) if b.scaler == scaler]
+    regions = [b.loss.region if isinstance(b.loss, Tensor) else None for b in scaled]
+    return bool(regions) and all(
+        region is not None and not region.assumed and dtype_of(region.autocast.dtype) == "bfloat16"
+        for region in regions
+    )
+
+
+def first_scale(create: events.Event | None) -> str:
+    """What a message calls the scale that a GradScaler begins with."""
+    node = create.node if create is not None else None
+    if isinstance(node, ast.Call):
+        given = next((keyword.value for keyword in node.keywords if keyword.arg == "init_scale"), None)
+        if given is not None:
+            return (
+                f"{given.value:g}"
+                if isinstance(given, ast.Constant) and isinstance(given.value, int | float)
+                else ("its init_scale")
+            )
+    return "65536"
 
 
 def is_disabled(scaler: Value) -> bool:
