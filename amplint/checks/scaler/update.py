@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from amplint.checks.registry import (
     Script,
+    alternatives,
     first_argument,
     found,
     may_both_run,
@@ -97,7 +98,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 fix=fixes.update_behind(update.module, update.node, step.node) if same_function(update, step) else None,
             )
     for update in script.events(events.Update):
-        if _sets_scale(update):
+        if _sets_scale(update) or _stepped_in_a_loop(script, update):
             continue
         for optimizer, waiting in update.waiting:
             steps = (s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler)
@@ -156,6 +157,21 @@ def _on(update: events.Update) -> bool:
 def _sets_scale(update: events.Update) -> bool:
     """Whether update() is given the new scale: it then asks for no inf checks."""
     return isinstance(update.node, ast.Call) and bool(update.node.args or update.node.keywords)
+
+
+def _stepped_in_a_loop(script: Script, update: events.Update) -> bool:
+    """Whether a loop that has ended before steps through this scaler, each optimizer but for some: `for name in models:
+    if name != "judge": scaler.step(…)`. That it steps none is no way through it."""
+    module = update.module
+    around = set(module.ancestors(update.node))
+    return any(
+        isinstance(above, ast.For) and above not in around
+        for step in script.events(events.Step)
+        if step.scaler == update.scaler and same_function(step, update) and step.module is module
+        if module.range(step.node).start < module.range(update.node).start
+        if not alternatives(module, step.node, update.node)
+        for above in module.ancestors(step.node)
+    )
 
 
 def _last_update(script: Script, step: events.Step) -> events.Update | None:
