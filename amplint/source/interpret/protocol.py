@@ -182,6 +182,7 @@ def _accumulate(before: Gradients, kind: str, scaler: Value | None, region: Regi
 
 
 def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) -> tuple[Gradients, str]:
+    _forget_for_an_element(world, scaler, optimizer)
     before = gradients(world, optimizer)
     state = pair(world, scaler, optimizer)
     after = before if before.kind == "none" else replace(before, kind="unscaled", by=(event,))
@@ -192,6 +193,17 @@ def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) ->
     return before, state
 
 
+def _forget_for_an_element(world: World, scaler: Value, optimizer: Optimizer) -> None:
+    """An element of a collection that is not known may be any optimizer there is: what becomes of its gradients may
+    become of theirs (`for opt in self.optimizers.values(): scaler.unscale_(opt)`)."""
+    if not (isinstance(optimizer.site, Sym) and optimizer.site.kind == "element"):
+        return
+    for other in optimizers(world):
+        state = gradients(world, other)
+        if other != optimizer and state.scaler == scaler and state.kind in ("scaled", "mixed") and not state.stepped:
+            world.set("gradients", other, UNKNOWN["gradients"])
+
+
 def pair(world: World, scaler: Value, optimizer: Optimizer) -> str:
     return world.get("updates", (scaler, optimizer)) or "ready"
 
@@ -200,6 +212,7 @@ def step(world: World, event: Event, scaler: Scaler | None, optimizer: Optimizer
     before = gradients(world, optimizer)
     state = ""
     if scaler is not None:
+        _forget_for_an_element(world, scaler, optimizer)
         state = pair(world, scaler, optimizer)
         world.set("updates", (scaler, optimizer), "stepped")
     after = replace(before, stepped=True)
