@@ -58,7 +58,9 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             message,
             severity=severity,
             evidence=made_half(script, target),
-            help="use torch.finfo(x.dtype).min of the tensor that is filled",
+            help="use torch.finfo(x.dtype).min of the tensor that is filled"
+            if not event.name.startswith(("clamp", "clip"))
+            else f"use torch.finfo(x.dtype).{'min' if large[0] < 0 else 'max'} of the tensor that is clamped",
             fix=_limit(event, target),
         )
 

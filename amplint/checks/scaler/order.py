@@ -24,6 +24,7 @@ from amplint.checks.scaler.protocol import (
     is_disabled,
     measures,
     same_arm,
+    scale_at_first,
     scaler_name,
     steps_of,
 )
@@ -177,6 +178,7 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     evidence += [(clip, "clipped while scaled")]
     module, place = _call_towards(clip, backwards) or (clip.module, clip.node)
     name = "unscale_ of the scaler"
+    scale = scale_at_first(script, backwards[0].scaler if backwards else None)
     if step is not None:
         evidence += [(step, "unscaled only here, after the clip")]
         one_object = clip.frame.owner is not None and step.frame.owner == clip.frame.owner
@@ -187,7 +189,7 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
         "AMP105",
         module,
         place,
-        message="gradients are clipped while they are still multiplied by the loss scale (65536 at first): "
+        message=f"gradients are clipped while they are still multiplied by the loss scale ({scale} at first): "
         "the limit acts as if it were that much smaller",
         evidence=[(event.module, event.node, words) for event, words in evidence if event is not None],
         help=f"call {name} before clipping",
@@ -275,7 +277,8 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
                 yield found(
                     "AMP106",
                     read,
-                    "the gradient is still multiplied by the loss scale (65536 at first) here",
+                    f"the gradient is still multiplied by the loss scale ({scale_at_first(script, before.scaler)} at "
+                    "first) here",
                     evidence=[
                         *((b, "these gradients are scaled") for b in backwards_of(read, before)[-1:]),
                         (read, "read scaled"),

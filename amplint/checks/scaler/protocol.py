@@ -125,6 +125,11 @@ def first_scale(create: events.Event | None) -> str:
     return "65536"
 
 
+def scale_at_first(script: Script, scaler: Value | None) -> str:
+    """`first_scale` of a scaler, wherever it is made."""
+    return first_scale(next((c for c in script.events(events.Create) if c.value == scaler), None))
+
+
 def is_disabled(scaler: Value) -> bool:
     return isinstance(scaler, Scaler) and scaler.enabled == FALSE
 

@@ -22,6 +22,7 @@ from amplint.checks.scaler.protocol import (
     is_disabled,
     named,
     same_arm,
+    scale_at_first,
     scaler_name,
     steps_of,
 )
@@ -230,7 +231,8 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP102",
                 step,
-                f"{named(step)} steps with gradients that are still multiplied by the loss scale (65536 at first)",
+                f"{named(step)} steps with gradients that are still multiplied by the loss scale "
+                f"({scale_at_first(script, before.scaler)} at first)",
                 evidence=evidence,
                 help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
@@ -274,7 +276,8 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
             yield found(
                 "AMP103",
                 backward,
-                "the loss is not scaled, but the step divides its gradients by the loss scale (65536 at first)",
+                "the loss is not scaled, but the step divides its gradients by the loss scale "
+                f"({scale_at_first(script, step.scaler)} at first)",
                 evidence=[
                     (backward, "unscaled gradients are computed"),
                     (step, f"{scaler_in(step)} divides them by the scale and steps"),
