@@ -44,7 +44,7 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             severity = Severity.WARNING
             what = f"whole numbers become {_name(dtype)}"
             help = "keep them in integers or float32, and cast what is computed of them"
-        if counted is None or _few(counted, dtype):
+        if counted is None or _few(counted, dtype) or _few_by_default(event.module, counted, dtype):
             continue
         limits = "2048 (bfloat16: above 256)" if dtype == "low" else str(_EXACT[dtype])
         yield found(
@@ -127,3 +127,21 @@ def _few(counted: Tensor, dtype: str) -> bool:
     if isinstance(last, Const) and isinstance(last.value, int | float):
         return abs(last.value) <= _EXACT[dtype] + 1
     return counted.made == "randint"
+
+
+def _few_by_default(module: Module, counted: Tensor, dtype: str) -> bool:
+    """Whether a count ends at a parameter whose default is exact (`max_len=32`): nothing shows that there are more."""
+    function = module.function(counted.node) if counted.node is not None else None
+    if not isinstance(counted.node, ast.Call) or not isinstance(function, ast.FunctionDef):
+        return False
+    names = [one.id for arg in counted.node.args for one in walk(arg) if isinstance(one, ast.Name)]
+    every = [*function.args.posonlyargs, *function.args.args]
+    defaults = dict(
+        zip([one.arg for one in every[len(every) - len(function.args.defaults) :]], function.args.defaults, strict=True)
+    )
+    return bool(names) and all(
+        isinstance(default := defaults.get(name), ast.Constant)
+        and isinstance(default.value, int)
+        and 4 * default.value <= _EXACT[dtype]
+        for name in names
+    )
