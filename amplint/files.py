@@ -13,7 +13,7 @@ from amplint.config import Settings
 from amplint.globs import matches, names
 from amplint.report.places import repository
 from amplint.source.fence import outside
-from amplint.source.module import MAX_BYTES, Unreadable
+from amplint.source.module import MAX_BYTES, MAX_NOTEBOOK, Unreadable
 
 SUFFIXES = (".py", ".pyi", ".ipynb")
 
@@ -94,12 +94,13 @@ def read(path: str) -> bytes:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable("is a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        if status.st_size > MAX_BYTES:  # decode() says the same, after having read it all
-            size, limit = (f"{number / 1e6:.0f} MB" for number in (status.st_size, MAX_BYTES))
+        most = MAX_NOTEBOOK if path.endswith(".ipynb") else MAX_BYTES
+        if status.st_size > most:  # decode() says the same, after having read it all
+            size, limit = (f"{number / 1e6:.0f} MB" for number in (status.st_size, most))
             raise Unreadable(f"file of {size}; amplint reads up to {limit}: exclude it")
         # neither what has become a pipe meanwhile nor a file that the kernel makes up may hold up the run
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
-            data: bytes | None = stream.read(MAX_BYTES + 1)
+            data: bytes | None = stream.read(most + 1)
         if data is None:
             raise Unreadable("cannot read: the system has no data yet")
         return data

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
@@ -116,6 +117,14 @@ def test_what_cannot_be_read_is_one_line_and_the_others_are_checked(content, wor
     assert finding.code == "AMP902"
     assert words in finding.message
     assert "\n" not in finding.message
+
+
+def test_a_notebook_may_be_large_by_its_pictures():
+    picture = {"output_type": "display_data", "data": {"image/png": "A" * 6_000_000}, "metadata": {}}
+    cell = {"cell_type": "code", "source": ["bad_call()"], "outputs": [picture], "metadata": {}, "execution_count": 1}
+    put("plots.ipynb", json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    [finding] = check("plots.ipynb").findings
+    assert finding.code == "AMP105"
 
 
 def test_declared_encodings_are_honoured():

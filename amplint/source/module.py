@@ -33,6 +33,7 @@ _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
 _TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py|conftest\.py")
 _TESTS = re.compile(r"def test_|unittest|pytest")
 MAX_BYTES = 5_000_000  # a larger file is generated, not written
+MAX_NOTEBOOK = 50_000_000  # most of which are pictures
 
 
 class Unreadable(Exception):
@@ -67,9 +68,12 @@ def text_of(path: str, data: bytes) -> tuple[str, str]:
     if not path.endswith(notebook.SUFFIX):
         return decode(data)
     try:
-        return notebook.text_of(data), "utf-8"
+        text = notebook.text_of(data)
     except notebook.NotANotebook as error:
         raise Unreadable(str(error)) from None
+    if len(text) > MAX_BYTES:
+        raise Unreadable(f"{len(text) / 1e6:.0f} MB of code; amplint reads up to {MAX_BYTES / 1e6:.0f} MB")
+    return text, "utf-8"
 
 
 def bytes_of(path: str, text: str, encoding: str, data: bytes) -> bytes:
