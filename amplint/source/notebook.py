@@ -20,7 +20,8 @@ from typing import NamedTuple
 SUFFIX = ".ipynb"
 _MARK = re.compile(r"^# %% amplint cell (\d+)\n", re.MULTILINE)
 _MASK = "  # IPython: "
-_MASKED = re.compile(rf"^([ \t]*)(?:pass|.* = None){re.escape(_MASK)}(.*)$", re.MULTILINE)
+_FURTHER = "# IPython, continued: "  # a comment may begin anywhere, whatever the indentation around it
+_MASKED = re.compile(rf"^([ \t]*)(?:(?:pass|.* = None){re.escape(_MASK)}|{re.escape(_FURTHER)})(.*)$", re.MULTILINE)
 _COMMANDS = (
     r"(?:cat|cd|cp|conda|less|ls|man|mkdir|more|mv|pip|pwd|rm|rmdir)\s+[^=(\s].*"  # IPython runs these as they are
 )
@@ -126,14 +127,14 @@ def _masked(source: str) -> str:
         pass
     lines, continued = [], False
     for line in source.split("\n"):
-        match = _MAGIC.match(line)
-        if continued or match:
-            indent = match[1] if match else ""
-            does = f"{match[2]} = None" if match and match[2] and not continued else "pass"
-            lines.append(f"{indent}{does}{_MASK}{line[len(indent) :]}")
-            continued = line.endswith("\\")
+        match = None if continued else _MAGIC.match(line)
+        if continued:
+            lines.append(_FURTHER + line)
+        elif match:
+            lines.append(f"{match[1]}{f'{match[2]} = None' if match[2] else 'pass'}{_MASK}{line[len(match[1]) :]}")
         else:
             lines.append(line)
+        continued = (continued or match is not None) and line.endswith("\\")
     return "\n".join(lines)
 
 

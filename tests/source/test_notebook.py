@@ -56,6 +56,8 @@ def amplint(*arguments):
         "%%bash\nls -l\nfor x in *; do echo; done",
         "%%time\nx = 1\n%timeit x",
         "files = !ls\nx, y = %sx ls",
+        "! mkdir -p LM && \\\n    cd LM/ && \\\n    tar -xf lm.tgz",
+        "if True:\n    !pip install a \\\n  b\n    x = 1",
         "if True:\n    !ls\n    %cd ..\nelse:\n    ?x",
         "remainder = (7\n% 2)",
         "ls -l text.txt\npip install torch\nls = 3\nx?",
