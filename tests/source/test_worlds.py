@@ -99,3 +99,14 @@ def test_a_member_of_an_enumeration_is_none_of_the_others() -> None:
         assert conditions.evaluate(conditions.compare("==", X, one), facts) is True
         assert conditions.evaluate(conditions.compare("==", X, two), facts) is False
         assert conditions.evaluate(conditions.compare("==", X, sym("attr", Y, "fast")), facts) is None
+
+
+def test_what_is_computed_of_known_numbers_is_known() -> None:
+    facts = conditions.assume(conditions.compare("==", X, Const(1)), True, {})
+    assert facts is not None
+    rest, last = sym("op", "Mod", Y, X), sym("op", "Sub", X, Const(1))
+    assert conditions.evaluate(conditions.compare("==", rest, last), facts) is True
+    assert conditions.evaluate(conditions.compare("==", rest, Const(0)), facts) is True
+    assert conditions.evaluate(conditions.compare("!=", rest, Const(0)), facts) is False
+    assert conditions.evaluate(conditions.compare("<", sym("op", "Mult", X, Const(3)), Const(2)), facts) is False
+    assert conditions.evaluate(conditions.compare("==", sym("op", "Mod", X, Y), Const(0)), facts) is None

@@ -27,11 +27,11 @@ def compared(parts: Parts, facts: Facts) -> bool | None:
     operator, sides = parts[0], _sides(parts)
     if len(sides) != 2:
         return None
+    left, right = (number_of(side, facts) or side for side in sides)
+    if isinstance(left, Const) and isinstance(right, Const):
+        return left == right if operator == "==" else of_constants(operator, left.value, right.value)
     if operator == "==":
         return False if any(_another(facts.get(("same", one)), two) for one, two in (sides, sides[::-1])) else None
-    left, right = (facts.get(("is", side), side) for side in sides)
-    if isinstance(left, Const) and isinstance(right, Const):
-        return of_constants(operator, left.value, right.value)
     asked = _bound(operator, left, right)
     if asked is None:
         return None
@@ -40,6 +40,29 @@ def compared(parts: Parts, facts: Facts) -> bool | None:
         (known for one in facts.get(("bounds", subject), ()) if (known := _implied(one, operator, limit)) is not None),
         None,
     )
+
+
+def number_of(value: Any, facts: Facts) -> Const | None:
+    """The constant that a thing, or what is computed of things, is known to be: `i % n` is 0 where `n == 1`."""
+    known = facts.get(("is", value))
+    if known is not None or isinstance(value, Const):
+        return known or value  # type: ignore[no-any-return]
+    match value:
+        case Sym(kind="op", parts=(("Mod" | "Sub" | "Add" | "Mult") as operator, left, right)):
+            one, two = number_of(left, facts), number_of(right, facts)
+            if operator == "Mod" and two is not None and type(two.value) is int and two.value == 1:
+                return Const(0)
+            if one is None or two is None or type(one.value) is not int or type(two.value) is not int:
+                return None
+            match operator:
+                case "Sub":
+                    return Const(one.value - two.value)
+                case "Add":
+                    return Const(one.value + two.value)
+                case "Mult":
+                    return Const(one.value * two.value)
+            return Const(one.value % two.value) if two.value else None
+    return None
 
 
 def excluded(subject: Any, constant: Const, facts: Facts) -> bool:

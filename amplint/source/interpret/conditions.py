@@ -215,8 +215,10 @@ def _follows(question: Question, facts: Facts) -> bool | None:
         return value.value is None if kind == "none" else bool(value == question.parts[1])
     if kind != "none" and facts.get(none):
         return False
-    if kind == "eq" and bounds.excluded(question.parts[0], question.parts[1], facts):
-        return False
+    if kind == "eq":
+        computed = bounds.number_of(question.parts[0], facts)
+        if computed is not None or bounds.excluded(question.parts[0], question.parts[1], facts):
+            return bool(computed == question.parts[1])
     if kind == "truth":
         return None
     true = facts.get(truth)
