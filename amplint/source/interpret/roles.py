@@ -95,10 +95,15 @@ def _infer(code: ast.AST) -> dict[str, str]:
         # model.zero_grad() … optimizer.step(): the only thing that steps is the optimizer
         stepping = [path for path, seen in uses.items() if "step()" in seen and path not in roles]
         if len(stepping) > 1:  # optimizer.step() … scheduler.step(): the one that was given the parameters
-            stepping = [path for path in stepping if "given parameters" in uses[path]]
+            stepping = [path for path in stepping if "given parameters" in uses[path] and _bound_once(code, path)]
         if len(stepping) == 1 and not _steps_beside(code, stepping[0], uses) and not _counts_steps(code, stepping[0]):
             roles[stepping[0]] = "optimizer"
     return roles
+
+
+def _bound_once(code: ast.AST, path: str) -> bool:
+    stored = [node for node in walk(code) if isinstance(getattr(node, "ctx", None), ast.Store)]
+    return sum(path_of(node) == path for node in stored) == 1
 
 
 def _steps_beside(code: ast.AST, path: str, uses: Uses) -> bool:
