@@ -29,6 +29,19 @@ def leave_after_loss(module: Module, region: ast.AST, backward: ast.AST) -> Fix 
     return attempt("end the region after the loss", SAFE, lambda: edits.dedent_tail(module, region, first))
 
 
+_KEEPS = frozenset(
+    "scale mean squeeze view reshape float to item get_scale backward".split()
+)  # what autocast leaves alone
+
+
+def _is_ready(backward: ast.Call) -> bool:
+    """Whether a loss is there before its backward. What the same statement computes, `criterion(y, t).backward()`,
+    would be computed in half precision outside of the region."""
+    parts = [backward.func, *backward.args]
+    calls = (node for part in parts for node in walk(part) if isinstance(node, ast.Call))
+    return all(isinstance(call.func, ast.Attribute) and call.func.attr in _KEEPS for call in calls)
+
+
 def _computes(statements: list[ast.stmt]) -> bool:
     """Whether statements call a model or compute a loss again, which would then run in float32: assignments from calls
     other than of a gradient's norm."""
@@ -38,6 +51,9 @@ def _computes(statements: list[ast.stmt]) -> bool:
                 return True
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
                 return True
+            match node:
+                case ast.Call(func=ast.Attribute(attr="backward")) if not _is_ready(node):
+                    return True
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
             name = ast.unparse(statement.value.func)
             if not any(
