@@ -121,6 +121,7 @@ class Unscale(Event):
     optimizer: Optimizer
     before: Gradients
     state: str
+    clips: tuple[Clip, ...] = ()  # clips of gradients that the function was entered with
 
 
 @dataclass(eq=False, slots=True)
@@ -157,7 +158,7 @@ class Step(Event):
     closure: bool = False
     halves: tuple[Value, ...] = ()  # models of the optimizer whose parameters were cast to float16
     bfloats: tuple[Value, ...] = ()  # … to bfloat16
-    clips: tuple[Event, ...] = ()  # clips of gradients that the function was entered with, since nothing unscaled them
+    clips: tuple[Clip, ...] = ()  # clips of gradients that the function was entered with, since nothing unscaled them
 
 
 @dataclass(eq=False, slots=True)
@@ -196,6 +197,14 @@ class Discard(Event):
     """An expression statement drops a value that has an effect only if used: an autocast object, a scaled loss."""
 
     value: Value
+
+
+@dataclass(eq=False, slots=True)
+class CannotEnter(Event):
+    """A `with` raises: it enters a class of contexts, or (`called`) what calling an autocast object gives."""
+
+    value: Value
+    called: bool
 
 
 @dataclass(eq=False, slots=True)

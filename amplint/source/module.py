@@ -32,6 +32,7 @@ _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
 )
 _TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py|conftest\.py")
 _TESTS = re.compile(r"def test_|unittest|pytest")
+_RE_EXPORTS = re.compile(r"compat|import|optional|lazy|depend")  # a file that imports what may be missing
 MAX_BYTES = 5_000_000  # a larger file is generated, not written
 MAX_NOTEBOOK = 50_000_000  # most of which are pictures
 
@@ -237,9 +238,7 @@ class Module:
                 table.setdefault(name, set()).add(alias.name if alias.asname else name)
         for node in self.nodes(ast.ImportFrom):
             for alias in node.names:
-                source = "." * node.level + (node.module or "")
-                joined = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"
-                table.setdefault(alias.asname or alias.name, set()).add(joined)
+                table.setdefault(alias.asname or alias.name, set()).add(imported_from(node, alias))
         return table
 
     @cached_property
@@ -264,3 +263,11 @@ class Module:
         if isinstance(node, ast.Attribute):
             return {f"{base}.{node.attr}" for base in self.dotted(node.value)}
         return set()
+
+
+def imported_from(node: ast.ImportFrom, alias: ast.alias) -> str:
+    """The full dotted name of what `from … import` binds. `from ..compat import torch` is torch."""
+    source = "." * node.level + (node.module or "")
+    if alias.name == "torch" and _RE_EXPORTS.search(source.rpartition(".")[2]):
+        return "torch"
+    return source + alias.name if source.endswith(".") else f"{source}.{alias.name}"

@@ -6,14 +6,16 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import bound_again, is_autocast
-from amplint.checks.registry import Script, found, rule, text
+from amplint.checks.autocast.device import made as by_name
+from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
-from amplint.source.module import Module
+from amplint.source.module import FunctionNode, Module, imported_from
 from amplint.source.values import Autocast
 
 _MODULES = frozenset("torch.amp torch.cuda.amp torch.cpu.amp torch.amp.autocast_mode".split())
+_BOTH = (2, 3)  # the torch version that has autocast and GradScaler in torch.amp
 _GENERAL = frozenset("torch.autocast torch.amp.autocast torch.amp.autocast_mode.autocast".split())
 
 
@@ -28,6 +30,17 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                 "this autocast is made and dropped: nothing runs in it",
                 help="enter it: with torch.autocast(…):",
             )
+    for event in script.events(events.CannotEnter):
+        if not event.called:
+            yield from _enters_a_class(script, event.module, event.node)
+        elif any(create.value == event.value for create, _, _ in by_name(script)):
+            yield found(
+                "AMP207",
+                event,
+                f"what {text(event.module, event.node)[:-2]} holds is an autocast object, no class: to call it without "
+                "a function raises TypeError",
+                help="enter it without parentheses",
+            )
     place = _Place(script)
     module = script.module
     for node in module.all_nodes:
@@ -35,6 +48,8 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
             case ast.With() | ast.AsyncWith():
                 for item in node.items:
                     yield from _with_item(place, module, item.context_expr)
+                    if _holds_a_class(module, item.context_expr):
+                        yield from _enters_a_class(script, module, item.context_expr)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 for decorator in node.decorator_list:
                     if is_autocast(module, decorator):
@@ -55,13 +70,58 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                             f"write {text(module, arm)}()",
                             fixes.add_parentheses(module, arm, script.settings.target_device),
                         )
-            case ast.Call() if _lacks_device(module, node):
+            case ast.Call() if _lacks_device(module, node, script.settings.target_torch):
                 yield place.found(
                     node,
                     f"{text(module, node)} raises TypeError: device_type is required",
                     'pass the device type: torch.autocast("cuda")',
                     fixes.add_device(module, node, script.settings.target_device),
                 )
+
+
+def _enters_a_class(script: Script, module: Module, node: ast.AST) -> Iterator[Finding]:
+    """A `with` on a name that holds a class."""
+    if is_autocast(module, node):
+        return
+    shown = text(module, node, 60)
+    called = any(isinstance(one, ast.Call) and text(module, one.func, 60) == shown for one in module.all_nodes)
+    classes = [one for one in _assigned(module, node) if _is_class(module, one)]
+    simple = bool(classes) and not called and not is_autocast(module, classes[0])
+    yield found_at(
+        "AMP207",
+        module,
+        classes[0] if classes else node,
+        f"{shown} may be a class here, or what makes contexts, and no context: `with` raises TypeError",
+        evidence=[(module, node, "entered here")],
+        help=f"enter an object: {shown}(…)" if not classes else f"write {text(module, classes[0])}(…)",
+        fix=fixes.add_parentheses(module, classes[0], script.settings.target_device) if simple else None,
+    )
+
+
+def _holds_a_class(module: Module, name: ast.AST) -> bool:
+    """Whether one function gives a name nothing but classes and contexts, one of the former at least."""
+    values = list(_assigned(module, name))
+    return (
+        any(_is_class(module, one) for one in values)
+        and all((isinstance(one, ast.Call) and _is_class(module, one.func)) or _is_class(module, one) for one in values)
+        and len({module.function(one) for one in values}) == 1
+    )
+
+
+def _assigned(module: Module, name: ast.AST) -> Iterator[ast.expr]:
+    """What is assigned to a name in its function, or to a field in its class; and the arms of it."""
+    if not isinstance(name, ast.Name | ast.Attribute):
+        return
+    shown, scope = text(module, name), _scope(module, name)
+    for one in module.nodes(ast.Assign):
+        if any(text(module, target) == shown for target in one.targets) and _scope(module, one.targets[0]) is scope:
+            yield from (one.value.body, one.value.orelse) if isinstance(one.value, ast.IfExp) else (one.value,)
+
+
+def _scope(module: Module, name: ast.AST) -> ast.AST | None:
+    """The function of a name, the class of a field."""
+    kind = ast.ClassDef if isinstance(name, ast.Attribute) else FunctionNode
+    return next((above for above in module.ancestors(name) if isinstance(above, kind)), None)
 
 
 def _is_class(module: Module, node: ast.expr) -> bool:
@@ -121,8 +181,29 @@ class _Place:
         return Finding("AMP207", message, module.path, module.range(node), severity, help=help, fix=fix)
 
 
-def _lacks_device(module: Module, call: ast.Call) -> bool:
+def _lacks_device(module: Module, call: ast.Call, target: tuple[int, ...]) -> bool:
     names = set() if call.args else module.dotted(call.func)
-    if not names or not names <= _GENERAL:
+    either = bool(names & _GENERAL) and target >= _BOTH and _falls_back(module, call.func)
+    if not names or not (names <= _GENERAL or either):
         return False
     return not any(keyword.arg in (None, "device_type") for keyword in call.keywords)
+
+
+def _falls_back(module: Module, name: ast.expr) -> bool:
+    """Whether a name is torch.amp's, and torch.cuda.amp's only where the import of that fails: in a torch that nobody
+    checks for. Nothing else is said there of which it is."""
+    found = False
+    for attempt in module.nodes(ast.Try):
+        plain = all(isinstance(one, ast.ImportFrom) for one in attempt.body) and not attempt.orelse
+        arms = [one for handler in attempt.handlers for one in handler.body]
+        tried = any(imported_from(node, alias) in _GENERAL for node, alias in _imports(attempt.body, name))
+        if tried and not (plain and all(isinstance(one, ast.ImportFrom) for one in arms)):
+            return False
+        found |= tried and any(True for _ in _imports(arms, name))
+    return found and not bound_again(module, name)
+
+
+def _imports(body: list[ast.stmt], name: ast.expr) -> Iterator[tuple[ast.ImportFrom, ast.alias]]:
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and isinstance(name, ast.Name):
+            yield from ((node, alias) for alias in node.names if (alias.asname or alias.name) == name.id)

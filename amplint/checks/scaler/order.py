@@ -22,11 +22,13 @@ from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
     is_disabled,
+    lineno,
     measures,
     same_arm,
     scale_at_first,
     scaler_name,
     steps_of,
+    unscaled_by_a_method,
 )
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
@@ -34,10 +36,7 @@ from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.values import (
-    Optimizer,
-    Scaler,
-)
+from amplint.source.values import Optimizer, Scaler
 from amplint.source.walk import walk
 
 
@@ -53,23 +52,36 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not measures(clip)
                 and not _mixed_in(script, clip, optimizer)
                 and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
-                and not _unscaled_by_a_method(clip)
+                and not unscaled_by_a_method(clip)
                 and not _unscaled_as_it_is_stepped(script, clip, optimizer)
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
-        if not clip.touched and not measures(clip) and not _unscaled_by_a_method(clip):
+        if not clip.touched and not measures(clip) and not unscaled_by_a_method(clip):
             yield from _whoevers(script, clip)
+    for unscale in script.events(events.Unscale):
+        yield from _clipped_on_entry(script, unscale)
     unscales = any(True for _ in script.events(events.Unscale)) or "unscale_" in script.module.text
     if unscales:
         return
     for step in script.events(events.Step):
         if step.scaler is not None and step.before.kind == "entry" and not is_disabled(step.scaler):
             for seen in step.clips:
-                if isinstance(seen, events.Clip) and same_function(seen, step) and not measures(seen):
+                if same_function(seen, step) and not measures(seen):
                     yield _clipped(script, seen, step.optimizer, [])
     for clip in script.events(events.Clip):
-        if not clip.touched and not measures(clip) and not _unscaled_by_a_method(clip):
+        if not clip.touched and not measures(clip) and not unscaled_by_a_method(clip):
             yield from _one_of_several(script, clip)
+
+
+def _clipped_on_entry(script: Script, unscale: events.Unscale) -> Iterator[Finding]:
+    """A clip of gradients that a function is entered with, in front of their unscale_, which would raise if they had
+    been unscaled by then."""
+    optimizer = unscale.optimizer
+    if unscale.before.kind == "entry" and not unscale.before.stepped and not is_disabled(unscale.scaler):
+        for clip in unscale.clips:
+            before = clip.frame is unscale.frame and lineno(clip.node) < lineno(unscale.node)
+            if before and not measures(clip) and not _for_runs_without(script, clip, optimizer, []):
+                yield _clipped(script, clip, optimizer, [], unscale)
 
 
 def _one_of_several(script: Script, clip: events.Clip) -> Iterator[Finding]:
@@ -79,7 +91,7 @@ def _one_of_several(script: Script, clip: events.Clip) -> Iterator[Finding]:
     steps = [
         step
         for step in every
-        if step.scaler is not None and not is_disabled(step.scaler) and _lineno(step.node) > _lineno(clip.node)
+        if step.scaler is not None and not is_disabled(step.scaler) and lineno(step.node) > lineno(clip.node)
     ]
     owners = {one for one, before in clip.perhaps if before.kind == "entry"}
     stepped = {step.optimizer for step in steps if step.before.kind == "entry" and may_both_run(clip, step)}
@@ -111,25 +123,10 @@ def _steps_next(script: Script, use: events.Clip | events.ReadGradient) -> Itera
     later = [
         step
         for step in script.events(events.Step)
-        if step.scaler is not None and same_function(step, use) and _lineno(step.node) > _lineno(use.node)
+        if step.scaler is not None and same_function(step, use) and lineno(step.node) > lineno(use.node)
     ]
-    nearest = min(later, key=lambda step: _lineno(step.node), default=None)
+    nearest = min(later, key=lambda step: lineno(step.node), default=None)
     yield from (one for one in use.perhaps if nearest is not None and one[0] == nearest.optimizer)
-
-
-def _unscaled_by_a_method(clip: events.Clip) -> bool:
-    """Whether a method that says that it unscales is called before the clip (`self.unscale_gradients()`): it may do so
-    in a way that is not followed."""
-    module = clip.module
-    function = module.function(clip.node)
-    return function is not None and any(
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and "unscale" in call.func.attr
-        and call.func.attr != "unscale_"
-        and call.lineno <= clip.node.lineno  # type: ignore[attr-defined]
-        for call in walk(function)
-    )
 
 
 def _unscaled_as_it_is_stepped(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:
@@ -172,7 +169,13 @@ def _mixed_in(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:
     return others and next(steps_of(script, optimizer, scaled=True), None) is None
 
 
-def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]) -> Finding:
+def _clipped(
+    script: Script,
+    clip: events.Clip,
+    optimizer: Optimizer,
+    backwards: list[events.Backward],
+    unscale: events.Unscale | None = None,
+) -> Finding:
     step = next(steps_of(script, optimizer, scaled=True), None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
@@ -180,7 +183,7 @@ def _clipped(script: Script, clip: events.Clip, optimizer: Optimizer, backwards:
     name = "unscale_ of the scaler"
     scale = scale_at_first(script, backwards[0].scaler if backwards else None)
     if step is not None:
-        evidence += [(step, "unscaled only here, after the clip")]
+        evidence += [(unscale or step, "unscaled only here, after the clip")]
         one_object = clip.frame.owner is not None and step.frame.owner == clip.frame.owner
         same = same_function(step, clip) or one_object or place is not clip.node  # the names mean the same there
         if same and receiver(step):
@@ -215,13 +218,9 @@ def _unscale_first(
         if other in step.clips or any(one == optimizer and at.kind in ("scaled", "entry") for one, at in owned):
             return None
     for late in script.events(events.Unscale):
-        if late.optimizer == optimizer and same_function(late, step) and _lineno(late.node) > _lineno(place):
+        if late.optimizer == optimizer and same_function(late, step) and lineno(late.node) > lineno(place):
             return unscaling.before_clip(module, late.node, place)  # a second one would raise RuntimeError
     return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
-
-
-def _lineno(node: ast.AST) -> int:
-    return getattr(node, "lineno", 0)
 
 
 def _unscale_in_method(clip: events.Clip, step: events.Step) -> Fix | None:
@@ -299,7 +298,7 @@ def _unscale_before_read(script: Script, read: events.ReadGradient, optimizer: O
     uses: list[events.ReadGradient | events.Clip] = [*script.events(events.ReadGradient), *script.events(events.Clip)]
     for other in uses:
         touches = any(one == optimizer for one, _ in other.touched)
-        if touches and same_function(other, step) and _lineno(other.node) < _lineno(read.node):
+        if touches and same_function(other, step) and lineno(other.node) < lineno(read.node):
             return None
     return unscaling.before_read(step.module, read.node, receiver(step), first_argument(step), step.node)
 

@@ -155,3 +155,22 @@ def measures(clip: events.Clip) -> bool:
         case ast.Attribute(attr="inf"):
             return True
     return False
+
+
+def unscaled_by_a_method(clip: events.Clip) -> bool:
+    """Whether a method that says that it unscales is called before the clip (`self.unscale_gradients()`): it may do so
+    in a way that is not followed."""
+    module = clip.module
+    function = module.function(clip.node)
+    return function is not None and any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and "unscale" in call.func.attr
+        and call.func.attr != "unscale_"
+        and call.lineno <= clip.node.lineno  # type: ignore[attr-defined]
+        for call in walk(function)
+    )
+
+
+def lineno(node: ast.AST) -> int:
+    return getattr(node, "lineno", 0)

@@ -107,8 +107,18 @@ def _asked_for(load: events.Load, written: set[object]) -> bool:
             return True
         if key and key in asked and any(sign in asked for sign in (" in ", ".get(", "keys")):
             return True
-    above = takewhile(lambda one: not isinstance(one, FunctionNode), module.ancestors(load.node))
-    return any(isinstance(one, ast.Try) for one in above)
+    above = list(takewhile(lambda one: not isinstance(one, FunctionNode), module.ancestors(load.node)))
+    return any(isinstance(one, ast.Try) for one in above) or _state_asked_for(load, above)
+
+
+def _state_asked_for(load: events.Load, above: list[ast.AST]) -> bool:
+    """Whether what is loaded has a name, which a condition asks for: `state = ckpt.get("scaler")`, `if state: …`. (What
+    lacks the key raises where the name is assigned, if it does.)"""
+    match load.node:
+        case ast.Call(args=[ast.Name(id=name), *_]):
+            asked = (part for one in above if isinstance(one, ast.If) for part in _conjuncts(one.test))
+            return any(ast.unparse(part) in (name, f"{name} is not None", f"len({name}) > 0") for part in asked)
+    return False
 
 
 def _entry(load: events.Load) -> ast.Subscript | None:

@@ -13,12 +13,16 @@ from amplint.source.module import Module
 from amplint.source.values import FALSE, Scaler
 from amplint.source.walk import walk
 
+_OPTIMIZER_LOADED = re.compile(r"optim\w*(\[[^\]]*\])?\.load_state_dict\(")
+
 
 @rule("AMP116")
 def resumed_from_weights_alone(script: Script) -> Iterator[Finding]:
     """What a script saves and loads again holds weights and no scaler's state."""
     module = script.module
     if not _scales(script) or "scaler.state_dict" in module.text or "amp.state_dict" in module.text:
+        return
+    if _OPTIMIZER_LOADED.search(module.text):  # from a file of its own, or from one that holds more
         return
     loads = {(owner, path): call for owner, path, call in _loads(module)}
     for owner, path, call in _saves(module):
@@ -56,7 +60,7 @@ def apex_state_not_saved(script: Script) -> Iterator[Finding]:
         call for call in module.nodes(ast.Call) if "apex.amp.initialize" in module.dotted(call.func) and _adapts(call)
     ]
     for mapping in module.nodes(ast.Dict) if made else ():
-        entry = _state_of_optimizer(mapping)
+        entry = _state_of_optimizer(mapping, module.function(mapping))
         if entry is not None and not _mentions_amp(module, mapping):
             yield found_at(
                 "AMP116",
@@ -137,14 +141,31 @@ def _adapts(initialize: ast.Call) -> bool:
     return _may_be_on(initialize)
 
 
-def _state_of_optimizer(mapping: ast.Dict) -> ast.expr | None:
-    """The entry that holds an optimizer's state, in a dict that holds a model's or a counter, too."""
+def _state_of_optimizer(mapping: ast.Dict, function: ast.AST | None = None) -> ast.expr | None:
+    """The entry that holds an optimizer's state, in a dict that holds a model's or a counter, too; the state may have a
+    name in the function."""
     for key, value in zip(mapping.keys, mapping.values, strict=True):
-        match key, value:
-            case ast.Constant(value=str() as name), ast.Call(func=ast.Attribute(attr=method)) if len(mapping.keys) > 1:
-                if name.lower().startswith("optim") and re.fullmatch(r"(get_\w*)?state(_dict)?", method):
+        match key:
+            case ast.Constant(value=str() as name) if name.lower().startswith("optim") and len(mapping.keys) > 1:
+                named = [value] if function is None else [value, *_assigned(function, value)]
+                if any(map(_is_state, named)):
                     return value
     return None
+
+
+def _is_state(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr=method)):
+            return bool(re.fullmatch(r"(get_\w*)?state(_dict)?", method))
+    return False
+
+
+def _assigned(function: ast.AST, name: ast.expr) -> Iterator[ast.expr]:
+    """What a function assigns to a name."""
+    for node in walk(function) if isinstance(name, ast.Name) else ():
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name.id:  # type: ignore[attr-defined]
+                yield value
 
 
 @rule("AMP116")

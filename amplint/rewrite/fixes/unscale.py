@@ -36,9 +36,12 @@ def before_step(module: Module, unscale: ast.AST, step: ast.AST) -> Fix | None:
 
 
 def before_clip(module: Module, unscale: ast.AST, clip: ast.AST) -> Fix | None:
-    """Move an unscale_ that follows the clip in its block to before it."""
-    statement, target = module.statement(unscale), module.statement(clip)
-    if not isinstance(statement, ast.Expr) or statement not in suite_of(module, target):
+    """Move an unscale_ that follows the clip in its block, or the `if` that clips, to before it."""
+    statement = module.statement(unscale)
+    suite = suite_of(module, statement)
+    around = [module.statement(clip), *module.ancestors(clip)]
+    target = next((one for one in around if one in suite), None)
+    if not isinstance(statement, ast.Expr) or not isinstance(target, ast.If | ast.Expr | ast.Assign):
         return None
     return attempt("unscale before the clip", SAFE, lambda: edits.move_before(module, [statement], target))
 

@@ -177,6 +177,10 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
         case Sym(kind="attr", parts=(Value() as owner, str() as name)):
             if not m.is_model(callee):
                 return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
+        case Autocast() if not given.values() and isinstance(frame.module.parents.get(node), ast.withitem):
+            where = (node, frame, world.contexts, world.loops, world.facts)
+            m.observe(events.CannotEnter(*where, callee, True))
+            return [(callee, world)]
         case Const():
             return [] if callee == NONE else [(fresh("call"), world)]
     if m.is_model(callee):

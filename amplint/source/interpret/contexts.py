@@ -19,11 +19,26 @@ from amplint.source.values import (
     Managing,
     NullContext,
     Object,
+    Partial,
     Region,
     Scaled,
     Tensor,
     Value,
 )
+
+_CLASSES = frozenset(
+    (
+        "torch.autocast torch.amp.autocast torch.amp.autocast_mode.autocast contextlib.nullcontext "
+        "torch.cuda.amp.autocast torch.cuda.amp.autocast_mode.autocast torch.cpu.amp.autocast"
+    ).split()
+)
+
+
+def is_class(value: Value) -> bool:
+    """Whether something makes contexts and is none itself: entering it raises TypeError."""
+    return (isinstance(value, Lib) and value.name in _CLASSES) or (
+        isinstance(value, Partial) and is_class(value.function)
+    )
 
 
 def enter(

@@ -10,7 +10,7 @@ from amplint.source.interpret import statements
 from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
-from amplint.source.module import Module
+from amplint.source.module import Module, imported_from
 from amplint.source.symbols import sym
 from amplint.source.values import Const, Deferred, Imported, Items, Lib, Namespace, Value
 from amplint.source.walk import children
@@ -35,7 +35,10 @@ def run_import(m: Machine, node: ast.Import | ast.ImportFrom, world: World, fram
             elif base.startswith("torch"):
                 world.set(scope, "*", Items((*_stars(world, scope), Const(base))))
             continue
-        value = Imported(base, alias.name, node.level, frame.module) if local else Lib(f"{base}.{alias.name}")
+        if imported_from(node, alias) == "torch":
+            value = Lib("torch")
+        else:
+            value = Imported(base, alias.name, node.level, frame.module) if local else Lib(f"{base}.{alias.name}")
         world.set(scope, alias.asname or alias.name, value)
 
 

@@ -42,8 +42,9 @@ def scaler_method(
                 for optimizer in [] if _off(scaler, after) else optimizers_in(plain, after):
                     before = protocol.gradients(after, optimizer)
                     event = m.emit(
-                        events.Unscale, node, after, frame, scaler=scaler, optimizer=optimizer, before=before, state=""
-                    )
+                        events.Unscale, node, after, frame, scaler=scaler, optimizer=optimizer, before=before, state="",
+                        clips=training.clips_of(after, optimizer),
+                    )  # fmt: skip
                     event.before, event.state = protocol.unscale(after, event, scaler, optimizer)
             return [(NONE, after) for _, after in split]
         case "step" if args:

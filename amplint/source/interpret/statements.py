@@ -5,7 +5,17 @@ from __future__ import annotations
 import ast
 
 from amplint.source import events
-from amplint.source.interpret import assignment, branches, classes, contexts, expressions, functions, imports, loops
+from amplint.source.interpret import (
+    assignment,
+    branches,
+    classes,
+    conditions,
+    contexts,
+    expressions,
+    functions,
+    imports,
+    loops,
+)
 from amplint.source.interpret.frames import NEVER, Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
@@ -117,6 +127,9 @@ def _with(
     after: list[World] = []
     inner = Flow()
     for value, before in expressions.evaluate(m, first.context_expr, world, frame):
+        for wrong in filter(contexts.is_class, conditions.sides(value, before.facts)):
+            where = (first.context_expr, frame, before.contexts, before.loops, before.facts)
+            m.observe(events.CannotEnter(*where, wrong, False))
         for bound, entered in contexts.enter(m, value, first.context_expr, node, before, frame):
             started = [entered]
             if first.optional_vars is not None:

@@ -33,12 +33,10 @@ def step(
     closure: bool = False,
 ) -> None:
     """optimizer.step() or scaler.step(optimizer)."""
-    clips = world.get("clipped", optimizer) or ()
-    if len(protocol.optimizers(world)) == 1:
-        clips = (*clips, *(world.get("clipped", None) or ()))
     event = m.emit(
         events.Step, node, world, frame,
-        optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure, clips=clips,
+        optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure,
+        clips=clips_of(world, optimizer),
     )  # fmt: skip
     event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
     event.halves = _cast_to("float16", world, optimizer, event.before)
@@ -82,6 +80,14 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
     waiting: list[Optimizer | None] = [one for one, before in touched if before.kind == "entry"]
     for optimizer in waiting or ([] if touched else [None]):
         world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
+
+
+def clips_of(world: World, optimizer: Optimizer) -> tuple[events.Clip, ...]:
+    """The clips of gradients that the function was entered with, which this optimizer owns."""
+    clips: tuple[events.Clip, ...] = world.get("clipped", optimizer) or ()
+    if len(protocol.optimizers(world)) == 1:
+        clips = (*clips, *(world.get("clipped", None) or ()))
+    return clips
 
 
 def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
