@@ -32,7 +32,7 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             continue
         module, shown = create.module, text(create.module, argument)
         sides = sides_of(value.given, create)
-        if sides and all(_is_device(script, side) for side in sides):
+        if (sides and all(_is_device(script, side) for side in sides)) or _has_a_type(module, argument):
             yield found(
                 "AMP208",
                 create,
@@ -105,6 +105,30 @@ def _is_device(script: Script, value: Value) -> bool:
         case Sym(kind="attr", parts=(Model(name=maker), "device")):
             return maker.startswith("transformers.")  # its models say on which torch.device they are
     return False
+
+
+_TYPES = {"cuda", "cpu", "mps", "xpu", "hpu", "npu"}
+
+
+def _has_a_type(module: Module, argument: ast.expr) -> bool:
+    """Whether the function asks for the type of what it passes as device_type (`self.device.type == "cuda"`): that is a
+    device, as no string has one."""
+    function, shown = module.function(argument), text(module, argument, 200)
+    if function is None or not isinstance(argument, ast.Name | ast.Attribute):
+        return False
+    asked = False
+    for node in walk(function):
+        match node:
+            case ast.Compare(
+                left=ast.Attribute(attr="type", value=of), comparators=[ast.Constant(value=str() as kind)]
+            ):
+                asked |= kind in _TYPES and text(module, of, 200) == shown
+            case ast.Name() | ast.Attribute() if isinstance(node.ctx, ast.Store) and text(module, node, 200) == shown:
+                return False  # it may be another thing where it is passed
+            case ast.Call(func=ast.Name(id="isinstance" | "hasattr"), args=[one, *_]):
+                if text(module, one, 200) == shown:
+                    return False
+    return asked
 
 
 def _sets_field(cls: ast.ClassDef, field: str) -> bool:

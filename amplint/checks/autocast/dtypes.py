@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
+from amplint.checks.autocast.common import is_autocast
 from amplint.checks.autocast.device import asked_before, made, sides_of
 from amplint.checks.autocast.options import Option, is_about_amp, option_of, options_of
 from amplint.checks.autocast.placement import asks_for_device
@@ -14,8 +16,8 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.module import Module
-from amplint.source.values import TRUE, Autocast, Const, Lib, Region
+from amplint.source.module import FunctionNode, Module
+from amplint.source.values import FALSE, TRUE, Autocast, Const, Lib, Region
 from amplint.source.walk import walk
 
 _NEVER = frozenset("float64 double int8 uint8 int16 short int32 int int64 long bool complex64 complex128".split())
@@ -209,6 +211,79 @@ def dtype_asked_but_not_given(script: Script) -> Iterator[Finding]:
                 evidence=[(create, f"on where {name} is not None")],
                 help=f"pass dtype={name}",
             )
+
+
+_BF16 = re.compile(r"(^|_)b(f|float)_?16(_|$)", re.IGNORECASE)
+
+
+@rule("AMP209")
+def bfloat16_asked_but_not_given(script: Script) -> Iterator[Finding]:
+    """A region is on where a flag asks for bfloat16, and is given no dtype: on CUDA it casts to float16."""
+    module = script.module
+    if not re.search(r"(?i)b(f|float)_?16", module.text) or re.search(r"set_autocast_|autocast_mode", module.text):
+        return
+    for create in script.events(events.Create):
+        value, call = create.value, create.node
+        if not isinstance(value, Autocast) or value.dtype is not None or value.enabled == FALSE:
+            continue
+        if not isinstance(call, ast.Call) or create.module is not module or any(k.arg is None for k in call.keywords):
+            continue
+        if tensors.device_type(value.device) == "cpu" or not (_named(module, call) or is_autocast(module, call.func)):
+            continue
+        flag = next((flag for test in _asked_for(module, call) if (flag := _bf16_in(module, test))), "")
+        if flag:
+            yield found(
+                "AMP209",
+                create,
+                f"{flag} asks for bfloat16, but autocast is not told: on CUDA it casts to float16",
+                help="pass dtype=torch.bfloat16",
+            )
+
+
+def _asked_for(module: Module, call: ast.Call) -> Iterator[ast.expr]:
+    """What has to hold where an autocast is on: `enabled`, and the conditions whose first arm it stands in, in its
+    function; where its class has a name (`ctx = autocast`), also the conditions around that."""
+    enabled = enabled_of(module, call)
+    if enabled is not None:
+        yield enabled
+    for place in (call, *_named(module, call)):
+        yield from _holding(module, place)
+
+
+def _named(module: Module, call: ast.Call) -> list[ast.Assign]:
+    """Where the class autocast gets the name by which it is called."""
+    shown = text(module, call.func)
+    return [
+        node
+        for node in module.nodes(ast.Assign)
+        if is_autocast(module, node.value) and any(text(module, one) == shown for one in node.targets)
+    ]
+
+
+def _holding(module: Module, node: ast.AST) -> Iterator[ast.expr]:
+    inner = node
+    for above in module.ancestors(node):
+        if isinstance(above, FunctionNode):
+            return
+        if isinstance(above, ast.If) and inner in above.body:
+            yield above.test
+        if isinstance(above, ast.IfExp) and inner is above.body:
+            yield above.test
+        inner = above
+
+
+def _bf16_in(module: Module, test: ast.expr) -> str:
+    """The flag for bfloat16 alone that has to be set where a condition holds."""
+    match test:
+        case ast.BoolOp(op=ast.And(), values=values):
+            return next((flag for one in values if (flag := _bf16_in(module, one))), "")
+        case ast.Compare(ops=[ast.Eq() | ast.Is()], comparators=[ast.Constant(value=str() as said)]):
+            return text(module, test) if _BF16.search(said) else ""
+        case ast.Name(id=name) | ast.Attribute(attr=name) if _BF16.search(name):
+            return (
+                "" if re.search(r"fp|16_or|no_|support|avail|can_|has_", _BF16.sub("_", name)) else text(module, test)
+            )
+    return ""
 
 
 def _switches(module: Module, call: ast.Call, scope: ast.AST) -> Iterator[ast.expr | None]:

@@ -47,6 +47,7 @@ from amplint.source.values import (
     Namespace,
     Object,
     Optimizer,
+    Parameters,
     Partial,
     Scaler,
     Sym,
@@ -54,6 +55,7 @@ from amplint.source.values import (
     Value,
 )
 
+_CLIPPING = re.compile(r"clip_?grad|grad(ient)?s?_?clip", re.IGNORECASE)
 _BACKWARD = re.compile(r"(?:^|_)backwards?$")  # what something unknown that runs backward is called: manual_backward
 
 
@@ -238,6 +240,9 @@ def unknown(
     if values and isinstance(values[0], (Tensor, Sym, Many, Items)) and _BACKWARD.search(_last_name(callee)):
         training.backward(m, values[0], node, world, frame, managed=True)
         return [(NONE, world)]
+    if receiver is None and _clips(node, values):
+        training.clip(m, containers.owners_in(values[0]), "norm", node, world, frame)
+        return [(fresh("norm"), world)]
     for value in values:
         protocol.hand_over(world, value)
         if isinstance(value, Scaler):
@@ -268,6 +273,16 @@ def unknown(
         of = frozenset((callee,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)
     return [(result if result is not None else fresh("call"), world)]
+
+
+def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
+    """Whether something that is called as a function says that it clips gradients, and is given whose; what is given a
+    scaler or an optimizer may unscale them first."""
+    match node:
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if _CLIPPING.search(name):
+            others = (value for value in values if isinstance(value, Scaler | Optimizer | Object | Instance))
+            return bool(values) and not any(others) and isinstance(values[0], Parameters | Model | Many | Items | Sym)
+    return False
 
 
 def _last_name(callee: Value) -> str:
