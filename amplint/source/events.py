@@ -122,6 +122,7 @@ class Unscale(Event):
     before: Gradients
     state: str
     clips: tuple[Clip, ...] = ()  # clips of gradients that the function was entered with
+    clipped_by_methods: tuple[Clip, ...] = ()  # calls of methods that are not to be seen and say that they clip
 
 
 @dataclass(eq=False, slots=True)

@@ -11,7 +11,7 @@ from amplint.checks.autocast.device import asked_before, made, sides_of
 from amplint.checks.autocast.options import Option, is_about_amp, option_of, options_of
 from amplint.checks.autocast.placement import asks_for_device
 from amplint.checks.autocast.switches import enabled_of, is_scaler
-from amplint.checks.registry import Script, found, rule, text
+from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
@@ -228,13 +228,16 @@ def bfloat16_asked_but_not_given(script: Script) -> Iterator[Finding]:
             continue
         if not isinstance(call, ast.Call) or create.module is not module or any(k.arg is None for k in call.keywords):
             continue
-        if tensors.device_type(value.device) == "cpu" or not (_named(module, call) or is_autocast(module, call.func)):
+        if tensors.device_type(value.device) not in ("", "cuda"):
+            continue
+        if not (is_autocast(module, call.func) or _named(module, call)):
             continue
         flag = next((flag for test in _asked_for(module, call) if (flag := _bf16_in(module, test))), "")
         if flag:
-            yield found(
+            yield found_at(
                 "AMP209",
-                create,
+                module,
+                call if is_autocast(module, call.func) else _named(module, call)[0].value,
                 f"{flag} asks for bfloat16, but autocast is not told: on CUDA it casts to float16",
                 help="pass dtype=torch.bfloat16",
             )

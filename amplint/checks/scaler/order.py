@@ -74,13 +74,14 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
 
 
 def _clipped_on_entry(script: Script, unscale: events.Unscale) -> Iterator[Finding]:
-    """A clip of gradients that a function is entered with, in front of their unscale_, which would raise if they had
-    been unscaled by then."""
-    optimizer = unscale.optimizer
-    if unscale.before.kind == "entry" and not unscale.before.stepped and not is_disabled(unscale.scaler):
-        for clip in unscale.clips:
-            before = clip.frame is unscale.frame and lineno(clip.node) < lineno(unscale.node)
-            if before and not measures(clip) and not _for_runs_without(script, clip, optimizer, []):
+    """A clip of gradients that a function is entered with (or a method's, of any that are scaled), in front of their
+    unscale_, which would raise if they had been unscaled by then."""
+    optimizer, before = unscale.optimizer, unscale.before
+    if before.kind in ("entry", "scaled") and not before.stepped and not is_disabled(unscale.scaler):
+        clips = unscale.clips if before.kind == "entry" else ()
+        for clip in (*clips, *unscale.clipped_by_methods):
+            first = clip.frame is unscale.frame and lineno(clip.node) < lineno(unscale.node)
+            if first and not measures(clip) and not _for_runs_without(script, clip, optimizer, []):
                 yield _clipped(script, clip, optimizer, [], unscale)
 
 
@@ -176,7 +177,8 @@ def _clipped(
     backwards: list[events.Backward],
     unscale: events.Unscale | None = None,
 ) -> Finding:
-    step = next(steps_of(script, optimizer, scaled=True), None)
+    steps = sorted(steps_of(script, optimizer, scaled=True), key=lambda one: not same_function(one, clip))
+    step = next(iter(steps), None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
     module, place = _call_towards(clip, backwards) or (clip.module, clip.node)

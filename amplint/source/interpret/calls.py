@@ -47,7 +47,6 @@ from amplint.source.values import (
     Namespace,
     Object,
     Optimizer,
-    Parameters,
     Partial,
     Scaler,
     Sym,
@@ -243,6 +242,8 @@ def unknown(
     if receiver is None and _clips(node, values):
         training.clip(m, containers.owners_in(values[0]), "norm", node, world, frame)
         return [(fresh("norm"), world)]
+    if isinstance(receiver, Instance) and _CLIPPING.search(_last_name(callee)):
+        training.clip_by_method(node, world, frame)
     for value in values:
         protocol.hand_over(world, value)
         if isinstance(value, Scaler):
@@ -276,12 +277,17 @@ def unknown(
 
 
 def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
-    """Whether something that is called as a function says that it clips gradients, and is given whose; what is given a
-    scaler or an optimizer may unscale them first."""
+    """Whether something that is called as a function says that it clips gradients, and is given whose (not a tensor, as
+    what clips in backward is); what is given a scaler or an optimizer may unscale them first."""
     match node:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if _CLIPPING.search(name):
             others = (value for value in values if isinstance(value, Scaler | Optimizer | Object | Instance))
-            return bool(values) and not any(others) and isinstance(values[0], Parameters | Model | Many | Items | Sym)
+            return (
+                bool(values)
+                and not any(others)
+                and not isinstance(values[0], Tensor)
+                and bool(containers.owners_in(values[0]))
+            )
     return False
 
 

@@ -44,6 +44,7 @@ def scaler_method(
                     event = m.emit(
                         events.Unscale, node, after, frame, scaler=scaler, optimizer=optimizer, before=before, state="",
                         clips=training.clips_of(after, optimizer),
+                        clipped_by_methods=after.get("clipped by methods", None) or (),
                     )  # fmt: skip
                     event.before, event.state = protocol.unscale(after, event, scaler, optimizer)
             return [(NONE, after) for _, after in split]

@@ -82,6 +82,13 @@ def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: F
         world.set("clipped", optimizer, (*(world.get("clipped", optimizer) or ()), event))
 
 
+def clip_by_method(node: ast.AST, world: World, frame: Frame) -> None:
+    """A method that is not to be seen says that it clips gradients. It may unscale them first, unless unscale_ follows,
+    which would raise then."""
+    event = events.Clip(node, frame, world.contexts, world.loops, world.facts, frozenset(), "norm", ())
+    world.set("clipped by methods", None, (*(world.get("clipped by methods", None) or ()), event))
+
+
 def clips_of(world: World, optimizer: Optimizer) -> tuple[events.Clip, ...]:
     """The clips of gradients that the function was entered with, which this optimizer owns."""
     clips: tuple[events.Clip, ...] = world.get("clipped", optimizer) or ()
