@@ -8,6 +8,7 @@ from amplint.source.interpret import attributes, conditions, expressions, operat
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
+from amplint.source.symbols import options
 from amplint.source.values import Choice, Items, Many, Optimizer, Scaler, Sym, Value
 
 
@@ -66,15 +67,25 @@ def unpack(value: Value, targets: list[ast.expr]) -> list[Value]:
 
 
 def wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
-    """`optimizer = Lookahead(optimizer)`: an unknown wrapper that takes its argument's name keeps its identity."""
-    if isinstance(value, Sym) and isinstance(node.value, ast.Call) and len(node.targets) == 1:
-        target = variables.path_text(node.targets[0])
-        for argument in node.value.args:
-            if isinstance(argument, ast.Name) and argument.id == target:
-                old = world.get(frame.scope, target)
-                if isinstance(old, Optimizer | Scaler):
-                    return old
-    return value
+    """`optimizer = Lookahead(optimizer)`, `net, optimizer, epoch = resume(net, optimizer)`: what comes back from an unknown
+    call under the name of its argument keeps its identity."""
+    if not isinstance(value, Sym) or not isinstance(node.value, ast.Call) or len(node.targets) != 1:
+        return value
+    target, call = node.targets[0], node.value
+    given = {one.id for one in (*call.args, *(k.value for k in call.keywords)) if isinstance(one, ast.Name)}
+    if isinstance(target, ast.Tuple | ast.List) and not any(isinstance(one, ast.Starred) for one in target.elts):
+        parts = [_kept(one, given, world, frame) for one in target.elts]
+        if any(part is not None for part in parts):
+            return Items(tuple(part or subscripts.part(value, index) for index, part in enumerate(parts)))
+    return _kept(target, given, world, frame) or value
+
+
+def _kept(target: ast.expr, given: set[str], world: World, frame: Frame) -> Value | None:
+    """The optimizer or scaler that a name holds, if a call was given it by this name."""
+    if not isinstance(target, ast.Name) or target.id not in given:
+        return None
+    old = world.get(frame.scope, target.id)
+    return old if isinstance(old, Value) and any(isinstance(o, Optimizer | Scaler) for o in options(old)) else None
 
 
 def augment(m: Machine, node: ast.AugAssign, world: World, frame: Frame) -> list[World]:
