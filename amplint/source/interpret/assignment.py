@@ -67,8 +67,8 @@ def unpack(value: Value, targets: list[ast.expr]) -> list[Value]:
 
 
 def wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
-    """`optimizer = Lookahead(optimizer)`, `net, optimizer, epoch = resume(net, optimizer)`: what comes back from an unknown
-    call under the name of its argument keeps its identity."""
+    """`optimizer = Lookahead(optimizer)`, `net, optimizer, epoch = resume(net, optimizer)`: what comes back from an
+    unknown call under the name of its argument keeps its identity."""
     if not isinstance(value, Sym) or not isinstance(node.value, ast.Call) or len(node.targets) != 1:
         return value
     target, call = node.targets[0], node.value
