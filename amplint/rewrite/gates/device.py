@@ -90,12 +90,8 @@ def moved_to(module: Module) -> Counter[str]:
 
 def handed_on(module: Module) -> list[str]:
     """The devices that a file makes and hands to what moves things for it: `Loader(args, device)`."""
-    devices = {
-        ast.unparse(target)
-        for node in module.nodes(ast.Assign)
-        if makes_device(module, node.value) and "cuda" in ast.unparse(node.value)
-        for target in node.targets
-    }
+    made = [one for one in module.nodes(ast.Assign) if makes_device(module, one.value)]
+    devices = {ast.unparse(target) for one in made if "cuda" in ast.unparse(one.value) for target in one.targets}
     given = (one for call in module.nodes(ast.Call) for one in (*call.args, *(kw.value for kw in call.keywords)))
     handed = dict.fromkeys(ast.unparse(one) for one in given if isinstance(one, ast.Name | ast.Attribute))
     return [text for text in handed if text in devices and is_device_object(module, text)]
@@ -353,7 +349,8 @@ def is_device_object(module: Module, text: str, place: ast.AST | None = None) ->
     function = module.function(place) if place is not None else None
     if function is not None and not owner and (own := _values(module, text, function)):
         return all(makes_device(module, value) for value in own)
-    if owner and any(one.attr == "type" and ast.unparse(one.value) == text for one in module.nodes(ast.Attribute)):
+    reads = (one for one in module.nodes(ast.Attribute) if owner and one.attr == "type")
+    if any(ast.unparse(one.value) == text and getattr(module.parents[one], "func", None) is not one for one in reads):
         return True
     if owner and owner != "self" and not _values(module, text):
         text = f"self.{name}"  # trainer.device
