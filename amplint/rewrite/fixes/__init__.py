@@ -46,6 +46,51 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     return True
 
 
+def surely_bound(module: Module, text: str, place: ast.AST) -> bool:
+    """Whether the names in `text` have values at a place whatever the branches above took: `if fp16: dtype = …` alone
+    gives `dtype` none. Loops and attempts are taken to have run."""
+    scope = module.function(place) or module.tree
+    here = conditions_above(module, place)
+    tests = {(ast.unparse(branch.test), arm) for branch, arm in here if isinstance(branch, ast.If)}
+
+    def is_met(node: ast.AST) -> bool:
+        return all(
+            (branch, arm) in here or (ast.unparse(branch.test), arm) in tests or "__main__" in ast.unparse(branch.test)
+            for branch, arm in conditions_above(module, node)
+            if isinstance(branch, ast.If)
+        )
+
+    for name in roots(text):
+        stores = [
+            node
+            for node in walk(scope)
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+            if (module.function(node) or module.tree) is scope and node.lineno < place.lineno  # type: ignore[attr-defined]
+        ]
+        branches = {one for node in stores for one, _ in conditions_above(module, node) if isinstance(one, ast.If)}
+        whole = any(_binds([one], name) and is_met(one) for one in branches)
+        if stores and not whole and not any(map(is_met, stores)):
+            return False
+    return True
+
+
+def _binds(block: list[ast.stmt], name: str) -> bool:
+    """Whether a block gives a name a value whichever way it goes, or leaves."""
+    for statement in block:
+        match statement:
+            case ast.If(body=body, orelse=orelse):
+                if orelse and _binds(body, name) and _binds(orelse, name):
+                    return True
+            case ast.Raise() | ast.Return() | ast.Continue() | ast.Break():
+                return True
+            case _:
+                if any(
+                    isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in walk(statement)
+                ):
+                    return True
+    return False
+
+
 def suite_of(module: Module, statement: ast.stmt) -> list[ast.stmt]:
     """The block that a statement stands in."""
     parent = module.parents[statement]

@@ -6,7 +6,7 @@ import ast
 
 from amplint.findings import Applicability, Fix
 from amplint.rewrite import edits
-from amplint.rewrite.fixes import attempt, bound_before
+from amplint.rewrite.fixes import attempt, bound_before, surely_bound
 from amplint.source.module import Module
 from amplint.source.walk import walk
 
@@ -61,7 +61,7 @@ def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
     function, other = module.function(create), module.function(expression)
     root = source.partition(".")[0]
     if function is other:
-        return bound_before(module, source, create)
+        return bound_before(module, source, create) and surely_bound(module, source, create)
     if root == "self" and _class(module, create) is _class(module, expression) is not None:
         stores = [
             node.lineno
@@ -75,7 +75,12 @@ def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
         for node in walk(other or ast.Module([], []))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     }
-    return function is None and root not in local and bound_before(module, source, create)
+    return (
+        function is None
+        and root not in local
+        and bound_before(module, source, create)
+        and surely_bound(module, source, create)
+    )
 
 
 def _class(module: Module, node: ast.AST) -> ast.ClassDef | None:
