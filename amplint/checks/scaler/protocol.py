@@ -117,11 +117,8 @@ def first_scale(create: events.Event | None) -> str:
     if isinstance(node, ast.Call):
         given = next((keyword.value for keyword in node.keywords if keyword.arg == "init_scale"), None)
         if given is not None:
-            return (
-                f"{given.value:g}"
-                if isinstance(given, ast.Constant) and isinstance(given.value, int | float)
-                else ("its init_scale")
-            )
+            known = isinstance(given, ast.Constant) and isinstance(given.value, int | float)
+            return f"{given.value:g}" if known else "init_scale"  # type: ignore[attr-defined]
     return "65536"
 
 

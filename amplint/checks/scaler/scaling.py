@@ -81,7 +81,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
                 + (", in the mode in which the region is float16" if one_mode else ""),
                 severity=severity,
                 evidence=[
-                    (entering, "the loss is computed in float16 under this autocast"),
+                    (entering, "the loss, or what leads to it, is computed in float16 under this autocast"),
                     (backward, "its gradients are computed unscaled"),
                     (step, f"and {text(step.module, step.node)} uses them"),
                 ],
