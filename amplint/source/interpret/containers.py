@@ -78,6 +78,11 @@ def merge_elements(values: list[Value]) -> Value:
     if all(isinstance(value, Tensor) for value in values):
         of, region, scaler = tensors.provenance(values)
         return Tensor(*promote(values), of=of, region=region, scaler=scaler)
+    weights = [value for value in values if isinstance(value, Parameter | Parameters)]
+    if len(weights) == len(values):  # those of several models
+        dtypes = {value.dtype if isinstance(value, Parameter) else "" for value in weights}
+        owners: Owners = frozenset().union(*(value.of for value in weights))
+        return Parameter(owners, dtypes.pop() if len(dtypes) == 1 else "")
     kinds = [value for value in values if isinstance(value, Model | Instance | Optimizer | Scaler)]
     return kinds[0] if len(kinds) == len(values) else fresh("element")
 

@@ -123,18 +123,18 @@ def _sequence(m: Machine, node: ast.Tuple | ast.List | ast.Set, world: World, fr
     results: Results = []
     for values, after in each(m, node.elts, world, frame):
         items: list[Value] = []
-        open_ended = None
+        open_ended: list[Value] = []
         for element, value in zip(node.elts, values, strict=True):
             if isinstance(element, ast.Starred):
                 known = containers.elements(value)
                 if known is None:
-                    open_ended = value
+                    open_ended.append(containers.element(m, value, node))
                 else:
                     items += known
             else:
                 items.append(value)
-        if open_ended is not None:
-            many = containers.merge_elements([*items, containers.element(m, open_ended, node)])
+        if open_ended:
+            many = containers.merge_elements([*items, *open_ended])
             results.append((Many(many), after))
         else:
             results.append((Items(tuple(items), kind), after))
