@@ -48,7 +48,12 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
         if scaler is None or region is None or not _known(scaler):
             continue
         scaling, casting = conditions.truth(scaler.enabled), conditions.truth(region.autocast.enabled)
-        if scaling == casting or region.assumed or _spelled_alike(scaler, region) or _holds_nothing(script, region):
+        if (
+            scaling == casting
+            or region.assumed
+            or _spelled_alike(scaler, region)
+            or _holds_it_alone(script, backward, region)
+        ):
             continue
         create = _made(script, scaler)
         evidence: list[tuple[events.Event | None, str]] = [
@@ -196,10 +201,12 @@ def _pair(backward: events.Backward) -> tuple[Scaler | None, Region | None]:
     return backward.scaler, loss.region
 
 
-def _holds_nothing(script: Script, region: Region) -> bool:
+def _holds_it_alone(script: Script, backward: events.Backward, region: Region) -> bool:
     """Whether nothing but the backward stands in a region: where the loss is computed is not known."""
     computed = (events.Forward, events.Loss, events.Operation)
-    return not any(isinstance(one, computed) and one.region == region for one in script.events(events.Event))
+    return backward.region == region and not any(
+        isinstance(one, computed) and one.region == region for one in script.events(events.Event)
+    )
 
 
 def _known(scaler: Scaler) -> bool:
