@@ -52,6 +52,10 @@ class Projected(torch.nn.Module):
         noise = torch.randn((4, 4), device=f.device)
         turn, _ = torch.linalg.qr(noise.cpu())
         return (f @ turn.to(f.device)).square().mean()
+class Transducer(torch.nn.Module):
+    def forward(self, f):
+        import k2
+        return k2.rnnt_loss_simple(f, f.argmax(1), 0)
 class Rotated(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -111,6 +115,11 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
     "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "of what is made there": ("Projected()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "a loss that is compiled": (
+        "Transducer()",
+        OWN,
+        "computes its loss with a compiled kernel, which takes float32 only",
+    ),
     "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
 }
 

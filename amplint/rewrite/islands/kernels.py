@@ -29,7 +29,8 @@ _LINEAR = frozenset(
     "triangular_solve lu matrix_power matrix_exp symeig eig".split()
 )
 _COMPILED = frozenset("warpctc_pytorch torch_baidu_ctc warprnnt_pytorch warp_rnnt".split())  # losses for float32 only
-_CALLED = "|".join((*_LINEAR, *_COMPILED))
+_RNNT = "k2.rnnt_loss"  # rnnt_loss_smoothed, rnnt_loss_pruned …
+_CALLED = "|".join((*_LINEAR, *_COMPILED, r"rnnt_loss\w*"))
 _WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{_CALLED})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
@@ -282,7 +283,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return None
     if names & _SPARSE_PRODUCTS:
         return SPARSE
-    if any(name.partition(".")[0] in _COMPILED for name in names):
+    if any(name.partition(".")[0] in _COMPILED or name.startswith(_RNNT) for name in names):
         return COMPILED
     if (what := imprecise(module, call)) is not None:
         return None if _is_wide(module, call) else what
