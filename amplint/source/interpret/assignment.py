@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from amplint.source.interpret import attributes, conditions, expressions, operators, protocol, subscripts, variables
 from amplint.source.interpret.frames import Frame
@@ -10,6 +11,8 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import options
 from amplint.source.values import Choice, Items, Many, Optimizer, Scaler, Sym, Value
+
+_RESUMES = re.compile(r"load|resume|restor|checkpoint|ckpt", re.IGNORECASE)
 
 
 def assign_all(m: Machine, targets: list[ast.expr], value: Value, world: World, frame: Frame) -> list[World]:
@@ -67,17 +70,22 @@ def unpack(value: Value, targets: list[ast.expr]) -> list[Value]:
 
 
 def wrapped(node: ast.Assign, value: Value, world: World, frame: Frame) -> Value:
-    """`optimizer = Lookahead(optimizer)`, `net, optimizer, epoch = resume(net, optimizer)`: what comes back from an
-    unknown call under the name of its argument keeps its identity."""
+    """`optimizer = Lookahead(optimizer)`, `net, optimizer = resume(net, optimizer)`: an unknown wrapper that takes its
+    argument's name keeps its identity, and so does what a helper that resumes gives back among other things. (What
+    prepares several things at once may give back one that steps in its own way.)"""
     if not isinstance(value, Sym) or not isinstance(node.value, ast.Call) or len(node.targets) != 1:
         return value
     target, call = node.targets[0], node.value
-    given = {one.id for one in (*call.args, *(k.value for k in call.keywords)) if isinstance(one, ast.Name)}
-    if isinstance(target, ast.Tuple | ast.List) and not any(isinstance(one, ast.Starred) for one in target.elts):
+    if isinstance(target, ast.Tuple | ast.List):
+        if not _RESUMES.search(ast.unparse(call.func)) or any(isinstance(one, ast.Starred) for one in target.elts):
+            return value
+        given = {one.id for one in (*call.args, *(k.value for k in call.keywords)) if isinstance(one, ast.Name)}
         parts = [_kept(one, given, world, frame) for one in target.elts]
-        if any(part is not None for part in parts):
-            return Items(tuple(part or subscripts.part(value, index) for index, part in enumerate(parts)))
-    return _kept(target, given, world, frame) or value
+        if not any(parts):
+            return value
+        return Items(tuple(part or subscripts.part(value, index) for index, part in enumerate(parts)))
+    kept = _kept(target, {one.id for one in call.args if isinstance(one, ast.Name)}, world, frame)
+    return kept if isinstance(kept, Optimizer | Scaler) else value
 
 
 def _kept(target: ast.expr, given: set[str], world: World, frame: Frame) -> Value | None:
