@@ -20,7 +20,7 @@ from amplint.rewrite.apex.scaled import ScaledLoss, collapsed
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.apex.setup import Setup, setup_of
 from amplint.rewrite.apex.states import scale_edits, state_edits
-from amplint.rewrite.apex.steps import master_edits, owner_text, step_edits, steps_of, unscale_edits
+from amplint.rewrite.apex.steps import first_of, master_edits, owner_text, step_edits, steps_of, unscale_edits
 from amplint.rewrite.apex.training import trained
 from amplint.rewrite.apex.uses import Use, Uses
 from amplint.rewrite.apex.verify import changed, verify
@@ -291,7 +291,7 @@ class _Writer:
         """Put what computes each scaled loss under autocast."""
         group = self.group
         of: dict[ast.AST, ast.expr] = {call: loss.loss for loss in losses for call in loss.backwards}
-        first = next(e for e in self.reading.events if isinstance(e, events.Step) and e.node in steps)
+        first = first_of(self.reading, steps)
         home_module = group.of(setup.statement)
         optimizer = next(iter(setup.optimizers), "") or owner_text(group.of(first.node), next(iter(steps)))
         code = setup.function or home_module.tree

@@ -282,3 +282,11 @@ def _model_of(module: Module, optimizer: str, place: ast.Call) -> str:
                     return ""
                 found.add(_parameters_of(module, value.args))
     return found.pop() if len(found) == 1 else ""
+
+
+def first_of(reading: Reading, steps: Collection[ast.Call]) -> events.Step:
+    """The first of the steps that the reading met."""
+    for event in reading.events:
+        if isinstance(event, events.Step) and event.node in steps:
+            return event
+    raise Refused("none of its steps is seen to be taken", BY_HAND)

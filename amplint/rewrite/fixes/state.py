@@ -6,15 +6,21 @@ import ast
 
 from amplint.findings import Applicability, Fix
 from amplint.rewrite import edits
-from amplint.rewrite.fixes import attempt
+from amplint.rewrite.fixes import attempt, conditions_above
 from amplint.source.module import Module
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
 
 
 def drop_half(module: Module, cast: ast.AST) -> Fix | None:
-    """`model.half()` → `model`: the weights stay in float32. Not where inputs are cast, too: they would not fit."""
+    """`model.half()` → `model`: the weights stay in float32. Not where inputs are cast, too: they would not fit. Nor
+    for a part of a module, or under an option: other parts may give it half."""
     if any(node is not cast and _casts(node) for node in module.all_nodes):
+        return None
+    if any(isinstance(branch, ast.If) for branch, _ in conditions_above(module, cast)):
+        return None
+    around = next((above for above in module.ancestors(cast) if isinstance(above, ast.ClassDef)), None)
+    if around is not None and any(isinstance(one, ast.FunctionDef) and one.name == "forward" for one in around.body):
         return None
     match cast:
         case ast.Call(func=ast.Attribute(attr="half", value=model), args=[], keywords=[]):
