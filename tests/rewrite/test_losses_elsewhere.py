@@ -115,11 +115,7 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
     "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "of what is made there": ("Projected()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
-    "a loss that is compiled": (
-        "Transducer()",
-        OWN,
-        "computes its loss with a compiled kernel, which takes float32 only",
-    ),
+    "a loss that is compiled": ("Transducer()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
     "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
 }
 
