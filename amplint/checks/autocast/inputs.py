@@ -20,7 +20,7 @@ def half_input_in_region(script: Script) -> Iterator[Finding]:
     halved = {cast.model for cast in script.events(events.Cast) if cast.dtype in tensors.HALF}
     for forward in script.events(events.Forward):
         region = real_region(forward)
-        if region is None or not forward.grad or halved:
+        if region is None or not forward.grad or halved or _goes_backward(forward):
             continue
         for value in tensors.tensors_in(forward.given):
             if value.of or value.made not in ("half", "bfloat16", "to"):
@@ -41,6 +41,12 @@ def half_input_in_region(script: Script) -> Iterator[Finding]:
                 help="hand the model its input as it is",
                 fix=fixes.without_cast(forward.module, value.node, forward.node),
             )
+
+
+def _goes_backward(forward: events.Forward) -> bool:
+    """Whether the model is an engine that runs backward itself (DeepSpeed): its weights may be half, as its input."""
+    call = forward.node
+    return isinstance(call, ast.Call) and f"{text(forward.module, call.func)}.backward(" in forward.module.text
 
 
 @rule("AMP217")
