@@ -149,19 +149,12 @@ class Class(Value):
         return hash(self.node)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Instance(Value):
-    """An object of a project class, named by where it was made.
+    """An object of a project class, named by where it was made. Interned, like Sym: it is looked up with its fields."""
 
-    Interned, like Sym: whenever a field is read, its owner is looked up."""
-
-    __slots__ = ("cls", "site")
-
-    def __init__(self, cls: Class, site: Hashable):
-        self.cls = cls
-        self.site = site
-
-    def __repr__(self) -> str:
-        return f"Instance(cls={self.cls!r}, site={self.site!r})"
+    cls: Class
+    site: Hashable
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -28,8 +27,6 @@ from amplint.source.values import (
     Scaled,
 )
 from amplint.source.walk import walk
-
-_ZEROES = re.compile(r"zero|\.grad\s*=|\bdel\b.*\.grad|grad_to_none|set_to_none")
 
 
 @rule("AMP134")
@@ -193,38 +190,6 @@ def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
                 ],
                 help="step and update where the gradients are set to zero, before it",
             )
-
-
-@rule("AMP136")
-def never_zeroed(script: Script) -> Iterator[Finding]:
-    """Nothing in the loop sets the gradients to zero: what a step has unscaled stays, and scaled ones are added to it.
-    Where no loop of the file does, it is an excerpt."""
-    if "zero_grad" not in script.module.text:
-        return
-    for step in script.events(events.Step):
-        if step.scaler is None or not step.loops or not step.optimizer.name.startswith("torch.optim."):
-            continue
-        loop = step.loops[-1]
-        backward = next((b for b in backwards_of(step, step.before) if loop in b.loops), None)
-        if backward is None or loop.round == 1 or loop.frame is not step.frame or step.module is not backward.module:
-            continue
-        left = (before for optimizer, before in backward.touched if optimizer == step.optimizer)
-        used = any(before.stepped and before.kind in ("unscaled", "mixed") for before in left)
-        if not used or _ZEROES.search(step.module.source(loop.node)):
-            continue
-        if any(loop.node is one.node for zero in script.events(events.ZeroGradient) for one in zero.loops):
-            continue
-        yield found(
-            "AMP136",
-            step,
-            f"nothing sets the gradients of {first_argument(step)} to zero in this loop: each step uses those of all "
-            "rounds before, the last of them scaled differently",
-            evidence=[
-                (step, "unscales the gradients in place, and leaves them"),
-                (backward, "the next round adds scaled ones to them"),
-            ],
-            help="zero_grad() in every round: before the backward, or after the step",
-        )
 
 
 @rule("AMP136")

@@ -1,0 +1,120 @@
+"""Family 1, zero_grad(): before the backward or after the step, never between them, and never left out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from amplint.checks.registry import (
+    Script,
+    first_argument,
+    found,
+    rule,
+    same_function,
+    text,
+)
+from amplint.checks.scaler.nonfinite import asks_for_nonfinite
+from amplint.checks.scaler.protocol import (
+    backwards_of,
+)
+from amplint.findings import Finding, Fix
+from amplint.rewrite.fixes import scaler as fixes
+from amplint.source import events
+
+_ZEROES = re.compile(r"zero|\.grad\s*=|\bdel\b.*\.grad|grad_to_none|set_to_none")
+
+
+@rule("AMP120")
+def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
+    """Gradients are thrown away before the step that should use them."""
+    for step in script.events(events.Step):
+        before = step.before
+        if step.scaler is None or before.kind != "none" or not before.lost or not before.by:
+            continue
+        zero = before.by[0]
+        if _if_not_finite(zero):
+            continue  # AMP125
+        if _of_some(zero):
+            continue
+        if _own_backward_follows(script, zero, step):
+            continue  # it is another loss whose gradients are thrown away: AMP121
+        backwards = backwards_of(step, before)[-1:]
+        if any(same_function(zero, b) and not same_function(zero, step) for b in backwards):
+            continue  # a helper that throws away the gradients of its own backward: it has measured them
+        yield found(
+            "AMP120",
+            zero,
+            "gradients are set to zero between backward and step: the step changes nothing, or raises AssertionError",
+            evidence=[
+                *((b, "gradients are computed") for b in backwards),
+                (zero, "and thrown away"),
+                (step, "before this uses them"),
+            ],
+            help="call it after the step, or before the forward",
+            fix=_zero_after(script, zero, step),
+        )
+
+
+def _if_not_finite(zero: events.Event) -> bool:
+    """Whether only what is not finite is set to zero."""
+    above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If))
+    return any(asks_for_nonfinite(one.test) for one in above)
+
+
+def _of_some(zero: events.Event) -> bool:
+    """Whether a condition in a loop over parameters picks those whose gradients are dropped: `if "head" in name`."""
+    if "zero_grad" in text(zero.module, zero.node):
+        return False
+    above = (one for one in zero.module.ancestors(zero.node) if isinstance(one, ast.If | ast.For))
+    return isinstance(picked := next(above, None), ast.If) and ".grad" not in text(zero.module, picked.test)
+
+
+def _own_backward_follows(script: Script, zero: events.Event, step: events.Step) -> bool:
+    """Whether another way leads through a backward for this optimizer between zero_grad and step."""
+    start, end = zero.module.range(zero.node).start, step.module.range(step.node).start
+    return any(
+        any(one == step.optimizer for one, _ in backward.touched)
+        and start < backward.module.range(backward.node).start < end
+        for backward in script.events(events.Backward)
+        if same_function(zero, step) and same_function(backward, step)
+    )
+
+
+def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | None:
+    if not same_function(zero, step):
+        return None
+    update = next((u for u in script.events(events.Update) if u.scaler == step.scaler and same_function(u, step)), None)
+    return fixes.zero_after(zero.module, zero.node, step.node, update.node if update else None)
+
+
+@rule("AMP136")
+def never_zeroed(script: Script) -> Iterator[Finding]:
+    """Nothing in the loop sets the gradients to zero: what a step has unscaled stays, and scaled ones are added to it.
+    Where no loop of the file does, it is an excerpt."""
+    if "zero_grad" not in script.module.text:
+        return
+    for step in script.events(events.Step):
+        if step.scaler is None or not step.loops or not step.optimizer.name.startswith("torch.optim."):
+            continue
+        loop = step.loops[-1]
+        backward = next((b for b in backwards_of(step, step.before) if loop in b.loops), None)
+        if backward is None or loop.round == 1 or loop.frame is not step.frame or step.module is not backward.module:
+            continue
+        left = (before for optimizer, before in backward.touched if optimizer == step.optimizer)
+        used = any(before.stepped and before.kind in ("unscaled", "mixed") for before in left)
+        if not used or _ZEROES.search(step.module.source(loop.node)):
+            continue
+        if any(loop.node is one.node for zero in script.events(events.ZeroGradient) for one in zero.loops):
+            continue
+        yield found(
+            "AMP136",
+            step,
+            f"nothing sets the gradients of {first_argument(step)} to zero in this loop: each step uses those of all "
+            "rounds before, the last of them scaled differently",
+            evidence=[
+                (step, "unscales the gradients in place, and leaves them"),
+                (backward, "the next round adds scaled ones to them"),
+            ],
+            help="zero_grad() in every round: before the backward, or after the step",
+        )
