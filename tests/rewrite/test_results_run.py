@@ -12,7 +12,8 @@ from tests.rewrite.fixing import amplint, case, names, put
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
-_ELSEWHERE = ("loader", "memory", "engine", "sklearn", "gymnasium", ".cuda(")  # needs data, a file, a library, a GPU
+# Needs data, a file, a library, a GPU.
+_ELSEWHERE = ("loader", "memory", "engine", "parts import", "sklearn", "gymnasium", ".cuda(")
 RUNNABLE = [name for name in names() if not any(word in case(name).script for word in _ELSEWHERE)]
 
 
