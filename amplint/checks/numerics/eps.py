@@ -97,8 +97,7 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
                 "AMP403",
                 event,
                 f"{number(eps):g} is below float16's smallest normal number (6.1e-05), and the tensor it is added "
-                f"to has about "
-                "three digits: the result is imprecise where it matters",
+                "to has about three digits: the result is imprecise where it matters",
                 node=place,
                 severity=Severity.NOTE,
                 evidence=[*made_half(script, target), *use],

@@ -51,8 +51,7 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
             "AMP134",
             step,
             f"{first_argument(step)} is stepped but was not unscaled, and {first_argument(odd)} was unscaled but is "
-            f"not "
-            "stepped: one of them is the wrong one",
+            "not stepped: one of them is the wrong one",
             evidence=[(odd, "unscaled, never stepped"), (step, "stepped, not unscaled")],
             help="unscale and step the same optimizers",
         )

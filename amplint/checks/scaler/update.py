@@ -87,8 +87,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 "AMP111",
                 update,
                 f"{scaler_in(update)}.update() runs between unscale_ and step: the step divides the gradients by the "
-                f"scale a "
-                "second time",
+                "scale a second time",
                 evidence=[
                     (by, "unscaled"),
                     (update, "the scaler forgets that"),
@@ -98,18 +97,18 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 fix=fixes.update_behind(update.module, update.node, step.node) if same_function(update, step) else None,
             )
     for update in script.events(events.Update):
-        if _sets_scale(update) or _stepped_in_a_loop(script, update):
+        if _sets_scale(update):
             continue
         for optimizer, waiting in update.waiting:
             steps = (s for s in steps_of(script, optimizer, True) if s.scaler == update.scaler)
             later = next((s for s in steps if may_both_run(s, update)), None)  # not behind a flag that is off for good
-            if update.pairs or later is None or not same_function(later, update):
+            if update.pairs or later is None or not same_function(later, update) or _stepped_in_a_loop(script, update):
                 continue
             yield found(
                 "AMP111",
                 update,
                 f"{scaler_in(update)}.update() runs although nothing was stepped or unscaled since the last one: "
-                f"AssertionError",
+                "AssertionError",
                 evidence=[
                     *((b, "gradients wait for a step") for b in backwards_of(later, waiting)[-1:]),
                     (update, "updates before it"),
@@ -199,8 +198,7 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
             "AMP112",
             update,
             f"{scaler_in(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
-            f"gradients are "
-            "divided by the wrong one",
+            "gradients are divided by the wrong one",
             evidence=[
                 *((b, "gradients are scaled with the old scale") for b in backwards_of(step, before)[-1:]),
                 (other, "another optimizer steps"),
@@ -215,9 +213,10 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
 @rule("AMP112")
 def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
     """update() in the loop that steps one optimizer after the other, with the gradients of all of them waiting."""
+    seen: set[ast.AST] = set()  # in many worlds a place has thousands of events, and each of them would be told
     for update in script.events(events.Update):
         loop = update.loops[-1].node if update.loops else None
-        if not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
+        if update.node in seen or not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
             continue
         turns = {name.id for name in walk(loop.target) if isinstance(name, ast.Name)}
         for step in script.events(events.Step):
@@ -228,6 +227,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
                 continue
             if any(loop is one.node for backward in backwards for one in backward.loops):
                 continue
+            seen.add(update.node)
             yield found(
                 "AMP112",
                 update,
@@ -241,12 +241,14 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
                 help="call update() once, after the loop",
                 fix=fixes.update_after_loop(update.module, update.node, loop),
             )
+            break
 
 
 def _left_by_caller(step: events.Step, loop: ast.For) -> bool:
     """Whether the gradients of all optimizers were there before the loop: another method ran the backward passes."""
-    around = step.module.source(loop)
-    return step.before.kind == "entry" and "backward" not in around and ".scale(" in step.module.text
+    if step.before.kind != "entry" or ".scale(" not in step.module.text:
+        return False
+    return "backward" not in step.module.source(loop)
 
 
 def _drop_update(script: Script, update: events.Update, step: events.Step) -> Fix | None:
