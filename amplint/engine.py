@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 
 from amplint import cache, checks, files, unused
 from amplint.config import Settings
 from amplint.files import File
 from amplint.findings import Applicability, Finding, Location, Range, Severity
 from amplint.limit import TooLong, deep_recursion, rare_collection, time_limit
-from amplint.repair import Unsettled, repair
+from amplint.repair import Unsettled, for_a_reader, repair
 from amplint.rewrite.syntax.apply import fixable
+from amplint.selection import default_codes
 from amplint.source import suppress
 from amplint.source.module import Module, Unreadable, bytes_of, text_of
 from amplint.source.triage import may_hold, plan_of, wrapper_words
@@ -120,11 +122,13 @@ def _fix(outcome: Outcome, module: Module, data: bytes, settings: Settings, job:
         finding = Finding("AMP903", message, path, Range(START, START), Severity.WARNING)
         return replace(outcome, findings=(finding, *outcome.findings))
 
-    def check(module: Module) -> tuple[Finding, ...]:
+    def check(module: Module, settings: Settings = settings) -> tuple[Finding, ...]:
         return tuple(finding for finding in _check(module, settings, job.hide).findings if finding.path == path)
 
+    unasked = replace(settings, codes=default_codes() - settings.codes, notes=frozenset())
+    others = partial(check, settings=unasked) if unasked.codes else None
     try:
-        repaired = repair(module, outcome.findings, check, job.fix)
+        repaired = repair(module, outcome.findings, check, job.fix, others)
     except Unsettled:
         return _add(outcome, "not fixed: its fixes keep asking for more: please report")
     return replace(
@@ -146,7 +150,7 @@ def _check(module: Module, settings: Settings, hide: bool) -> cache.Result:
     if unused.CODE in settings.codes:
         found += unused.unused(module, comments, result.findings, settings.codes)
     findings = [
-        _shown_only(finding) if finding.code in settings.unfixable else finding
+        for_a_reader(finding) if finding.code in settings.unfixable else finding
         for finding in found
         if finding.code in settings.codes
         and (finding.severity is not Severity.NOTE or finding.code in settings.notes)
@@ -154,11 +158,6 @@ def _check(module: Module, settings: Settings, hide: bool) -> cache.Result:
     ]
     warnings = tuple(f"{module.path}:{row}: {text}" for row, text in comments.warnings)
     return cache.Result(tuple(sorted(findings, key=_order)), warnings, result.dependencies)
-
-
-def _shown_only(finding: Finding) -> Finding:
-    """With its fix for a reader, not to be applied."""
-    return replace(finding, fix=finding.fix and replace(finding.fix, applicability=Applicability.DISPLAY))
 
 
 def _order(finding: Finding) -> tuple[str, Range, str, str]:

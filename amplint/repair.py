@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import NamedTuple
 
 from amplint.findings import Applicability, Finding, Fix, Location, Severity
@@ -26,14 +27,22 @@ class Unsettled(Exception):
     """The fixes of a file keep asking for more."""
 
 
-def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed: Container[Applicability]) -> Repaired:
+def repair(
+    module: Module,
+    findings: tuple[Finding, ...],
+    check: Check,
+    allowed: Container[Applicability],
+    others: Check | None = None,
+) -> Repaired:
     """Fix what `findings` and later rounds of `check` allow; raises Unsettled after ten rounds without an end.
 
     A fix is dropped where its result does not parse, cannot be written in the file's encoding, has the same finding at
     the same place, or more errors of some kind than there were that no fix answers. Where several together bring
-    errors, they are tried one by one. A dropped fix is tried again when others have changed the file.
+    errors, they are tried one by one. A dropped fix is tried again when others have changed the file; what stays
+    dropped is for a reader only. `others` are rules whose fixes are not asked for: their errors count all the same.
     """
     fixed: tuple[Finding, ...] = ()
+    unasked = others(module) if others else ()
     dropped: set[Fix] = set()
     rounds = 0
     most: int | None = None
@@ -46,7 +55,8 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
             changed = False
             continue
         if not chosen:
-            return Repaired(module, findings, fixed)
+            left = tuple(for_a_reader(f) if f.fix in dropped else f for f in findings)
+            return Repaired(module, left, fixed)
         if rounds == ROUNDS * (1 if most is None else 10):
             raise Unsettled
         try:
@@ -61,13 +71,19 @@ def repair(module: Module, findings: tuple[Finding, ...], check: Check, allowed:
         if failed or text == module.text:
             dropped.update(failed or chosen)
             continue
-        if _errors(left, allowed) - _errors(findings, ()):
+        beside = others(after) if others else ()
+        if _errors(left, allowed) - _errors(findings, ()) or _errors(beside, ()) - _errors(unasked, ()):
             if len(chosen) == 1:
                 dropped.update(chosen)
             most = 1
             continue
         fixed += tuple(f for f in wanted if f.fix in chosen)
-        module, findings, rounds, changed = after, left, rounds + 1, bool(dropped)
+        module, findings, unasked, rounds, changed = after, left, beside, rounds + 1, bool(dropped)
+
+
+def for_a_reader(finding: Finding) -> Finding:
+    """With its fix to be seen, not to be applied."""
+    return replace(finding, fix=finding.fix and replace(finding.fix, applicability=Applicability.DISPLAY))
 
 
 def _errors(findings: tuple[Finding, ...], allowed: Container[Applicability]) -> Counter[str]:

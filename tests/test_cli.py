@@ -546,6 +546,16 @@ def test_which_fixes_may_be_applied(flags, left):
     assert [line.split()[1] for line in check("a.py", "-q", "--fix", *flags.split()).stdout.splitlines()] == left
 
 
+def test_a_fix_that_an_error_of_a_rule_that_is_not_selected_follows_is_only_shown():
+    """`--select AMP105 --fix` must not bring what AMP113 calls an error, and does not promise to fix it any more."""
+    put("a.py", "first_call()\n")
+    result = check("--select", "AMP601", "--fix")
+    assert Path("a.py").read_text() == "first_call()\n"
+    assert result.exit_code == 1 and "AMP601" in result.stdout and "[*]" not in result.stdout
+    assert check("--fix", "-q").exit_code == 0
+    assert Path("a.py").read_text() == "good_call()\n"
+
+
 def test_fixes_are_listed():
     put("a.py", "bad_call()\nbad_call()\n"), put("b.py")
     assert check("--fix", "--show-fixes").stdout == (
