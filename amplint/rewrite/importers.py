@@ -18,7 +18,7 @@ _FROM = re.compile(rb"^[ \t]*from[ \t]+([.\w]+)[ \t]+import[ \t]*(\([^)]*\)|(?:[
 _OF_TORCH = re.compile(rb"torch\b")
 _USUAL = frozenset((b"autocast", b"GradScaler", b"custom_fwd", b"custom_bwd", b"amp"))
 _WORDS = b"|".join(sorted(_USUAL))
-_HINTS = (b"autocast", b"GradScaler", b"custom_fwd", b"custom_bwd", b" amp", b".amp", b"import *")
+_HINTS = {b"amp": (b" amp", b".amp")}  # where a name is part of common words: example, sample
 _ATTRIBUTE = re.compile(rb"\b(\w+)\.(%s)\b" % _WORDS)
 _WORD = re.compile(rb"\b(?:%s)\b" % _WORDS)
 _COMMENT = re.compile(rb"#[^\n]*")
@@ -43,19 +43,17 @@ def taken_elsewhere(module: Module, names: Collection[str]) -> set[str]:
     stems = {(place.parent.name if is_package else place.stem).encode(), *([b""] if is_package else [])}
     wanted = {name.encode() for name in names}
     found: set[bytes] = set()
-    others = tuple(sorted(wanted - _USUAL))
-    for one in _taken_below(*around(module, near=project_root(place.parent) is None), others):
+    for one in _taken_below(*around(module, near=project_root(place.parent) is None), tuple(sorted(wanted))):
         if one.source in stems and one.by != str(place):
             found |= wanted & (one.words if b"*" in one.names else one.names)
     return {name.decode() for name in found}
 
 
-@lru_cache(4)
-def _taken_below(top: Path, alone: bool, others: tuple[bytes, ...]) -> tuple[Taken, ...]:
-    """What the files in a folder take from files other than torch's, if they say one of the usual names, or the
-    others."""
+@lru_cache(16)  # files of one project want a few sets of names
+def _taken_below(top: Path, alone: bool, wanted: tuple[bytes, ...]) -> tuple[Taken, ...]:
+    """What the files in a folder that say one of the names, or import `*`, take from files other than torch's."""
     found: list[Taken] = []
-    hints = (*_HINTS, *others)
+    hints = (b"import *", *(hint for name in wanted for hint in _HINTS.get(name, (name,))))
     for path in files_below(top, alone):
         try:
             text = files.read(str(path))
