@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from amplint.findings import Finding
 from amplint.knowledge import rules
 from amplint.source import triage
 from amplint.source.interpret.relevance import Relevance
+from amplint.source.module import Module
 
 HERE = Path(__file__)
 FIXTURES = HERE.parents[2] / "fixtures"
@@ -56,3 +58,56 @@ def test_a_word_that_is_denied_by_the_names_of_a_file_is_not_in_its_code() -> No
         assert said == {word for word in words if triage.holds(code, word)}, path.name
         met |= said
     assert met >= {*triage.PATTERNS}
+
+
+MAKERS = """
+import torch
+from torch import nn
+from registry import build
+from engine import Engine
+
+
+class Net(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cuda", enabled=False):
+            return x.float().softmax(-1)
+
+
+def _make(name, pretrained=False, **kwargs):
+    if pretrained:
+        kwargs = dict(kwargs, name=name)
+    depth = kwargs.pop("depth", 2)
+    return build(Net, depth, **kwargs)
+
+
+def net_small(**kwargs):
+    "A Net @ 384x384."
+    sizes = dict(depth=2, width=64)
+    return _make("small", **dict(sizes, **kwargs))
+
+
+def predict(x):
+    net = Net()
+    return net(x)
+
+
+def loaded(path):
+    net = Net()
+    net.restore(path)
+    return net
+
+
+def trained(loader):
+    Engine(Net()).fit(loader)
+
+
+def again(x):
+    return predict(x)
+"""
+
+
+def test_a_function_that_only_makes_a_model_is_not_run_for_itself() -> None:
+    module = Module.read("nets.py", MAKERS.encode())
+    relevance = Relevance(module, frozenset(("autocast",)))
+    begin = {code.name for code in module.tree.body if isinstance(code, ast.FunctionDef) and relevance.begins(code)}
+    assert begin == {"predict", "loaded", "trained", "again"}

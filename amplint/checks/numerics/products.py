@@ -32,7 +32,7 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
             continue
         if any(isinstance(part, Tensor) and part.made in ("mul", "div", "normalize") for part in left.parents):
             continue
-        severity = Severity.NOTE if left.trust == ASSUMED else Severity.WARNING
+        severity = _grade(left)
         yield found(
             "AMP406",
             event,
@@ -84,49 +84,48 @@ def _still(tensor: Tensor, node: object, depth: int = 6) -> bool:
 @rule("AMP407")
 def unnormalised_contraction(script: Script) -> Iterator[Finding]:
     """Products of products are divided by their own normaliser only afterwards, when they have overflowed."""
-    products = {event.result.node: event for event in script.events(events.Operation) if event.name in _PRODUCTS}
-    for event in script.events(events.Operation):
-        if event.name != "div" or len(event.args) < 2:
-            continue
-        above, below = event.args[0], event.args[1]
-        if not isinstance(above, Tensor) or not isinstance(below, Tensor) or not is_half(above, ASSUMED):
-            continue
-        product = products.get(above.node)
-        if product is None or not _derives(below, above.node) or not any(_product(part) for part in product.args):
-            continue
-        yield found(
-            "AMP407",
-            product,
-            f"a product of sums is normalised only afterwards: in float16 it is inf from {LARGEST:.0f} on before "
-            f"the division",
-            severity=Severity.NOTE if above.trust == ASSUMED else Severity.WARNING,
-            evidence=[(product, "multiplied and summed in half precision"), (event, "normalised after it")],
-            help="compute both in float32: .float() under torch.autocast(device_type, enabled=False)",
-        )
+    for product, above, division in _divided(script):
+        below = division.args[1]
+        if isinstance(below, Tensor) and _derives(below, above.node) and any(map(_product, product.args)):
+            yield found(
+                "AMP407",
+                product,
+                f"a product of sums is normalised only afterwards: in float16 it is inf from {LARGEST:.0f} on before "
+                f"the division",
+                severity=_grade(above),
+                evidence=[(product, "multiplied and summed in half precision"), (division, "normalised after it")],
+                help="compute both in float32: .float() under torch.autocast(device_type, enabled=False)",
+            )
 
 
 @rule("AMP407")
 def gram_matrix(script: Script) -> Iterator[Finding]:
     """Features are multiplied with themselves, and the sum over all positions is divided by their number afterwards."""
+    for product, above, division in _divided(script):
+        if above.made in _PRODUCTS and _with_itself(product) and _is_count(division.args[1]):
+            yield found(
+                "AMP407",
+                product,
+                f"squares are summed over all positions and divided by their number only afterwards: in float16 the "
+                f"sum is inf from {LARGEST:.0f} on",
+                severity=_grade(above),
+                evidence=[(product, "summed in half precision"), (division, "divided after it")],
+                help="divide the features by the root of the number before the product, or compute it in float32: "
+                ".float() under torch.autocast(device_type, enabled=False)",
+            )
+
+
+def _divided(script: Script) -> Iterator[tuple[events.Operation, Tensor, events.Operation]]:
+    """Products, what is known of their result where it is divided in half precision, and that division."""
     products = {event.result.node: event for event in script.events(events.Operation) if event.name in _PRODUCTS}
     for event in script.events(events.Operation):
-        if event.name != "div" or len(event.args) < 2 or not is_half(event.args[0], ASSUMED):
-            continue
-        above = event.args[0]
-        product = products.get(above.node) if isinstance(above, Tensor) and above.made in _PRODUCTS else None
-        if product is None or not _with_itself(product) or not _is_count(event.args[1]):
-            continue
-        assert isinstance(above, Tensor)
-        yield found(
-            "AMP407",
-            product,
-            f"squares are summed over all positions and divided by their number only afterwards: in float16 the sum is "
-            f"inf from {LARGEST:.0f} on",
-            severity=Severity.NOTE if above.trust == ASSUMED else Severity.WARNING,
-            evidence=[(product, "summed in half precision"), (event, "divided after it")],
-            help="divide the features by the root of the number before the product, or compute it in float32: .float() "
-            "under torch.autocast(device_type, enabled=False)",
-        )
+        above = event.args[0] if event.name == "div" and len(event.args) > 1 else None
+        if isinstance(above, Tensor) and above.node in products and is_half(above, ASSUMED):
+            yield products[above.node], above, event
+
+
+def _grade(tensor: Tensor) -> Severity:
+    return Severity.NOTE if tensor.trust == ASSUMED else Severity.WARNING
 
 
 def _with_itself(product: events.Operation) -> bool:

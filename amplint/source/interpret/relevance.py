@@ -17,6 +17,7 @@ from typing import TypeVar
 from amplint import knowledge
 from amplint.source import triage
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 # Words that no training step does without, and those that only matter once a training step is being run.
 _STEP = frozenset(
@@ -48,8 +49,9 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(?!self\b)(\w+)")
 # A matrix product, or a constant that half precision may not hold.
 # (Two patterns that begin with what is rare: together they would be tried at every letter.)
-_PRODUCT = re.compile(r" @ (?<=[\w)\]] @ )[\w(]")
+_PRODUCT = re.compile(r" @ (?<=[\w)\]] @ )[A-Za-z_(]")
 _CONSTANT = re.compile(r"[0-9](?:[eE][+-]?[0-9]|[0-9]{5}|(?<=0)\.0000)")
+_OF_DICTS = frozenset(dir(dict)) - {"__call__"}
 _SMALL_LINES = 5  # running so little costs no more than asking
 
 
@@ -93,6 +95,22 @@ class Facts:
         made = {one for code in self.steps if isinstance(code, ast.ClassDef) for one in code.body if _makes(one)}
         return self._closure(self.steps | self.numeric | around | made)
 
+    @cached_property
+    def makers(self) -> set[ast.AST]:
+        """The functions that make a model and hand it to their caller. What its forward does they do not run."""
+        steps = {code.name: code for code in self.steps if isinstance(code, Code)}
+        makers: set[ast.AST] = set()
+        left = [code for code in self.steps if isinstance(code, ast.FunctionDef) and not self.words[code] & _STEP]
+        while left:
+            harmless = {name for name, code in steps.items() if code in makers or _is_model(code)}
+            names = frozenset(steps.keys() - harmless)
+            grown = [code for code in left if not self.words[code] & names - {code.name} and _only_returns(code)]
+            if not grown:
+                break
+            makers.update(grown)
+            left = [code for code in left if code not in makers]
+        return makers
+
     def _closure(self, relevant: set[ast.AST]) -> set[ast.AST]:
         """These, and what names one of them."""
         while relevant:
@@ -106,6 +124,40 @@ class Facts:
 
 def _makes(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name in ("__init__", "__post_init__")
+
+
+def _is_model(code: Code) -> bool:
+    return isinstance(code, ast.ClassDef) and any(getattr(one, "name", "") == "forward" for one in code.body)
+
+
+def _only_returns(code: ast.FunctionDef) -> bool:
+    """Whether a function does nothing but to name values and return one: it calls none of them."""
+    if not isinstance(code.body[-1], ast.Return):
+        return False
+    bound = {one.arg for one in ast.walk(code.args) if isinstance(one, ast.arg)}
+    calls = []
+    for node in walk(code):
+        match node:
+            case (
+                ast.Assign() | ast.AnnAssign() | ast.Return() | ast.Raise() | ast.If() | ast.Import() | ast.ImportFrom()
+            ):
+                pass
+            case ast.Expr(value=ast.Constant()):
+                pass
+            case ast.Name(id=name, ctx=ast.Store()):
+                bound.add(name)
+            case ast.Call(func=called):
+                calls.append(called)
+            case ast.stmt() if node is not code:
+                return False
+    for called in calls:
+        if isinstance(called, ast.Attribute) and called.attr in _OF_DICTS:
+            continue
+        while isinstance(called, ast.Attribute):
+            called = called.value
+        if not isinstance(called, ast.Name) or called.id in bound:
+            return False
+    return True
 
 
 class Relevance:
@@ -130,14 +182,14 @@ class Relevance:
     def begins(self, code: Code) -> bool:
         """Whether to run a function (or class) that nothing calls."""
         facts = self._facts
-        if code in facts.steps or (self._numerics and code in facts.numeric):
+        if (code in facts.steps and code not in facts.makers) or (self._numerics and code in facts.numeric):
             return True
         words = facts.words[code]
         if self._names & words or ((words & _HALF or "forward" in words) and words & self._beginning):
             return True
         if not self._texts:
             return False
-        text = "".join(_own_rows(self._module, code, ())).encode(errors="replace")
+        text = triage.code_only("".join(_own_rows(self._module, code, ())).encode(errors="replace"))
         return any(triage.holds(text, word) for word in self._texts)
 
     @cached_property
