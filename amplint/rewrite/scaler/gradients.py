@@ -172,6 +172,8 @@ def _others(reading: Reading, steps: Sequence[events.Step], seen: set[ast.AST]) 
     unscaling before them is always right."""
     module, step = reading.module, steps[0]
     code = step.frame.code
+    mine = {_stepper(one) for one in steps}
+    others = {_stepper(one) for one in reading.events if isinstance(one, events.Step) and one.frame.code is code} - mine
     last = [node for one in step.before.origins if (node := node_in(one, code)) is not None]
     found = []
     for node in ast.walk(module.tree):
@@ -179,6 +181,8 @@ def _others(reading: Reading, steps: Sequence[events.Step], seen: set[ast.AST]) 
         if not read and (node in seen or not _clips(node)):
             continue
         for place in [node] if _code(module, node) is code else _calls(module, code, module.function(node)):
+            if _takes(place, others) and not _takes(place, mine):
+                continue  # it clips for another
             if _place(place) < _place(step.node) and all(_place(place) > _place(one) for one in last):
                 found.append(place)
     return found
@@ -190,6 +194,19 @@ def _clips(node: ast.AST) -> bool:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[_, *_]):
             return bool(CLIPS.search(name))
     return False
+
+
+def _stepper(step: events.Step) -> str:
+    """The optimizer of a step, as it is written there."""
+    function = getattr(step.node, "func", None)
+    return ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
+
+
+def _takes(node: ast.AST, steppers: set[str]) -> bool:
+    """Whether a call is handed one of these optimizers, or what belongs to one."""
+    given = [*node.args, *(one.value for one in node.keywords)] if isinstance(node, ast.Call) else []
+    inside = (one for value in given for one in ast.walk(value) if isinstance(one, ast.Name | ast.Attribute))
+    return any(ast.unparse(one) in steppers for one in inside)
 
 
 def _code(module: Module, node: ast.AST) -> ast.AST:
