@@ -21,8 +21,10 @@ from amplint.source.interpret import (
     objects,
     protocol,
     scaler_methods,
+    subscripts,
     tensors,
     training,
+    variables,
 )
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine, device_value, site
@@ -67,14 +69,47 @@ def evaluate_call(m: Machine, node: ast.Call, world: World, frame: Frame) -> Res
             result
             for owner, w1 in expressions.evaluate(m, function.value, world, frame)
             for given, w2 in arguments(m, node, w1, frame)
-            for result in call_attribute(m, owner, function.attr, given, node, w2, frame)
+            for read, w3 in _read_for(m, owner, function.value, given, w2, frame)
+            for result in call_attribute(m, read, function.attr, given, node, w3, frame)
         ]
     return [
         result
         for callee, w1 in expressions.evaluate(m, function, world, frame)
         for given, w2 in arguments(m, node, w1, frame)
-        for result in call(m, callee, given, node, w2, frame)
+        for read, w3 in _read_for(m, callee, function, given, w2, frame)
+        for result in call(m, read, given, node, w3, frame)
     ]
+
+
+def _read_for(
+    m: Machine, callee: Value, node: ast.expr, given: Arguments, world: World, frame: Frame
+) -> list[tuple[Value, World]]:
+    """What is called, or whose function is. Who is given a model runs it: where files change together, the file of an
+    imported function (or of a table of such, or of a module) is read for that, though it has no word of training."""
+    name = node.value if isinstance(node, ast.Subscript) else node
+    if (
+        not isinstance(callee, Lib | Sym)
+        or not isinstance(name, ast.Name)
+        or not any(_model(m, one, world, frame) for one in (*given.args, *given.kwargs.values()))
+    ):
+        return [(callee, world)]
+    found: list[tuple[Value, World]] = []
+    for value, after in variables.lookup(m, name, world, frame):
+        if not isinstance(value, Imported):
+            return [(callee, world)]
+        read = imports.resolve(m, value, after, frame, whole=True)
+        if not isinstance(node, ast.Subscript):
+            found.append((read, after))
+            continue
+        for index, w2 in expressions.evaluate(m, node.slice, after, frame):
+            found.append((subscripts.item(m, read, index, node, w2, frame), w2))
+    return found
+
+
+def _model(m: Machine, value: Value, world: World, frame: Frame) -> bool:
+    if isinstance(value, Instance):
+        return isinstance(value.cls, Class) and classes.is_module(m, value.cls, world, frame)
+    return isinstance(value, Model) or m.is_model(value)
 
 
 def arguments(m: Machine, node: ast.Call, world: World, frame: Frame) -> list[tuple[Arguments, World]]:
