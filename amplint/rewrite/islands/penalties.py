@@ -33,7 +33,15 @@ def is_penalty(node: ast.AST) -> bool:
 def unmet(reading: Reading, module: Module) -> ast.AST | None:
     """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
     met = {_place(event.module, event.node) for event in _gradients(reading)}  # the file may have been read twice
-    return next((node for node in ast.walk(module.tree) if is_penalty(node) and _place(module, node) not in met), None)
+    found = (node for node in ast.walk(module.tree) if is_penalty(node) and _place(module, node) not in met)
+    return next((node for node in found if module is reading.module or not _of_another(module, node)), None)
+
+
+def _of_another(module: Module, node: ast.AST) -> bool:
+    """Whether the class that takes a gradient of a gradient takes steps itself: the penalty is theirs, and is judged
+    with them."""
+    cls = next((one for one in module.ancestors(node) if isinstance(one, ast.ClassDef)), None)
+    return cls is not None and _words(cls) >= {"backward", "step"}
 
 
 def _place(module: Module, node: ast.AST) -> tuple[str, int, int]:
