@@ -495,3 +495,16 @@ def test_a_function_that_saves_for_other_scripts_too() -> None:
     said = amplint("train.py", "tools.py", "--check").stdout
     assert "save() in tools.py, used in other.py, too, does not know its state" in said
     assert "scaler saved in the checkpoint" in amplint(".", "--check").stdout
+
+
+def test_a_trainer_that_steps_a_wrapper_is_named() -> None:
+    """A package's entry point is called by whoever installed it: what it imports trains, though it says no `.step(`."""
+    put(
+        {
+            "entry.py": "from trainer import Trainer\n\n\ndef main():\n    Trainer().fit(3)\n",
+            "trainer.py": "from schedule import Schedule\n\n\nclass Trainer:\n    def fit(self, rounds):\n"
+            "        for _ in range(rounds):\n            self.loss().backward()\n"
+            "            self.schedule.step_and_update()\n",
+        }
+    )
+    assert "may train: amplint fix entry.py trainer.py\n" in amplint("entry.py").stderr

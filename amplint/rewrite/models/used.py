@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ CRASHES = frozenset(("AMP216", "AMP401"))  # what raises in half precision, and 
 MOST = 40
 MOST_FAR = 200
 FEW = 8
+_STEPS = re.compile(r"\.(?:\w+_)?step(?:_\w+)?\(")  # of an optimizer, or of what wraps it: `schedule.step_and_update()`
 Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
 
 
@@ -74,7 +76,7 @@ def training(modules: Sequence[Module], roots: tuple[str, ...]) -> list[str]:
     of a table, one that a library makes."""
     named = {os.path.realpath(one.path) for one in modules}
     used = (one for module in modules for one in _imported(module, Project.around(module, roots), MOST_FAR))
-    found = (one.path for one in used if all(word in one.text for word in (".backward(", ".step(")))
+    found = (one.path for one in used if ".backward(" in one.text and _STEPS.search(one.text))
     return list(dict.fromkeys(path for path in found if os.path.realpath(path) not in named))
 
 
