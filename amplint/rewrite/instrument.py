@@ -96,7 +96,7 @@ class Draft:
         if not steps and fixed:
             self.lines.append((0, f"{self.module.path}: fixed: {in_words(fixed)}"))
         if self.steadied:
-            self.lines.append((0, f"{self.module.path}: fixed: the eps of its layers is added in float32"))
+            self.lines.append((0, f"{self.module.path}: fixed: the variance of its layers is taken in float32"))
         done = any(plans.already for plans in self.plans.values())
         text = self.module.text if self.refused and not done else self.text  # never a partial conversion
         return Result(text, [line for _, line in sorted(self.lines)], self.refused, steps)

@@ -51,24 +51,25 @@ def test_the_file_of_the_layer_changes_with_the_script() -> None:
     assert Path("net.py").read_text() == NET
     both = amplint("train.py", "net.py")
     assert both.exit_code == 0
-    assert "net.py: fixed: the eps of its layers is added in float32\n" in both.stdout
-    assert Path("net.py").read_text() == NET.replace("var + EPS", "var.float() + EPS")
+    assert "net.py: fixed: the variance of its layers is taken in float32\n" in both.stdout
+    assert Path("net.py").read_text() == NET.replace("torch.var(y,", "torch.var(y.float(),")
     assert "autocast" in Path("train.py").read_text()
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("torch.pow(var + EPS, 0.5)", "torch.sqrt(var + self.eps)"),
-        ("torch.pow(var + EPS, 0.5)", "(y.std(-1, keepdim=True) + self.eps)"),
-    ],
-)
-def test_shapes(before: str, after: str) -> None:
+def test_a_standard_deviation_that_stands_in_the_sum() -> None:
     put(SCRIPT)
-    put(NET.replace(before, after), "net.py")
+    net = NET.replace("torch.pow(var + EPS, 0.5)", "(y.std(-1, keepdim=True) + self.eps)")
+    put(net, "net.py")
     assert amplint("train.py", "net.py").exit_code == 0
-    plus = after.replace(" + ", ".float() + ")
-    assert Path("net.py").read_text() == NET.replace(before, plus)
+    assert Path("net.py").read_text() == net.replace("y.std(", "y.float().std(")
+
+
+def test_a_variance_that_is_added_to_twice() -> None:
+    put(SCRIPT)
+    net = NET.replace("        return", "        small = torch.sqrt(var + self.eps)\n        return")
+    put(net, "net.py")
+    assert amplint("train.py", "net.py").exit_code == 0
+    assert Path("net.py").read_text() == net.replace("torch.var(y,", "torch.var(y.float(),")
 
 
 @pytest.mark.parametrize(

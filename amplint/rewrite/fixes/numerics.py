@@ -28,13 +28,33 @@ def finfo_limit(module: Module, tensor: ast.expr, constant: ast.expr, negative: 
 
 
 def eps_in_float32(module: Module, tensor: ast.expr, safe: bool = True) -> Fix | None:
-    """`x + 1e-8` → `x.float() + 1e-8`; unsafe where x is not seen to be half."""
+    """`x + 1e-8` → `x.float() + 1e-8`; unsafe where x is not seen to be half. A variance is taken in float32: in half
+    precision it is 0 below 6e-8, and the gradient that comes back to it overflows."""
+    tensor = _spread_out(module, tensor) or tensor
     text = module.source(tensor)
     if not isinstance(tensor, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
         text = f"({text})"
     return attempt(
         "add eps in float32", SAFE if safe else UNSAFE, lambda: edits.replace(module, tensor, f"{text}.float()")
     )
+
+
+def _spread_out(module: Module, tensor: ast.expr) -> ast.expr | None:
+    """What the variance or standard deviation is taken of that stands here, or under a name that is given it once."""
+    if isinstance(tensor, ast.Name):
+        around = module.function(tensor) or module.tree
+        named = [node for node in ast.walk(around) if getattr(node, "id", "") == tensor.id]
+        made = [one for one in named if not isinstance(one.ctx, ast.Load)]  # type: ignore[attr-defined]
+        statement = module.parents.get(made[0]) if len(made) == 1 else None
+        if not isinstance(statement, ast.Assign) or statement.targets != made:
+            return None
+        tensor = statement.value
+    match tensor:
+        case ast.Call(func=ast.Attribute(attr="var" | "std", value=ast.Name(id="torch")), args=[operand, *_]):
+            return operand
+        case ast.Call(func=ast.Attribute(attr="var" | "std", value=ast.Name() | ast.Attribute() as operand)):
+            return operand
+    return None
 
 
 def scale_first(module: Module, scaled: ast.AST) -> Fix | None:

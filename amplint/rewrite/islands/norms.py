@@ -40,10 +40,10 @@ def check_norms(module: Module, used: Sequence[Module], together: Sequence[Modul
 
 
 def guarded(module: Module, text: str) -> str:
-    """A file's text with the eps of such layers added in float32."""
+    """A file's text with the variance of such layers taken in float32."""
     now = Module(module.path, text, parse(text), module.encoding)
     fixes = [eps_in_float32(now, spread) for spread in _unguarded(now)]
-    return apply(text, [edit for fix in fixes if fix is not None for edit in fix.edits])
+    return apply(text, list(dict.fromkeys(edit for fix in fixes if fix is not None for edit in fix.edits)))
 
 
 def _unguarded(module: Module) -> Iterator[ast.expr]:
