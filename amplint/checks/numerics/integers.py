@@ -46,6 +46,8 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             help = "keep them in integers or float32, and cast what is computed of them"
         if counted is None or _few(counted, dtype) or _few_by_default(event.module, counted, dtype):
             continue
+        if _fractions(event.module, event.node):
+            continue
         limits = "2048 (bfloat16: above 256)" if dtype == "low" else str(_EXACT[dtype])
         yield found(
             "AMP411",
@@ -127,6 +129,22 @@ def _few(counted: Tensor, dtype: str) -> bool:
     if isinstance(last, Const) and isinstance(last.value, int | float):
         return abs(last.value) <= _EXACT[dtype] + 1
     return counted.made == "randint"
+
+
+def _fractions(module: Module, count: ast.AST) -> bool:
+    """Whether numbers are divided by their own count at once, as `arange(n) / n`: what half precision then rounds are
+    fractions, each by the same share, as it does any number."""
+    if not isinstance(count, ast.Call):
+        return False
+    ends = [module.source(one) for one in (*count.args, *(keyword.value for keyword in count.keywords))]
+    for above in module.ancestors(count):
+        match above:
+            case ast.BinOp(op=ast.Div(), right=by) if module.source(by) in ends:
+                return True
+            case ast.BinOp(op=ast.Mult() | ast.Div()) | ast.UnaryOp():
+                continue
+        return False
+    return False
 
 
 def _few_by_default(module: Module, counted: Tensor, dtype: str) -> bool:

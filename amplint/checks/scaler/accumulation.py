@@ -202,7 +202,7 @@ def backward_of_every_nth_alone(script: Script) -> Iterator[Finding]:
         own = [b for b in script.events(events.Backward) if same_function(b, step) and b.loops == step.loops]
         if due is None or not step.loops or not own or not all(_stands_in(module, b.node, due) for b in own):
             continue
-        share = next((one for one in walk(due) if _divides(module, one, due.test)), None)
+        share = next((one for one in walk(due) if _divides(module, one, due.test, own[0].node)), None)
         loss = _of_each_round(module, own[0].node, due, step.loops[-1].node)
         if share is None or loss is None:
             continue
@@ -227,14 +227,17 @@ def _stands_in(module: Module, node: ast.AST, branch: ast.If) -> bool:
     return any(statement in around for statement in branch.body)
 
 
-def _divides(module: Module, node: ast.AST, test: ast.expr) -> bool:
-    """Whether something is divided by the number that a condition counts to."""
+def _divides(module: Module, node: ast.AST, test: ast.expr, backward: ast.AST) -> bool:
+    """Whether what goes backward is divided by the number that a condition counts to."""
     counted = {
         text(module, one.right) for one in walk(test) if isinstance(one, ast.BinOp) and isinstance(one.op, ast.Mod)
     }
     match node:
-        case ast.BinOp(op=ast.Div(), right=by) | ast.AugAssign(op=ast.Div(), value=by):
-            return text(module, by) in counted
+        case ast.BinOp(op=ast.Div(), left=divided, right=by) | ast.AugAssign(op=ast.Div(), target=divided, value=by):
+            names = {one.id for one in walk(backward) if isinstance(one, ast.Name)}
+            return text(module, by) in counted and any(
+                isinstance(one, ast.Name) and one.id in names for one in walk(divided)
+            )
     return False
 
 

@@ -115,6 +115,12 @@ def _made_in(script: Script, optimizer: Optimizer, create: events.Create) -> boo
     return not create.loops
 
 
+# `optimizer_class`, `optim_config`: what an optimizer is made of, or with, and none
+_ABOUT = frozenset(
+    "class cls type name config cfg args kwargs params options fn factory builder maker lr state".split()
+)
+
+
 def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
     """Whether a call in a loop is handed something called an optimizer that the loop does not make: whoever made it,
     it is older."""
@@ -127,6 +133,7 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
     return any(
         isinstance(value, ast.Name | ast.Attribute)
         and "optim" in module.source(value).lower()
+        and _ABOUT.isdisjoint(last_name(value).lower().split("_"))
         and module.source(value).partition(".")[0] not in stored
         for value in (*call.args, *(keyword.value for keyword in call.keywords))
     )

@@ -45,7 +45,7 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
         here = [b for b in skipped if same_function(b, step)]
         if not here or len(here) < len(skipped) or not all(_under_own_branch(b, step) for b in here):
             continue
-        if _hands_scaler_on(step):
+        if _hands_on(step, here[0]):
             continue  # whoever gets it may run the backward
         yield found(
             "AMP121",
@@ -71,14 +71,15 @@ def _undone(script: Script, backward: events.Backward, step: events.Step) -> boo
     )
 
 
-def _hands_scaler_on(step: events.Step) -> bool:
-    """Whether the function of the step gives the scaler to another one."""
-    scaler = receiver(step)
-    return any(
-        isinstance(node, ast.Call)
-        and any(ast.unparse(v) == scaler for v in (*node.args, *(keyword.value for keyword in node.keywords)))
-        for node in walk(step.frame.code)
-    )
+def _hands_on(step: events.Step, backward: events.Backward) -> bool:
+    """Whether the function of the step gives the scaler to another one, or both the loss and the optimizer."""
+    scaler, optimizer = receiver(step), first_argument(step)
+    losses = {one.id for one in walk(backward.node) if isinstance(one, ast.Name)} - {"self"}
+    for call in (one for one in walk(step.frame.code) if isinstance(one, ast.Call)):
+        given = {ast.unparse(value) for value in (*call.args, *(keyword.value for keyword in call.keywords))}
+        if scaler in given or (optimizer in given and losses & given):
+            return True
+    return False
 
 
 def _emptied(script: Script, step: events.Step) -> bool:

@@ -14,6 +14,7 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
+from amplint.checks.scaler.accumulation import every_n_batches
 from amplint.checks.scaler.nonfinite import asks_for_nonfinite
 from amplint.checks.scaler.protocol import (
     backwards_of,
@@ -37,6 +38,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             continue  # AMP125
         if _of_some(zero):
             continue
+        if every_n_batches(zero) and len(step.loops) < len(zero.loops):
+            continue  # a step behind the loop is for the micro-batches that came after it
         if _own_backward_follows(script, zero, step):
             continue  # it is another loss whose gradients are thrown away: AMP121
         backwards = backwards_of(step, before)[-1:]

@@ -138,6 +138,9 @@ def state_in_the_dtype_of_the_parameters(script: Script) -> Iterator[Finding]:
             for optimizer in stepped:
                 if event.model in optimizer.of:
                     casts[optimizer] = event
+        elif isinstance(event, events.Create) and isinstance(event.value, Optimizer):  # anew, for another model
+            stepped.pop(event.value, None)
+            casts.pop(event.value, None)
         elif isinstance(event, events.Step):
             optimizer = event.optimizer
             cast = casts.pop(optimizer, None)

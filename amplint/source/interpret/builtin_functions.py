@@ -13,6 +13,7 @@ from amplint.source.values import (
     GIVEN,
     NONE,
     TRUE,
+    Choice,
     Class,
     Const,
     Instance,
@@ -26,6 +27,8 @@ from amplint.source.values import (
     Test,
     Value,
 )
+
+_OF_A_SCALER = frozenset(("scale", "unscale_", "step", "update"))
 
 
 def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
@@ -107,6 +110,8 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
             return [(_isinstance(args[0], args[1]), world)]
         case "hasattr" if len(args) == 2 and classes.surely_has(args[0], args[1], world, frame):
             return [(TRUE, world)]
+        case "callable" if isinstance(first, Choice) and first.no == NONE:  # getattr(x, "step", None)
+            return [(Test(first.formula), world)]
         case "callable" | "hasattr" | "issubclass":
             return [(Test(ask("truth", sym("call", name, *args))), world)]
         case "range":
@@ -130,7 +135,8 @@ def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: F
     target = ast.copy_location(ast.Attribute(ast.Constant(None), name.value, ast.Load()), node)
     results = attributes.attribute(m, owner, name.value, target, world, frame)
     if len(given.args) == 3 and len(results) == 1 and isinstance(results[0][0], Sym):
-        return [(conditions.choice(ask("truth", sym("has", owner, name)), results[0][0], given.args[2]), world)]
+        asked = Const("scale") if name.value in _OF_A_SCALER else name  # who has one of these has them all
+        return [(conditions.choice(ask("truth", sym("has", owner, asked)), results[0][0], given.args[2]), world)]
     return results
 
 

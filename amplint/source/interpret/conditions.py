@@ -76,9 +76,10 @@ def choose(formula: Formula, yes: Formula, no: Formula) -> Formula:
 
 
 def _compound(operator: str, left: Formula, right: Formula) -> Formula:
-    """A compound formula; one that grew too large to reason about becomes a question of its own."""
+    """A compound formula; one that grew too large to reason about becomes a question of its own, the same one wherever
+    it is asked."""
     if sum(side.weight for side in (left, right) if isinstance(side, Question)) > MOST_ATOMS:
-        return ask("truth", fresh("formula"))
+        return ask("truth", sym("formula", operator, left, right))
     return ask(operator, left, right)
 
 

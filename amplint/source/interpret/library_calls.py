@@ -100,6 +100,11 @@ def call(
     """`torch.x.y(…)`."""
     if name.startswith("builtins."):
         return builtin_functions.call(m, name.removeprefix("builtins."), given, node, world, frame)
+    if name.startswith("torch.Tensor.") and given.args:  # an unbound method: map(torch.Tensor.double, xs)
+        unbound = Arguments(given.args[1:], given.kwargs, given.open)
+        return calls.call_attribute(m, given.args[0], name.rpartition(".")[2], unbound, node, world, frame)
+    if name == "torch.amp.is_autocast_available" and tensors.region_of(world) is not None:
+        return [(TRUE, world)]
     api = m.library.find(name)
     if api is not None:
         return apply(m, name, api, given, node, world, frame, receiver)

@@ -28,8 +28,14 @@ def run_for(m: Machine, node: ast.For | ast.AsyncFor, world: World, frame: Frame
                 after += _unrolled(m, node, known, before, frame, flow)
             else:
                 item = lambda plain=plain: containers.element(m, plain, node.iter)  # noqa: E731
-                after += rounds(m, node, before, frame, flow, item)
+                after += rounds(m, node, before, frame, flow, item, once=_leads_to_several(plain, before))
     return join_all(after)
+
+
+def _leads_to_several(table: Value, world: World) -> bool:
+    """Whether the keys that are looped over lead to optimizers, one of which stands for all: `for k in all: all[k]`."""
+    kept = world.get(("items", table), "*")
+    return kept is not None and any(isinstance(one, Optimizer | Scaler) for one in containers.contents(kept))
 
 
 def _unrolled(
@@ -58,6 +64,7 @@ def rounds(
     frame: Frame,
     flow: Flow,
     item: Callable[[], Value] | None = None,
+    once: bool = False,
 ) -> list[World]:
     """Run a loop's body until nothing new happens, three rounds at most; the rounds are kept apart in `m.rounds`.
 
@@ -65,7 +72,7 @@ def rounds(
     round gets another optimizer, and one stands for all of them: none comes again."""
     outer, worlds, breaks = world.loops, [world], []
     before: list[object] = []
-    most = MOST_ROUNDS if len(outer) < DEEP else 1
+    most = MOST_ROUNDS if len(outer) < DEEP and not once else 1
     for number in range(1, MOST_ROUNDS + 1):
         inner = Flow()
         entering: list[World] = []

@@ -180,6 +180,12 @@ def _unknown(
         return scaler_methods.scaler_method(
             m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
         )
+    if name == "update" and any(
+        key[0] == Scaler(owner, sym("attr", owner, "is_enabled")) for key in world.space("updates")
+    ):
+        return scaler_methods.scaler_method(
+            m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
+        )
     if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
         scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
         return [(scaler_methods.scaled(m, given.args[0], scaler, node, world), world)]

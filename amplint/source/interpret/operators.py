@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from amplint.source.interpret import conditions, containers, expressions, operations, tensors, training
+from amplint.source.interpret import conditions, containers, expressions, operations, tensors, training, versions
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join
@@ -211,6 +211,9 @@ def _both(left: Value, right: Value, is_or: bool) -> Value:
 
 def compare(m: Machine, node: ast.Compare, world: World, frame: Frame) -> Results:
     results: Results = []
+    version = versions.decided(node, frame.module)
+    if version is not None:
+        return [(Const(version), world)]
     for values, after in expressions.each(m, [node.left, *node.comparators], world, frame):
         formula: Formula = True
         for number, op in enumerate(node.ops):

@@ -6,7 +6,7 @@ import ast
 from dataclasses import replace
 
 from amplint.source import events
-from amplint.source.interpret import calls, choices, conditions, protocol, tensors, training
+from amplint.source.interpret import calls, choices, classes, conditions, protocol, tensors, training
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -129,10 +129,8 @@ def optimizer_method(
     m: Machine, optimizer: Optimizer, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
     match name:
-        case "step" if TRUE in (value for key, value in given.kwargs.items() if key != "closure"):
-            protocol.hand_over(
-                world, optimizer
-            )  # step(dry_run=True), of an optimizer of one's own: what it does is not said
+        case "step" if _of_ones_own(given, world):
+            protocol.hand_over(world, optimizer)  # what it does is not said
             return [(fresh("call"), world)]
         case "step":
             closure = bool(given.args) or "closure" in given.kwargs
@@ -142,7 +140,7 @@ def optimizer_method(
             else:
                 results = [(NONE, world)]
             for _, after in results:
-                training.step(m, optimizer, None, node, after, frame, closure)
+                training.step(m, optimizer, _stepping(m, after, frame), node, after, frame, closure)
             return [(fresh("call"), after) for _, after in results]
         case "zero_grad":
             event = m.emit(events.ZeroGradient, node, world, frame, touched=())
@@ -167,4 +165,22 @@ def optimizer_method(
         case "backward" if given.args:
             training.backward(m, given.args[0], node, world, frame, managed=True)
             return [(NONE, world)]
+    return None
+
+
+def _of_ones_own(given: Arguments, world: World) -> bool:
+    """Whether a step is told what torch's are not: `step(dry_run=True)`, or the scaler to step with."""
+    told = TRUE in (value for key, value in given.kwargs.items() if key != "closure")
+    return told or any(
+        isinstance(one, Scaler) for value in given.values() for one in conditions.sides(value, world.facts)
+    )
+
+
+def _stepping(m: Machine, world: World, frame: Frame) -> Scaler | None:
+    """The scaler whose own step() this runs in: an heir of torch's decides itself what is stepped, and how."""
+    for one in frame.stack():
+        if one.name == "step" and isinstance(one.owner, Instance):
+            api = m.library.find_first(classes.library_bases(m, one.owner.cls, world, one))
+            if api is not None and api.returns == "scaler":
+                return Scaler(one.owner)
     return None
