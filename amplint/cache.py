@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -100,6 +101,9 @@ def _entry(cache: Cache, path: str, settings: Settings) -> str:
 def _content(path: str) -> str:
     try:
         status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            names = (name for name in os.listdir(path) if not name.startswith((".", "__pycache__")))
+            return _digest("\0".join(sorted(names)).encode(errors="surrogateescape"))
         return _hash_file(path, status.st_ino, status.st_mtime_ns, status.st_size)
     except OSError:
         return "absent"

@@ -480,6 +480,22 @@ def test_a_result_holds_as_long_as_its_dependencies(monkeypatch):
     assert len(runs) == 4
 
 
+def test_a_result_may_depend_on_what_is_in_a_folder(monkeypatch):
+    put("a.py")
+    runs = []
+
+    def depending(module, settings):
+        runs.append(1)
+        return Checked((), (".",))
+
+    monkeypatch.setattr(checks, "check_module", depending)
+    cached(), cached()
+    assert len(runs) == 1
+    put("b.py")
+    cached(), cached()
+    assert len(runs) == 2
+
+
 def test_fixes_come_out_of_the_cache_whole(checked):
     put("a.py", "bad_call()\n")
     cached()

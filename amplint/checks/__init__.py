@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from pkgutil import walk_packages
 
 from amplint import knowledge
 from amplint.config import Settings
-from amplint.findings import Finding, Severity
+from amplint.findings import Finding
 from amplint.source import triage
 from amplint.source.module import Module
-
-_RAISES = re.compile(r"Error\b|\braises\b")
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     if module.is_foreign:
         return Checked((), ())
     prepare()
-    from amplint.checks.registry import CHECKS, Script
+    from amplint.checks.registry import CHECKS, Script, in_test
     from amplint.source.interpret.entries import read
 
     wrappers = triage.wrapper_words(settings.apis)
@@ -57,16 +54,11 @@ def check_module(module: Module, settings: Settings, others: Sequence[Module] = 
     ask(wanted)
     if script.is_read or not wanted:  # rules whose words are in the files that it uses
         ask(triage.live_codes(script.reading.machine.loaded, plan, wrappers) - wanted)
-    graded = [_in_test(one) if module.is_test and one.path == module.path else one for one in findings.values()]
+    measured = module.is_test or module.is_benchmark
+    graded = [in_test(one) if measured and one.path == module.path else one for one in findings.values()]
     ordered = sorted(graded, key=lambda finding: (finding.path, finding.range, finding.code))
-    return Checked(tuple(ordered), tuple(script.reading.dependencies) if script.is_read else ())
-
-
-def _in_test(finding: Finding) -> Finding:
-    """As it weighs in a unit test: nothing is trained there, so what only training suffers from is a note. What raises
-    or is deprecated weighs as much as elsewhere."""
-    about_training = finding.code[3] not in "069" and not _RAISES.search(finding.message)
-    return replace(finding, severity=Severity.NOTE) if about_training else finding
+    read_too = script.reading.dependencies if script.is_read else ()
+    return Checked(tuple(ordered), (*read_too, *sorted(script.looked_at)))
 
 
 @cache

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from amplint import knowledge
@@ -14,6 +16,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 from amplint.source.values import Instance, Question, Sym, Value
+from amplint.source.walk import walk
 
 E = TypeVar("E", bound=events.Event)
 
@@ -28,6 +31,7 @@ class Script:
         self._read = read
         self._events: dict[type[events.Event], list[events.Event]] = {}
         self._fields: dict[Instance, list[Value]] = {}
+        self.looked_at: set[str] = set()  # files and folders that a finding depends on, beside those that were read
 
     @cached_property
     def reading(self) -> Reading:
@@ -89,10 +93,33 @@ def found(
     fix: Fix | None = None,
 ) -> Finding:
     """A finding at an event (or at another node of its file); evidence lines come in the order in which they run."""
-    places = [(other.module, other.node, text) for other, text in evidence if other is not None]
-    return found_at(
+    told = [(other, text) for other, text in evidence if other is not None]
+    places = [(other.module, other.node, text) for other, text in told]
+    finding = found_at(
         code, event.module, node or event.node, message, severity=severity, evidence=places, help=help, fix=fix
     )
+    return in_test(finding) if any(map(_run_by_test, (event, *(other for other, _ in told)))) else finding
+
+
+def in_test(finding: Finding) -> Finding:
+    """As it weighs in a unit test: nothing is trained there, so what only training suffers from is a note. What raises
+    or is deprecated weighs as much as elsewhere."""
+    about_training = finding.code[3] not in "069" and not _RAISES.search(finding.message)
+    return replace(finding, severity=Severity.NOTE) if about_training else finding
+
+
+_RAISES = re.compile(r"Error\b|\braises\b")
+
+
+def _run_by_test(event: events.Event) -> bool:
+    """Whether a unit test leads to this: a function of a file of tests, or one beside what it tests."""
+    return any(frame.module.is_test or _is_test(frame.code) for frame in event.frame.stack())
+
+
+@lru_cache(1024)
+def _is_test(code: ast.AST) -> bool:
+    named = isinstance(code, ast.FunctionDef) and code.name.startswith("test_")
+    return named and any(isinstance(one, ast.Assert) for one in walk(code))
 
 
 def found_at(

@@ -31,6 +31,7 @@ _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
 )
 _TEST_FILE = re.compile(r"test_.*\.py|.*_test\.py|conftest\.py")
+_BENCHMARK = re.compile(r"bench(mark(s|ing)?)?(?![a-z])", re.IGNORECASE)
 _TESTS = re.compile(r"def test_|unittest|pytest")
 _RE_EXPORTS = re.compile(r"compat|import|optional|lazy|depend")  # a file that imports what may be missing
 MAX_BYTES = 5_000_000  # a larger file is generated, not written
@@ -252,6 +253,11 @@ class Module:
     def is_test(self) -> bool:
         """Whether these are unit tests, by the names that pytest goes by."""
         return bool(_TEST_FILE.fullmatch(os.path.basename(self.path)) and _TESTS.search(self.text))
+
+    @cached_property
+    def is_benchmark(self) -> bool:
+        """Whether this measures how fast something is, by its name."""
+        return _BENCHMARK.match(os.path.basename(self.path)) is not None
 
     def dotted(self, node: ast.AST) -> set[str]:
         """The full dotted names that a name or attribute chain may stand for: `amp.autocast` →

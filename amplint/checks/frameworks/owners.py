@@ -54,6 +54,9 @@ def clip_past_accelerate(script: Script) -> Iterator[Finding]:
     named = precision.value if isinstance(precision, ast.Constant) else None
     if isinstance(precision, ast.Constant) and named != "fp16":
         return
+    grade = Severity.ERROR if named == "fp16" else Severity.WARNING
+    if precision is None and all(keyword.arg for keyword in made[0].keywords):
+        grade = Severity.NOTE  # it has none unless it is launched with one
     for clip in script.events(events.Clip):
         call = clip.node
         if not isinstance(call, ast.Call) or clip.module is not module or not module.dotted(call.func) & _CLIPS:
@@ -68,7 +71,7 @@ def clip_past_accelerate(script: Script) -> Iterator[Finding]:
             clip,
             f"in fp16 these gradients are still multiplied by {accelerator}'s loss scale: the limit acts as if it were "
             "that much smaller",
-            severity=Severity.ERROR if named == "fp16" else Severity.WARNING,
+            severity=grade,
             evidence=[(ours, "scales the loss in fp16"), (clip, "clipped while scaled")],
             help=f"call {accelerator}.{name}: it unscales first",
             fix=fixes.clip_by_accelerator(module, call, accelerator, name),

@@ -26,7 +26,14 @@ def apex_leftover(script: Script) -> Iterator[Finding]:
     for node in module.nodes(ast.Attribute):
         if node.attr not in ONLY_APEX or not isinstance(node.ctx, ast.Load) or not _is_amp(module, node.value):
             continue
-        yield found_at("AMP608", module, node, _message(module, node), help=_instead(node.attr))
+        grade = Severity.NOTE if _only_with_apex(module, node) else None
+        yield found_at("AMP608", module, node, _message(module, node), severity=grade, help=_instead(node.attr))
+
+
+def _only_with_apex(module: Module, node: ast.AST) -> bool:
+    """Whether a condition says that this is for apex (`if self.use_apex`), which no longer has what it needs."""
+    above = (one for one in module.ancestors(node) if isinstance(one, ast.If))
+    return any("apex" in module.source(one.test).lower() for one in above)
 
 
 def _is_amp(module: Module, node: ast.expr) -> bool:

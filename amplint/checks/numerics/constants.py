@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
+from amplint.checks.around import runs_in_half
 from amplint.checks.numerics.common import LARGEST, constants, float16, guarded, is_half, known_as, made_half, number
 from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Fix, Severity
@@ -52,6 +53,8 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
         else:
             message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
             severity = Severity.ERROR if target.trust == KNOWN and target.dtype == "float16" else Severity.WARNING
+            if target.trust == ASSUMED and not runs_in_half(script):
+                severity = Severity.NOTE
         yield found(
             "AMP401",
             event,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator
 
+from amplint.checks.around import resumes
 from amplint.checks.registry import (
     Script,
     class_of,
@@ -259,6 +260,7 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             event,
             "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of "
             f"{first_scale(maker)} again" + (" and skips steps" if first_scale(maker) == "65536" else ""),
+            severity=None if resumes(script) else Severity.NOTE,
             node=None if event is maker else _optimizer_entry(at, _stepped(script)) or save.node,
             evidence=[(maker, "the scaler"), (save, "saved without it")],
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",

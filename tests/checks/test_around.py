@@ -1,0 +1,108 @@
+"""What matters only where a project runs in half precision, or resumes, is a note where nothing in it does; so is what
+only tests and benchmarks run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amplint import checks
+from amplint.config import Settings
+from amplint.findings import Severity
+from amplint.source.module import Module
+
+ATTENTION = """\
+import torch
+from torch import nn
+
+
+class Attention(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        scores = q @ k.transpose(-2, -1)
+        return scores.masked_fill(mask, -1e9).softmax(dim=-1) @ v
+"""
+
+TRAINING = """\
+import torch
+
+model = torch.nn.Linear(784, 10).cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+scaler = torch.amp.GradScaler("cuda")
+for epoch in range(10):
+    for x, y in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.pt")
+"""
+
+KERNEL = """\
+import torch
+
+
+def test_layer(kernel, layer, x):
+    layer(x).backward(x)
+    assert kernel(x).grad is not None
+
+
+def every_dtype(kernel, layer, x):
+    with torch.autocast("cuda", dtype=torch.float16):
+        test_layer(kernel, layer, x)
+"""
+
+
+def grades(folder: Path, code: str, name: str, text: str, **others: str) -> list[Severity]:
+    (folder / "setup.py").write_text("")
+    for other, said in others.items():
+        (folder / f"{other}.py").write_text(said)
+    path = folder / name
+    path.write_text(text)
+    found = checks.check_module(Module.read(str(path), text.encode()), Settings(codes=frozenset((code,))))
+    assert {str(folder / f"{other}.py") for other in others} <= set(found.dependencies)
+    return [one.severity for one in found.findings]
+
+
+def test_a_model_of_a_project_that_never_runs_in_half(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train="loss.backward()\n") == [Severity.NOTE]
+
+
+def test_a_model_of_a_project_that_may(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train="trainer = Trainer(precision=16)\n") == [
+        Severity.WARNING
+    ]
+
+
+def test_a_checkpoint_that_nothing_resumes_from(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP116", "train.py", TRAINING) == [Severity.NOTE]
+
+
+def test_a_checkpoint_that_another_file_resumes_from(tmp_path: Path) -> None:
+    loads = 'optimizer.load_state_dict(state["optimizer"])\n'
+    assert grades(tmp_path, "AMP116", "train.py", TRAINING, loading=loads) == [Severity.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "grade"),
+    [
+        ("kernel.py", KERNEL, Severity.NOTE),
+        ("kernel.py", KERNEL.replace("test_layer", "layer_step"), Severity.WARNING),
+        ("bench_kernel.py", KERNEL.replace("test_layer", "layer_step"), Severity.NOTE),
+    ],
+)
+def test_what_tests_and_benchmarks_run(tmp_path: Path, name: str, text: str, grade: Severity) -> None:
+    assert grades(tmp_path, "AMP202", name, text) == [grade]
+
+
+def test_an_arm_that_asks_for_apex(tmp_path: Path) -> None:
+    text = "def clip(self):\n    if self.use_apex:\n        clip_grad_norm_(amp.master_params(self.optimizer), 1.0)\n"
+    assert grades(tmp_path, "AMP608", "trainer.py", text) == [Severity.NOTE]
+    assert grades(tmp_path, "AMP608", "trainer.py", text.replace("use_apex", "fp16")) == [Severity.ERROR]
