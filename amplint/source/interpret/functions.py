@@ -8,12 +8,14 @@ from functools import lru_cache
 
 from amplint.source.interpret import (
     calls,
+    classes,
     conditions,
     containers,
     contexts,
     expressions,
     protocol,
     statements,
+    tensors,
     variables,
 )
 from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
@@ -119,6 +121,19 @@ def _asked_for(m: Machine, function: Function, caller: Frame | None) -> bool:
     return function.frame.module is m.project.main or m.relevance(caller.module).steps(caller.code)
 
 
+def _in_region(m: Machine, function: Function, world: World, caller: Frame | None) -> bool:
+    """Whether it is a method of a model that a training step calls under autocast, as it does its forward."""
+    if m.alone or caller is None or not isinstance(function.owner, Instance):
+        return False
+    cls, region = function.owner.cls, tensors.region_of(world)
+    return (
+        region is not None
+        and not region.assumed
+        and m.relevance(caller.module).steps(caller.code)
+        and classes.is_module(m, cls, world, function.frame)
+    )
+
+
 def call_function(
     m: Machine,
     function: Function,
@@ -138,6 +153,7 @@ def call_function(
             protocol.give_up(world)
         return calls.unknown(m, sym("recursive", id(code)), given, node, world, caller)
     idle = not _asked_for(m, function, caller) and not m.relevance(function.frame.module).matters(code, m.alone)
+    idle = idle and not _in_region(m, function, world, caller)
     if caller is not None and (abstract(code) or idle):
         return calls.unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
     generator, nested, _ = shape(code)
