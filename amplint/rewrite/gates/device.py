@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
+from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before, none_by_default, perhaps_none
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
@@ -156,7 +157,7 @@ def gate(
         if visible(module, text, place):
             if target == "cuda" and _is_rank(module, text):
                 return Gate('"cuda"')
-            if _none_by_default(module, text):
+            if none_by_default(module, text):
                 continue
             kind = text if is_type(module, text, place) else f"{torch}.device({text}).type"
             if is_device_object(module, text, place) and not given_another(module, text, place):
@@ -164,7 +165,9 @@ def gate(
             return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
-    if moved_to(module):
+    if moves := moved_to(module):  # a device that may be None says nothing; a model that was moved knows where it is
+        if target == "cuda" and model and moved_before(module, model, place, moves):
+            return Gate('"cuda"', f"next({model}.parameters()).is_cuda")
         return None
     for text in handed_on(module):
         if visible(module, text, place):
@@ -192,12 +195,12 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     a field of `self` is set by then."""
     root = text.partition(".")[0]
     if root == "self":
-        return _is_field(module, text, place)
+        return _is_field(module, text, place) and not perhaps_none(module, text, place)
     functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
     for function in functions:
         if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
-            return "device" not in root or not _may_be_none(function, root)
-        if _assigned_in(function, root):
+            return "device" not in root or not may_be_none(function, root)
+        if assigned_in(function, root):
             return bound_before(module, text, place)
     uses = [node for node in module.nodes(ast.Name) if node.id == root]
     stores = [node for node in uses if isinstance(node.ctx, ast.Store) and not module.function(node)]
@@ -232,34 +235,6 @@ def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
         and getattr(one.value.func, "id", "") in classes
         for one in ast.walk(module.tree)
     )
-
-
-def _may_be_none(function: FunctionNode, name: str) -> bool:
-    """Whether a parameter has None for its default, and nothing replaces that."""
-    arguments = function.args
-    plain = [*arguments.posonlyargs, *arguments.args]
-    paired = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
-    paired += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
-    none = any(one.arg == name and isinstance(value, ast.Constant) and value.value is None for one, value in paired)
-    return none and not _assigned_in(function, name)
-
-
-def _none_by_default(module: Module, text: str) -> bool:
-    """Whether an option of the command line is None where nobody gives it, and nothing replaces that."""
-    name = text.rpartition(".")[2]
-    stores = (n for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
-    if name == text or any(node.attr == name for node in stores):
-        return False
-    for node in ast.walk(module.tree):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="add_argument"), args=args, keywords=keywords):
-                told = {keyword.arg: keyword.value for keyword in keywords}
-                flags = [str(getattr(one, "value", "")) for one in args]
-                if f"--{name}" in (flag.replace("_", "-") if "_" not in name else flag for flag in flags):
-                    default = told.get("default", ast.Constant(None))
-                    none = isinstance(default, ast.Constant) and default.value is None
-                    return none and not told.keys() & {"required", "action", "nargs"}
-    return False
 
 
 def known_at(module: Module, place: ast.stmt) -> bool:
@@ -315,13 +290,6 @@ def _is_rank(module: Module, text: str) -> bool:
             case ast.Call(func=ast.Attribute(attr="cuda"), args=[argument, *_]):
                 told |= ast.unparse(argument) == text and not _asked_for(module, node)
     return told
-
-
-def _assigned_in(function: FunctionNode, name: str) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-        for node in ast.walk(function)
-    )
 
 
 def given_another(module: Module, name: str, place: ast.AST) -> bool:

@@ -1,0 +1,73 @@
+"""Devices that may be None: where nobody gives one, a model stays where it is, and torch.device(None) raises."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+
+from amplint.source.module import FunctionNode, Module
+
+
+def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
+    """Whether a device at a place may be None, and the model there has been moved to it, or left where it is, by then:
+    in the same function, and nowhere behind it."""
+    if not any(perhaps_none(module, one, place) for one in devices):
+        return False
+    function, moves = module.function(place), list[ast.AST]()
+    for node in ast.walk(function) if function is not None else ():
+        match node:
+            case ast.Assign(targets=[target], value=ast.Call(func=ast.Attribute(attr="to" | "cuda"))):
+                moves += [node] if ast.unparse(target) == model else []
+            case ast.Call(func=ast.Attribute(value=owner, attr="to" | "cuda")):
+                moves += [node] if ast.unparse(owner) == model else []
+    return bool(moves) and all(one.lineno < place.lineno for one in moves)  # type: ignore[attr-defined]
+
+
+def perhaps_none(module: Module, text: str, place: ast.stmt) -> bool:
+    """Whether a device is None where nobody gives one: a parameter, the field that it is stored in, or an option."""
+    if text.startswith("self."):
+        around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+        stores = [one for one in ast.walk(around) if isinstance(one, ast.Assign)] if around is not None else []
+        stores = [one for one in stores if any(ast.unparse(target) == text for target in one.targets)]
+        told = [(module.function(one), one.value) for one in stores]
+        return bool(told) and all(
+            function is not None and isinstance(value, ast.Name) and may_be_none(function, value.id)
+            for function, value in told
+        )
+    functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
+    return any(may_be_none(function, text) for function in functions) or none_by_default(module, text)
+
+
+def may_be_none(function: FunctionNode, name: str) -> bool:
+    """Whether a parameter has None for its default, and nothing replaces that."""
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    paired = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
+    paired += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
+    none = any(one.arg == name and isinstance(value, ast.Constant) and value.value is None for one, value in paired)
+    return none and not assigned_in(function, name)
+
+
+def none_by_default(module: Module, text: str) -> bool:
+    """Whether an option of the command line is None where nobody gives it, and nothing replaces that."""
+    name = text.rpartition(".")[2]
+    stores = (n for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    if name == text or any(node.attr == name for node in stores):
+        return False
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="add_argument"), args=args, keywords=keywords):
+                told = {keyword.arg: keyword.value for keyword in keywords}
+                flags = [str(getattr(one, "value", "")) for one in args]
+                if f"--{name}" in (flag.replace("_", "-") if "_" not in name else flag for flag in flags):
+                    default = told.get("default", ast.Constant(None))
+                    none = isinstance(default, ast.Constant) and default.value is None
+                    return none and not told.keys() & {"required", "action", "nargs"}
+    return False
+
+
+def assigned_in(function: FunctionNode, name: str) -> bool:
+    return any(
+        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(function)
+    )
