@@ -63,13 +63,33 @@ def _undone(script: Script) -> Iterator[tuple[events.Operation, list[Value]]]:
             continue
         operands: list[Value] = [value for value in event.args if isinstance(value, Tensor | Parameter)]
         cast = [value for value in operands if _cast_by_hand(value)]
-        if any(name == "out" for name, _ in event.kwargs):
+        if any(name == "out" for name, _ in event.kwargs) or (event.region.assumed and _for_want_of_it(event)):
             continue  # autocast casts nothing then
         if not cast or any(not _cast_by_hand(value) and not _float32(value) for value in operands):
             continue
         if len(cast) < 2 and not any(_was_half(value) for value in cast):
             continue  # an input that is made a float tensor: model(images.float())
         yield event, cast
+
+
+def _for_want_of_it(event: events.Event) -> bool:
+    """Whether the other arm of an `if` switches autocast off: this one is for where there is none to switch off."""
+    below: ast.AST = event.node
+    for above in event.module.ancestors(event.node):
+        if isinstance(above, ast.If) and below in above.orelse:
+            items = (item for node in above.body if isinstance(node, ast.With) for item in node.items)
+            if any(_switches_off(item.context_expr) for item in items):
+                return True
+        below = above
+    return False
+
+
+def _switches_off(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("autocast")
+        and any(one.arg == "enabled" and ast.unparse(one.value) == "False" for one in node.keywords)
+    )
 
 
 def _together(event: events.Event, node: ast.AST) -> bool:

@@ -22,10 +22,12 @@ from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, serial, sym
 from amplint.source.values import (
+    ASSUMED,
     FALSE,
     NONE,
     TRUE,
     Choice,
+    Const,
     Instance,
     Items,
     Many,
@@ -162,6 +164,17 @@ _MODEL_SELF = frozenset(
 )
 
 
+def _register(m: Machine, model: Value, given: Arguments, world: World) -> None:
+    """A buffer is a field that a cast of the model casts, too: what it is in a class judged by itself is assumed."""
+    name, value = (
+        {**dict(zip(("name", "tensor"), given.args, strict=False)), **given.kwargs}.get(key)
+        for key in ("name", "tensor")
+    )
+    if isinstance(name, Const) and isinstance(name.value, str) and isinstance(value, Tensor):
+        world.set(model, name.value, replace(value, trust=min(value.trust, ASSUMED)) if m.alone else value)
+        world.set(("buffers", model), name.value, TRUE)
+
+
 def model_method(
     m: Machine, model: Value, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
@@ -187,6 +200,9 @@ def model_method(
             return [(fresh("call"), world)]
         case "forward":
             return forward(m, model, given, node, world, frame)
+        case "register_buffer":
+            _register(m, model, given, world)
+            return [(NONE, world)]
         case "no_sync" | "join":
             return [(NullContext(), world)]
         case "clip_grad_norm_":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 from amplint.source import events
 from amplint.source.interpret import conditions, containers, protocol, tensors
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer, Owners, Region, Scaled, Value
+from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer, Owners, Region, Scaled, Tensor, Value
 
 
 def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
@@ -130,16 +131,24 @@ def mark_stale(world: World, event: events.Event) -> None:
 
 def cast_model(m: Machine, model: Value, dtype: str, node: ast.AST, world: World, frame: Frame) -> None:
     """The parameters of a model are cast in place, and those of its parts."""
-    world.set(("dtype of", model), "dtype", Const(dtype))
+    _cast(model, dtype, world)
     pending = [*world.space(model).values()] if isinstance(model, Instance) else [*getattr(model, "args", ())]
     parts: set[Value] = set()
     while pending:
         for part in containers.contents(pending.pop()):
             if isinstance(part, Model | Instance) and part not in parts:
                 parts.add(part)
-                world.set(("dtype of", part), "dtype", Const(dtype))
+                _cast(part, dtype, world)
                 pending += world.space(part).values() if isinstance(part, Instance) else getattr(part, "args", ())
     m.emit(events.Cast, node, world, frame, model=model, dtype=dtype, parts=frozenset(parts))
+
+
+def _cast(model: Value, dtype: str, world: World) -> None:
+    world.set(("dtype of", model), "dtype", Const(dtype))
+    for name in world.space(("buffers", model)):
+        buffer = world.get(model, name)
+        if isinstance(buffer, Tensor) and buffer.dtype not in ("integer", "bool", "complex"):
+            world.set(model, name, replace(buffer, dtype=dtype))
 
 
 def freeze(of: Owners, world: World) -> None:
