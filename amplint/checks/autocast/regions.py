@@ -10,7 +10,7 @@ from amplint.findings import Finding
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import provenance
-from amplint.source.values import Region
+from amplint.source.values import Region, Tensor, Value
 
 FIXED_IN = (2, 11)  # the torch version whose autocast casts anew for a forward with gradients
 
@@ -43,12 +43,14 @@ def first_forward_without_graph(script: Script) -> Iterator[Finding]:
     """A region's first forward of a model records no gradients: the cast weights that it leaves have none."""
     if script.settings.target_torch >= FIXED_IN:
         return
-    trained = {node for backward in script.events(events.Backward) for node in provenance((backward.loss,))[0]}
+    losses = [backward.loss for backward in script.events(events.Backward)]
     for forward in script.events(events.Forward):
         first = forward.graphless
-        if first is None or forward.model not in trained:
+        if first is None:
             continue
         outer = next(context for context in forward.contexts if isinstance(context, Region))
+        if not any(forward.model in provenance((loss,))[0] for loss in losses if _may_be_of(loss, outer)):
+            continue
         yield found(
             "AMP203",
             forward,
@@ -62,6 +64,13 @@ def first_forward_without_graph(script: Script) -> Iterator[Finding]:
             help="drop the copies in between: torch.clear_autocast_cache()",
             fix=fixes.clear_cache(first.module, outer.node, first.node),
         )
+
+
+def _may_be_of(loss: Value, region: Region) -> bool:
+    """Whether a loss may come from a region: not what another region has computed, as in training beside an
+    evaluation."""
+    own = loss.region if isinstance(loss, Tensor) else None
+    return own is None or own.node is region.node
 
 
 @rule("AMP202")

@@ -136,37 +136,6 @@ def _is_accelerator(module: Module, call: ast.Call) -> bool:
 
 
 @rule("AMP136")
-def wrong_accumulation(script: Script) -> Iterator[Finding]:
-    """Gradients of micro-batches are thrown away before the step that should add them up."""
-    for zero in script.events(events.ZeroGradient):
-        for optimizer, before in zero.touched:
-            if before.kind not in ("scaled", "plain") or before.stepped:
-                continue
-            step = next(
-                (s for s in script.events(events.Step) if s.optimizer == optimizer and same_function(s, zero)), None
-            )
-            if step is None or not every_n_batches(step) or every_n_batches(zero):
-                continue
-            if not _in_every_round(zero, step, backwards_of(step, before)):
-                continue
-            used = {backward.node for backward in backwards_of(step, step.before) if not every_n_batches(backward)}
-            if not used & {backward.node for backward in backwards_of(step, before)}:
-                continue  # what is thrown away is what another loss leaves: a critic's, in its generator
-            yield found(
-                "AMP136",
-                zero,
-                "gradients are set to zero in every micro-batch, but the step runs only every few: it uses the last "
-                "one alone",
-                evidence=[
-                    (zero, "every micro-batch"),
-                    *((b, "gradients are computed") for b in backwards_of(step, before)[-1:]),
-                    (step, "every few micro-batches"),
-                ],
-                help="set them to zero where the step is, after it",
-            )
-
-
-@rule("AMP136")
 def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
     """Every micro-batch steps, but gradients are set to zero only every few: what a step unscaled and left behind is
     nothing beside the scaled gradients that are added to it."""
@@ -254,17 +223,6 @@ def _of_each_round(module: Module, backward: ast.AST, due: ast.If, loop: ast.AST
                     return None
     computed = (node for node in outside if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call))
     return next((one for one in computed if isinstance(t := one.targets[0], ast.Name) and t.id in names), None)
-
-
-def _in_every_round(zero: events.Event, step: events.Step, backwards: list[events.Backward]) -> bool:
-    """Whether the loop over micro-batches that runs backward and step sets gradients to zero in each round: not once
-    before it (as every epoch does), and not under a condition of its own."""
-    loops = [loop.node for loop in zero.loops]
-    return (
-        loops == [loop.node for loop in step.loops]
-        and all([loop.node for loop in backward.loops][: len(loops)] == loops for backward in backwards)
-        and not own_condition(zero.module, zero.node, step.node)
-    )
 
 
 @rule("AMP136")
@@ -356,17 +314,19 @@ def _set_in(function: ast.FunctionDef | ast.AsyncFunctionDef, target: str, modul
 
 def every_n_batches(event: events.Event) -> bool:
     """Whether a condition counts batches (`i % n == 0`) before this runs."""
-    module = event.module
-    function = module.function(event.node)
-    counts = _counts_of(function or module.tree)
-    for above in module.ancestors(event.node):
+    function = event.module.function(event.node)
+    for above in event.module.ancestors(event.node):
         if above is function:
             return False
-        if isinstance(above, ast.If) and (
-            _has_modulo(above.test) or any(isinstance(n, ast.Name) and n.id in counts for n in walk(above.test))
-        ):
+        if isinstance(above, ast.If) and counts_batches(event.module, above.test):
             return True
     return False
+
+
+def counts_batches(module: Module, test: ast.expr) -> bool:
+    """Whether a condition asks which of several batches it is."""
+    counts = _counts_of(module.function(test) or module.tree)
+    return _has_modulo(test) or any(isinstance(n, ast.Name) and n.id in counts for n in walk(test))
 
 
 @lru_cache(256)

@@ -73,13 +73,13 @@ def scaler_created_in_loop(script: Script) -> Iterator[Finding]:
 
 def _once(create: events.Event) -> bool:
     """Whether a condition picks the round in which it is made: `if epoch == 0`, `if scaler is None`; a word (`if
-    cfg.dtype == "float16"`) is a setting."""
+    cfg.dtype == "float16"`) or a flag (`if use_amp is True`) is a setting."""
     for above in create.module.ancestors(create.node):
         if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.FunctionDef | ast.AsyncFunctionDef):
             return False
         match above:
             case ast.If(test=ast.Compare(ops=[ast.Eq() | ast.Is()], comparators=[right])):
-                return not (isinstance(right, ast.Constant) and isinstance(right.value, str))
+                return not (isinstance(right, ast.Constant) and isinstance(right.value, str | bool))
     return False
 
 

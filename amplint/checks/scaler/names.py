@@ -180,12 +180,30 @@ def _words(script: Script, event: events.Unbound) -> str:
         both = arms and all(any(n is place for one in arm for n in walk(one) for _, place in places) for arm in arms)
         if isinstance(above, ast.If) and not both:
             test = " ".join(module.source(above.test).split())
+            if test in _asked_at(event.module, event.node):
+                continue  # the use asks that, too
             return f"under `{test if len(test) <= 50 else test[:49] + '…'}`" + (
                 "" if any(n is places[0][1] for one in above.body for n in walk(one)) else " being false"
             )
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             break
     return "on some paths"
+
+
+def _asked_at(module: Module, node: ast.AST) -> set[str]:
+    """The conditions that hold where something is used: of the branches around it, and to its left in `a and b`."""
+    held: list[ast.expr] = []
+    below = node
+    for above in module.ancestors(node):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            break
+        if isinstance(above, ast.If) and below in above.body:
+            held.append(above.test)
+        elif isinstance(above, ast.BoolOp) and isinstance(above.op, ast.And) and below in above.values:
+            held += above.values[: above.values.index(below)]  # type: ignore[arg-type]
+        below = above
+    parts = [part for one in held for part in (one.values if isinstance(one, ast.BoolOp) else [one])]
+    return {" ".join(module.source(one).split()) for one in (*held, *parts)}
 
 
 @rule("AMP135")

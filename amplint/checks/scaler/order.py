@@ -274,14 +274,19 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
         for optimizer, before in [*scaled, *_steps_next(script, read)]:
             if isinstance(before.scaler, Scaler):
                 scaler = scaler_name(script, before)
-                yield found(
+                backwards = backwards_of(read, before)
+                module, place = (read.module, read.node)
+                if read.module is not script.module:
+                    module, place = _call_towards(read, backwards) or (module, place)
+                yield found_at(
                     "AMP106",
-                    read,
+                    module,
+                    place,
                     f"the gradient is still multiplied by the loss scale ({scale_at_first(script, before.scaler)} at "
                     "first) here",
                     evidence=[
-                        *((b, "these gradients are scaled") for b in backwards_of(read, before)[-1:]),
-                        (read, "read scaled"),
+                        *((b.module, b.node, "these gradients are scaled") for b in backwards[-1:]),
+                        (read.module, read.node, "read scaled"),
                     ],
                     help=f"call {scaler}.unscale_(optimizer) first, once per step",
                     fix=_unscale_before_read(script, read, optimizer),

@@ -269,10 +269,11 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
             continue
         scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
         for backward in backwards_of(step, before):
-            if flag_decides(script, backward, scaled) or flag_decides(
-                script, step, steps_of(script, step.optimizer, scaled=False)
-            ):
+            if flag_decides(script, backward, scaled):
                 continue
+            optional = flag_decides(script, step, steps_of(script, step.optimizer, scaled=False))
+            if optional and (scaled or not _computed_here(backward)):
+                continue  # another flag may have decided whether the loss is scaled
             yield found(
                 "AMP103",
                 backward,
@@ -283,7 +284,7 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                     (step, f"{scaler_in(step)} divides them by the scale and steps"),
                 ],
                 help=f"call {scaler_in(step)}.scale(loss).backward()",
-                fix=_scale_loss(script, backward, step),
+                fix=None if optional else _scale_loss(script, backward, step),
             )
     for discard in script.events(events.Discard):
         if isinstance(discard.value, Tensor):
@@ -293,6 +294,12 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                 "the scaled loss is dropped: scale() returns it and leaves its argument as it is",
                 help="call backward() on what scale() returns",
             )
+
+
+def _computed_here(backward: events.Backward) -> bool:
+    """Whether it is seen how a loss comes to be, and nothing scales any: not what unseen code hands over."""
+    modules = {frame.module for frame in backward.frame.stack()}
+    return isinstance(backward.loss, Tensor) and not any(".scale(" in module.text for module in modules)
 
 
 def _scale_loss(script: Script, backward: events.Backward, step: events.Step) -> Fix | None:

@@ -10,11 +10,12 @@ from amplint.checks.registry import (
     Script,
     first_argument,
     found,
+    own_condition,
     rule,
     same_function,
     text,
 )
-from amplint.checks.scaler.accumulation import every_n_batches
+from amplint.checks.scaler.accumulation import counts_batches, every_n_batches
 from amplint.checks.scaler.nonfinite import asks_for_nonfinite
 from amplint.checks.scaler.protocol import (
     backwards_of,
@@ -22,6 +23,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
+from amplint.source.module import Module
 
 _ZEROES = re.compile(r"zero|\.grad\s*=|\bdel\b.*\.grad|grad_to_none|set_to_none")
 
@@ -89,6 +91,79 @@ def _zero_after(script: Script, zero: events.Event, step: events.Step) -> Fix | 
         return None
     update = next((u for u in script.events(events.Update) if u.scaler == step.scaler and same_function(u, step)), None)
     return fixes.zero_after(zero.module, zero.node, step.node, update.node if update else None)
+
+
+@rule("AMP136")
+def wrong_accumulation(script: Script) -> Iterator[Finding]:
+    """Gradients of micro-batches are thrown away before the step that should add them up."""
+    for zero in script.events(events.ZeroGradient):
+        for optimizer, before in zero.touched:
+            if before.kind not in ("scaled", "plain") or before.stepped:
+                continue
+            steps = [s for s in script.events(events.Step) if s.optimizer == optimizer]
+            here = next((s for s in steps if same_function(s, zero)), None)
+            if here is not None and (not every_n_batches(here) or every_n_batches(zero)):
+                continue
+            backwards = backwards_of((step := here or _due_where_zero_is_not(zero, steps)) or zero, before)
+            if step is None or not _in_every_round(zero, step, backwards):
+                continue
+            if here is None and any(all(f.code is not zero.frame.code for f in b.frame.stack()) for b in backwards):
+                continue  # a helper that goes backward for itself
+            used = {backward.node for backward in backwards_of(step, step.before) if not every_n_batches(backward)}
+            if not used & {backward.node for backward in backwards_of(step, before)}:
+                continue  # what is thrown away is what another loss leaves: a critic's, in its generator
+            yield found(
+                "AMP136",
+                zero,
+                "gradients are set to zero in every micro-batch, but the step runs only every few: it uses the last "
+                "one alone",
+                evidence=[
+                    (zero, "every micro-batch"),
+                    *((b, "gradients are computed") for b in backwards_of(step, before)[-1:]),
+                    (step, "every few micro-batches"),
+                ],
+                help="set them to zero where the step is, after it",
+            )
+
+
+def _due_where_zero_is_not(zero: events.Event, steps: list[events.Step]) -> events.Step | None:
+    """The step that a loop calls in every nth round only, while it calls what sets gradients to zero in each, whatever
+    functions they are in."""
+    if not zero.loops or _branches_in(zero, zero.loops[-1].node) != []:
+        return None
+    for step in steps:
+        if [one.node for one in step.loops] == [one.node for one in zero.loops]:
+            branches = _branches_in(step, step.loops[-1].node)
+            if any(counts_batches(module, one.test) for module, one in branches or ()):
+                return step
+    return None
+
+
+def _branches_in(event: events.Event, loop: ast.AST) -> list[tuple[Module, ast.If]] | None:
+    """The conditions under which a round of a loop runs something, those of the calls that lead to it among them."""
+    found: list[tuple[Module, ast.If]] = []
+    node: ast.AST | None = event.node
+    for frame in event.frame.stack():
+        if node is None:
+            return None
+        for above in frame.module.ancestors(node):
+            if above is loop:
+                return found
+            if isinstance(above, ast.If):
+                found.append((frame.module, above))
+        node = frame.call
+    return None
+
+
+def _in_every_round(zero: events.Event, step: events.Step, backwards: list[events.Backward]) -> bool:
+    """Whether the loop over micro-batches that runs backward and step sets gradients to zero in each round: not once
+    before it (as every epoch does), and not under a condition of its own."""
+    loops = [loop.node for loop in zero.loops]
+    return (
+        loops == [loop.node for loop in step.loops]
+        and all([loop.node for loop in backward.loops][: len(loops)] == loops for backward in backwards)
+        and not own_condition(zero.module, zero.node, step.node)
+    )
 
 
 @rule("AMP136")

@@ -211,7 +211,7 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
         case Object(kind="callable-scaler"):
             return scaler_methods.scale_and_step(m, callee, given, node, world, frame)
         case Sym(kind="attr", parts=(Value() as owner, str() as name)):
-            if not m.is_model(callee):
+            if not m.is_model(callee) and world.get(owner, name) is not callee:
                 return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
         case Autocast() if not given.values() and isinstance(frame.module.parents.get(node), ast.withitem):
             where = (node, frame, world.contexts, world.loops, world.facts)

@@ -5,6 +5,7 @@ What nothing in sight calls is judged as if those methods had run, once, in the 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -13,11 +14,13 @@ from amplint.source.interpret import functions, protocol
 from amplint.source.interpret.frames import Arguments
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
+from amplint.source.module import Module
 from amplint.source.symbols import sym
 from amplint.source.values import NONE, Class, Const, Function, Instance, Items, Value
 from amplint.source.walk import walk
 
 Method = ast.FunctionDef | ast.AsyncFunctionDef
+_GUARDED = re.compile(r"caler|clip_?grad|_clip")
 _MOST = 4  # methods that set an object up
 
 
@@ -88,6 +91,55 @@ def fields_set(node: Method) -> tuple[tuple[str, ast.expr], ...]:
                     case ast.Attribute(value=ast.Name(id=name), attr=attr) if first and name == first[0].arg:
                         found.append((attr, inner.value))
     return tuple(found)
+
+
+def forget_unset(m: Machine, instance: Instance, world: World) -> None:
+    """Whether there is a scaler may hang on what `__init__` leaves None and a setter may set (`def set_amp(self, kind):
+    self.amp_type = kind`): it is not known then; nor is what setters are given, and the class uses without a question."""
+    for cls in _classes(instance.cls):
+        if "caler" not in cls.frame.module.text:
+            continue
+        deciding = _deciding(cls.frame.module, cls.node)
+        deciding |= _used(cls.node) if deciding else set()
+        for node in cls.node.body if deciding else ():
+            if not isinstance(node, Method) or node in m.entered or node.name == "__init__" or _trains(node):
+                continue
+            for name, value in fields_set(node):
+                if name in deciding and _is_asked(value, node) and world.get(instance, name) == NONE:
+                    world.set(instance, name, sym("attr", instance, name))  # as if `__init__` were not seen
+
+
+def _deciding(module: Module, cls: ast.ClassDef) -> set[str]:
+    """The fields that a condition asks before a scaler is made or used, or gradients are clipped."""
+    return {
+        asked.attr
+        for branch in walk(cls)
+        if isinstance(branch, ast.If) and any(_GUARDED.search(module.source(inner)) for inner in branch.body)
+        for asked in walk(branch.test)
+        if isinstance(asked, ast.Attribute) and isinstance(asked.value, ast.Name)
+    }
+
+
+def _used(cls: ast.ClassDef) -> set[str]:
+    """The fields that are called, or of which something is read: they are not None there."""
+    return {
+        used.attr
+        for node in walk(cls)
+        if isinstance(used := getattr(node, "func" if isinstance(node, ast.Call) else "value", None), ast.Attribute)
+        and isinstance(node, ast.Call | ast.Attribute)
+        and isinstance(used.value, ast.Name)
+    }
+
+
+def _is_asked(value: ast.expr, node: Method) -> bool:
+    """Whether a field is set to what the caller of its method asks for: an argument, or what is looked up by one."""
+    asked = {one.arg for one in (*node.args.args[1:], *node.args.kwonlyargs)}
+    match value:
+        case ast.Name(id=name):
+            return name in asked
+        case ast.Subscript(value=table):
+            return isinstance(table, ast.Name)
+    return False
 
 
 def forget_changed(m: Machine, instance: Instance, world: World) -> None:

@@ -123,6 +123,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         ready = joined[0] if joined else start.copy()
     if init is not None and relevance.steps(node):
         m.alone = False
+        declared.forget_unset(m, instance, ready)
         ready = declared.set_up(m, instance, ready)
         declared.forget_changed(m, instance, ready)
     loops.forget_counted(instance, ready)
