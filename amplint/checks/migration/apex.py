@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeGuard
 
 from amplint import knowledge
-from amplint.checks.registry import Script, found, found_at, rule
+from amplint.checks.registry import Script, alternatives, found, found_at, rule
 from amplint.checks.scaler.scopes import dynamic, is_guarded, unbound
 from amplint.findings import Finding, Severity
 from amplint.rewrite.apex.uses import ONLY_APEX, Use, falls_back, guard, raises, uses_of
@@ -156,6 +156,51 @@ def clip_in_scale_loss(script: Script) -> Iterator[Finding]:
                     evidence=[(module, call, "scaled from here to the end of the block"), (module, clip, "clipped")],
                     help="clip behind the block: amp.master_params(optimizer)",
                 )
+
+
+@rule("AMP605")
+def clip_of_half_gradients(script: Script) -> Iterator[Finding]:
+    """With O2 the optimizer steps float32 weights of its own, whose gradients a clip of the model's does not touch."""
+    module = script.module
+    if "scale_loss" not in module.text or "clip_grad_" not in module.text or "O2" not in module.text:
+        return
+    uses = uses_of(module)
+    masters = [one for one in _calls(module, uses.named("initialize")) if _level(one) == "O2"]
+    scales = list(_calls(module, uses.named("scale_loss"))) if masters else []
+    for clip in module.nodes(ast.Call) if scales else ():
+        if not clip.args or not module.dotted(clip.func) & _CLIPS or not _of_model(clip.args[0]):
+            continue
+        for call in scales:
+            behind = call.lineno < clip.lineno and module.function(call) is module.function(clip)
+            inside = module.parents[module.parents[call]] in module.ancestors(clip)
+            if behind and not inside and not alternatives(module, call, clip):
+                yield found_at(
+                    "AMP605",
+                    module,
+                    clip,
+                    "with opt_level O2 the optimizer steps float32 weights of its own: the half gradients that this "
+                    "clips are read no more, the step is not clipped",
+                    evidence=[
+                        (module, masters[0], "float32 master weights for the optimizer"),
+                        (module, call, "their gradients are made where this block ends"),
+                        (module, clip, "clips those of the model"),
+                    ],
+                    help="clip amp.master_params(optimizer)",
+                )
+                break
+
+
+def _level(initialize: ast.Call) -> object:
+    """The opt_level of amp.initialize, where it is written out."""
+    given = next((keyword.value for keyword in initialize.keywords if keyword.arg == "opt_level"), None)
+    level = initialize.args[3] if len(initialize.args) > 3 else given
+    return level.value if isinstance(level, ast.Constant) else None
+
+
+def _of_model(parameters: ast.expr) -> bool:
+    return isinstance(parameters, ast.Call) and isinstance(parameters.func, ast.Attribute) and (
+        parameters.func.attr == "parameters"
+    )  # fmt: skip
 
 
 @rule("AMP605")

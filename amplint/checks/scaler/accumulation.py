@@ -190,6 +190,48 @@ def backward_of_every_nth_alone(script: Script) -> Iterator[Finding]:
         )
 
 
+@rule("AMP136")
+def divided_after_backward(script: Script) -> Iterator[Finding]:
+    """A loss is divided by the number of micro-batches when its gradients are there already, and is read no more."""
+    for step in script.events(events.Step):
+        module = step.module
+        due = next(
+            (one for one in module.ancestors(step.node) if isinstance(one, ast.If) and _has_modulo(one.test)), None
+        )
+        if due is None or not step.loops:
+            continue
+        names = [node for node in walk(step.loops[-1].node) if isinstance(node, ast.Name)]
+        for division in walk(step.loops[-1].node):
+            match division:
+                case ast.Assign(
+                    targets=[ast.Name(id=name)], value=ast.BinOp(left=ast.Name(id=left)) as share
+                ) if name == left:
+                    pass
+                case ast.AugAssign(target=ast.Name(id=name)) as share:
+                    pass
+                case _:
+                    continue
+            row = division.lineno
+            if not _divides(module, share, due.test) or any(n.id == name and n.lineno > row for n in names):
+                continue
+            for backward in script.events(events.Backward):
+                own = {n.id for n in walk(backward.node) if isinstance(n, ast.Name)}
+                if backward.loops == step.loops and same_function(backward, step) and name in own:
+                    yield found_at(
+                        "AMP136",
+                        module,
+                        division,
+                        f"{name} is divided by the number of micro-batches after its backward: the gradients are "
+                        "summed up undivided, that many times as large",
+                        evidence=[
+                            (module, backward.node, "its gradients are computed"),
+                            (module, division, "divided now, and read no more"),
+                            (module, step.node, "the step uses the undivided sum"),
+                        ],
+                        help="divide before backward()",
+                    )
+
+
 def _stands_in(module: Module, node: ast.AST, branch: ast.If) -> bool:
     """Whether something stands in the body of a branch."""
     around = {node, *module.ancestors(node)}

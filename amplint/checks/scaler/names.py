@@ -225,14 +225,23 @@ def bound_nowhere(script: Script) -> Iterator[Finding]:
         else:
             message = f"{node.id} is bound in no scope that this can see: this raises NameError"
             help = f"pass {node.id} as an argument, or create it here"
+            if kind == "optimizer" and f"self.{node.id}" in module.text:
+                help = f"write self.{node.id}"
         yield found_at("AMP135", module, node, message, help=help)
 
 
 def _may_use(module: Module) -> bool:
     """Whether there is a name that `_uses` could tell of: to go through the text in its order takes long."""
     return any(name.id == "amp" or name.id in _AMP_NAMES for name in module.nodes(ast.Name)) or any(
-        node.attr in ("scale", "unscale_") and isinstance(node.value, ast.Name) for node in module.nodes(ast.Attribute)
+        (node.attr in ("scale", "unscale_") and isinstance(node.value, ast.Name))
+        or (node.attr in ("step", "unscale_") and "caler" in _last(node.value))
+        for node in module.nodes(ast.Attribute)
     )
+
+
+def _last(node: ast.AST) -> str:
+    """The last name of a chain: `scaler` of `self.scaler`."""
+    return str(getattr(node, "attr", getattr(node, "id", "")))
 
 
 def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
@@ -250,6 +259,11 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
             scales = above.attr == "scale" and isinstance(outer, ast.Attribute) and outer.attr == "backward"
             if scales or (above.attr == "unscale_" and call.args):
                 yield node, "scaler"
+        elif isinstance(above, ast.arguments) and "caler" in node.id:
+            yield node, "scaler"  # a default: `def train(scaler=scaler)`
+        elif isinstance(above, ast.Call) and node in above.args[:1] and isinstance(above.func, ast.Attribute):
+            if above.func.attr in ("step", "unscale_") and "caler" in _last(above.func.value):
+                yield node, "optimizer"
 
 
 @rule("AMP135")

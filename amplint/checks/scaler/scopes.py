@@ -80,7 +80,12 @@ def unbound(module: Module, name: ast.Name) -> bool:
     if name.id in _BUILTINS:
         return False
     first = True
+    inner: ast.AST = name
     for scope in module.ancestors(name):
+        around = isinstance(scope, FunctionNode) and _before(scope, inner)
+        inner = scope
+        if around:
+            continue
         if isinstance(scope, _COMPREHENSIONS):
             stored = (n for generator in scope.generators for n in walk(generator.target))
             if any(isinstance(n, ast.Name) and n.id == name.id for n in stored):
@@ -90,6 +95,11 @@ def unbound(module: Module, name: ast.Name) -> bool:
                 return False
             first = first and not isinstance(scope, FunctionNode)
     return not any(isinstance(n, ast.Global | ast.Nonlocal) and name.id in n.names for n in module.all_nodes)
+
+
+def _before(function: FunctionNode, part: ast.AST) -> bool:
+    """Whether a part of a function is run where the function is defined: a default, a decorator."""
+    return part is function.args or part in getattr(function, "decorator_list", ())
 
 
 def loads(tree: ast.AST) -> Iterator[ast.Name]:
