@@ -11,6 +11,7 @@ from amplint.checks.registry import (
     class_of,
     first_argument,
     found,
+    found_at,
     receiver,
     rule,
     same_function,
@@ -244,7 +245,8 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
     if not scalers or _saves_scaler(script):
         return
     for save in script.events(events.Save):
-        if save.module is not script.module or not _holds_optimizer(save):
+        call = _call_here(script, save)
+        if call is None or not _holds_optimizer(save):
             continue
         if not save.complete and not save.registers and save.mapping is None:
             continue
@@ -253,6 +255,10 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
         maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
         if save.registers and maker is None:
             continue  # whoever makes the scaler may register it there
+        if call is not save.node:
+            if not save.registers and _holds_no_scaler(script.module, call):
+                yield _saved_elsewhere(script, save, call, maker)
+            continue
         at = save.mapping if isinstance(save.mapping, ast.Dict) else None
         event: events.Event = maker if save.registers and maker is not None else save
         yield found(
@@ -266,6 +272,31 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
             help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
             fix=_save_scaler(script, save, maker),
         )
+
+
+def _saved_elsewhere(script: Script, save: events.Save, call: ast.AST, maker: events.Create | None) -> Finding:
+    """A helper of another file saves what it is given: that it is not given the scaler is seen at its call."""
+    scale = first_scale(maker)
+    made = [(maker.module, maker.node, "the scaler")] if maker is not None else []
+    return found_at(
+        "AMP116",
+        script.module,
+        call,
+        "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of "
+        f"{scale} again" + (" and skips steps" if scale == "65536" else ""),
+        evidence=[*made, (script.module, call, "saves a checkpoint"), (save.module, save.node, "without the scaler")],
+        help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+    )
+
+
+def _call_here(script: Script, save: events.Save) -> ast.AST | None:
+    """Where the file that was asked for saves: itself, or by the call that leads to the helper of another file."""
+    node: ast.AST | None = save.node
+    for frame in save.frame.stack():
+        if node is None or frame.module is script.module:
+            return node
+        node = frame.call
+    return None
 
 
 def _scales(value: Value) -> bool:

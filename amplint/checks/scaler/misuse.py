@@ -178,7 +178,10 @@ def _handed_back(module: Module, argument: ast.expr, assign: ast.Assign, name: s
 
 
 def _is_backward(module: Module, node: ast.Name) -> bool:
+    """Whether a loss is differentiated: `loss.backward()`, `self.run_backward(loss)`."""
     above = module.parents[node]
+    if isinstance(above, ast.Call):
+        return node in above.args and "backward" in called_name(above).lower()
     return isinstance(above, ast.Attribute) and above.attr == "backward"
 
 

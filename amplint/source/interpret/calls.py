@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import partial
 
 from amplint.source import events
 from amplint.source.interpret import (
@@ -30,7 +31,7 @@ from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine, device_value, site
 from amplint.source.interpret.roles import becomes_model
 from amplint.source.interpret.world import World
-from amplint.source.symbols import fresh, sym
+from amplint.source.symbols import fresh, options, sym
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -292,8 +293,9 @@ def unknown(
         saved = [containers.saved_parts(value) for value in (*given.args, *named)]
         parts = tuple(part for held, _, _ in saved for part in held)
         mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
-        if mapping is None and receiver is None and any(isinstance(value, Optimizer) for value in given.args):
-            mapping = node  # a helper that takes the states of what it is handed
+        optimizers = [one for value in given.args for one in map(partial(_stepped, world), options(value)) if one]
+        if mapping is None and receiver is None and optimizers:
+            mapping, parts = node, (*parts, *optimizers)  # a helper that takes the states of what it is handed
         if mapping is not None or any(isinstance(part, Scaler) for part in parts):
             at = (node, frame, world.contexts, world.loops, world.facts)
             m.observe(events.Save(*at, parts, False, mapping=mapping))
@@ -309,6 +311,13 @@ def unknown(
         of = frozenset((callee,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)
     return [(result if result is not None else fresh("call"), world)]
+
+
+def _stepped(world: World, value: Value) -> Optimizer | None:
+    """An optimizer, or what is not known and some function that was handed it uses as one."""
+    one = Optimizer(value) if isinstance(value, Sym) else value
+    known = isinstance(one, Optimizer) and (one is value or one in protocol.optimizers(world))
+    return one if known and isinstance(one, Optimizer) else None
 
 
 def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
