@@ -151,6 +151,8 @@ def test_change_import_refuses_a_name_that_is_not_there():
         ("import x as a; b\n", "a", "b\n"),
         ("def f():\n    import a\n", "a", "def f():\n    pass\n"),
         ("import a\na.x\n", "a", None),
+        ("import a\nclass C:\n    a = False\n", "a", "class C:\n    a = False\n"),
+        ("import a\nclass C:\n    b = a\n", "a", None),
         ("import a\ndef f(): global a\n", "a", None),
         ("import a\n__all__ = ['a']\n", "a", None),
         ("import a\ndef f(x: 'list[a]') -> 'b': pass\n", "a", None),

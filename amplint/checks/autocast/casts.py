@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint.checks.autocast.common import device_of, entered, uses_autocast
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, found, rule
+from amplint.checks.scaler.nonfinite import called_name
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
@@ -69,6 +70,8 @@ def _undone(script: Script) -> Iterator[tuple[events.Operation, list[Value]]]:
             continue
         if len(cast) < 2 and not any(_was_half(value) for value in cast):
             continue  # an input that is made a float tensor: model(images.float())
+        if len(cast) < 2 and event.region.assumed and _by_layer(event) and any(map(_was_given, cast)):
+            continue  # so is this, where nothing is known of what a layer's input was: self.encoder(x.float())
         yield event, cast
 
 
@@ -104,8 +107,31 @@ def _half(tensor: Tensor) -> str:
     return "half precision" if tensor.dtype == "low" else tensor.dtype
 
 
+def _by_layer(event: events.Operation) -> bool:
+    """Whether a module computes an operation, not the function or operator of its name."""
+    return isinstance(event.node, ast.Call) and called_name(event.node) != event.name
+
+
+def _was_given(value: Value) -> bool:
+    """Whether a tensor was cast from an argument, of whose dtype nothing is known."""
+    return isinstance(value, Tensor) and any(
+        isinstance(one, Tensor) and one.made == "argument" for one in value.parents
+    )
+
+
+def _follows(value: Tensor) -> bool:
+    """Whether a cast asks for the dtype of something else: `x.to(weight.dtype)` makes them agree, as autocast does."""
+    match value.node:
+        case ast.Call(func=ast.Attribute(attr="type_as")):
+            return True
+        case ast.Call(args=args, keywords=keywords):
+            given = (*args, *(keyword.value for keyword in keywords))
+            return any(isinstance(one, ast.Attribute) and one.attr == "dtype" for one in given)
+    return False
+
+
 def _cast_by_hand(value: Value) -> bool:
-    if not isinstance(value, Tensor) or value.made != "float" or value.dtype != "float32":
+    if not isinstance(value, Tensor) or value.made != "float" or value.dtype != "float32" or _follows(value):
         return False
     return not any(
         isinstance(one, Tensor) and one.dtype == "bool" for one in value.parents

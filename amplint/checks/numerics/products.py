@@ -26,7 +26,7 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
         left, right = event.args[0], event.args[1]
         if event.name == "mul" and not _product(left):
             left, right = right, left
-        if not _product(left) or not _scale(right) or not isinstance(left, Tensor):
+        if not _product(left) or not _scale(right, event.name) or not isinstance(left, Tensor):
             continue
         if not is_half(left, ASSUMED) or not _becomes_weights(script, event.result):
             continue
@@ -49,17 +49,17 @@ def _product(value: Value) -> bool:
     return isinstance(value, Tensor) and value.made in _PRODUCTS
 
 
-def _scale(value: Value) -> bool:
-    """Whether a factor is a number, not a tensor of data."""
+def _scale(value: Value, how: str) -> bool:
+    """Whether a factor is a number, not a tensor of data, and may make scores smaller: not 2, in -2ab."""
     match value:
         case Const(value=bool()):
             return False
-        case Const(value=int() | float()):
-            return True
+        case Const(value=int() | float() as number):
+            return abs(number) < 1 if how == "mul" else abs(number) > 1
         case Sym():
             return value.kind in ("op", "call", "attr", "argument", "item", "constant", "unary", "number", "unknown")
         case Choice():
-            return _scale(value.yes) and _scale(value.no)
+            return _scale(value.yes, how) and _scale(value.no, how)
     return False
 
 

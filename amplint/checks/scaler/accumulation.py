@@ -203,9 +203,9 @@ def divided_after_backward(script: Script) -> Iterator[Finding]:
         names = [node for node in walk(step.loops[-1].node) if isinstance(node, ast.Name)]
         for division in walk(step.loops[-1].node):
             match division:
-                case ast.Assign(
-                    targets=[ast.Name(id=name)], value=ast.BinOp(left=ast.Name(id=left)) as share
-                ) if name == left:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.BinOp(left=ast.Name(id=left)) as share) if (
+                    name == left
+                ):
                     pass
                 case ast.AugAssign(target=ast.Name(id=name)) as share:
                     pass

@@ -200,7 +200,7 @@ def _asked_at(module: Module, node: ast.AST) -> set[str]:
         if isinstance(above, ast.If) and below in above.body:
             held.append(above.test)
         elif isinstance(above, ast.BoolOp) and isinstance(above.op, ast.And) and below in above.values:
-            held += above.values[: above.values.index(below)]  # type: ignore[arg-type]
+            held += above.values[: above.values.index(below)]
         below = above
     parts = [part for one in held for part in (one.values if isinstance(one, ast.BoolOp) else [one])]
     return {" ".join(module.source(one).split()) for one in (*held, *parts)}
@@ -239,6 +239,11 @@ def _may_use(module: Module) -> bool:
     )
 
 
+def _steps(method: ast.expr) -> bool:
+    """Whether a method of a scaler takes an optimizer."""
+    return isinstance(method, ast.Attribute) and method.attr in ("step", "unscale_") and "caler" in _last(method.value)
+
+
 def _last(node: ast.AST) -> str:
     """The last name of a chain: `scaler` of `self.scaler`."""
     return str(getattr(node, "attr", getattr(node, "id", "")))
@@ -261,9 +266,8 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
                 yield node, "scaler"
         elif isinstance(above, ast.arguments) and "caler" in node.id:
             yield node, "scaler"  # a default: `def train(scaler=scaler)`
-        elif isinstance(above, ast.Call) and node in above.args[:1] and isinstance(above.func, ast.Attribute):
-            if above.func.attr in ("step", "unscale_") and "caler" in _last(above.func.value):
-                yield node, "optimizer"
+        elif isinstance(above, ast.Call) and node in above.args[:1] and _steps(above.func):
+            yield node, "optimizer"
 
 
 @rule("AMP135")

@@ -205,6 +205,12 @@ def remove_import_name(module: Module, *names: str, gone: Collection[ast.AST] = 
     return sorted(edits, key=lambda part: part.range)
 
 
+def _is_field(module: Module, name: ast.Name) -> bool:
+    """Whether a name is assigned in the body of a class (`amp = False`): it is the class's own."""
+    scopes = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    return isinstance(next((one for one in module.ancestors(name) if isinstance(one, scopes)), None), ast.ClassDef)
+
+
 def _used_names(module: Module, without: Collection[ast.AST]) -> set[str]:
     """The names that anything but the imports uses: as a name, in `__all__`, or in an annotation that is a string."""
     used: set[str] = set()
@@ -213,7 +219,8 @@ def _used_names(module: Module, without: Collection[ast.AST]) -> set[str]:
         if node in without:
             continue
         if isinstance(node, ast.Name):
-            used.add(node.id)
+            if not (isinstance(node.ctx, ast.Store) and _is_field(module, node)):
+                used.add(node.id)
         elif isinstance(node, ast.Global | ast.Nonlocal):
             used.update(node.names)
         elif isinstance(node, ast.arg | ast.AnnAssign):

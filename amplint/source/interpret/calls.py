@@ -268,7 +268,7 @@ def unknown(
     if "autocast" in _last_name(callee):
         device = given.kwargs.get("device_type") or (given.args[0] if given.args else None)
         if "autocast_handler" in given.kwargs or "avoid" in _last_name(callee):
-            return [(fresh(), world)]  # whether it is on is in Accelerate's handler; NeMo's avoids float16
+            return [(tensors.handled(site(node, frame), node, world), world)]  # NeMo's avoids float16
         enabled, dtype = given.kwargs.get("enabled", fresh("enabled")), given.kwargs.get("dtype", sym("managed dtype"))
         return [(Autocast(site(node, frame), device_value(device), dtype, enabled, node=node), world)]
     values = given.values()

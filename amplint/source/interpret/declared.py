@@ -95,7 +95,7 @@ def fields_set(node: Method) -> tuple[tuple[str, ast.expr], ...]:
 
 def forget_unset(m: Machine, instance: Instance, world: World) -> None:
     """Whether there is a scaler may hang on what `__init__` leaves None and a setter may set (`def set_amp(self, kind):
-    self.amp_type = kind`): it is not known then; nor is what setters are given, and the class uses without a question."""
+    self.amp_type = kind`): it is not known then; nor is what setters are given, and used without asking."""
     for cls in _classes(instance.cls):
         if "caler" not in cls.frame.module.text:
             continue

@@ -210,7 +210,7 @@ def apply(
                     world.drop("updates", key)
             m.emit(events.Create, node, world, frame, value=made)
         case "autocast" if "autocast_handler" in given.kwargs:
-            made = fresh("region")  # Accelerate's handler says whether it is on
+            made = tensors.handled(site(node, frame), node, world)
         case "autocast":
             managed = api.fixed.get("managed")
             told = None if managed else role("dtype")

@@ -6,7 +6,7 @@ The policy is data (rules/ops.toml). What cannot be known stays "".
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,11 +15,13 @@ from amplint import knowledge
 from amplint.source.interpret import conditions
 from amplint.source.interpret.promotion import promote
 from amplint.source.interpret.world import World
-from amplint.source.symbols import serial
+from amplint.source.symbols import fresh, serial
 from amplint.source.values import (
     ASSUMED,
+    FALSE,
     GIVEN,
     KNOWN,
+    Autocast,
     Choice,
     Const,
     Device,
@@ -338,6 +340,11 @@ def cast(tensor: Value, dtype: str, world: World, node: ast.AST, made: str) -> T
     """An explicit cast: `.float()`, `.to(dtype)`."""
     of, region, scaler = provenance((tensor,))
     return Tensor(dtype, KNOWN, of, region, scaler, made, node, (tensor,), serial())
+
+
+def handled(site: Hashable, node: ast.AST, world: World) -> Value:
+    """A region of which Accelerate's handler says whether it is on: inside another, it is there to be off."""
+    return fresh("region") if region_of(world) is None else Autocast(site, enabled=FALSE, node=node)
 
 
 def argument(node: ast.AST) -> Tensor:
