@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TypeGuard
 
 from amplint import knowledge
-from amplint.checks.registry import Script, alternatives, found, found_at, rule
+from amplint.checks.registry import Script, found, found_at, rule
 from amplint.checks.scaler.scopes import dynamic, is_guarded, unbound
 from amplint.findings import Finding, Severity
 from amplint.rewrite.apex.uses import ONLY_APEX, Use, falls_back, guard, raises, uses_of
@@ -173,7 +173,7 @@ def clip_of_half_gradients(script: Script) -> Iterator[Finding]:
         for call in scales:
             behind = call.lineno < clip.lineno and module.function(call) is module.function(clip)
             inside = module.parents[module.parents[call]] in module.ancestors(clip)
-            if behind and not inside and not alternatives(module, call, clip):
+            if behind and not inside and not _under(module, call) & _under(module, clip, other=True):
                 yield found_at(
                     "AMP605",
                     module,
@@ -188,6 +188,19 @@ def clip_of_half_gradients(script: Script) -> Iterator[Finding]:
                     help="clip amp.master_params(optimizer)",
                 )
                 break
+
+
+def _under(module: Module, node: ast.AST, other: bool = False) -> set[tuple[str, bool]]:
+    """The conditions of a function under which something runs, and whether they hold then (`other`: do not)."""
+    found: set[tuple[str, bool]] = set()
+    below = node
+    for above in module.ancestors(node):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+            break
+        if isinstance(above, ast.If) and below is not above.test:
+            found.add((" ".join(module.source(above.test).split()), (below in above.body) is not other))
+        below = above
+    return found
 
 
 def _level(initialize: ast.Call) -> object:
