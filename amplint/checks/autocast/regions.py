@@ -10,7 +10,7 @@ from amplint.findings import Finding
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import provenance
-from amplint.source.values import Region, Tensor, Value
+from amplint.source.values import Region
 
 FIXED_IN = (2, 11)  # the torch version whose autocast casts anew for a forward with gradients
 
@@ -49,8 +49,9 @@ def first_forward_without_graph(script: Script) -> Iterator[Finding]:
         if first is None:
             continue
         outer = next(context for context in forward.contexts if isinstance(context, Region))
-        if not any(forward.model in provenance((loss,))[0] for loss in losses if _may_be_of(loss, outer)):
-            continue
+        comes_from = [(of, region) for of, region, _ in (provenance((loss,)) for loss in losses)]
+        if not any(forward.model in of and region and region.node is outer.node for of, region in comes_from):
+            continue  # what another region computes is trained: this one evaluates
         yield found(
             "AMP203",
             forward,
@@ -64,13 +65,6 @@ def first_forward_without_graph(script: Script) -> Iterator[Finding]:
             help="drop the copies in between: torch.clear_autocast_cache()",
             fix=fixes.clear_cache(first.module, outer.node, first.node),
         )
-
-
-def _may_be_of(loss: Value, region: Region) -> bool:
-    """Whether a loss may come from a region: not what another region has computed, as in training beside an
-    evaluation."""
-    own = loss.region if isinstance(loss, Tensor) else None
-    return own is None or own.node is region.node
 
 
 @rule("AMP202")
