@@ -212,7 +212,7 @@ def divided_after_backward(script: Script) -> Iterator[Finding]:
                 case _:
                     continue
             row = division.lineno
-            if not _divides(module, share, due.test) or any(n.id == name and n.lineno > row for n in names):
+            if not _divides(module, share, due.test, division) or any(n.id == name and n.lineno > row for n in names):
                 continue
             for backward in script.events(events.Backward):
                 own = {n.id for n in walk(backward.node) if isinstance(n, ast.Name)}
