@@ -61,7 +61,11 @@ def sync_in_step(script: Script) -> Iterator[Finding]:
 
 
 def _waits(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Attribute) and call.func.attr in _SYNCS and not call.args
+    """Whether a call fetches something from the GPU: not `x.cpu().numpy()`, where the inner one has waited."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in _SYNCS or call.args:
+        return False
+    inner = (one.func for one in walk(call.func.value) if isinstance(one, ast.Call))
+    return call.func.attr == "cpu" or not any(isinstance(one, ast.Attribute) and one.attr == "cpu" for one in inner)
 
 
 def _now_and_then(module: Module, node: ast.AST, loop: ast.AST) -> bool:

@@ -27,6 +27,8 @@ def resumed_from_weights_alone(script: Script) -> Iterator[Finding]:
     loads = {(owner, path): call for owner, path, call in _loads(module)}
     for owner, path, call in _saves(module):
         again = loads.get((owner, path))
+        if again is not None and _behind(module, call, again):
+            continue  # the run itself goes on with it: it has lost nothing
         if again is not None and f"{owner}.step(" not in module.text:  # a scheduler, in a file of its own
             yield found_at(
                 "AMP116",
@@ -38,6 +40,12 @@ def resumed_from_weights_alone(script: Script) -> Iterator[Finding]:
                 evidence=[(module, again, "loaded again here")],
                 help="save a dict of the model's, the optimizer's and the scaler's state",
             )
+
+
+def _behind(module: Module, save: ast.AST, load: ast.AST) -> bool:
+    """Whether the function that saves loads further down."""
+    together = module.function(save) is module.function(load) is not None
+    return together and module.range(save).start < module.range(load).start
 
 
 def _scales(script: Script) -> bool:
