@@ -118,14 +118,6 @@ REFUSED = {
         HEAD + f"for part in parts:\n    if part:\n        {SGD}    else:\n        {SGD}" + STEP,
         "the optimizer exists only under some conditions; convert",
     ),
-    "a device that may be None": (
-        HEAD.replace("device = ", "import argparse\nparser = argparse.ArgumentParser()\nargs = parser.parse_args()\n#")
-        .replace("#", "parser.add_argument('--device')\n#")
-        .replace("(device", "(args.device")
-        + SGD
-        + STEP.replace("(device", "(args.device"),
-        "the device is not known where the optimizer is made; ",
-    ),
     "a global of several functions": (
         HEAD
         + FUNCTION

@@ -68,6 +68,20 @@ class Odd(torch.nn.Module):
 class Gate(torch.nn.Module):
     def forward(self, x):
         return torch.sigmoid(x)
+class Turned(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(4))
+    def forward(self, f):
+        return F.linear(f, self.weight).square().mean() - torch.slogdet(self.weight)[1]
+class Apart(torch.nn.Module):
+    def forward(self, f):
+        f = f.to("cpu")
+        return (f[1:] - f[:-1]).square().mean()
+class Shown(torch.nn.Module):
+    def forward(self, f):
+        print(f.cpu().detach().numpy())
+        return f.square().mean()
 class Distance:
     def measure(self, f):
         return torch.fft.fft(f)
@@ -116,6 +130,9 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
     "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "of what is made there": ("Projected()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "a loss that is compiled": ("Transducer()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
+    "of a parameter": ("Turned()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
+    "on the CPU": ("Apart()", "    f = model(x)\n    loss = criterion(f)", "    loss = criterion(f.float())\n"),
+    "shown on the CPU": ("Shown()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "at its start": ("Rotated()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
 }
 

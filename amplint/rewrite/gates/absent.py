@@ -10,17 +10,51 @@ from amplint.source.module import FunctionNode, Module
 
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
     """Whether a device at a place may be None, and the model there has been moved to it, or left where it is, by then:
-    in the same function, and nowhere behind it."""
-    if not any(perhaps_none(module, one, place) for one in devices):
+    in the same function, and nowhere behind it. Or the device is known only to the function that made the model, which
+    has moved it."""
+    around = module.function(place) or module.tree
+    made = [value for value in _assigned(around, model) if isinstance(value, ast.Call)]
+    moves = _moves(around, model)
+    if any(one.lineno >= place.lineno for one in moves):  # type: ignore[attr-defined]
         return False
-    function, moves = module.function(place), list[ast.AST]()
-    for node in ast.walk(function) if function is not None else ():
+    if any(perhaps_none(module, one, place) for one in devices):
+        return bool(moves)
+    return len(made) == 1 and isinstance(made[0].func, ast.Name) and _gives_moved(module, made[0].func.id)
+
+
+def _gives_moved(module: Module, name: str) -> bool:
+    """Whether a function of the file moves the model that it returns."""
+    found = [one for one in module.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+    returned = [one.value for code in found for one in ast.walk(code) if isinstance(one, ast.Return)]
+    return (
+        len(found) == 1
+        and bool(returned)
+        and all(
+            value is not None and (_is_move(value) or bool(_moves(found[0], ast.unparse(value)))) for value in returned
+        )
+    )
+
+
+def _moves(code: ast.AST, model: str) -> list[ast.AST]:
+    """Where a function moves a model, by its name there."""
+    found: list[ast.AST] = []
+    for node in ast.walk(code):
         match node:
-            case ast.Assign(targets=[target], value=ast.Call(func=ast.Attribute(attr="to" | "cuda"))):
-                moves += [node] if ast.unparse(target) == model else []
-            case ast.Call(func=ast.Attribute(value=owner, attr="to" | "cuda")):
-                moves += [node] if ast.unparse(owner) == model else []
-    return bool(moves) and all(one.lineno < place.lineno for one in moves)  # type: ignore[attr-defined]
+            case ast.Assign(targets=[target], value=value) if _is_move(value) and ast.unparse(target) == model:
+                found.append(node)
+            case ast.Call(func=ast.Attribute(value=owner)) if _is_move(node) and ast.unparse(owner) == model:
+                found.append(node)
+    return found
+
+
+def _is_move(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("to", "cuda")
+
+
+def _assigned(code: ast.AST, name: str) -> list[ast.expr]:
+    """What a function assigns to a name."""
+    stores = (one for one in ast.walk(code) if isinstance(one, ast.Assign))
+    return [one.value for one in stores if name in map(ast.unparse, one.targets)]
 
 
 def perhaps_none(module: Module, text: str, place: ast.stmt) -> bool:

@@ -10,9 +10,9 @@ from amplint.rewrite.islands.numbers import ANGLES, BOUND, BUFFER, LOGARITHM, PA
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.source.module import Module
 
-BCE, SPARSE, COMPILED = "binary_cross_entropy", "sparse", "compiled"
+BCE, SPARSE, COMPILED, AWAY = "binary_cross_entropy", "sparse", "compiled", "away"
 IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
-COARSE = frozenset((LOGARITHM, VARIANCE))  # where the function is a loss
+COARSE = frozenset((LOGARITHM, VARIANCE, AWAY))  # where the function is a loss
 
 Place = tuple[str, int, int]
 
@@ -50,6 +50,10 @@ _SAID = {
     VARIANCE: (
         "computes a variance as a difference of averages, which half precision rounds by more than that",
         APART,
+    ),
+    AWAY: (
+        "computes on the CPU, where the autocast of a GPU does nothing",
+        "give it .float() outside of autocast",
     ),
     BUFFER: (
         "averages products over the batch in a buffer, where what half precision loses stays",

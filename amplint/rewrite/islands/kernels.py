@@ -14,7 +14,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
-from amplint.rewrite.islands.hits import BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
+from amplint.rewrite.islands.hits import AWAY, BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
 from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
 from amplint.rewrite.models.used import places_from, used_by
 from amplint.rewrite.regions.derivation import path
@@ -31,7 +31,7 @@ _LINEAR = frozenset(
 _COMPILED = frozenset("warpctc_pytorch torch_baidu_ctc warprnnt_pytorch warp_rnnt".split())  # losses for float32 only
 _RNNT = "k2.rnnt_loss"  # rnnt_loss_smoothed, rnnt_loss_pruned …
 _CALLED = "|".join((*_LINEAR, *_COMPILED, r"rnnt_loss\w*"))
-_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|{WORDS}|{_CALLED})\b")
+_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|cpu|{WORDS}|{_CALLED})\b")
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
@@ -97,7 +97,9 @@ class Search:
         if code not in self._found:
             calls = (node for node in ast.walk(code) if isinstance(node, ast.Call))
             what = ((call, self.needs(source, call)) for call in calls)
-            self._found[code] = [Hit(source, call, needs) for call, needs in what if needs is not None]
+            whole = isinstance(code, ast.FunctionDef | ast.ClassDef)  # and not a value, whose name may be anyone's
+            found = [Hit(source, call, needs) for call, needs in what if needs is not None]
+            self._found[code] = [hit for hit in found if whole or hit.what != AWAY]
         return self._found[code]
 
     def needs(self, module: Module, call: ast.Call) -> str | None:
@@ -281,6 +283,8 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return BCE if _is_run(module, call) else None
     if getattr(module.function(call), "name", "") in _MAKING:
         return None
+    if _leaves(module, call):
+        return AWAY
     if names & _SPARSE_PRODUCTS:
         return SPARSE
     if any(name.partition(".")[0] in _COMPILED or name.startswith(_RNNT) for name in names):
@@ -311,6 +315,20 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
     return last
 
 
+def _leaves(module: Module, call: ast.Call) -> bool:
+    """Whether a function goes on computing on the CPU with what it is given: `x = x.cpu()`, not `x.cpu().numpy()`."""
+    match call:
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="cpu"), args=[]):
+            pass
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="to"), args=[ast.Constant(value="cpu")]):
+            pass
+        case _:
+            return False
+    function = module.function(call)
+    given = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)} if function is not None else set()
+    return name in given and not isinstance(module.parents[call], ast.Attribute | ast.Return)
+
+
 def _is_run(module: Module, made: ast.Call) -> bool:
     """Whether a loss module that a call makes is ever called in its file; a function is."""
     match module.parents[made]:
@@ -332,7 +350,8 @@ def _is_cast(value: ast.expr) -> bool:
 
 
 def _is_fresh(module: Module, call: ast.AST, value: ast.expr) -> bool:
-    """Whether a value was made in the same function, in torch's default dtype: random numbers, an identity."""
+    """Whether a value was made in the same function, in torch's default dtype: random numbers, an identity; or is a
+    parameter, which autocast leaves in float32."""
     while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
         value = value.func.value
     if isinstance(value, ast.Name):
@@ -341,6 +360,13 @@ def _is_fresh(module: Module, call: ast.AST, value: ast.expr) -> bool:
         stores = [node for node in bound if not isinstance(node.ctx, ast.Load)]
         made = module.parents[stores[0]] if len(stores) == 1 else None
         value = made.value if isinstance(made, ast.Assign) and made.targets == stores else value
+    if isinstance(value, ast.Attribute) and ast.unparse(value.value) == "self":
+        around = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+        assigned = (one for one in ast.walk(around) if isinstance(one, ast.Assign)) if around is not None else ()
+        made_of = [one.value for one in assigned if ast.unparse(value) in map(ast.unparse, one.targets)]
+        return bool(made_of) and all(
+            isinstance(one, ast.Call) and "torch.nn.Parameter" in module.dotted(one.func) for one in made_of
+        )
     return (
         isinstance(value, ast.Call)
         and bool(_FRESH & set(module.dotted(value.func)))
