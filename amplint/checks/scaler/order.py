@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import partial
 
 from amplint.checks.registry import (
     Script,
@@ -176,8 +177,7 @@ def _clipped(
     backwards: list[events.Backward],
     unscale: events.Unscale | None = None,
 ) -> Finding:
-    steps = sorted(steps_of(script, optimizer, scaled=True), key=lambda one: not same_function(one, clip))
-    step = next(iter(steps), None)
+    step = min(steps_of(script, optimizer, scaled=True), key=partial(_distance, clip), default=None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
     module, place = _call_towards(clip, backwards) or (clip.module, clip.node)
@@ -201,6 +201,13 @@ def _clipped(
     )
 
 
+def _distance(event: events.Event, step: events.Step) -> tuple[bool, bool, bool]:
+    """Which step a clip, or unscale_, is for: one that its function takes, in the same arm of a branch, behind it."""
+    if not same_function(step, event):
+        return True, False, False
+    return False, alternatives(event.module, event.node, step.node), lineno(step.node) < lineno(event.node)
+
+
 def _unscale_first(
     script: Script, clip: events.Clip, module: Module, place: ast.AST, optimizer: Optimizer, step: events.Step | None
 ) -> Fix | None:
@@ -219,7 +226,8 @@ def _unscale_first(
         if other in step.clips or any(one == optimizer and at.kind in ("scaled", "entry") for one, at in owned):
             return None
     for late in script.events(events.Unscale):
-        if late.optimizer == optimizer and same_function(late, step) and lineno(late.node) > lineno(place):
+        behind = same_function(late, step) and lineno(late.node) > lineno(place)
+        if late.optimizer == optimizer and behind and not alternatives(module, place, late.node):
             return unscaling.before_clip(module, late.node, place)  # a second one would raise RuntimeError
     return fixes.unscale_before(module, place, receiver(step), first_argument(step), step.node)
 
@@ -321,7 +329,7 @@ def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
             unscale = before.by[0]
             if not isinstance(unscale, events.Unscale) or unscale.scaler != backward.scaler:
                 continue
-            step = next(steps_of(script, optimizer, scaled=True), None)
+            step = min(steps_of(script, optimizer, scaled=True), key=partial(_distance, unscale), default=None)
             yield found(
                 "AMP108",
                 unscale,
