@@ -178,6 +178,34 @@ for x in loader:
         {},
         "zero gradients of optimizer · forward model · backward · step optimizer",
     ),
+    "an engine in its own project": (
+        """
+from accelerate import Accelerator
+accelerator = Accelerator(mixed_precision="fp16")
+model = nn.Linear(8, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+model, optimizer = accelerator.prepare(model, optimizer)
+for x in loader:
+    accelerator.backward(model(x).mean())
+    optimizer.step()
+    optimizer.zero_grad()
+""",
+        {
+            "accelerate/__init__.py": "from .accelerator import Accelerator  # its backward scales",
+            "accelerate/accelerator.py": """
+class Accelerator:
+    def __init__(self, mixed_precision):
+        self.scaler = GradScaler() if mixed_precision == "fp16" else None
+
+    def prepare(self, *parts):
+        return tuple(self.wrap(part) for part in parts)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+""",
+        },
+        "forward model · backward, its scaling left to the library · step optimizer · zero gradients of optimizer",
+    ),
 }
 
 

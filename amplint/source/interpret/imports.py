@@ -53,8 +53,9 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame, whole: bool = 
     seen = 0
     while isinstance(value, Imported) and seen < 8:
         seen += 1
-        if m.alone:
-            return Lib(f"{value.module}.{value.name}".strip("."))
+        known = f"{value.module}.{value.name}".strip(".")
+        if m.alone or _is_engine(m, known):
+            return Lib(known)
         module = m.project.find(value.module, value.level, value.importer, whole)
         if module is None:
             inner = f"{value.module}.{value.name}".strip(".")
@@ -76,6 +77,13 @@ def resolve(m: Machine, value: Value, world: World, frame: Frame, whole: bool = 
             return Namespace(submodule)
         value = found
     return value
+
+
+def _is_engine(m: Machine, name: str) -> bool:
+    """Whether a name is of an engine that is known for what it does: so it is in the engine's own project, where the
+    file that defines it could be read."""
+    api = m.library.find(name)
+    return api is not None and api.returns == "managed"
 
 
 def load(m: Machine, module: Module, world: World) -> None:
