@@ -118,6 +118,17 @@ REFUSED = {
         HEAD + f"for part in parts:\n    if part:\n        {SGD}    else:\n        {SGD}" + STEP,
         "the optimizer exists only under some conditions; convert",
     ),
+    "a device that may be None, of a model that is moved later": (
+        "import argparse\nimport torch\nparser = argparse.ArgumentParser()\nparser.add_argument('--device')\n"
+        + "args = parser.parse_args()\n"
+        + FUNCTION.replace("train():", "train(model):\n    model = model.to(args.device)").replace(
+            "(device", "(args.device"
+        )
+        + "model = torch.nn.Linear(4, 4)\n"
+        + SGD
+        + "train(model)\n",
+        "the device is not known where the optimizer is made; ",
+    ),
     "a global of several functions": (
         HEAD
         + FUNCTION

@@ -36,9 +36,14 @@ def _gives_moved(module: Module, name: str) -> bool:
 
 
 def _moves(code: ast.AST, model: str) -> list[ast.AST]:
-    """Where a function moves a model, by its name there."""
+    """Where a function moves a model, by its name there; not where functions inside it do, whenever they are called."""
     found: list[ast.AST] = []
-    for node in ast.walk(code):
+    pending = list(ast.iter_child_nodes(code))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, FunctionNode | ast.ClassDef):
+            continue
+        pending += ast.iter_child_nodes(node)
         match node:
             case ast.Assign(targets=[target], value=value) if _is_move(value) and ast.unparse(target) == model:
                 found.append(node)
