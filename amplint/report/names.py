@@ -140,6 +140,8 @@ class Names:
                 text = self.name(subject)
             case Question(kind="none", parts=(Value() as subject,)):
                 text = f"{self.name(subject)} is None"
+            case Question(kind="eq", parts=(Value() as subject, Const(value=("dtype", str() as dtype)))):
+                text = f"{self.name(subject)} == torch.{dtype}"
             case Question(kind="eq", parts=(Value() as subject, Value() as other)):
                 text = f"{self.name(subject)} == {self.name(other)}"
         if not text or VAGUE.search(text):

@@ -199,6 +199,6 @@ def set_attribute(
     world.drop("gradients", Optimizer(sym("attr", owner, name)))  # what was taken for one before it was set
     value = variables.typed(m, value, target, world, frame)
     m.call(value, variables.path_text(target))
-    protocol.replaced(world, world.get(owner, name), value)
+    protocol.replaced(world, world.get(owner, name), value, field=True)
     world.set(owner, name, value)
     return [world]

@@ -307,8 +307,9 @@ def unknown(
         return [(fresh("call"), world)]  # `net = Net(embeddings)`: what it is made with is not what it is
     if result is not None and isinstance(callee, Sym) and isinstance(frame.module.parents.get(node), ast.Expr):
         objects.fill(callee, values, node, world)  # it keeps what it made: `losses(out, y)`, then `losses.backward()`
-    if in_region:
-        of = frozenset((callee,)) | (result.of if result else frozenset())
+    runner = next((one for one in (receiver, callee) if isinstance(one, Sym) and protocol.made_with(world, one)), None)
+    if in_region or runner is not None:
+        of = frozenset((callee if runner is None else runner,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)
     return [(result if result is not None else fresh("call"), world)]
 

@@ -170,6 +170,9 @@ def _equal(left: Value, right: Value) -> Formula:
         return _DTYPES[left.name] == _DTYPES[right.name]
     if sym("dtype", "low") in (left, right) and {left, right} & _FULL:
         return False  # half precision, not known which
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, Lib) and one.name in _DTYPES and isinstance(other, Sym):
+            return ask("eq", key(other), Const(("dtype", _DTYPES[one.name])))  # what is one dtype is no other
     return ask("cmp", "==", frozenset((key(left), key(right))))
 
 

@@ -46,6 +46,7 @@ from amplint.source.values import (
     Region,
     Scaled,
     Scaler,
+    Sym,
     Tensor,
     Test,
     Value,
@@ -155,7 +156,10 @@ def call(
     last = name.rpartition(".")[2]
     if last[:1].isupper() and not any(True for _ in tensors.tensors_in(given.values())):
         calls.unknown(m, Lib(name), given, node, world, frame)
-        return [(sym("made", name, site(node, frame)), world)]
+        made_here = sym("made", name, site(node, frame))
+        given_to = tuple(one for one in given.values() if isinstance(one, Model | Instance | Sym))
+        world.set("made with", made_here, given_to)
+        return [(made_here, world)]
     return calls.unknown(m, Lib(name), given, node, world, frame)
 
 

@@ -49,15 +49,20 @@ def optimizers(world: World) -> list[Optimizer]:
     return list(world.space("gradients"))
 
 
-def replaced(world: World, old: Value | None, new: Value) -> None:
-    """What held an optimizer holds another one of the same parameters (ASGD after SGD): nothing uses the old one."""
+def replaced(world: World, old: Value | None, new: Value, field: bool = False) -> None:
+    """What held an optimizer holds another one of the same parameters (ASGD after SGD): nothing uses the old one. A
+    `field` that the same call fills again holds the same one: its method was read before somebody was seen to call it,
+    with arguments that were unknown then."""
     if old is None or not any(isinstance(one, Optimizer) for one in options(new)):
         return
     kept = options(new)
     for optimizer in options(old):
         if isinstance(optimizer, Optimizer) and optimizer not in kept:
             for another in kept:
-                if isinstance(another, Optimizer) and _share(world, optimizer, another):
+                if not isinstance(another, Optimizer):
+                    continue
+                again = field and optimizer.node is not None and optimizer.node is another.node
+                if again or _share(world, optimizer, another):
                     world.drop("gradients", optimizer)
 
 
@@ -124,8 +129,9 @@ def related(world: World, one: Value, other: Value) -> bool:
 
 
 def _part(world: World, part: Value, whole: Value, depth: int = 4) -> bool:
-    if isinstance(part, Sym) and part.kind in ("attr", "item") and isinstance(part.parts[0], Value):
-        return part.parts[0] == whole or _part(world, part.parts[0], whole, depth)
+    above = part.parts[0] if isinstance(part, Sym) and part.kind in ("attr", "item") else None
+    if isinstance(above, Value) and (above == whole or _part(world, above, whole, depth)):
+        return True
     if depth == 0:
         return False
     return any(
@@ -145,9 +151,19 @@ def _children(world: World, whole: Value) -> list[Value]:
             inner = [value for _, value in whole.items]
         case Many():
             inner = [whole.item]
+        case Sym():
+            inner = made_with(world, whole)
         case _:
             inner = []
     return [value for value in inner if isinstance(value, Instance | Model | Items | Many | Mapping | Sym)]
+
+
+def made_with(world: World, made: Sym) -> list[Value]:
+    """The model that an object of a library was made with, which has a part in what that computes, if it is the only
+    one of its arguments that an optimizer trains: `criterion = WorldLoss(model, config)`."""
+    owned = {one for optimizer in optimizers(world) for one in optimizer.of}
+    trained = [one for one in world.get("made with", made) or () if one in owned]
+    return trained if len(trained) == 1 else []
 
 
 def backward(

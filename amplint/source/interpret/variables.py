@@ -98,7 +98,7 @@ def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
     if kind == "scaler":
         m.scalers[value] = role
         known = Scaler(value, sym("attr", value, "is_enabled"))
-    elif isinstance(value.parts[0], Optimizer):
+    elif isinstance(value.parts[0], Optimizer) and value.kind != "item":  # where there are several, it is a list
         return value.parts[0]  # what a wrapper holds
     else:
         optimizer = Optimizer(value)
