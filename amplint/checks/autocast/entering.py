@@ -43,6 +43,7 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
             )
     place = _Place(script)
     module = script.module
+    kept = _kept(module)
     for node in module.all_nodes:
         match node:
             case ast.With() | ast.AsyncWith():
@@ -70,6 +71,16 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                             f"write {text(module, arm)}()",
                             fixes.add_parentheses(module, arm, script.settings.target_device),
                         )
+            case ast.Call(func=func, args=[]) if text(module, func) in kept and not _has_device(node):
+                values = list(_assigned(module, func))
+                made = next((one for one in values if module.dotted(one) & _GENERAL), None)
+                if made is not None and not any(isinstance(one, ast.Call) for one in values):
+                    yield place.found(
+                        made,
+                        f"{text(module, func)} is this class, and is called without device_type, which is required: "
+                        "TypeError",
+                        f'write partial({text(module, made)}, "cuda")',
+                    )
             case ast.Call() if _lacks_device(module, node, script.settings.target_torch):
                 yield place.found(
                     node,
@@ -181,12 +192,26 @@ class _Place:
         return Finding("AMP207", message, module.path, module.range(node), severity, help=help, fix=fix)
 
 
+def _kept(module: Module) -> set[str]:
+    """The names and fields that may hold an autocast class that asks for a device, to be called later."""
+    found = set()
+    for one in module.nodes(ast.Assign):
+        arms = (one.value.body, one.value.orelse) if isinstance(one.value, ast.IfExp) else (one.value,)
+        if any(isinstance(arm, ast.Name | ast.Attribute) and module.dotted(arm) & _GENERAL for arm in arms):
+            found |= {text(module, target) for target in one.targets}
+    return found
+
+
+def _has_device(call: ast.Call) -> bool:
+    return any(keyword.arg in (None, "device_type") for keyword in call.keywords)
+
+
 def _lacks_device(module: Module, call: ast.Call, target: tuple[int, ...]) -> bool:
     names = set() if call.args else module.dotted(call.func)
     either = bool(names & _GENERAL) and target >= _BOTH and _falls_back(module, call.func)
     if not names or not (names <= _GENERAL or either):
         return False
-    return not any(keyword.arg in (None, "device_type") for keyword in call.keywords)
+    return not _has_device(call)
 
 
 def _falls_back(module: Module, name: ast.expr) -> bool:

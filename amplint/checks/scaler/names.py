@@ -41,7 +41,10 @@ _METHODS = frozenset(
     "get_backoff_factor set_backoff_factor get_growth_interval set_growth_interval".split()
 )
 _ENABLED = ": a GradScaler with enabled=False passes everything through"
-_ELSEWHERE = {"torch.cuda": ("autocast", "GradScaler"), "torch.nn": ("autocast", "GradScaler", "amp")}
+_ELSEWHERE = {
+    "torch.cuda": ("autocast", "GradScaler"),
+    **dict.fromkeys(("torch.nn", "torch.accelerator"), ("autocast", "GradScaler", "amp")),
+}
 
 
 @rule("AMP135")

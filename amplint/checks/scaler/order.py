@@ -18,6 +18,7 @@ from amplint.checks.registry import (
     same_function,
     text,
 )
+from amplint.checks.scaler.accumulation import every_n_batches
 from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
@@ -342,6 +343,33 @@ def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
                 ],
                 help="call unscale_ once per step, under the same condition as the step",
                 fix=_move_unscale(unscale, step),
+            )
+
+
+@rule("AMP108")
+def unscale_again(script: Script) -> Iterator[Finding]:
+    """unscale_ runs in every micro-batch, step and update only every few, and zero_grad hides that gradients of two
+    sizes would be added: the second unscale_ raises all the same."""
+    for unscale in script.events(events.Unscale):
+        if unscale.before.kind != "scaled" or unscale.before.stepped or unscale.state not in ("unscaled", "unknown"):
+            continue
+        inner = [loop.node for loop in unscale.loops]
+        ends: list[events.Step | events.Update] = []
+        ends += (one for one in script.events(events.Step) if one.scaler == unscale.scaler)
+        ends += (one for one in script.events(events.Update) if one.scaler == unscale.scaler)
+        ends = [one for one in ends if same_function(one, unscale)]
+        steps = [one for one in ends if isinstance(one, events.Step) and one.optimizer == unscale.optimizer]
+        if not inner or not steps or len(ends) == len(steps) or every_n_batches(unscale):
+            continue
+        if all(every_n_batches(one) and [loop.node for loop in one.loops] == inner for one in ends):
+            yield found(
+                "AMP108",
+                unscale,
+                "unscale_ runs in every micro-batch, step and update only every few: the second unscale_ before an "
+                "update raises RuntimeError",
+                evidence=[(unscale, "every micro-batch"), (steps[0], "every few micro-batches")],
+                help="call unscale_ once per step, under the same condition as the step",
+                fix=_move_unscale(unscale, steps[0]),
             )
 
 

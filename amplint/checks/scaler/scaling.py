@@ -29,6 +29,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
+from amplint.source.interpret import conditions
 from amplint.source.interpret.conditions import sides
 from amplint.source.interpret.tensors import device_type, dtype_of, region_dtype
 from amplint.source.values import (
@@ -194,7 +195,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             or before.kind not in ("scaled", "unscaled", "unknown")
             or (before.kind == "unknown" and before.stepped)
             or not isinstance(before.scaler, Scaler)
-            or _given_a_scaler(step)
+            or _has_a_scaler(script, step)
             or _is_engine(script, step)
         ):
             continue
@@ -239,8 +240,11 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             )
 
 
-def _given_a_scaler(step: events.Step) -> bool:
-    """Whether a step is handed a scaler, which it then uses: `optimizer.step(grad_scaler=scaler)`."""
+def _has_a_scaler(script: Script, step: events.Step) -> bool:
+    """Whether a step is handed a scaler, which it then uses (`optimizer.step(grad_scaler=scaler)`), or what steps holds
+    it: `trainer.scaler.scale(loss).backward()`, then `trainer.step()`."""
+    if scaler_name(script, step.before).startswith(f"{receiver(step)}."):
+        return True
     given = step.node.keywords if isinstance(step.node, ast.Call) else []
     return any("scaler" in text(step.module, keyword.value).lower() for keyword in given)
 
@@ -286,6 +290,7 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                 help=f"call {scaler_in(step)}.scale(loss).backward()",
                 fix=None if optional else _scale_loss(script, backward, step),
             )
+    yield from _unscaled_unscaled(script)
     for discard in script.events(events.Discard):
         if isinstance(discard.value, Tensor):
             yield found(
@@ -302,7 +307,30 @@ def _computed_here(backward: events.Backward) -> bool:
     return isinstance(backward.loss, Tensor) and not any(".scale(" in module.text for module in modules)
 
 
-def _scale_loss(script: Script, backward: events.Backward, step: events.Step) -> Fix | None:
+def _unscaled_unscaled(script: Script) -> Iterator[Finding]:
+    """unscale_ on gradients of a loss that was never scaled, whoever steps with them."""
+    scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
+    for unscale in script.events(events.Unscale):
+        if unscale.before.kind != "plain" or unscale.before.stepped or is_disabled(unscale.scaler):
+            continue
+        if not conditions.possible(conditions.truth(unscale.scaler.enabled), unscale.facts):
+            continue
+        for backward in backwards_of(unscale, unscale.before):
+            chosen = flag_decides(script, backward, scaled) or flag_decides(script, unscale, scaled)
+            if chosen or not isinstance(backward.loss, Tensor):
+                continue
+            yield found(
+                "AMP103",
+                backward,
+                "the loss is not scaled, but unscale_ divides its gradients by the loss scale "
+                f"({scale_at_first(script, unscale.scaler)} at first)",
+                evidence=[(backward, "unscaled gradients are computed"), (unscale, "divided by the scale")],
+                help=f"call {scaler_in(unscale)}.scale(loss).backward()",
+                fix=_scale_loss(script, backward, unscale),
+            )
+
+
+def _scale_loss(script: Script, backward: events.Backward, step: events.Step | events.Unscale) -> Fix | None:
     if not same_function(backward, step) or not isinstance(backward.node, ast.Call) or not receiver(step):
         return None
     dropped = [

@@ -30,6 +30,7 @@ from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.module import Module
 from amplint.source.walk import walk
 
 
@@ -146,6 +147,51 @@ def update_without_step(script: Script) -> Iterator[Finding]:
             evidence=[(mine[0], "a condition decides whether this steps"), (update, "this always runs")],
             help="call it right after the step, under the step's condition",
         )
+
+
+@rule("AMP111")
+def update_behind_backward(script: Script) -> Iterator[Finding]:
+    """update() right behind the backward, in a function that steps nothing: the step comes later, elsewhere, and
+    divides the gradients by a scale that may be another by then."""
+    for update in script.events(events.Update):
+        module, scaler = update.module, receiver(update)
+        if update.pairs or _sets_scale(update) or not scaler or not _on(update):
+            continue
+        ends = (one for kind in (events.Step, events.Unscale) for one in script.events(kind))
+        if any(same_function(one, update) for one in ends):
+            continue
+        for backward in script.events(events.Backward):
+            if backward.scaler != update.scaler or not same_function(backward, update):
+                continue
+            between = _between(module, backward.node, update.node)
+            if between is None or any(not _asks_only(module, statement, scaler) for statement in between):
+                continue
+            yield found(
+                "AMP111",
+                update,
+                f"{scaler}.update() runs before the step: with nothing stepped since the last one it raises "
+                "AssertionError, else the gradients are divided by a scale that they do not carry",
+                evidence=[(backward, "gradients wait for a step"), (update, "updates before it")],
+                help="call it once, after the step",
+            )
+            break
+
+
+def _between(module: Module, first: ast.AST, second: ast.AST) -> list[ast.stmt] | None:
+    """The statements between two that stand in one block, the first before the second."""
+    for above in (first, *module.ancestors(first)):
+        for _, block in ast.iter_fields(module.parents.get(above, above)):
+            if isinstance(block, list) and above in block:
+                around = {second, *module.ancestors(second)}
+                later = [index for index, one in enumerate(block) if one in around and index > block.index(above)]
+                return block[block.index(above) + 1 : later[0]] if later else None
+    return None
+
+
+def _asks_only(module: Module, statement: ast.stmt, scaler: str) -> bool:
+    """Whether a statement calls nothing but what the scaler says of itself."""
+    calls = [node for node in walk(statement) if isinstance(node, ast.Call)]
+    return all(text(module, call.func) in (f"{scaler}.get_scale", f"{scaler}.is_enabled") for call in calls)
 
 
 def _on(update: events.Update) -> bool:

@@ -19,6 +19,7 @@ from amplint.checks.scaler.accumulation import counts_batches, every_n_batches
 from amplint.checks.scaler.nonfinite import asks_for_nonfinite
 from amplint.checks.scaler.protocol import (
     backwards_of,
+    lineno,
 )
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
@@ -59,6 +60,61 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             help="call it after the step, or before the forward",
             fix=_zero_after(script, zero, step),
         )
+
+
+@rule("AMP136")
+def the_same_micro_batch(script: Script) -> Iterator[Finding]:
+    """zero_grad before the forward and the step after it under one condition: the micro-batch that steps is the one
+    that begins anew, and what all others have added since is thrown away."""
+    told: set[ast.AST] = set()
+    for step in script.events(events.Step):
+        module, due = step.module, _counted(step)
+        if step.scaler is None or due is None or step.before.kind != "scaled" or step.before.stepped:
+            continue
+        inner = [loop.node for loop in step.loops]
+        backwards = backwards_of(step, step.before)
+        for zero in script.events(events.ZeroGradient):
+            asked = _counted(zero)
+            if zero.node in told or asked is None or asked is due or not same_function(zero, step):
+                continue
+            mine = any(optimizer == step.optimizer for optimizer, _ in zero.touched)
+            same = text(module, asked.test, 200) == text(module, due.test, 200) and bool(inner)
+            if not mine or not same or [loop.node for loop in zero.loops] != inner:
+                continue
+            if backwards and all(_every(zero, backward, step, inner) for backward in backwards):
+                told.add(zero.node)
+                yield found(
+                    "AMP136",
+                    zero,
+                    "gradients are set to zero in the very micro-batch that steps: what the others have added before "
+                    "it is thrown away",
+                    evidence=[
+                        (zero, "begins anew"),
+                        (backwards[-1], "every micro-batch adds its gradients"),
+                        (step, "steps in the same one, with its gradients alone"),
+                    ],
+                    help="set them to zero after the step",
+                )
+
+
+def _counted(event: events.Event) -> ast.If | None:
+    """The condition around an event in its loop, if it is nothing but `i % n == k`."""
+    for above in event.module.ancestors(event.node):
+        match above:
+            case ast.If(test=ast.Compare(left=ast.BinOp(op=ast.Mod()), ops=[ast.Eq()])):
+                return above
+            case ast.If() | ast.For() | ast.While() | ast.FunctionDef():
+                return None
+    return None
+
+
+def _every(zero: events.Event, backward: events.Backward, step: events.Step, inner: list[ast.AST]) -> bool:
+    """Whether a backward runs in every micro-batch, between what may set to zero and what may step."""
+    around = [above for above in backward.module.ancestors(backward.node) if isinstance(above, ast.If)]
+    loop = inner[-1] if inner else None
+    free = loop is not None and not any(loop in backward.module.ancestors(branch) for branch in around)
+    between = lineno(zero.node) < lineno(backward.node) < lineno(step.node)
+    return free and between and same_function(backward, step) and [one.node for one in backward.loops] == inner
 
 
 def _if_not_finite(zero: events.Event) -> bool:
