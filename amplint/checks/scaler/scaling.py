@@ -234,10 +234,21 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 step,
                 f"{named(step)} steps with gradients that are still multiplied by the loss scale "
                 f"({scale_at_first(script, before.scaler)} at first)",
+                severity=None if _is_plain(script, step, before.scaler) else Severity.NOTE,
                 evidence=evidence,
                 help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
+
+
+def _is_plain(script: Script, step: events.Step, scaler: Scaler) -> bool:
+    """Whether scaler and optimizer are surely torch's: made here, or the scaler is updated, or steps, as torch's does.
+    What else is used as a scaler may well be one that an optimizer of its own reads."""
+    if scaler.node is not None and step.optimizer.node is not None:
+        return True
+    return any(one.scaler == scaler for one in script.events(events.Update)) or any(
+        one.scaler == scaler for one in script.events(events.Step)
+    )
 
 
 def _has_a_scaler(script: Script, step: events.Step) -> bool:

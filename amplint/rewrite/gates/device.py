@@ -166,9 +166,7 @@ def gate(
     if hard_coded(module):
         return Gate('"cuda"')
     if moves := moved_to(module):  # a device that may be None says nothing; a model that was moved knows where it is
-        if target == "cuda" and model and moved_before(module, model, place, moves):
-            return Gate('"cuda"', f"next({model}.parameters()).is_cuda")
-        return None
+        return _of_model(model, target) if model and moved_before(module, model, place, moves) else None
     for text in handed_on(module):
         if visible(module, text, place):
             return Gate(f"{text}.type", f'{text}.type == "{target}"')
@@ -180,10 +178,13 @@ def gate(
             text = ast.unparse(test)
             text = f"({text})" if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or) else text
             return Gate('"cuda"', text if is_truth(module, test) else f"bool({text})")
-    if tests and early:
+    if model is None or (tests and early):
         return None
-    if model is None:
-        return None
+    return _of_model(model, target)
+
+
+def _of_model(model: str, target: str) -> Gate:
+    """The gate that asks a model where it is."""
     if target == "cuda":
         return Gate('"cuda"', f"next({model}.parameters()).is_cuda")
     kind = f"next({model}.parameters()).device.type"
