@@ -20,10 +20,7 @@ from amplint.checks.scaler.protocol import (
     flag_decides,
     forks,
     is_disabled,
-    named,
-    same_arm,
     scale_at_first,
-    scaler_name,
     steps_of,
 )
 from amplint.findings import Finding, Fix, Severity
@@ -183,96 +180,6 @@ def _half_in_one_mode(script: Script, region: Region | None, step: events.Step) 
 
 def _entering(script: Script, region: Region) -> events.Event | None:
     return next((event for event in script.events(events.Enter) if event.entered == region), None)
-
-
-@rule("AMP102")
-def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
-    """optimizer.step() on gradients that a scaler scaled."""
-    for step in script.events(events.Step):
-        before = step.before
-        if (
-            step.scaler is not None
-            or before.kind not in ("scaled", "unscaled", "unknown")
-            or (before.kind == "unknown" and before.stepped)
-            or not isinstance(before.scaler, Scaler)
-            or _has_a_scaler(script, step)
-            or _is_engine(script, step)
-        ):
-            continue
-        backward = backwards_of(step, before)[-1:]
-        choosing = forks(step, steps_of(script, step.optimizer, scaled=True))
-        if any(not backward or not same_arm(branch, step, backward[0]) for branch in choosing):
-            continue
-        evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backward]
-        if before.stepped and before.kind == "unscaled":
-            through = [s for s in steps_of(script, step.optimizer, scaled=True) if same_function(s, step)]
-            if not through:
-                continue
-            evidence += [(through[-1], "this already steps the optimizer")]
-            message = f"{named(step)} steps a second time, past the scaler's check for inf and nan"
-            yield found(
-                "AMP102",
-                step,
-                message,
-                evidence=evidence,
-                help="remove it: scaler.step() calls optimizer.step()",
-                fix=fixes.drop_second_step(step.module, step.node),
-            )
-        elif before.kind == "unscaled":
-            yield found(
-                "AMP102",
-                step,
-                f"{named(step)} bypasses the scaler: a step with inf or nan gradients is not skipped",
-                severity=Severity.WARNING,
-                evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
-                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
-                fix=_through_scaler(script, step),
-            )
-        else:
-            yield found(
-                "AMP102",
-                step,
-                f"{named(step)} steps with gradients that are still multiplied by the loss scale "
-                f"({scale_at_first(script, before.scaler)} at first)",
-                severity=None if _is_plain(script, step, before.scaler) else Severity.NOTE,
-                evidence=evidence,
-                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
-                fix=_through_scaler(script, step),
-            )
-
-
-def _is_plain(script: Script, step: events.Step, scaler: Scaler) -> bool:
-    """Whether scaler and optimizer are surely torch's: made here, or the scaler is updated, or steps, as torch's does.
-    What else is used as a scaler may well be one that an optimizer of its own reads."""
-    if scaler.node is not None and step.optimizer.node is not None:
-        return True
-    return any(one.scaler == scaler for one in script.events(events.Update)) or any(
-        one.scaler == scaler for one in script.events(events.Step)
-    )
-
-
-def _has_a_scaler(script: Script, step: events.Step) -> bool:
-    """Whether a step is handed a scaler, which it then uses (`optimizer.step(grad_scaler=scaler)`), or what steps holds
-    it: `trainer.scaler.scale(loss).backward()`, then `trainer.step()`."""
-    if scaler_name(script, step.before).startswith(f"{receiver(step)}."):
-        return True
-    given = step.node.keywords if isinstance(step.node, ast.Call) else []
-    return any("scaler" in text(step.module, keyword.value).lower() for keyword in given)
-
-
-def _is_engine(script: Script, step: events.Step) -> bool:
-    """Whether what steps has a backward of its own in the same function: `engine.backward(loss)`. What the other arm
-    differentiates is not what it steps with."""
-    backwards = (one for one in script.events(events.Backward) if one.managed and same_function(one, step))
-    return any(receiver(one) == receiver(step) for one in backwards)
-
-
-def _through_scaler(script: Script, step: events.Step) -> Fix | None:
-    origin = next((b for b in step.before.origins if same_function(b, step)), None)
-    if origin is None or not isinstance(step.node, ast.Call):
-        return None
-    updates = any(u.scaler == step.before.scaler for u in script.events(events.Update))
-    return fixes.step_through_scaler(step.module, step.node, scaler_name(script, step.before), not updates)
 
 
 @rule("AMP103")
