@@ -87,7 +87,7 @@ def test_what_acts_names_what_it_acts_on(does: str, needs: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returns", "needs"), [("optimizer", {"parameters"}), ("same", {"model", "optimizer", "args"})]
+    ("returns", "needs"), [("optimizer", {"parameters"}), ("same", {"model", "object", "optimizer", "args"})]
 )
 def test_what_returns_something_names_where_it_comes_from(returns: str, needs: set[str]) -> None:
     returning = [entry for entry in apis() if entry.get("returns") == returns]

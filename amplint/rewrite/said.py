@@ -21,7 +21,8 @@ _SKIPPED = frozenset(("node_modules", "site-packages", "__pycache__", "venv"))
 
 def says(module: Module, words: re.Pattern[bytes]) -> tuple[bool, tuple[str, ...]]:
     """Whether a Python file or notebook of the project around a file says one of the words, and the files and folders
-    that this depends on. Where no project is to be seen, or one too large to look through, it may."""
+    that this depends on. Where no project is to be seen (a file by itself is none), or one too large to look through,
+    it may."""
     if not os.path.isfile(module.path):
         return True, ()
     return _look(*around(module, near=project_root(Path(module.path).resolve().parent) is None), words)
@@ -30,17 +31,19 @@ def says(module: Module, words: re.Pattern[bytes]) -> tuple[bool, tuple[str, ...
 @lru_cache(8)
 def _look(top: Path, alone: bool, words: re.Pattern[bytes]) -> tuple[bool, tuple[str, ...]]:
     looked: list[str] = []
+    read = 0
     for path in _below(top, alone, looked):
         if path is None or len(looked) > _MOST:
             return True, ()
         looked.append(str(path))
+        read += 1
         try:
             text = files.read(str(path)) if path.stat().st_size <= _LARGEST else b""
         except (OSError, Unreadable, ValueError):
             continue
         if words.search(text):
             return True, (str(path),)
-    return False, tuple(looked)
+    return read < 2, tuple(looked)
 
 
 def _below(top: Path, alone: bool, looked: list[str]) -> Iterator[Path | None]:

@@ -75,6 +75,13 @@ def test_a_model_of_a_project_that_never_runs_in_half(tmp_path: Path) -> None:
     assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train="loss.backward()\n") == [Severity.NOTE]
 
 
+def test_a_file_by_itself_is_no_project(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(ATTENTION)
+    found = checks.check_module(Module.read(str(path), ATTENTION.encode()), Settings(codes=frozenset({"AMP401"})))
+    assert [one.severity for one in found.findings] == [Severity.WARNING]
+
+
 def test_a_model_of_a_project_that_may(tmp_path: Path) -> None:
     assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train="trainer = Trainer(precision=16)\n") == [
         Severity.WARNING
