@@ -58,9 +58,13 @@ def _scale(value: Value, how: str) -> bool:
             return abs(number) < 1 if how == "mul" else abs(number) > 1
         case Sym():
             return value.kind in ("op", "call", "attr", "argument", "item", "constant", "unary", "number", "unknown")
-        case Choice():
-            return _scale(value.yes, how) and _scale(value.no, how)
+        case Choice():  # 1 where an option scales nothing
+            sides = (value.yes, value.no)
+            return any(_scale(one, how) for one in sides) and all(_scale(one, how) or one in _ONE for one in sides)
     return False
+
+
+_ONE = (Const(1), Const(1.0))
 
 
 def _becomes_weights(script: Script, scores: Tensor) -> bool:
