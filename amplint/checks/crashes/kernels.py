@@ -44,8 +44,19 @@ def _no_kernel(script: Script) -> Iterator[tuple[events.Operation, list[int], Te
         tensor = half(event.args[places[0]], event)
         if tensor is not None and tensor.trust == GIVEN and event.name in ("stft", "istft"):
             continue  # what is given to these is a waveform, not an activation
+        if tensor is not None and tensor.trust == GIVEN and _of_a_batch(operand_node(event, places[0])):
+            continue
         if tensor is not None and tensor.made not in table:  # one that raises is not reached by what follows
             yield event, places, tensor
+
+
+def _of_a_batch(operand: ast.expr | None) -> bool:
+    """Whether an operand is taken by a word, as the parts of a batch are: matrices and intrinsics more often than
+    activations."""
+    match operand:
+        case ast.Subscript(slice=ast.Constant(value=str())):
+            return True
+    return False
 
 
 def _fix(event: events.Operation, places: list[int]) -> Fix | None:

@@ -61,8 +61,6 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
                 return stored  # type: ignore[no-any-return]
             dispatched = dispatch(owner, index, world)
             return sym("item", owner, index) if dispatched is None else dispatched
-        case Tensor(made="argument") if isinstance(index, Const) and isinstance(index.value, str):
-            return sym("item", owner, index)  # no tensor but a table: a batch, whose parts are data
         case Tensor():
             return operations.pair(owner, index.value if isinstance(index, Const) else None) or (
                 operations.view(owner, node)
