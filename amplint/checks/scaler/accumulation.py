@@ -165,9 +165,7 @@ def backward_of_every_nth_alone(script: Script) -> Iterator[Finding]:
     """Each micro-batch's loss is computed, but only every nth goes backward, divided by n as if all had."""
     for step in script.events(events.Step):
         module = step.module
-        due = next(
-            (one for one in module.ancestors(step.node) if isinstance(one, ast.If) and _has_modulo(one.test)), None
-        )
+        due = _due(step)
         own = [b for b in script.events(events.Backward) if same_function(b, step) and b.loops == step.loops]
         if due is None or not step.loops or not own or not all(_stands_in(module, b.node, due) for b in own):
             continue
@@ -195,9 +193,7 @@ def divided_after_backward(script: Script) -> Iterator[Finding]:
     """A loss is divided by the number of micro-batches when its gradients are there already, and is read no more."""
     for step in script.events(events.Step):
         module = step.module
-        due = next(
-            (one for one in module.ancestors(step.node) if isinstance(one, ast.If) and _has_modulo(one.test)), None
-        )
+        due = _due(step)
         if due is None or not step.loops:
             continue
         names = [node for node in walk(step.loops[-1].node) if isinstance(node, ast.Name)]
@@ -381,6 +377,12 @@ def _counts_of(code: ast.AST) -> frozenset[str]:
         for target in assign.targets
         if isinstance(target, ast.Name)
     )
+
+
+def _due(step: events.Step) -> ast.If | None:
+    """The question above a step whether enough micro-batches are added up."""
+    above = step.module.ancestors(step.node)
+    return next((one for one in above if isinstance(one, ast.If) and _has_modulo(one.test)), None)
 
 
 def _has_modulo(node: ast.AST) -> bool:

@@ -51,7 +51,7 @@ _STEPPED = re.compile(r"(?:caler\w*\.step|unscale_)\(\s*(?:\w+\.)*+(?!self\b)(\w
 # (Two patterns that begin with what is rare: together they would be tried at every letter.)
 _PRODUCT = re.compile(r" @ (?<=[\w)\]] @ )[A-Za-z_(]")
 _CONSTANT = re.compile(r"[0-9](?:[eE][+-]?[0-9]|[0-9]{5}|(?<=0)\.0000)")
-_OF_DICTS = frozenset(dir(dict)) - {"__call__"}
+_OF_DICTS = frozenset(dir(dict))
 _SMALL_LINES = 5  # running so little costs no more than asking
 
 
