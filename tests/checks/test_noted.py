@@ -11,6 +11,7 @@ import pytest
 
 from amplint import checks
 from amplint.config import Settings
+from amplint.findings import Severity
 from amplint.source.module import Module
 
 NOTED = sorted(Path(__file__).with_name("noted").glob("*.case"))
@@ -24,3 +25,4 @@ def test_the_note_is_raised(path: Path) -> None:
     found = checks.check_module(module, Settings(codes=frozenset((code,)))).findings
     rows = [row for row, line in enumerate(text.splitlines(), 1) if line.endswith("  # !")]
     assert sorted({finding.range.start.row for finding in found}) == rows
+    assert {finding.severity for finding in found} <= {Severity.NOTE}
