@@ -1,6 +1,7 @@
-"""All that needs a GPU, in one go: python benchmarks/gpu.py [--only policy kernels fixtures verify] [--out FILE].
+"""All that needs a GPU, in one go: python benchmarks/gpu.py [--only SECTION …] [--out FILE]. Sections:
 
 policy    CUDA autocast's real dtypes against rules/ops.toml
+crashes   what raises for half tensors: operations without a half kernel, operands of two dtypes, constants beyond 65504
 kernels   the compiled FP16 matmul against torch's own: speed, counters' cost, correctness (benchmarks/kernels.py)
 fixtures  the three training scripts at real sizes: FP32 with TF32 off and on, `amplint fix` in FP16 and BF16, AMP
           written by hand: time, memory and energy a step, and the loss that they reach
@@ -125,6 +126,124 @@ def policy() -> dict[str, Any]:
     return {"calls": len(expected), "as listed": len(expected) - len(wrong), "wrong": wrong}
 
 
+# Of a half tensor x, with a number c beyond 65504, a mask m and indices k: what raises, and what becomes an infinity.
+CONSTANTS = {
+    "masked_fill": "x.masked_fill(m, c)",
+    "masked_fill, a tensor": "x.masked_fill(m, torch.tensor(c))",
+    "fill_": "x.clone().fill_(c)",
+    "full": "torch.full((4,), c, dtype=x.dtype)",
+    "full_like": "torch.full_like(x, c)",
+    "new_full": "x.new_full((4,), c)",
+    "new_tensor": "x.new_tensor(c)",
+    "clamp": "x.clamp(min=-c)",
+    "scatter": "x.scatter(0, k, c)",
+    "index_fill": "x.index_fill(0, k, c)",
+    "F.pad": "F.pad(x, (1, 1), value=c)",
+    "where, the number last": "torch.where(m, x, c)",
+    "where, the number first": "torch.where(m, c, x)",
+    "where, a float32 tensor": "torch.where(m, x, torch.tensor(c))",
+    "x + c": "x + c",
+    "x * c": "x * c",
+    "x[m] = c": "store(x, m, c)",
+    "x[k] = c": "store(x, k, c)",
+    "addcmul, value": "torch.addcmul(x, x, x, value=c)",
+    "add, alpha": "torch.add(x, x, alpha=c)",
+    "threshold": "F.threshold(x, 2.0, c)",
+    "torch.tensor": "torch.tensor(c, dtype=x.dtype)",
+    "to(half)": "torch.tensor(c).to(x.dtype)",
+}
+# Of a half tensor and a float32 one of the same shape (a square of 4, a batch of them, an image): what takes both.
+TWO_DTYPES = {
+    "add": "a + b", "cat": "torch.cat([a, b])", "stack": "torch.stack([a, b])", "where": "torch.where(m, a, b)",
+    "maximum": "torch.maximum(a, b)", "addcmul": "torch.addcmul(a, b, b)", "lerp": "torch.lerp(a, b, 0.5)",
+    "matmul": "a @ b", "mv": "a @ b[0]", "dot": "a[0] @ b[0]", "bmm": "A @ B", "einsum": 'torch.einsum("ij,jk", a, b)',
+    "tensordot": "torch.tensordot(a, b, 1)", "inner": "torch.inner(a, b)", "outer": "torch.outer(a[0], b[0])",
+    "kron": "torch.kron(a, b)", "addmm": "torch.addmm(a, b, b)", "baddbmm": "torch.baddbmm(A, B, B)",
+    "addmm_": "a.clone().addmm_(b, b)", "baddbmm_": "A.clone().baddbmm_(B, B)", "linear": "F.linear(a, b)",
+    "conv2d": "F.conv2d(I, J)", "bilinear": "F.bilinear(a, a, B)", "prelu": "F.prelu(a, b[0, :1])",
+    "attention": "F.scaled_dot_product_attention(A, A, B)", "grid_sample": "F.grid_sample(I, G, align_corners=False)",
+    "layer_norm, half weights": "F.layer_norm(b, (4,), a[0], a[0])",
+    "layer_norm, half input": "F.layer_norm(a, (4,), b[0], b[0])",
+    "group_norm, half weights": "F.group_norm(J, 2, a[0], a[0])",
+    "batch_norm, half weights": "F.batch_norm(J, None, None, a[0], a[0], True)",
+    "batch_norm, half input": "F.batch_norm(I, None, None, b[0], b[0], True)",
+    "embedding": "F.embedding(k, a)", "x[k] = y": "store(a, k, b)", "x[m] = y": "store(a, m, b[m])",
+    "index_put": "a.index_put((k,), b)", "index_add": "a.index_add(0, k, b)", "index_copy": "a.index_copy(0, k, b)",
+    "scatter": "a.scatter(0, K, b)", "scatter_add": "a.scatter_add(0, K, b)",
+    "scatter_add_": "a.clone().scatter_add_(0, K, b)", "scatter_reduce": 'a.scatter_reduce(0, K, b, "sum")',
+    "masked_scatter": "a.masked_scatter(m, b)", "copy_": "a.clone().copy_(b)", "add_ to half": "a.clone().add_(b)",
+    "mse_loss": "grad(F.mse_loss(r, b))", "l1_loss": "grad(F.l1_loss(r, b))",
+    "smooth_l1_loss": "grad(F.smooth_l1_loss(r, b))", "huber_loss": "grad(F.huber_loss(r, b))",
+    "kl_div": "grad(F.kl_div(r, b))", "bce": "grad(F.binary_cross_entropy(r.sigmoid(), b.sigmoid()))",
+    "bce_with_logits": "grad(F.binary_cross_entropy_with_logits(r, b))",
+    "cross_entropy, probabilities": "grad(F.cross_entropy(r, b))",
+    "cross_entropy, weights": "grad(F.cross_entropy(r, k, weight=b[0]))",
+    "cdist": "torch.cdist(a, b)", "cosine_similarity": "F.cosine_similarity(a, b)", "gather": "a.gather(0, K)",
+}  # fmt: skip
+
+
+def crashes() -> dict[str, Any]:
+    """What raises, and the dtype or the number that comes out of what does not."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        tests = importlib.import_module("tests.test_ops")
+    finally:
+        sys.path.remove(str(ROOT))
+    device = "cuda" if GPU else "cpu"
+    torch.set_default_device(device)
+    told: dict[str, Any] = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        square, name = torch.eye(4, dtype=dtype), str(dtype).removeprefix("torch.")
+        names = {"torch": torch, "F": torch.nn.functional, "a": square, "v": torch.ones(4, dtype=dtype)}
+        calls = {
+            op: tests.HALF_CALLS.get(op, f"torch.fft.{op.removeprefix('fft_')}(a)")
+            for op in tests.OPS["no_half_kernel"]
+        }
+        for region in ("", " under autocast"):
+            with torch.autocast(device, dtype, enabled=bool(region)):
+                told[f"no half kernel, {name}{region}"] = {op: _outcome(call, names) for op, call in calls.items()}
+                told[f"two dtypes, {name}{region}"] = {
+                    op: _outcome(call, _two(dtype)) for op, call in TWO_DTYPES.items()
+                }
+    names = {"x": torch.ones(4, dtype=torch.float16), "m": torch.tensor([True, False, True, False]), "c": -1e9}
+    names |= {"k": torch.tensor([0, 2]), "torch": torch, "F": torch.nn.functional, "store": _store}
+    told["constants, float16"] = {name: _outcome(call, names, value=True) for name, call in CONSTANTS.items()}
+    torch.set_default_device("cpu")
+    return told
+
+
+def _two(dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    square, batch, image = torch.rand(4, 4), torch.rand(2, 4, 4), torch.rand(2, 4, 4, 4)
+    names = {"torch": torch, "F": torch.nn.functional, "store": _store, "grad": _grad, "k": torch.arange(4)}
+    names |= {"a": square.to(dtype), "b": square, "A": batch.to(dtype), "B": batch, "I": image.to(dtype), "J": image}
+    names |= {"m": square > 0.5, "K": torch.zeros(4, 4, dtype=torch.long), "G": torch.rand(2, 3, 3, 2)}
+    return names | {"r": square.to(dtype).requires_grad_()}
+
+
+def _store(into: torch.Tensor, where: torch.Tensor, what: object) -> torch.Tensor:
+    into = into.clone()
+    into[where] = what
+    return into
+
+
+def _grad(loss: torch.Tensor) -> torch.Tensor:
+    loss.backward()
+    return loss
+
+
+def _outcome(call: str, names: dict[str, Any], value: bool = False) -> str:
+    """The dtype of a call's result (its last number), or what it raises."""
+    try:
+        result = eval(call, names)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    result = result[0] if isinstance(result, tuple | list) else result
+    if value:
+        return f"{str(result.dtype).removeprefix('torch.')} {result.double().flatten().min().item():g}"
+    return str(result.dtype).removeprefix("torch.")
+
+
 def kernels() -> dict[str, Any]:
     """What benchmarks/kernels.py measures on this device."""
     sys.path.insert(0, str(Path(__file__).parent))
@@ -230,7 +349,7 @@ def verify() -> dict[str, Any]:
 
 
 def main() -> None:
-    sections = {section.__name__: section for section in (policy, kernels, fixtures, verify)}
+    sections = {section.__name__: section for section in (policy, crashes, kernels, fixtures, verify)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(sections), default=list(sections))
     parser.add_argument("--script", nargs="+", choices=list(SIZES), default=list(SIZES), help="of the fixtures")
