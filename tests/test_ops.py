@@ -333,6 +333,10 @@ def test_bce_is_banned() -> None:
 HALF_CALLS = {
     "linalg_inv": "torch.linalg.inv(a)",
     "inverse": "torch.inverse(a)",
+    "linalg_inv_ex": "torch.linalg.inv_ex(a)",
+    "linalg_lu_factor_ex": "torch.linalg.lu_factor_ex(a)",
+    "linalg_solve_ex": "torch.linalg.solve_ex(a, a)",
+    "linalg_tensorsolve": "torch.linalg.tensorsolve(a, v)",
     "linalg_tensorinv": "torch.linalg.tensorinv(a.reshape(2, 2, 2, 2))",
     "linalg_pinv": "torch.linalg.pinv(a)",
     "pinverse": "torch.pinverse(a)",
@@ -392,6 +396,17 @@ def test_ops_without_a_half_kernel_say_so(op: str) -> None:
     assert OPS["no_half_kernel"][op] in str(caught.value)
 
 
+def test_bfloat16_has_no_complex_dtype() -> None:
+    pairs = torch.ones(4, 2, dtype=torch.bfloat16)
+    calls = {"view_as_complex": lambda: torch.view_as_complex(pairs), "complex": lambda: torch.complex(pairs, pairs)}
+    assert calls.keys() == OPS["no_bfloat16_kernel"].keys()
+    for op, call in calls.items():
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert OPS["no_bfloat16_kernel"][op] in str(caught.value)
+    assert torch.view_as_complex(pairs.half()).dtype == torch.complex32
+
+
 # -- the file itself --------------------------------------------------------------------------------------------------
 
 
@@ -410,7 +425,16 @@ def test_ops_where_dtypes_meet_are_known() -> None:
 
 def test_aliases_exist_in_torch_and_lead_to_known_ops() -> None:
     known = {op for kind in (*CUDA_LISTS, "banned") for op in OPS["cuda"][kind]}
-    for name in ("stays_half", "neutral", "boolean", "integer", "no_half_kernel", "decomposes"):
+    for name in (
+        "stays_half",
+        "neutral",
+        "boolean",
+        "integer",
+        "no_half_kernel",
+        "no_half_kernel_cuda",
+        "no_bfloat16_kernel",
+        "decomposes",
+    ):
         known |= set(OPS[name])
     for spelling, op in OPS["aliases"].items():
         assert op in known, spelling

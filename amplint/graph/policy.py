@@ -23,8 +23,8 @@ from amplint import knowledge
 KINDS = ("lower", "fp32", "fp32_set_opt_dtype", "fp32_append_dtype", "promote", "banned")
 HALVES = (torch.float16, torch.bfloat16)
 _KEY = "AutocastCPU"
-# On CUDA a recurrent layer is one cuDNN call, which autocast casts to half (native/cudnn/RNN.cpp).
-RNN = tuple(f"aten::{name}.{form}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("input", "data"))
+# On CUDA a recurrent layer is one cuDNN call, which autocast casts to float16 (ATen/cudnn/AutocastRNN.cpp).
+RNN = tuple(f"aten::{name}.{form}" for name in knowledge.ops()["cuda"]["float16"] for form in ("input", "data"))
 _APPENDED = {
     torch.ops.aten.norm.Scalar: torch.ops.aten.norm.ScalarOpt_dtype,
     torch.ops.aten.norm.ScalarOpt_dim: torch.ops.aten.norm.ScalarOpt_dim_dtype,
@@ -155,7 +155,7 @@ def _kernel(operator: Any, kind: str) -> Callable[..., Any]:
                     return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
                 case "rnn":
                     with without_mkldnn():
-                        return operator(*_cast(args, _lower()), **_cast(kwargs, _lower()))
+                        return operator(*_cast(args, torch.float16), **_cast(kwargs, torch.float16))
                 case "fp32":
                     return operator(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
                 case "promote":
@@ -209,9 +209,14 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _widest(values: Iterable[Any]) -> torch.dtype:
-    """The dtype in which a promoting operation runs (prioritize in ATen/autocast_mode.h)."""
-    tensors = (one for value in values for one in (value if isinstance(value, list | tuple) else (value,)))
-    dtypes = {one.dtype for one in tensors if _eligible(one)}
-    if dtypes - {torch.float32, _lower()} and torch.float32 not in dtypes:
-        raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
-    return torch.float32 if torch.float32 in dtypes else _lower()
+    """The dtype in which a promoting operation runs: one operand after the other, as prioritize in ATen/autocast_mode.h
+    goes through them. The other half precision raises unless something before it is float32."""
+    widest = _lower()
+    for value in values:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if not _eligible(one) or widest == torch.float32:
+                continue
+            if one.dtype not in (torch.float32, _lower()):
+                raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+            widest = one.dtype
+    return widest

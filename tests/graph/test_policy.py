@@ -316,6 +316,18 @@ def test_training_under_the_policy_gives_gradients() -> None:
         torch.testing.assert_close(parameter.grad / 1024, expected[name], rtol=0.05, atol=2e-3)
 
 
+def test_a_recurrent_layer_runs_in_float16_in_every_region() -> None:
+    with cuda_policy(), torch.autocast("cuda", dtype=torch.bfloat16):
+        hidden = torch.nn.GRU(3, 4)(f(5, 2, 3))[0]
+        assert hidden.dtype == HALF and torch.nn.GRUCell(3, 4)(f(2, 3)).dtype == torch.bfloat16
+        row, weights = hidden[0, 0], torch.nn.Linear(4, 4)(hidden[0, 0])
+        with pytest.raises(RuntimeError, match="at::autocast::prioritize"):
+            torch.dot(row, weights)
+        with pytest.raises(RuntimeError, match="at::autocast::prioritize"):
+            torch.dot(row, weights.float())  # the first of them decides
+        assert torch.dot(row.float(), weights).dtype == torch.dot(weights, row.float()).dtype == FULL
+
+
 def test_another_thread_has_the_policy_too() -> None:
     found = []
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from amplint import knowledge
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.crashes.common import (
+    HALF,
     enabled,
     evidence,
     guarded,
@@ -29,16 +30,25 @@ _THROUGH_PRODUCTS = frozenset(
 )  # they multiply inside: cast again
 _FFT = ("fft_", "stft", "istft")
 _SPARSE = frozenset("sparse_mm sparse_addmm".split())
-_OTHER = frozenset("quantile nanquantile ctc_loss pdist cdist polar histogram".split())
+_OTHER = frozenset(
+    "quantile nanquantile ctc_loss pdist cdist polar histogram histc angle complex view_as_complex".split()
+)
 
 
 def _no_kernel(script: Script) -> Iterator[tuple[events.Operation, list[int], Tensor]]:
     """Operations on half tensors that have no half kernel, with the places of their half operands."""
-    table = knowledge.ops()["no_half_kernel"]
+    ops = knowledge.ops()
+    table, only_float16 = ops["no_half_kernel"], ops["no_bfloat16_kernel"]
+    if script.settings.target_device == "cuda":
+        table = table | ops["no_half_kernel_cuda"]
     for event in script.events(events.Operation):
-        if event.name not in table or guarded(event) or policy(script, event) == "fp32":
+        if event.name not in table and event.name not in only_float16:
             continue
-        places = [place for place, value in enumerate(event.args) if half(value, event) is not None]
+        if guarded(event) or policy(script, event) == "fp32":
+            continue
+        halves = ("bfloat16",) if event.name in only_float16 else HALF
+        found = [half(value, event) for value in event.args]
+        places = [place for place, value in enumerate(found) if value is not None and value.dtype in halves]
         if not places or (event.name in ("quantile", "nanquantile", "ctc_loss") and places[0] != 0):
             continue
         tensor = half(event.args[places[0]], event)

@@ -11,6 +11,7 @@ from amplint.checks.state.casts import assigned, half_cast
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import crashes as fixes
 from amplint.source import events
+from amplint.source.interpret import tensors
 from amplint.source.module import Module
 from amplint.source.values import ASSUMED, KNOWN, Items, Many, Object, Sym, Tensor, Value
 from amplint.source.walk import walk
@@ -33,9 +34,10 @@ _STRICT = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "einsum", "tensordot", "lerp"), 2),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "scaled_dot_product_attention"), 3),
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "grid_sample", "grid_sampler", "bilinear"), 2),
-    **dict.fromkeys(("binary_cross_entropy", "huber_loss"), 2),
+    **dict.fromkeys(("binary_cross_entropy", "huber_loss", "mse_loss"), 2),
 }
-_IN_BACKWARD = frozenset(("huber_loss",))  # whose forward takes what its backward does not
+_IN_BACKWARD = frozenset(("huber_loss", "mse_loss"))  # whose forward takes what its backward does not
+MSE_PROMOTES = (2, 12)  # pytorch#175743; measured: 2.11 raises, 2.13 does not
 _FLOATS = (*HALF, "float32")
 
 
@@ -162,7 +164,8 @@ def mixed_dtype_layer(script: Script) -> Iterator[Finding]:
         if not isinstance(given, Tensor) or given.trust != KNOWN:
             continue
         wide, low = event.layer == "float32", event.layer in HALF
-        if not ((wide and given.dtype in HALF and event.name in _LAYERS) or (low and given.dtype == "float32")):
+        strict = event.name in _LAYERS or (event.name == "layer_norm" and script.settings.target_device == "cuda")
+        if not ((wide and given.dtype in HALF and strict) or (low and given.dtype == "float32")):
             continue
         left = given.region is not None and wide
         yield found(
@@ -287,6 +290,10 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
         if event.name in _IN_BACKWARD and not (event.grad and any(True for _ in script.events(events.Backward))):
             continue
         operands = list(_operands(event))[:count]
+        if event.name == "mse_loss" and (
+            script.settings.target_torch >= MSE_PROMOTES or not operands or operands[0].dtype not in HALF
+        ):
+            continue
         pair = next(
             ((one, two) for one in operands for two in operands if _clash(one, two) and one.dtype in HALF), None
         )
@@ -299,6 +306,29 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
             f"{' in backward' if event.name in _IN_BACKWARD else ''}, the dtypes must be the same",
             evidence=evidence(script, *pair),
             help="cast one to the dtype of the other, or run it under autocast (in-place forms are never cast)",
+        )
+
+
+@rule("AMP508")
+def two_half_precisions(script: Script) -> Iterator[Finding]:
+    """An operation that autocast promotes is given the other half precision than its region's: it knows only one."""
+    for event in script.events(events.Operation):
+        region = enabled(event)
+        if region is None or policy(script, event) != "promote" or guarded(event) or _in_place(event):
+            continue
+        lower = tensors.region_dtype(region)
+        other = next((one for one in _operands(event) if one.dtype != lower or one.trust != KNOWN), None)
+        if other is None or {lower, other.dtype} != {"float16", "bfloat16"} or other.trust != KNOWN:
+            continue  # float32 before it makes float32 of both
+        nodes = [operand_node(event, place) for place, value in enumerate(event.args) if value is other]
+        yield found(
+            "AMP508",
+            event,
+            f"{event.name} of {other.dtype} in a {lower} region: RuntimeError, autocast promotes nothing but {lower} "
+            "and float32",
+            evidence=evidence(script, other),
+            help="call .float() on it",
+            fix=fixes.cast(event.module, [node for node in nodes if node is not None]),
         )
 
 

@@ -72,7 +72,11 @@ BOOLEAN = frozenset(
     ("eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bool all any").split()
 )
 INTEGER = frozenset(("argmax argmin argsort long int nonzero searchsorted bincount floor_divide").split())
-COMPLEX = frozenset("fft_fft fft_ifft fft_rfft fft_fft2 fft_ifft2 fft_rfft2 fft_fftn fft_ifftn fft_rfftn".split())
+COMPLEX = frozenset(
+    (
+        "fft_fft fft_ifft fft_rfft fft_fft2 fft_ifft2 fft_rfft2 fft_fftn fft_ifftn fft_rfftn complex view_as_complex"
+    ).split()
+)
 REAL = frozenset("fft_irfft fft_irfft2 fft_irfftn fft_hfft istft abs".split())  # of complex numbers
 # Ops whose result has the dtype of a layer's weights, outside autocast.
 WEIGHTED = frozenset(
@@ -118,6 +122,11 @@ def policy(device: str = "cuda") -> dict[str, str]:
     table |= dict.fromkeys(lists.get("banned", ()), "banned")
     table |= {op: table[through] for op, through in knowledge.ops().get("decomposes", {}).items() if through in table}
     return table
+
+
+def only_float16(device: str = "cuda") -> frozenset[str]:
+    """Ops that autocast casts to float16 whatever the dtype of its region."""
+    return frozenset(knowledge.ops()[device].get("float16", ()))
 
 
 def op_of(name: str) -> str:
@@ -326,11 +335,11 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
     if region is None or dtype in ("float64", "complex"):
         return dtype, trust
     trust_here = ASSUMED if region.assumed else KNOWN
-    match policy(device_type(region.autocast.device) if device_type(region.autocast.device) == "cpu" else "cuda").get(
-        op
-    ):
+    device = "cpu" if device_type(region.autocast.device) == "cpu" else "cuda"
+    match policy(device).get(op):
         case "lower":
-            return region_dtype(region), trust_here
+            lower = region_dtype(region)
+            return ("float16" if lower == "bfloat16" and op in only_float16(device) else lower), trust_here
         case "fp32":
             return "float32", KNOWN
     return dtype, trust
