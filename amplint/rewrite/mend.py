@@ -23,7 +23,7 @@ GOES_ALONG = frozenset(("AMP116", "AMP133"))
 RANGE = frozenset(("AMP401", "AMP403", "AMP406", "AMP407"))  # what only float16's range breaks
 # What any AMP makes less exact, and a person may judge, and a resumed run that finds its scale anew: as a warning, it
 # is said, and no reason to refuse.
-BEARABLE = ("AMP4", "AMP5", "AMP116", "AMP127", "AMP133", "AMP212", "AMP221", "AMP223")
+BEARABLE = ("AMP4", "AMP5", "AMP116", "AMP127", "AMP133", "AMP212", "AMP221", "AMP223", "AMP224")
 
 # What was done, where a person would not say it by the name of what was wrong.
 _DONE = {
@@ -40,6 +40,7 @@ _DONE = {
     "AMP115": "one scaler for the whole run",
     "AMP116": "the scaler's state is saved",
     "AMP133": "the scaler's state is restored",
+    "AMP508": "float16 that meets bfloat16 cast to float32",
 }
 _SCALERS = (2, 3)  # the first torch with a GradScaler for other devices than CUDA
 

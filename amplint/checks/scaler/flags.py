@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.checks.autocast.recurrent import runs_in_float16
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
@@ -147,7 +148,7 @@ def scaler_with_bfloat16(script: Script) -> Iterator[Finding]:
         create = _made(script, scaler)
         place = create or backward
         entered = _entered(script, region)
-        if "bfloat16" not in dtypes or place.node in seen:
+        if "bfloat16" not in dtypes or place.node in seen or runs_in_float16(script, region):
             continue
         if place.module is not backward.module or entered is None or entered.module is not backward.module:
             continue  # a framework's parts, which others put together
