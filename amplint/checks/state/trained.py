@@ -9,7 +9,8 @@ from amplint.checks.registry import Script, found, may_both_run, rule, same_func
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
-from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Sym, Value
+from amplint.source.interpret import conditions
+from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Scaler, Sym, Value
 
 # Library models and layers that hold batch normalisation: torchvision's and timm's common families by constructor name.
 _BATCHNORM = re.compile(
@@ -100,6 +101,30 @@ def fp16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
             help="keep trained parameters in float32: autocast casts what it needs",
             fix=fixes.parameters_to_float(cast.module, cast.node),
         )
+
+
+@rule("AMP303")
+def bf16_parameters_with_scaler(script: Script) -> Iterator[Finding]:
+    """A GradScaler that is on is used on bfloat16 parameters: CUDA has no kernel that unscales their gradients."""
+    for step in script.events(events.Step):
+        scaler = step.scaler
+        if script.settings.target_device == "cpu" or not isinstance(scaler, Scaler):
+            continue
+        if step.before.kind in ("managed", "unknown") or keeps_masters(step.optimizer):
+            continue
+        if conditions.evaluate(conditions.truth(scaler.enabled), step.facts) is not True:
+            continue
+        for model in step.bfloats:
+            cast = cast_of(script, model, step, "bfloat16")
+            if cast is not None:
+                yield found(
+                    "AMP303",
+                    cast,
+                    f"{scaler_in(step)} cannot unscale gradients of bfloat16 parameters on a GPU: "
+                    "\"_amp_foreach_non_finite_check_and_unscale_cuda\" not implemented for 'BFloat16'",
+                    evidence=[(cast, "parameters become bfloat16"), (step, "their gradients are to be unscaled")],
+                    help="leave the scaler out, or keep trained parameters in float32: autocast casts what it needs",
+                )
 
 
 @rule("AMP302")
