@@ -128,6 +128,7 @@ UNREADABLE = {
     "x = 0777": (14, "(Python 2?)"),
     "if a <> b: pass": (14, "invalid syntax (Python 2?)"),
     "x = `a`": (14, "invalid syntax (Python 2?)"),
+    "x = y.cuda(async=True)": (14, "(async is a keyword: say non_blocking=)"),
     "%matplotlib inline": (14, "invalid syntax (read as Python 3."),
     "x = 1\0": (14, "contains a NUL byte"),
     "if x:\n\ty = 1\n        z = 2": (16, "inconsistent use of tabs and spaces"),

@@ -9,7 +9,9 @@ from functools import partial
 
 from amplint.config import Settings
 from amplint.rewrite.changes import Changes
+from amplint.rewrite.groups import modules_of
 from amplint.rewrite.islands.arrays import array_casts
+from amplint.rewrite.islands.sigmoids import There
 from amplint.rewrite.mend import in_words, settle, warned
 from amplint.rewrite.models.functions import decorate
 from amplint.rewrite.plan import StepPlan, merged_parts
@@ -126,5 +128,8 @@ def _evaluations(reading: Reading, unit: Unit, writer: Writer, evaluated: set[as
                 arrays = array_casts(reading, region) if writer.dtype != "float16" else ()
             except Refused:
                 continue  # it evaluates in float32, as it did
+            there = {one for cast in casts if isinstance(cast, There) for one, _ in cast.parts}
+            if not there <= {one for plan in unit.plans for one in modules_of(plan)}:
+                continue  # another file would change
             evaluated |= set(region)
             writer.evaluate(region, casts, arrays)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from amplint.findings import Finding
 from amplint.rewrite.islands.norms import check_norms
+from amplint.rewrite.islands.sigmoids import There
 from amplint.rewrite.mend import find
 from amplint.rewrite.models.functions import custom_functions
 from amplint.rewrite.models.used import check_used, used_by
@@ -77,6 +78,9 @@ def modules_of(plan: StepPlan) -> list[Module]:
     for home in plan.homes:
         found += [home.module, *(frame.module for frame in home.path)]
         found += [frame.caller.module for frame in home.path if frame.caller is not None]
+    found += [
+        module for part in plan.parts for cast in part.casts if isinstance(cast, There) for module, _ in cast.parts
+    ]
     return list(dict.fromkeys(found))
 
 

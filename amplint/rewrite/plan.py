@@ -10,6 +10,7 @@ from typing import NamedTuple
 from amplint.rewrite.islands.arrays import array_casts
 from amplint.rewrite.islands.float32 import Cast, partition
 from amplint.rewrite.refusals.frameworks import framework, runs_backward
+from amplint.rewrite.refusals.idle import idle
 from amplint.rewrite.refusals.refused import BY_HAND, KEEP, Elsewhere, Refused
 from amplint.rewrite.refusals.unfit import by_hand, whole_script
 from amplint.rewrite.regions.inline import follows, forward_in, lines_for
@@ -99,6 +100,7 @@ def make_plans(
     for event in (shown(one) for one in reading.events if isinstance(one, events.Step)):
         if event.module is module:
             by_node.setdefault(event.node, []).append(event)
+    by_node = {node: steps for node, steps in by_node.items() if not idle(reading, steps)}
     managed = framework(module, named)
     inside = {
         event.frame.code

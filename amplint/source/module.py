@@ -27,6 +27,7 @@ N = TypeVar("N", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FOREIGN = frozenset(("paddle", "megengine", "mindspore", "jittor", "oneflow"))
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_KEYWORD = re.compile(r"[(,\s]async\s*=[^=]")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
 )
@@ -106,6 +107,8 @@ def parse(text: str) -> ast.Module:
         reason = f"syntax error: {error.msg}"
         if _PYTHON_2.search(error.text or ""):
             reason += " (Python 2?)"
+        elif _KEYWORD.search(error.text or ""):  # x.cuda(async=True), of before Python 3.7
+            reason += " (async is a keyword: say non_blocking=)"
         elif error.msg == "invalid syntax":  # all that the parser says of newer syntax
             reason += f" (read as Python {sys.version_info.major}.{sys.version_info.minor})"
         raise Unreadable(reason, Location(max(1, error.lineno or 1), max(1, error.offset or 1))) from None

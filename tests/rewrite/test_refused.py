@@ -39,6 +39,15 @@ REFUSED = {
         "Natural() is handed a model whose gradients another optimizer steps, too: both would unscale them; "
         "unscale_ them once, before it, and call its step() yourself",
     ),
+    "steps of a library that the loss is differentiated through": (
+        "import higher\n"
+        + HEAD
+        + "for x, y in loader:\n    with higher.innerloop_ctx(model, inner) as (fast, steps):\n"
+        + "        steps.step(fast(x.to(device)).mean())\n        loss = fast(x.to(device)).mean()\n"
+        + "        loss.backward()\n    optimizer.step()\n",
+        "it differentiates through the steps of higher.innerloop_ctx, whose gradients no GradScaler scales: "
+        "small ones become zero; use --dtype bfloat16",
+    ),
     "by hand": (
         HEAD.replace("optimizer = ", "unused = ")
         + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"

@@ -60,6 +60,22 @@ def test_the_command_that_names_all_files() -> None:
     assert contents(names) == after
 
 
+def test_the_command_that_names_files_with_spaces() -> None:
+    files, _, _ = project("sigmoid_in_another_file")
+    put({f"my nets/{name}": text for name, text in files.items()})
+    asked = amplint("my nets/train.py")
+    assert "amplint fix 'my nets/nets.py' 'my nets/train.py' changes them together" in asked.stdout
+
+
+def test_the_files_whose_sigmoids_must_be_float32_are_named() -> None:
+    files, after, said = project("sigmoid_in_another_file")
+    put(files)
+    asked = amplint("train.py")
+    assert "amplint fix nets.py train.py changes them together" in asked.stdout
+    assert amplint("nets.py", "train.py").stdout == said
+    assert contents(sorted(files)) == after
+
+
 def test_the_base_class_must_be_named() -> None:
     before, _, _ = project("base_class")
     names = put(before)

@@ -14,7 +14,7 @@ from amplint import files
 from amplint.rewrite.apex.uses import Uses, uses_of
 from amplint.rewrite.around import files_around
 from amplint.rewrite.models.used import paths_of
-from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused, command
 from amplint.source.interpret.project import Project, trains
 from amplint.source.module import Module, Unreadable
 
@@ -80,7 +80,7 @@ class Group:
     def command(self, also: Sequence[Module] = ()) -> str:
         """The command line that names all files that change."""
         shown = {_shown(one.path) for one in (*self.uses, *also)}
-        return f"amplint fix {' '.join(sorted(shown))}"
+        return command(shown)
 
 
 def group_of(module: Module, roots: tuple[str, ...], together: Sequence[Module]) -> Group:

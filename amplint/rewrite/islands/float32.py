@@ -18,7 +18,7 @@ from amplint.rewrite.islands.casts import Bindings, Uncast, called, operand, ten
 from amplint.rewrite.islands.islands import islands, keep, words
 from amplint.rewrite.islands.logarithms import logarithms
 from amplint.rewrite.islands.logits import Logits, logits
-from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, returned_by, sigmoid_before, unviewed
+from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, There, returned_by, sigmoid_before, unviewed
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.derivation import of_model
 from amplint.rewrite.regions.lifts import lifts_of, shown, standing
@@ -42,7 +42,7 @@ class Use(NamedTuple):
     text: str
 
 
-Cast = ast.expr | Tail | Bare | Use | Logits
+Cast = ast.expr | Tail | Bare | There | Use | Logits
 
 
 class Low(NamedTuple):
@@ -69,6 +69,8 @@ def cast_edits(module: Module, cast: Cast, torch: str) -> list[Edit]:
     """`.float()` for an expression; a Sigmoid at the end of a Sequential becomes one of the float32 output."""
     if isinstance(cast, Logits):
         return list(cast.edits)
+    if isinstance(cast, There):
+        return [edit for other, part in cast.parts for edit in _edits_there(other, part)]
     if isinstance(cast, Use):
         return edits.replace(module, cast.call, cast.text.format(torch=torch))
     if isinstance(cast, Bare):
@@ -84,6 +86,14 @@ def cast_edits(module: Module, cast: Cast, torch: str) -> list[Edit]:
         return edits.replace(module, operand, text)
     made = edits.change_call(module, cast.sequential, remove=(len(cast.sequential.args) - 1,))
     return made + edits.replace(module, operand, f"{torch}.sigmoid({text})")
+
+
+def _edits_there(module: Module, part: ast.expr | Tail) -> list[Edit]:
+    if not isinstance(part, Tail):
+        return cast_edits(module, part, "")
+    torch = edits.binding_of(module, "torch", at=module.statement(part.returned))
+    made = [] if torch else edits.add_import(module, "import torch")
+    return made + cast_edits(module, part, torch or "torch")
 
 
 def split(reading: Reading, region: Region) -> tuple[Region, tuple[Cast, ...]]:
@@ -337,18 +347,18 @@ def _float32_after(reading: Reading, casts: list[Cast]) -> dict[ast.AST, int | N
     module = reading.module
     classes: dict[ast.AST, int | None] = {}
     calls: dict[ast.AST, int | None] = {}
-    for cast in casts:
+    own = [(module, one) for one in casts if isinstance(one, ast.expr | Tail)]
+    for source, cast in (*own, *(part for one in casts if isinstance(one, There) for part in one.parts)):
         if isinstance(cast, Tail):
-            above = module.parents[cast.returned]
+            above = source.parents[cast.returned]
             index = above.elts.index(cast.returned) if isinstance(above, ast.Tuple) else None
-            classes |= {one: index for one in module.ancestors(cast.sequential) if isinstance(one, ast.ClassDef)}
-        elif isinstance(cast, Bare):
-            calls |= dict.fromkeys(cast.calls)
-        elif isinstance(cast, ast.expr):
-            around = module.parents[cast]
-            calls[module.parents[around] if isinstance(around, ast.Attribute) else around] = None
-            if (cls := returned_by(module, cast)) is not None:
-                classes[cls] = None
+            classes |= {one: index for one in source.ancestors(cast.sequential) if isinstance(one, ast.ClassDef)}
+            continue
+        around = source.parents[cast]
+        calls[source.parents[around] if isinstance(around, ast.Attribute) else around] = None
+        if (cls := returned_by(source, cast)) is not None:
+            classes[cls] = None
+    calls |= {call: None for cast in casts if isinstance(cast, Bare) for call in cast.calls}
     return calls | {
         event.node: classes[event.model.cls.node]
         for event in reading.events

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
 from amplint.rewrite.islands.hits import AWAY, BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
 from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
+from amplint.rewrite.islands.unreached import MAKING, unreached
 from amplint.rewrite.models.used import places_from, used_by
 from amplint.rewrite.regions.derivation import path
 from amplint.source import events
@@ -38,7 +39,6 @@ _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "t
 _WIDE = frozenset(("float", "double"))
 _FRESH = frozenset(f"torch.{name}" for name in ("randn", "rand", "eye", "zeros", "ones"))
 _MOVES = frozenset(("cpu", "cuda", "t", "transpose", "contiguous", "unsqueeze", "clone"))
-_MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
 
 
 def check_kernels(reading: Reading, used: Sequence[Module]) -> None:
@@ -90,8 +90,11 @@ class Search:
         return self.behind((self.module, name) for name in names) if self.says_one else []
 
     def behind(self, names: Iterable[tuple[Module, str]]) -> list[Hit]:
-        found = {hit.call: hit for one in self.leading(names) for hit in self._in(*one)}
+        found = {hit.call: hit for one in self.leading(names) for hit in self._in(*one) if self._may_run(hit)}
         return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
+
+    def _may_run(self, hit: Hit) -> bool:
+        return not unreached(hit.module, hit.call, self.module, self.files.values())
 
     def _in(self, source: Module, code: ast.AST) -> list[Hit]:
         if code not in self._found:
@@ -281,7 +284,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
     names = module.dotted(call.func)
     if names & PROBABILITIES:
         return BCE if _is_run(module, call) else None
-    if getattr(module.function(call), "name", "") in _MAKING:
+    if getattr(module.function(call), "name", "") in MAKING:
         return None
     if _leaves(module, call):
         return AWAY

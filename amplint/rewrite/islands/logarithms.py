@@ -10,6 +10,7 @@ from amplint.rewrite.islands.numbers import logarithm
 from amplint.rewrite.islands.sigmoids import (
     Bare,
     Tail,
+    There,
     is_layer,
     returned_by,
     sigmoid_behind,
@@ -29,14 +30,14 @@ REASON = "it takes the logarithm of a sigmoid, which is 0 or 1 too soon in half 
 ADVICE = "use logsigmoid or binary_cross_entropy_with_logits on what the sigmoid is given"
 
 
-def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | Tail | Bare]:
+def logarithms(reading: Reading, regions: Iterable[Region]) -> list[ast.expr | Tail | Bare | There]:
     """What the sigmoids are given that some regions take the logarithm of: these are computed in float32. Raises
     Refused where one is not known."""
     read = any(map(_has_sigmoid, reading.machine.loaded))
     if not read and not any(map(_has_sigmoid, used_by(reading.module, reading.machine.project))):
         return []
     forwards = lifts_of(reading).forwards
-    found: list[ast.expr | Tail | Bare] = []
+    found: list[ast.expr | Tail | Bare | There] = []
     for region in regions:
         outputs = {
             path(target)
@@ -90,7 +91,7 @@ def _ends_in(module: Module, node: ast.AST, cls: ast.ClassDef) -> bool:
     return isinstance(node, ast.Call) and is_layer(module, node) and tail_of(module, node) is not None
 
 
-def _given(module: Module, node: ast.AST, region: Region) -> list[ast.expr | Tail | Bare]:
+def _given(module: Module, node: ast.AST, region: Region) -> list[ast.expr | Tail | Bare | There]:
     """What is given to the sigmoid that is called here, or whose result a name stands for wherever it is bound."""
     made = [node]
     if isinstance(node, ast.Name):
@@ -104,7 +105,7 @@ def _path(node: ast.AST) -> str | None:
     return path(node) if isinstance(node, ast.Name | ast.Attribute) else None
 
 
-def _behind(reading: Reading, node: ast.AST) -> ast.expr | Tail | Bare:
+def _behind(reading: Reading, node: ast.AST) -> ast.expr | Tail | Bare | There:
     try:
         return sigmoid_behind(reading, node)  # type: ignore[arg-type]
     except Refused:

@@ -20,6 +20,14 @@ from amplint.source.module import FunctionNode, Module
 
 REASON = "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale"
 ADVICE = "scale and unscale those of the penalty by hand, or use --dtype bfloat16"
+# Libraries whose inner steps are differentiated through: what they take gradients of nothing here shows.
+_INNER = frozenset(
+    "higher.innerloop_ctx higher.get_diff_optim higher.create_diff_optim torchopt.MetaSGD torchopt.MetaAdam "
+    "torchopt.MetaAdamW torchopt.MetaRMSProp learn2learn.algorithms.MAML learn2learn.algorithms.MetaSGD "
+    "learn2learn.algorithms.GBML learn2learn.optim.LearnableOptimizer learn2learn.optim.MetaOptimizer "
+    "learn2learn.optim.DifferentiableSGD torchmeta.utils.gradient_update_parameters "
+    "torchmeta.utils.gradient_based.gradient_update_parameters".split()
+)
 _KEEPS = frozenset(("view", "reshape", "detach", "requires_grad_", "data", "clone", "flatten", "contiguous"))
 
 
@@ -54,6 +62,15 @@ def unscaled(reading: Reading) -> bool:
     return any(event.grad and not is_penalty(event.node) for event in _gradients(reading))
 
 
+def inner_steps(module: Module) -> tuple[ast.Call, str] | None:
+    """The call of a library that takes gradient steps which the loss is differentiated through, and its name."""
+    return next(((call, inner) for call in module.nodes(ast.Call) if (inner := _inner(module, call))), None)
+
+
+def _inner(module: Module, node: ast.AST) -> str:
+    return min(module.dotted(node.func) & _INNER, default="") if isinstance(node, ast.Call) else ""
+
+
 def _gradients(reading: Reading) -> Iterator[events.Operation]:
     for event in reading.events:
         if isinstance(event, events.Operation) and event.name == "grad" and isinstance(event.node, ast.Call):
@@ -76,7 +93,8 @@ def reached(module: Module, used: Sequence[Module]) -> Iterator[Module]:
             break
         known = grown
     for one in used:
-        if any(of is one and any(map(is_penalty, ast.walk(node))) for of, _, _, node in inside):
+        own = (inner for of, _, _, node in inside if of is one for inner in ast.walk(node))
+        if any(is_penalty(inner) or _inner(one, inner) for inner in own):
             yield one
 
 

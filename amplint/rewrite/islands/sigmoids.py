@@ -6,11 +6,11 @@ import ast
 from collections.abc import Collection
 from typing import NamedTuple
 
-from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.refusals.refused import Refused, command
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.values import Instance, Model, Tensor, Value
+from amplint.source.values import Instance, Model, Sym, Tensor, Value
 
 REASON = "its loss is binary cross entropy on probabilities, which CUDA autocast refuses"
 ADVICE = "use binary_cross_entropy_with_logits on logits first"
@@ -32,25 +32,77 @@ class Bare(NamedTuple):
     calls: tuple[ast.Call, ...]
 
 
-def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail | Bare:
+class There(NamedTuple):
+    """What is given to the sigmoids of models whose classes are in other files."""
+
+    parts: tuple[tuple[Module, ast.expr | Tail], ...]
+
+
+def sigmoid_before(reading: Reading, loss: events.Operation) -> ast.expr | Tail | Bare | There:
     """What the sigmoid is given whose probabilities a loss gets."""
     known = loss.args[0] if loss.args else None
     given = loss.node.args[0] if isinstance(loss.node, ast.Call) and loss.node.args else None
     return sigmoid_behind(reading, given, known)
 
 
-def sigmoid_behind(reading: Reading, given: ast.expr | None, known: Value | None = None) -> ast.expr | Tail | Bare:
+def sigmoid_behind(
+    reading: Reading, given: ast.expr | None, known: Value | None = None
+) -> ast.expr | Tail | Bare | There:
     """What the sigmoid is given whose probabilities an expression stands for."""
     module = reading.module
     if given is not None and (bare := bare_of(reading, given)) is not None:
         return bare
     classes = classes_of(reading, given) if given is not None else set()
+    if classes is None:
+        return _there(reading, given, known)
+    try:
+        return _in(module, classes, known)
+    except Refused as refusal:
+        raise _with_files(reading, given) or refusal from None
+
+
+def _with_files(reading: Reading, given: ast.expr | None) -> Refused | None:
+    """Names the files of the models that amplint has not looked into, where these may say the sigmoid."""
+    models = models_at(reading)
+    calls = forwards_behind(reading.module, given, models) if given is not None else []
+    files = {reading.module.path}
+    for model in (one for call in calls for one in models[call]):
+        if not isinstance(model, Sym) or model.kind != "made":
+            return None
+        place, _, name = str(model.parts[0]).rpartition(".")
+        level = len(place) - len(place.lstrip("."))
+        found = reading.machine.project.find(place.lstrip("."), level, reading.module, whole=True)
+        if found is None or "igmoid" not in found.text or f"class {name}" not in found.text:
+            return None
+        files.add(found.path)
+    return Refused(REASON, f"{command(files)} changes them together", tuple(files)) if len(files) > 1 else None
+
+
+def _there(reading: Reading, given: ast.expr | None, known: Value | None) -> There:
+    """The sigmoids of models whose classes are in other files, each of which says one, and returns it."""
+    models = models_at(reading)
+    calls = forwards_behind(reading.module, given, models) if given is not None else []
+    found = {one.cls: None for call in calls for one in models[call] if isinstance(one, Instance)}
+    if not all(isinstance(one, Instance) for call in calls for one in models[call]):
+        raise Refused(REASON, ADVICE)
+    made = [(one.frame.module, one.node) for one in found]
+    if any(module is reading.module or node not in module.tree.body for module, node in made):
+        raise Refused(REASON, ADVICE)
+    parts = tuple((module, _in(module, {node}, known)) for module, node in made)
+    for module, part in parts:
+        if isinstance(part, Tail) or returned_by(module, part) is not None:
+            continue
+        if not isinstance(known, Tensor) or known.node not in set(module.ancestors(part)):
+            raise Refused(REASON, ADVICE)
+    return There(parts)
+
+
+def _in(module: Module, classes: Collection[ast.AST], known: Value | None) -> ast.expr | Tail:
+    """What the sigmoid of some classes is given (of a file, if there are none)."""
     nodes = [node for one in classes or (module.tree,) for node in ast.walk(one)]
     sigmoids = {call: operand for call in nodes if (operand := sigmoid_of(module, call)) is not None}
     if isinstance(known, Tensor) and known.node in sigmoids:
         return sigmoids[known.node]
-    if classes is None:
-        raise Refused(REASON, ADVICE)
     layers = [node for node in nodes if isinstance(node, ast.Call) and is_layer(module, node)]
     if len(sigmoids) == 1 and all(isinstance(module.parents[layer], ast.Assign) for layer in layers):
         call, operand = next(iter(sigmoids.items()))

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from amplint import files, knowledge
 from amplint.findings import Applicability, Finding
 from amplint.rewrite.models.functions import custom_functions
-from amplint.rewrite.refusals.refused import Refused
+from amplint.rewrite.refusals.refused import Refused, command
 from amplint.source.interpret.project import Project
 from amplint.source.module import Module, Unreadable
 
@@ -41,7 +41,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
         if bare is not None and os.path.abspath(used.path) not in named:
             raise Refused(
                 f"{used.path}:{bare.lineno} may meet half and float32 tensors together: {bare.name} has no custom_fwd",
-                f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+                f"{command((module.path, used.path))} changes both",
                 (module.path, used.path),
             )
         if not any(word in used.text for word in words) or os.path.realpath(used.path) == os.path.realpath(module.path):
@@ -54,7 +54,7 @@ def check_used(module: Module, project: Project, together: Sequence[Module], fin
             if os.path.abspath(used.path) not in named:
                 raise Refused(
                     f"{place} cannot run in half precision: {finding.message}",
-                    f"amplint fix {' '.join(sorted({module.path, used.path}))} changes both",
+                    f"{command((module.path, used.path))} changes both",
                     (module.path, used.path),
                 )
     return [*seen, *users]

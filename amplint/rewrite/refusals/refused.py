@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,9 +33,14 @@ class Elsewhere(Refused):
         self.frame = frame
 
 
+def command(files: Iterable[str]) -> str:
+    """The command that changes some files, for a shell: names may have spaces in them."""
+    return f"amplint fix {shlex.join(sorted(set(files)))}"
+
+
 def one_command(refusals: Sequence[Refused]) -> None:
     """Name in each what all need, where each would do with a few files more."""
     files = {os.path.relpath(path) if os.path.isabs(path) else path for one in refusals for path in one.files}
     for one in refusals:
         if one.files and len(files) > len(one.files):
-            one.advice = f"amplint fix {' '.join(sorted(files))} changes them together"
+            one.advice = f"{command(files)} changes them together"

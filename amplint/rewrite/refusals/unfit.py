@@ -88,6 +88,10 @@ def check_gradients(reading: Reading, used: Sequence[Module]) -> None:
     """Raise Refused where gradients are taken that no GradScaler scales, and that are not those of a penalty which can
     stay in float32, in the script or in files that it uses."""
     for one in (reading.module, *penalties.reached(reading.module, used)):
+        if (inner := penalties.inner_steps(one)) is not None:
+            where = "it" if one is reading.module else f"{one.path}:{one.range(inner[0]).start.row}"
+            reason = f"{where} differentiates through the steps of {inner[1]}, whose gradients no GradScaler scales"
+            raise Refused(f"{reason}: small ones become zero", "use --dtype bfloat16")
         if (penalty := penalties.unmet(reading, one)) is not None:
             where = "it" if one is reading.module else f"{one.path}:{one.range(penalty).start.row}"
             raise Refused(penalties.REASON.replace("it", where, 1), penalties.ADVICE)

@@ -45,7 +45,7 @@ class Lifts:
     steps: set[ast.AST] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     wrappers: set[str] = field(default_factory=set)  # objects that were given a model: `decoder = Decoder(net)`
-    taken: set[str] = field(default_factory=set)  # from a list of which other models are called: `net = nets[0]`
+    taken: set[str] = field(default_factory=set)  # `net = nets[0]`, others of which are called; `head = model.head`
     own: set[str] = field(default_factory=set)  # functions of the file, which were looked into
     running: set[str] = field(default_factory=set)  # those of them that run a method of a model: `model.encode(x)`
     templates: set[str] = field(default_factory=set)  # methods that subclasses define: `self.compute_loss(batch)`
@@ -91,6 +91,11 @@ def lifts_of(reading: Reading) -> Lifts:
             case ast.Call(func=ast.Attribute(attr="train" | "eval", value=ast.Attribute() as model)):
                 found.models.add(ast.unparse(model))
     for node in module.nodes(ast.Assign):
+        match node.targets, node.value:
+            case [ast.Name(id=name)], ast.Attribute(value=whole, attr=part) if (
+                part not in BOOKKEEPING and ast.unparse(whole) in found.models
+            ):
+                found.taken.add(name)
         match node.targets, _moved(node.value):
             case [ast.Name(id=name)], ast.Call(func=made, args=[given, *_]) if (
                 getattr(made, "id", getattr(made, "attr", ""))[:1].isupper()

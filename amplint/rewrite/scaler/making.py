@@ -368,6 +368,14 @@ def called_in(forward: events.Forward, inside: ast.AST) -> str | None:
     func = getattr(forward.node, "func", None)
     if not isinstance(func, ast.Name | ast.Attribute):
         return None
-    text = ast.unparse(func)
-    called = (ast.unparse(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
+    text = _model_of(func)
+    called = (_model_of(node.func) for node in ast.walk(inside) if isinstance(node, ast.Call))
     return text if text in called else None
+
+
+def _model_of(func: ast.expr) -> str:
+    """What is called, as a model: `model` for model.forward, too."""
+    match func:
+        case ast.Attribute(attr="forward", value=ast.Name() | ast.Attribute() as model):
+            return ast.unparse(model)
+    return ast.unparse(func)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
-from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.refusals.refused import BY_HAND, Refused, command
 from amplint.rewrite.scaler.definitions import (
     definition,
     other_users,
@@ -109,7 +109,7 @@ def must_change(known: Sequence[Module], others: Sequence[str]) -> str:
     paths = dict.fromkeys(
         os.path.relpath(one) if os.path.isabs(one) else one for one in (*(m.path for m in known), *others)
     )
-    return f"amplint fix {' '.join(sorted(paths))} changes them together"
+    return f"{command(paths)} changes them together"
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""Code of a model that a training step does not come by: under a flag that is off unless it is given
+(`forward(x, reverse=False)`), or in methods that only such code calls, or what makes the model."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+
+from amplint.source.module import Module
+
+MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
+_DECORATORS = ("torch.", "staticmethod", "classmethod", "property")
+_DEPTH = 4
+
+
+def unreached(module: Module, node: ast.AST, script: Module, files: Collection[Module]) -> bool:
+    """Whether a node in a file that a script uses runs only where a flag asks for it that the script never gives."""
+    return module is not script and _unreached(module, node, script, files, _DEPTH)
+
+
+def _unreached(module: Module, node: ast.AST, script: Module, files: Collection[Module], depth: int) -> bool:
+    function = module.function(node)
+    if not isinstance(function, ast.FunctionDef):
+        return False
+    if function.name in MAKING or _asleep(module, node, function, script, files):
+        return True
+    if depth == 0 or function.name == "forward" or function.name.startswith("__") or function.name in _words(script):
+        return False
+    if not all(ast.unparse(one).startswith(_DECORATORS) for one in function.decorator_list):
+        return False  # it may be handed to someone else
+    uses = [(one, use) for one in files for use in _uses(one, function)]
+    return bool(uses) and all(_unreached(one, use, script, files, depth - 1) for one, use in uses)
+
+
+def _asleep(
+    module: Module, node: ast.AST, function: ast.FunctionDef, script: Module, files: Collection[Module]
+) -> bool:
+    """Whether a condition above a node is a parameter that is False where nothing is given, which the script never
+    gives: in the function itself, or where it hands on one of the same name."""
+    inner: ast.AST = node
+    for above in module.ancestors(node):
+        if above is function:
+            break
+        match above:
+            case ast.If(test=ast.Name(id=name), body=body) if inner in body:
+                given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
+                if name in given and _off(name, files) and name not in _words(script):
+                    return True
+        inner = above
+    return False
+
+
+def _off(name: str, files: Collection[Module]) -> bool:
+    """Whether a parameter is False by default wherever it has a default, and has one somewhere."""
+    found = [value for one in files for value in _defaults(one, name)]
+    return bool(found) and all(getattr(value, "value", None) is False for value in found)
+
+
+def _defaults(module: Module, name: str) -> Iterator[ast.expr]:
+    for function in module.nodes(ast.FunctionDef):
+        arguments = function.args
+        last = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+        pairs = [*zip(last, arguments.defaults, strict=True)]
+        pairs += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
+        yield from (value for one, value in pairs if one.arg == name)
+
+
+def _uses(module: Module, function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Where a file reads a function or method by its name."""
+    for node in module.nodes(ast.Attribute):
+        if node.attr == function.name:
+            yield node
+    for name in module.nodes(ast.Name):
+        if name.id == function.name and isinstance(name.ctx, ast.Load):
+            around = module.function(name)
+            own = [one.arg for one in ast.walk(around.args) if isinstance(one, ast.arg)] if around is not None else []
+            if name.id not in own:
+                yield name
+
+
+def _words(script: Module) -> set[str]:
+    """What a script names: a flag that it gives, a method that it calls."""
+    given = (node for node in script.nodes(ast.keyword) if getattr(node.value, "value", None) is not False)
+    found = {node.arg for node in given if node.arg}
+    return found | {node.attr for node in script.nodes(ast.Attribute)}
