@@ -33,9 +33,10 @@ def custom_functions(module: Module) -> Iterator[tuple[ast.ClassDef, bool]]:
         methods = [method for method in _methods(cls) if method.name in ("forward", "backward")]
         if len(methods) < 2 or any("custom_" in ast.unparse(one) for m in methods for one in m.decorator_list):
             continue
-        foreign = any(_foreign(module, node) for method in methods for node in ast.walk(method))
-        if foreign or any(_lowered(node, lower) for method in methods for node in ast.walk(method)):
-            yield cls, foreign
+        nodes = [node for method in methods for node in ast.walk(method)]
+        foreign, lowered = any(_foreign(module, node) for node in nodes), any(_lowered(node, lower) for node in nodes)
+        if foreign or lowered:
+            yield cls, foreign or any(map(_chooses, nodes))
 
 
 def _is_function(module: Module, base: ast.expr) -> bool:
@@ -55,6 +56,16 @@ def _lowered(node: ast.AST, lower: set[str]) -> bool:
             return True
         case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
             return name in lower or name.startswith(("conv1d", "conv2d", "conv3d", "conv_transpose"))
+    return False
+
+
+def _chooses(node: ast.AST) -> bool:
+    """The nearest of some by their distances, as a codebook looks it up: half products are too coarse to tell."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="argmin" | "argmax" | "topk")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="min" | "max"), keywords=keywords):
+            return any(one.arg == "dim" for one in keywords)
     return False
 
 

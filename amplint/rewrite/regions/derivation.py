@@ -40,11 +40,14 @@ class Trail:
     def derive(self, block: list[ast.stmt]) -> list[Region]:
         """The regions of a block (of what stands before the backward): from a forward to the last statement that
         computes something needed. `needed` grows by what these read, and shrinks by what they replace."""
-        deriving = self.deriving(block)
+        wanted: dict[int, set[str]] = {}
+        deriving = self.deriving(block, wanted)
         found: list[Region] = []
         for run in _runs(block, self.lifts.barriers):
             inside = [index for index in run if index in deriving]
             starts = [index for index in inside if self._starts(block[index])]
+            while starts and self._only_samples(block[starts[0]], wanted[starts[0]]):
+                starts = starts[1:]
             if not starts:
                 continue
             self.made |= {name for i in inside if i >= starts[0] for name in self.stored(block[i])}
@@ -52,19 +55,33 @@ class Trail:
             found += self._regions(block, starts, inside[-1])
         return found
 
-    def deriving(self, block: list[ast.stmt]) -> set[int]:
-        """Which statements of a block compute something needed."""
+    def deriving(self, block: list[ast.stmt], wanted: dict[int, set[str]] | None = None) -> set[int]:
+        """Which statements of a block compute something needed; `wanted` is told what of each."""
         deriving = set()
         for index in range(len(block) - 1, -1, -1):
             self.needed -= left(block[index])
-            if self.stored(block[index]) & self.needed:
+            if stored := self.stored(block[index]) & self.needed:
                 deriving.add(index)
+                if wanted is not None:
+                    wanted[index] = stored
                 self.needed -= replaced(block[index])
                 self.needed |= read(block[index])
         return deriving
 
     def _starts(self, statement: ast.stmt) -> bool:
         return self.runs(statement) or bool(self.made & _computed_from(statement))
+
+    def _only_samples(self, statement: ast.stmt, wanted: set[str]) -> bool:
+        """Whether a loop plays with a model (`action = dist.sample()`), and nothing that is wanted of it is computed
+        by that: no gradient goes through a sample."""
+        if not isinstance(statement, ast.For | ast.While) or not any(map(_is_sample, ast.walk(statement))):
+            return False
+        inner = Trail(self.module, self.lifts, self.of, set(wanted), set())
+        for _ in range(2):  # the second time for what the round before has left
+            if any(inner.runs(statement.body[index]) for index in inner.deriving(statement.body)):
+                return False
+            inner.needed |= wanted
+        return True
 
     def stored(self, statement: ast.stmt) -> set[str]:
         """What a statement stores, called methods included; what it defines stores nothing yet."""
@@ -172,7 +189,15 @@ def stored(statement: ast.AST) -> set[str]:
 def left(statement: ast.stmt) -> set[str]:
     """The names that a statement takes out of torch: `actions = scores.argmax(1).numpy()`. No gradient goes through."""
     assigned = (node for node in ast.walk(statement) if isinstance(node, ast.Assign) and len(node.targets) == 1)
-    return {path(node.targets[0]) for node in assigned if _is_array(node.value)} - {""}
+    return {path(node.targets[0]) for node in assigned if _is_array(node.value) or _is_sample(node.value)} - {""}
+
+
+def _is_sample(value: ast.AST) -> bool:
+    """`dist.sample()`, of a distribution; a model's own is given something."""
+    match value:
+        case ast.Call(func=ast.Attribute(attr="sample", value=ast.Name()), args=[], keywords=[]):
+            return True
+    return False
 
 
 def _is_array(value: ast.AST) -> bool:

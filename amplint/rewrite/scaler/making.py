@@ -138,7 +138,8 @@ class Maker:
         renewed = any(_renewing(home.module, home.statement) is not None for home, _ in scaler.homes)
         beside = "before the loop that renews the" if renewed else "beside the"
         words.append(f"{scaler.name} made {beside} {'optimizers' if several else 'optimizer'}{where}")
-        if self.aim.device != "cpu" and not any(device.moves(one) for one in self.aim.files.named):
+        makers = {plan.create.module for plan in scaler.steps if plan.create is not None}
+        if self.aim.device != "cpu" and not any(device.moves(one) for one in {*self.aim.files.named, *makers}):
             words.append("nothing here moves the model to a GPU, and until something does, AMP stays off")
         if any(plan.summed for plan in scaler.steps):
             words.append("its scale starts low, because the loss is a sum")
@@ -358,7 +359,8 @@ def _trained(plan: StepPlan, home: Home) -> str | None:
                 if device.visible(home.module, text := ast.unparse(model), made):
                     return text
     text = called_in(plan.forward, plan.forward.node) or ""
-    return text if text and device.visible(home.module, text, made) else None
+    given = {ast.unparse(one) for target in getattr(made, "targets", ()) for one in getattr(target, "elts", ())}
+    return text if text and (text in given or device.visible(home.module, text, made)) else None
 
 
 def called_in(forward: events.Forward, inside: ast.AST) -> str | None:
