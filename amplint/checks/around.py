@@ -12,6 +12,10 @@ _HALF = re.compile(  # also what frameworks are told where they are run
     rb"|Accelerator\b|lightning|fastai|TrainingArguments|\bignite\b|composer",
     re.IGNORECASE,
 )
+_SURELY = re.compile(
+    rb"autocast|\bhalf\(|float16|fp16|bf16|GradScaler|\bamp\b|mixed.?precision|\bprecision\b *=", re.IGNORECASE
+)
+_AUTOCAST = re.compile(rb"autocast\(|GradScaler|\bprecision *= *(16|.16)|mixed_precision *=|\bfp16 *= *True")
 _RESUMES = re.compile(
     rb"opt\w*(\[[^]\n]*\]|\.\w+)*\.load_state_dict|load_state_dict\([^\n]*opt|resum|load_checkpoint", re.IGNORECASE
 )
@@ -20,6 +24,21 @@ _RESUMES = re.compile(
 def runs_in_half(script: Script) -> bool:
     """Whether a file of the project says a word of half precision, or of what chooses one."""
     return _says(script, _HALF)
+
+
+def surely_runs_in_half(script: Script) -> bool:
+    """Whether a file of the project is seen to say so. Of a file by itself, and of a project too large to look through,
+    nothing is known, and that is no yes here: what hangs on it is advice."""
+    said, looked_at = says(script.module, _SURELY)
+    script.looked_at.update(looked_at)
+    return said and bool(looked_at)
+
+
+def enters_autocast_somewhere(script: Script) -> bool:
+    """The same of autocast: whether a file of the project is seen to enter it, or to ask somebody who does."""
+    said, looked_at = says(script.module, _AUTOCAST)
+    script.looked_at.update(looked_at)
+    return said and bool(looked_at)
 
 
 def resumes(script: Script) -> bool:

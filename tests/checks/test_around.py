@@ -59,6 +59,62 @@ def every_dtype(kernel, layer, x):
         test_layer(kernel, layer, x)
 """
 
+TABLES = """\
+import torch
+from torch import nn
+
+
+class Tables(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.register_buffer("rates", 10000 ** -(torch.arange(0, dim, 2) / dim))
+        self.sines = None
+
+    def forward(self, x):
+        if self.sines is None or self.sines.dtype != x.dtype:
+            steps = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+            self.sines = torch.outer(steps, self.rates.to(x.dtype)).sin()
+        return x + self.sines
+"""
+
+GRID = """\
+import torch
+from torch import nn
+
+
+class Grid(nn.Module):
+    def forward(self, x):
+        rows, columns = torch.arange(x.shape[2]) + 0.5, torch.arange(x.shape[3]) + 0.5
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        return x + grid.to(x.dtype).sum(0)
+"""
+
+MEANS = """\
+import torch
+
+
+def means(states: torch.Tensor, groups: torch.Tensor, mask: torch.Tensor):
+    sizes = torch.zeros_like(states[:, :, 0])
+    sizes.scatter_add_(1, groups, mask.float())
+    states = torch.where(sizes.unsqueeze(-1) > 0, states / sizes.unsqueeze(-1), 0)
+    return states
+"""
+
+LOSS = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Loss(nn.Module):
+    def forward(self, scores, target):
+        return F.binary_cross_entropy(scores.sigmoid(), target)
+"""
+
+
+def asked(code: str) -> Settings:
+    return Settings(codes=frozenset((code,)), notes=frozenset((code,)))
+
 
 def grades(folder: Path, code: str, name: str, text: str, **others: str) -> list[Severity]:
     (folder / "setup.py").write_text("")
@@ -66,7 +122,7 @@ def grades(folder: Path, code: str, name: str, text: str, **others: str) -> list
         (folder / f"{other}.py").write_text(said)
     path = folder / name
     path.write_text(text)
-    found = checks.check_module(Module.read(str(path), text.encode()), Settings(codes=frozenset((code,))))
+    found = checks.check_module(Module.read(str(path), text.encode()), asked(code))
     assert {str(folder / f"{other}.py") for other in others} <= set(found.dependencies)
     return [one.severity for one in found.findings]
 
@@ -113,3 +169,16 @@ def test_an_arm_that_asks_for_apex(tmp_path: Path) -> None:
     text = "def clip(self):\n    if self.use_apex:\n        clip_grad_norm_(amp.master_params(self.optimizer), 1.0)\n"
     assert grades(tmp_path, "AMP608", "trainer.py", text) == [Severity.NOTE]
     assert grades(tmp_path, "AMP608", "trainer.py", text.replace("use_apex", "fp16")) == [Severity.ERROR]
+
+
+@pytest.mark.parametrize(("code", "text"), [("AMP411", TABLES), ("AMP411", GRID), ("AMP501", MEANS), ("AMP216", LOSS)])
+def test_what_only_the_project_says(tmp_path: Path, code: str, text: str) -> None:
+    """Nothing where no file speaks of half precision, a note where one does; and nothing of a file by itself."""
+    for name, train, told in (
+        ("full", "loss.backward()\n", []),
+        ("mixed", "with torch.autocast(device):\n    loss.backward()\n", [Severity.NOTE]),
+    ):
+        (folder := tmp_path / name).mkdir()
+        assert grades(folder, code, "model.py", text, train=train) == told
+    alone = checks.check_module(Module.read("model.py", text.encode()), asked(code))
+    assert not alone.findings

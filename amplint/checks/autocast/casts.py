@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amplint.checks.around import enters_autocast_somewhere
 from amplint.checks.autocast.common import device_of, entered, uses_autocast
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, found, rule
@@ -29,8 +30,8 @@ def float_cast_undone(script: Script) -> Iterator[Finding]:
         severity = Severity.ERROR if _lexical(event, region) else Severity.WARNING
         if region.assumed:
             severity = Severity.WARNING if uses_autocast(event.module) and len(cast) > 1 else Severity.NOTE
-            if len(cast) > 1 and _feeds(script, event.result, _POSITIONS):
-                severity = Severity.WARNING
+            if len(cast) > 1 and severity == Severity.NOTE and _feeds(script, event.result, _POSITIONS):
+                severity = Severity.WARNING if enters_autocast_somewhere(script) else Severity.NOTE
         elif len(cast) < 2:
             severity = Severity.WARNING
         yield found(

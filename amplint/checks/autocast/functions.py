@@ -1,4 +1,4 @@
-"""AMP213 and AMP214: autograd functions of one's own, whose backward runs without the autocast of their forward."""
+"""AMP213: autograd functions of one's own, whose backward runs without the autocast of their forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INDEX = re.compile(r"(^|_)(idx|ind|inds|index|indexes|indices|ids)$")  # what n
 _NUMBERS = frozenset("int float bool str".split())
 # What is float32 whatever the function was given.
 _FLOAT32 = re.compile(r"torch(\.cuda)?\.FloatTensor|torch\.(zeros|empty|ones|full|rand|randn)")
-_AUTOCAST = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd", re.IGNORECASE)
+SPEAKS_OF_AUTOCAST = re.compile(r"autocast|\bamp\b|GradScaler|custom_fwd", re.IGNORECASE)
 
 
 def functions_in(module: Module) -> Iterator[ast.ClassDef]:
@@ -41,11 +41,11 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
     for cls in functions_in(module):
         methods = {one.name: one for one in cls.body if isinstance(one, ast.FunctionDef)}
         forward, backward = methods.get("forward"), methods.get("backward")
-        if forward is None or backward is None or "setup_context" in methods or "autocast" in module.rows(cls):
+        if forward is None or backward is None or "setup_context" in methods or "autocast" in module.rows(forward):
             continue
-        if any(_decorated(module, method) for method in (forward, backward)) or _in_islands(module, cls):
+        if any(decorated(module, method) for method in (forward, backward)) or _in_islands(module, cls):
             continue
-        product = _mixed_product(forward, backward)
+        product = _mixed_product(module, forward, backward)
         if product is not None:
             node, what = product
             yield found_at(
@@ -54,19 +54,22 @@ def function_without_custom_fwd(script: Script) -> Iterator[Finding]:
                 forward,
                 f"under autocast the forward of {cls.name} multiplies in half precision and saves what it was given: "
                 f"its backward then {what}, which raises",
-                severity=Severity.WARNING if _AUTOCAST.search(module.text) else Severity.NOTE,
+                severity=Severity.WARNING if SPEAKS_OF_AUTOCAST.search(module.text) else Severity.NOTE,
                 evidence=[(module, node, "the gradient meets a saved tensor, or what is made like it")],
                 help="decorate forward with torch.amp.custom_fwd and backward with torch.amp.custom_bwd",
             )
             continue
-        kernel = _kernel(module, forward, backward)
+        kernel = _kernel(module, forward, backward) if "autocast" not in module.rows(cls) else None
         if kernel is not None:
+            what, why = "kernel", "does not know it, and casts nothing"
+            if _product(kernel):
+                what, why = "product", "casts nothing where out= is given"
             yield found_at(
                 "AMP213",
                 module,
                 kernel,
-                f"under autocast this kernel of {cls.name} may be handed half and float32 tensors together: autocast "
-                "does not know it, and casts nothing",
+                f"under autocast this {what} of {cls.name} may be handed half and float32 tensors together: autocast "
+                f"{why}",
                 severity=Severity.NOTE,
                 evidence=[(module, forward, "the forward has no custom_fwd")],
                 help="decorate forward with torch.amp.custom_fwd(cast_inputs=…) and backward with custom_bwd",
@@ -91,16 +94,16 @@ def _turns_off(module: Module, node: ast.AST) -> bool:
     return any("autocast" in one and "False" in one for one in written)
 
 
-def _decorated(module: Module, method: ast.FunctionDef) -> bool:
+def decorated(module: Module, method: ast.FunctionDef) -> bool:
     return any(
         word in module.source(decorator) for decorator in method.decorator_list for word in (*_DECORATORS, "amp")
     )
 
 
-def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple[ast.AST, str] | None:
+def _mixed_product(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple[ast.AST, str] | None:
     """A product, in the backward, of the gradient with a tensor that the forward was given and saved, where the forward
     returns a product itself; or the gradient stored in place into what is like such a tensor. Nothing casts either."""
-    if not any(_product(node) for node in walk(forward)) or _casts_results(forward) or _casts(backward):
+    if not any(_product(node) for node in walk(forward)) or _casts_results(forward):
         return None
     given = {parameter.arg for parameter in forward.args.args[1:]}
     given -= {name for name, _ in _assigned(forward)}  # these may be cast by now
@@ -113,13 +116,16 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple
     if backward.args.vararg is not None:
         handed.add(backward.args.vararg.arg)
     gradients = handed | _derived(backward, handed)
+    cast = _cast_names(backward)
     for node in walk(backward):
-        if _product(node):
+        if _product(node) and not any(map(_is_cast, _inside(_operands(node)))) and not _in_region(module, node):
             operands = _names(*_operands(node))
+            if operands & cast:
+                continue
             fields = {_field(operand) for operand in _operands(node)}
             if (operands & kept or fields & left) and operands & gradients:
                 return node, "multiplies a half gradient with a float32 tensor"
-    like = _like(backward, kept)
+    like = _like(backward, kept) if "autocast" not in module.rows(backward) and not _casts(backward) else set()
     for node in walk(backward):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=how), args=[*_, source]) if (
@@ -127,6 +133,30 @@ def _mixed_product(forward: ast.FunctionDef, backward: ast.FunctionDef) -> tuple
             ):
                 return node, "stores a half gradient into a float32 tensor"
     return None
+
+
+def _in_region(module: Module, node: ast.AST) -> bool:
+    """Whether a `with` that has to do with autocast stands around a node."""
+    return any(
+        isinstance(above, ast.With) and any("autocast" in module.source(item.context_expr) for item in above.items)
+        for above in module.ancestors(node)
+    )
+
+
+def _inside(nodes: list[ast.expr]) -> Iterator[ast.AST]:
+    for node in nodes:
+        yield from walk(node)
+
+
+def _cast_names(function: ast.FunctionDef) -> set[str]:
+    """What is cast, or made of what is: `grad = grad.to(weight.dtype)`, `x, w = [one.float() for one in saved]`."""
+    bound = [(_names(*node.targets), node.value) for node in walk(function) if isinstance(node, ast.Assign)]
+    found: set[str] = set()
+    for _ in range(3):
+        found |= {
+            name for names, value in bound if _names(value) & found or any(map(_is_cast, walk(value))) for name in names
+        }
+    return found
 
 
 def _names(*nodes: ast.AST) -> set[str]:
@@ -260,6 +290,8 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name) as library, attr=function), args=args):
                 handed = {inner.id for arg in args for inner in walk(arg) if isinstance(inner, ast.Name)}
+                if name == "torch" and _writes_to(node) and len(handed & given) > 1:
+                    return node
                 if name in given or name == "torch" or not handed & given or len(handed & (given | made)) < 2:
                     continue
                 if _is_compiled(module, library) or _has_backward(backward, name, function):
@@ -267,9 +299,16 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
     return None
 
 
+def _writes_to(call: ast.Call) -> bool:
+    """Whether a product is told where to write: `torch.mm(a, b, out=buffer)`, of which autocast casts nothing."""
+    return _product(call) and any(keyword.arg == "out" for keyword in call.keywords)
+
+
 def _view_of(value: ast.expr) -> str:
     """The variable that a value is a view of: `x` of `x.contiguous().view(-1)`."""
     match value:
+        case ast.Subscript(value=inner, slice=ast.Slice()):
+            return _view_of(inner)
         case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in VIEWS:
             return _view_of(inner)
         case ast.Name(id=name):
@@ -335,55 +374,3 @@ def _inner(node: ast.expr) -> ast.expr | None:
         case ast.Call(func=ast.Attribute(value=value, attr=name)) if name.endswith("_"):
             return value
     return None
-
-
-@rule("AMP214")
-def checkpoint_ignores_autocast(script: Script) -> Iterator[Finding]:
-    """A backward that runs the forward again, without the autocast that the forward ran under."""
-    module = script.module
-    for cls in functions_in(module):
-        backward = next((one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "backward"), None)
-        if backward is None or "autocast" in module.rows(cls) or _decorated(module, backward):
-            continue
-        again = _runs_again(module, backward)
-        if again is not None:
-            yield found_at(
-                "AMP214",
-                module,
-                again,
-                f"the backward of {cls.name} runs the forward again, outside autocast: in float32 where the forward "
-                "ran in half precision",
-                severity=Severity.WARNING if _AUTOCAST.search(module.text) else Severity.NOTE,
-                help="use torch.utils.checkpoint.checkpoint(…, use_reentrant=False), or keep the state of autocast and "
-                "enter it here",
-            )
-
-
-def _runs_again(module: Module, backward: ast.FunctionDef) -> ast.Call | None:
-    """The call, under enable_grad, of a function that the forward kept on ctx."""
-    if not backward.args.args:
-        return None
-    ctx = backward.args.args[0].arg
-    kept = {
-        target.id
-        for node in walk(backward)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and _is(node.value.value, ctx)
-        for target in node.targets
-        if isinstance(target, ast.Name) and node.value.attr != "saved_tensors"
-    }
-    for region in walk(backward):
-        if not isinstance(region, ast.With) or not any(
-            "enable_grad" in module.source(item.context_expr) for item in region.items
-        ):
-            continue
-        for node in walk(region):
-            match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id=name))) if name == ctx:
-                    return node
-                case ast.Call(func=ast.Name(id=name)) if name in kept:
-                    return node
-    return None
-
-
-def _is(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amplint.checks.around import enters_autocast_somewhere
 from amplint.checks.autocast.common import device_of, entered, may_be_enabled, uses_autocast
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, alternatives, found, rule, same_function
@@ -24,14 +25,21 @@ def bce_in_region(script: Script) -> Iterator[Finding]:
         region = event.region
         if not may_be_enabled(region, event) or tensors.device_type(region.autocast.device) == "cpu":
             continue
-        if region.assumed and (not uses_autocast(event.module) or _other_arm_leaves(script, event)):
+        if region.assumed and _other_arm_leaves(script, event):
             continue
+        severity = None
+        if region.assumed:
+            severity = Severity.WARNING if uses_autocast(event.module) else Severity.NOTE
+            if severity == Severity.NOTE and not enters_autocast_somewhere(script):
+                continue
+        elif _off_by_default(event, region):
+            severity = Severity.NOTE
         yield found(
             "AMP216",
             event,
             "binary cross entropy on probabilities is refused inside a CUDA autocast region (RuntimeError); on a "
             "CPU it runs",
-            severity=Severity.WARNING if region.assumed else Severity.NOTE if _off_by_default(event, region) else None,
+            severity=severity,
             evidence=[(entered(script, region), "in this autocast region")] if not region.assumed else [],
             help="use binary_cross_entropy_with_logits on logits, or leave autocast for the loss",
             fix=_bce_fix(script, event, region),

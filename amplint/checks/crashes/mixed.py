@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amplint.checks.around import surely_runs_in_half
 from amplint.checks.crashes.common import HALF, enabled, evidence, guarded, named, operand_node, policy
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.state.casts import assigned, half_cast
@@ -147,6 +148,66 @@ def _to_destination(event: events.Operation, place: int) -> Fix | None:
     if not isinstance(into, ast.Name | ast.Attribute):
         return None
     return fixes.cast(module, [stored], f"to({text(module, into)}.dtype)", "store it in the destination's dtype")
+
+
+_LIKE = frozenset("zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full".split())
+_METHODS = {  # stores in place, with the place of what is stored
+    **dict.fromkeys(("index_add_", "index_copy_", "scatter_", "scatter_add_", "scatter_reduce_"), 2),
+    "masked_scatter_": 1,
+}
+
+
+@rule("AMP501")
+def float32_into_an_open_dtype(script: Script) -> Iterator[Finding]:
+    """What is cast to float32 on the spot is stored into a tensor that has the dtype of an argument."""
+    module = script.module
+    for call in module.nodes(ast.Call):
+        match call:
+            case ast.Call(func=ast.Attribute(value=into, attr=how), args=args) if how in _METHODS:
+                named_ones = [one.value for one in call.keywords if one.arg in ("src", "source")]
+                stored = [*args[_METHODS[how] :], *named_ones]
+                argument = _open_dtype(module, into) if stored and _to_float32(module, stored[0]) else ""
+                if argument and surely_runs_in_half(script):
+                    yield found_at(
+                        "AMP501",
+                        module,
+                        call,
+                        f"{how} takes the destination's dtype only, here that of {argument}: RuntimeError where it is "
+                        "half, the source is float32 in any case",
+                        severity=Severity.NOTE,
+                        help=f"cast what is stored to {argument}.dtype",
+                    )
+
+
+def _to_float32(module: Module, node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr="float"), args=[]):
+            return True
+        case ast.Call(func=ast.Attribute(attr="to"), args=[given]):
+            return module.source(given) == "torch.float32"
+    return False
+
+
+def _open_dtype(module: Module, into: ast.expr, depth: int = 2) -> str:
+    """The argument of its function whose dtype a tensor is made in, if nothing casts that: `torch.zeros_like(x)`."""
+    match into:
+        case ast.Name() if depth:
+            values = list(assigned(module, into))
+            return _open_dtype(module, values[0], depth - 1) if len(values) == 1 else ""
+        case ast.Call(func=ast.Attribute(value=owner, attr=how), args=args, keywords=keywords) if how in _LIKE:
+            like = owner if how.startswith("new_") else args[0] if args else None
+            while isinstance(like, ast.Subscript):
+                like = like.value
+            function = module.function(into)
+            if any(one.arg == "dtype" for one in keywords) or not isinstance(like, ast.Name) or function is None:
+                return ""
+            given = {one.arg: one.annotation for one in (*function.args.posonlyargs, *function.args.args)}
+            annotation = given.get(like.id)
+            said = "" if annotation is None else module.source(annotation)
+            tensor = like.id in given and (not said or ("Tensor" in said and "Long" not in said))
+            again = any(value.lineno < into.lineno for value in assigned(module, like))
+            return like.id if tensor and not again else ""
+    return ""
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,13 @@ def about_dtype(formula: object) -> bool:
 
 @lru_cache(maxsize=1024)  # the same conditions stand around many operations
 def _asks_about_dtype(question: Question) -> bool:
+    if question.kind == "cmp" and isinstance(question.parts[-1], frozenset) and all(map(_open, question.parts[-1])):
+        return False  # whether a table is still in its input's dtype: not which one that is
     return any(map(about_dtype, question.parts))
+
+
+def _open(value: object) -> bool:
+    return isinstance(value, Sym) and (value.kind == "dtype" or (value.kind == "attr" and value.parts[-1] == "dtype"))
 
 
 def is_half(value: Value, trust: int) -> bool:

@@ -6,13 +6,14 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.checks.around import surely_runs_in_half
 from amplint.checks.numerics.common import guarded, known_as, made_half
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import KNOWN, Const, Tensor
+from amplint.source.values import ASSUMED, KNOWN, Const, Tensor
 from amplint.source.walk import walk
 
 _EXACT = {"float16": 2048, "bfloat16": 256, "low": 2048}  # the largest integer up to which all are exact
@@ -37,16 +38,20 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             what = f"{event.name} casts positions to {_name(dtype)} under autocast"
             help = "compute angles in float32: with torch.autocast(device_type, enabled=False)"
         else:
-            if event.result.trust != KNOWN:
-                continue
             source = event.result if event.name == "arange" else event.args[0]
             counted = tensors.counted(source) or _drawn(source)
-            severity = Severity.WARNING
-            what = f"whole numbers become {_name(dtype)}"
+            if event.result.trust < ASSUMED:
+                continue
+            severity = known_as(event.result.trust)
+            sure = event.result.trust == KNOWN
+            what = f"whole numbers become {_name(dtype)}" if sure else "whole numbers take a dtype that may be half"
             help = "keep them in integers or float32, and cast what is computed of them"
         if counted is None or _few(counted, dtype) or _few_by_default(event.module, counted, dtype):
             continue
         if _fractions(event.module, event.node):
+            continue
+        rests = event.name not in _PRODUCTS and severity == Severity.NOTE  # on what comes
+        if rests and (_of_whole_numbers(event.module, event.node) or not surely_runs_in_half(script)):
             continue
         limits = "2048 (bfloat16: above 256)" if dtype == "low" else str(_EXACT[dtype])
         yield found(
@@ -137,14 +142,53 @@ def _fractions(module: Module, count: ast.AST) -> bool:
     if not isinstance(count, ast.Call):
         return False
     ends = [module.source(one) for one in (*count.args, *(keyword.value for keyword in count.keywords))]
+    match module.parents[count], module.function(count):
+        case ast.Assign(targets=[ast.Name(id=name)]), (ast.FunctionDef() as function):
+            loads = [one for one in walk(function) if isinstance(one, ast.Name) and one.id == name]
+            parts = [module.parents[one] for one in loads if isinstance(one.ctx, ast.Load)]
+            if parts and all(isinstance(one, ast.BinOp) and _divided_by(module, one, ends) for one in parts):
+                return True
     for above in module.ancestors(count):
         match above:
-            case ast.BinOp(op=ast.Div(), right=by) if module.source(by) in ends:
+            case ast.BinOp() if _divided_by(module, above, ends):
                 return True
             case ast.BinOp(op=ast.Mult() | ast.Div()) | ast.UnaryOp():
                 continue
         return False
     return False
+
+
+def _divided_by(module: Module, quotient: ast.BinOp, ends: list[str]) -> bool:
+    return isinstance(quotient.op, ast.Div) and module.source(quotient.right) in ends
+
+
+def _of_whole_numbers(module: Module, cast: ast.AST) -> bool:
+    """Whether the dtype is that of something that is compared here: of lengths, which are whole numbers themselves."""
+    function = module.function(cast)
+    if not isinstance(cast, ast.Call) or function is None:
+        return False
+    given = (*cast.args, *(keyword.value for keyword in cast.keywords))
+    names = {
+        one.value.id
+        for one in given
+        if isinstance(one, ast.Attribute) and one.attr == "dtype" and isinstance(one.value, ast.Name)
+    }
+    return any(
+        isinstance(node, ast.Compare)
+        and any(isinstance(inner, ast.Name) and inner.id in names for part in _sides(node) for inner in walk(part))
+        for node in walk(function)
+    )
+
+
+def _sides(compared: ast.Compare) -> list[ast.expr]:
+    """What is compared with `<` and the like: not dtypes, devices and sizes."""
+    sides = (compared.left, *compared.comparators)
+    asks = any(_is_about(one) for side in sides for one in walk(side))
+    return [] if asks or any(isinstance(one, ast.Is | ast.IsNot) for one in compared.ops) else list(sides)
+
+
+def _is_about(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr in ("dtype", "device", "shape", "ndim", "size", "dim")
 
 
 def _few_by_default(module: Module, counted: Tensor, dtype: str) -> bool:

@@ -174,3 +174,10 @@ def _isinstance(value: Value, cls: Value) -> Value:
     if isinstance(value, Tensor) and isinstance(cls, Lib) and value.dtype:
         return Const(cls.name == "torch.Tensor")
     return Test(ask("isinstance", conditions.key(value), cls))
+
+
+def is_tensor(value: Value) -> Value:
+    """`torch.is_tensor(x)`: what a forward is given was taken for a tensor, and who asks expects others, too."""
+    if isinstance(value, Tensor) and value.trust == GIVEN and value.made == "argument":
+        return Test(ask("is tensor", conditions.key(value)))
+    return _isinstance(value, Lib("torch.Tensor"))

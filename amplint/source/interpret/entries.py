@@ -211,13 +211,31 @@ def _activations(function: Function) -> tuple[Value, ...]:
     parameters = function.node.args.args[1 if function.owner is not None else 0 :]
     required = len(function.node.args.args) - len(function.node.args.defaults)
     own = 1 if function.owner is not None else 0
+    others = _no_tensors(function.node)
     return tuple(
         tensors.argument(parameter)
-        if position + own < required and _may_be_tensor(parameter.annotation)
+        if position + own < required and _may_be_tensor(parameter.annotation) and parameter.arg not in others
         else sym("argument", id(function.node), parameter.arg)
         for position, parameter in enumerate(parameters)
         if position + own < required
     )
+
+
+def _no_tensors(code: FunctionNode) -> set[str]:
+    """The names that are no tensors by how they are used: only to say where to, or in which dtype (`x.to(device)`,
+    `zeros(n, dtype=dtype)`)."""
+    loads: dict[str, int] = {}
+    settings: dict[str, int] = {}
+    for node in walk(code):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                loads[name] = loads.get(name, 0) + 1
+            case ast.Call(func=ast.Attribute(attr=attr), args=args, keywords=keywords):
+                said = [one.value for one in keywords if one.arg in ("device", "dtype")]
+                for one in (*said, *(args if attr == "to" else ())):
+                    if isinstance(one, ast.Name):
+                        settings[one.id] = settings.get(one.id, 0) + 1
+    return {name for name, count in settings.items() if loads[name] == count}
 
 
 def _is_step(code: FunctionNode) -> bool:

@@ -128,6 +128,8 @@ def call(
         return [(_of_region(name, region), world)]
     if name in _NEVER_HERE:
         return [(FALSE, world)]
+    if name == "torch.is_tensor" and given.args:
+        return [(builtin_functions.is_tensor(given.args[0]), world)]
     if name == "torch.finfo" and given.args:
         return [(sym("finfo", given.args[0]), world)]
     made = operations.created(name, given, world, node)

@@ -276,6 +276,11 @@ _COUNTS_STAY = frozenset("to float type half bfloat16 double add sub long int ar
 
 def counted(value: Value, depth: int = 4, scaled: bool = False) -> Tensor | None:
     """The torch.arange that a tensor's numbers are, shifted or cast at most, or `scaled` by a number."""
+    if isinstance(value, Tensor) and value.made == "" and depth:  # one of two: `t`, or `torch.arange(t)`
+        return next((one for part in value.parents if (one := counted(part, depth - 1, scaled)) is not None), None)
+    if isinstance(value, Tensor) and value.made in ("stack", "cat", "meshgrid") and depth:
+        parts = [counted(part, depth - 1, scaled) for part in tensors_in(value.parents)]
+        return parts[0] if parts and all(parts) else None
     if not isinstance(value, Tensor) or not (value.made in _COUNTS_STAY or (scaled and value.made in ("mul", "div"))):
         return None
     if value.made == "arange":
@@ -294,6 +299,8 @@ def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, d
         scaler = None  # times 1 / scaler.get_scale()
     region = region_of(world)
     result, trust = _result(op, tuple(_typed(operand, world) for operand in operands), region)
+    if result in ("integer", "bool") and _makes_fractions(op, operands, node):
+        result = "float32"
     if dtype_of(dtype):
         result, trust = dtype_of(dtype), KNOWN
     return Tensor(
@@ -306,6 +313,23 @@ def operate(op: str, operands: tuple[Value, ...], world: World, node: ast.AST, d
         node,
         operands[:3],
         serial(),
+    )
+
+
+_REAL_VALUED = frozenset(
+    (
+        "sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh sigmoid reciprocal"
+    ).split()
+)
+
+
+def _makes_fractions(op: str, operands: tuple[Value, ...], node: ast.AST) -> bool:
+    """Whether an operation on whole numbers gives floats, in torch's default dtype: a true division, a root, or
+    arithmetic with a Python float."""
+    if op in _REAL_VALUED or (op == "div" and isinstance(node, ast.BinOp)):
+        return True
+    return isinstance(node, ast.BinOp) and any(
+        isinstance(one, Const) and isinstance(one.value, float) for one in operands
     )
 
 
@@ -327,7 +351,7 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
         return "integer", KNOWN
     if op in COMPLEX:
         return "complex", KNOWN
-    dtype, trust = promote(_deciding(op, operands), scalar=op in ("mul", "div"))
+    dtype, trust = promote(_deciding(op, operands), scalar=op in ("mul", "div", "pow"))
     if dtype == "complex" and op in REAL:
         return "float32", trust
     if dtype in HALF and op in knowledge.ops()["no_half_kernel"]:
