@@ -82,3 +82,23 @@ def operand_node(event: events.Operation, place: int) -> ast.expr | None:
         return call.func.value if isinstance(call.func, ast.Attribute) else None
     place -= method
     return call.args[place] if 0 <= place < len(call.args) and len(event.args) == len(call.args) + method else None
+
+
+_FLOATS = (*HALF, "float32")
+
+
+def clash(one: Value | None, other: Value | None, least: int = KNOWN) -> bool:
+    """Whether two tensors surely differ in dtype, one of them half and the other not."""
+    return (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.dtype in _FLOATS
+        and other.dtype in _FLOATS
+        and (one.dtype in HALF) is not (other.dtype in HALF)
+        and min(one.trust, other.trust) >= least
+    )
+
+
+def in_place(event: events.Operation) -> bool:
+    function = event.node.func if isinstance(event.node, ast.Call) else None
+    return isinstance(function, ast.Attribute) and function.attr.endswith("_")
