@@ -23,6 +23,7 @@ _LAYERS = frozenset(
     ).split()
 )
 _NORMS = frozenset("layer_norm group_norm batch_norm".split())  # half weights need a half input
+_STRICT_NORMS = frozenset("layer_norm group_norm".split())  # on a GPU also float32 weights a float32 one
 # Functions that take tensors of one dtype only.
 _STRICT = {
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "einsum", "tensordot", "lerp"), 2),
@@ -49,7 +50,7 @@ def mixed_dtype_layer(script: Script) -> Iterator[Finding]:
         if not isinstance(given, Tensor) or given.trust != KNOWN:
             continue
         wide, low = event.layer == "float32", event.layer in HALF
-        strict = event.name in _LAYERS or (event.name == "layer_norm" and script.settings.target_device == "cuda")
+        strict = event.name in _LAYERS or (event.name in _STRICT_NORMS and script.settings.target_device == "cuda")
         if not ((wide and given.dtype in HALF and strict) or (low and given.dtype == "float32")):
             continue
         left = given.region is not None and wide
@@ -175,9 +176,7 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
         if event.name in _IN_BACKWARD and not (event.grad and any(True for _ in script.events(events.Backward))):
             continue
         operands = list(_operands(event))[:count]
-        if event.name == "mse_loss" and (
-            script.settings.target_torch >= MSE_PROMOTES or not operands or operands[0].dtype not in HALF
-        ):
+        if event.name == "mse_loss" and script.settings.target_torch >= MSE_PROMOTES:
             continue
         pair = next(((one, two) for one in operands for two in operands if clash(one, two) and one.dtype in HALF), None)
         if pair is None:
