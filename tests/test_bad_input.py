@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import sys
 import time
 import tokenize
 from io import StringIO
@@ -134,6 +135,13 @@ UNREADABLE = {
     "if x:\n\ty = 1\n        z = 2": (16, "inconsistent use of tabs and spaces"),
     "x = 1 +\\": (14, "unexpected EOF"),
 }
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python reads them")
+@pytest.mark.parametrize("content", ["type X = int | str", "class A[T]: pass", "print(f'{a['b']}')"])
+def test_what_a_newer_python_reads_is_told_so(content):
+    [finding] = look(f"{SCRIPT}{content}\n").findings
+    assert finding.message.endswith("; run amplint in 3.12 or later)")
 
 
 @pytest.mark.parametrize("content", UNREADABLE, ids=lambda content: content[:20])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from amplint.checks.registry import Script
+from amplint.checks.users import used_in_half
 from amplint.rewrite.said import says
 
 _HALF = re.compile(  # also what frameworks are told where they are run
@@ -16,14 +18,17 @@ _SURELY = re.compile(
     rb"autocast|\bhalf\(|float16|fp16|bf16|GradScaler|\bamp\b|mixed.?precision|\bprecision\b *=", re.IGNORECASE
 )
 _AUTOCAST = re.compile(rb"autocast\(|GradScaler|\bprecision *= *(16|.16)|mixed_precision *=|\bfp16 *= *True")
-_RESUMES = re.compile(
-    rb"opt\w*(\[[^]\n]*\]|\.\w+)*\.load_state_dict|load_state_dict\([^\n]*opt|resum|load_checkpoint", re.IGNORECASE
+_RESUMES = re.compile(  # a file that speaks of resuming and loads something, too: a logger may resume its own file
+    rb"opt\w*(\[[^]\n]*\]|\.\w+)*\.load_state_dict|load_state_dict\([^\n]*opt|load_checkpoint"
+    rb"|\A(?=[\s\S]*?resum(?!\w*\s*=\s*[\"']|e_download))(?=[\s\S]*?(torch\.load|load_state|restor|\.load\())",
+    re.IGNORECASE,
 )
 
 
-def runs_in_half(script: Script) -> bool:
-    """Whether a file of the project says a word of half precision, or of what chooses one."""
-    return _says(script, _HALF)
+def runs_in_half(script: Script, node: ast.AST) -> bool:
+    """Whether a file of the project says a word of half precision, or of what chooses one, and one of those that use
+    what a node is in."""
+    return _says(script, _HALF) and used_in_half(script, node, _HALF)
 
 
 def surely_runs_in_half(script: Script) -> bool:

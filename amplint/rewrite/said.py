@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from amplint.source.module import Module, Unreadable
 _MOST = 2000  # files and folders of a project that are looked through; of a larger one nothing is said
 _ENTRIES = 50_000  # of these folders
 _LARGEST = 2_000_000  # bytes of a notebook
+_COMMENT = re.compile(rb"#[^\n]*")
+_WORD = re.compile(rb"[A-Za-z_]\w*")
+_WHOLE = re.compile(
+    rb"^[ \t]*(?:import[ \t][^\n]*|from[^\n]*[ \t]import[ \t]+\*|from[ \t]+\.+[ \t]+import[^\n]*)", re.MULTILINE
+)
 _SKIPPED = frozenset(("node_modules", "site-packages", "__pycache__", "venv"))
 
 
@@ -26,6 +32,40 @@ def says(module: Module, words: re.Pattern[bytes]) -> tuple[bool, tuple[str, ...
     if not os.path.isfile(module.path):
         return True, ()
     return _look(*around(module, near=project_root(Path(module.path).resolve().parent) is None), words)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A file as what it says: all words of its code, without comments, and those of whole modules that it imports."""
+
+    path: str
+    text: bytes
+    all: frozenset[bytes]
+    modules: frozenset[bytes]
+
+
+def words(module: Module) -> tuple[Words, ...] | None:
+    """What the files of the project around a file say; None where there is no project to be seen, or one too large."""
+    if not os.path.isfile(module.path):
+        return None
+    return _words(*around(module, near=project_root(Path(module.path).resolve().parent) is None))
+
+
+@lru_cache(2)
+def _words(top: Path, alone: bool) -> tuple[Words, ...] | None:
+    looked: list[str] = []
+    found: list[Words] = []
+    for path in _below(top, alone, looked):
+        if path is None or len(looked) + len(found) > _MOST:
+            return None
+        try:
+            read = files.read(str(path)) if path.stat().st_size <= _LARGEST else b""
+        except (OSError, Unreadable, ValueError):
+            continue
+        text = _COMMENT.sub(b"", read)
+        modules = (one for line in _WHOLE.findall(text) for one in _WORD.findall(line))
+        found.append(Words(str(path), text, frozenset(_WORD.findall(text)), frozenset(modules)))
+    return tuple(found)
 
 
 @lru_cache(8)

@@ -23,6 +23,7 @@ _interned: dict[tuple[Hashable, ...], Sym] = {}
 _questions: dict[tuple[Hashable, ...], Question] = {}
 _instances: dict[tuple[Class, Hashable], Instance] = {}
 _numbers: dict[Hashable, int] = {}
+_objects: dict[int, tuple[Hashable, int]] = {}
 _fresh: Iterator[int] = iter(())
 
 
@@ -33,19 +34,32 @@ def reset() -> None:
     _questions.clear()
     _instances.clear()
     _numbers.clear()
+    _objects.clear()
     _fresh = iter(range(1, 1 << 62))
 
 
 def sym(kind: str, *parts: Hashable) -> Sym:
-    """The symbol of this origin."""
+    """The symbol of this origin. What is too large to be compared goes by the one object that it is: `(step + 1) % n`
+    is one thing however often it is asked, and nothing more is known of it."""
+    heavy = False
     for part in parts:
         if type(part) in _HEAVY and weight(part) > MOST_PARTS:  # type: ignore[arg-type]
-            return fresh(kind)
-    key = (kind, *parts)
+            heavy = True
+            break
+    key = (kind, *map(_identity, parts)) if heavy else (kind, *parts)
     found = _interned.get(key)
     if found is None:
-        found = _interned[key] = Sym(kind, parts)
+        found = _interned[key] = fresh(kind) if heavy else Sym(kind, parts)
     return found
+
+
+def _identity(part: Hashable) -> Hashable:
+    if type(part) not in _HEAVY or weight(part) <= MOST_PARTS:  # type: ignore[arg-type]
+        return part
+    return (
+        "object",
+        _objects.setdefault(id(part), (part, next(_fresh)))[1],
+    )  # which it keeps, so that its id stays its
 
 
 def instance(cls: Class, site: Hashable) -> Instance:

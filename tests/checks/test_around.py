@@ -144,6 +144,26 @@ def test_a_model_of_a_project_that_may(tmp_path: Path) -> None:
     ]
 
 
+RUNS = "from model import Attention\n\nmodel = Attention(8)\nloss = model(x, mask).mean()\nloss.backward()\n"
+HALF = "import torch\n\nother = torch.nn.Linear(8, 8).half()\n"
+
+
+def test_a_model_that_others_of_its_project_do_not_use(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train=RUNS, export=HALF) == [Severity.NOTE]
+
+
+def test_a_model_that_is_used_in_half_through_another(tmp_path: Path) -> None:
+    block = (
+        "from model import Attention\n\n\nclass Block:\n    def __init__(self):\n        self.inner = Attention(8)\n"
+    )
+    train = "from block import Block\n\nmodel = Block()\nwith torch.autocast('cuda'):\n    model(x).backward()\n"
+    path = tmp_path / "model.py"
+    for name, text in (("setup", ""), ("model", ATTENTION), ("block", block), ("train", train), ("old", RUNS)):
+        (tmp_path / f"{name}.py").write_text(text)
+    found = checks.check_module(Module.read(str(path), ATTENTION.encode()), Settings(codes=frozenset({"AMP401"})))
+    assert [one.severity for one in found.findings] == [Severity.WARNING]
+
+
 def test_a_checkpoint_that_nothing_resumes_from(tmp_path: Path) -> None:
     assert grades(tmp_path, "AMP116", "train.py", TRAINING) == [Severity.NOTE]
 
@@ -151,6 +171,21 @@ def test_a_checkpoint_that_nothing_resumes_from(tmp_path: Path) -> None:
 def test_a_checkpoint_that_another_file_resumes_from(tmp_path: Path) -> None:
     loads = 'optimizer.load_state_dict(state["optimizer"])\n'
     assert grades(tmp_path, "AMP116", "train.py", TRAINING, loading=loads) == [Severity.WARNING]
+
+
+def test_what_resumes_but_no_training(tmp_path: Path) -> None:
+    log = "class Logger:\n    def __init__(self, path, resume=False):\n"
+    log += "        self.file = open(path, 'a' if resume else 'w')\n"
+    tracker = "wandb.init(id=run, resume='allow')\nmodel.load_state_dict(torch.load(path))\n"
+    assert grades(tmp_path, "AMP116", "train.py", TRAINING, log=log, tracker=tracker) == [Severity.NOTE]
+
+
+def test_a_helper_that_saves_for_a_script_that_nothing_resumes(tmp_path: Path) -> None:
+    helper = "import torch\n\n\ndef save_state(model, optimizer, path):\n"
+    helper += '    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)\n'
+    text = TRAINING.replace("import torch\n", "import torch\nfrom helper import save_state\n", 1)
+    text = text[: text.index("    torch.save")] + '    save_state(model, optimizer, "last.pt")\n'
+    assert grades(tmp_path, "AMP116", "train.py", text, helper=helper) == [Severity.NOTE]
 
 
 @pytest.mark.parametrize(
@@ -182,3 +217,10 @@ def test_what_only_the_project_says(tmp_path: Path, code: str, text: str) -> Non
         assert grades(folder, code, "model.py", text, train=train) == told
     alone = checks.check_module(Module.read("model.py", text.encode()), asked(code))
     assert not alone.findings
+
+
+def test_a_device_with_an_index_where_the_project_asks_for_a_torch_that_takes_it() -> None:
+    module = Module.read("model.py", b'import torch\n\nwith torch.autocast(f"cuda:{rank}"):\n    model(x)\n')
+    for asks, grade in (("", Severity.WARNING), ("pyproject.toml", Severity.NOTE)):
+        found = checks.check_module(module, Settings(codes=frozenset({"AMP208"}), torch_from=asks)).findings
+        assert [one.severity for one in found] == [grade]

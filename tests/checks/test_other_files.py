@@ -40,3 +40,43 @@ def test_a_region_in_another_file(tmp_path: Path) -> None:
     found = checks.check_module(script, Settings(codes=frozenset(("AMP212",)))).findings
     assert [finding.range.start.row for finding in found] == [8]
     assert [Path(place.path).name for place in found[0].related] == ["helpers.py", "train.py"]
+
+
+BASE = """\
+import torch
+
+
+class Agent:
+    def __init__(self, actor, critic):
+        self.actor, self.critic = actor, critic
+        self.actor_optimizer = torch.optim.Adam(actor.parameters())
+        self.critic_optimizer = torch.optim.Adam(critic.parameters())
+        self.scaler = torch.amp.GradScaler("cuda")
+
+    def learn(self, batches):
+        for batch in batches:
+            self.optimize_critic(batch)
+            self.optimize_actor(batch)
+            self.scaler.update()
+"""
+AGENT = """\
+from agent import Agent
+
+
+class Careful(Agent):
+    def optimize_actor(self, loss):
+        self.actor_optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.actor_optimizer)
+        self.scaler.step(self.actor_optimizer)
+"""
+
+
+def test_a_base_of_another_file_updates_the_scaler(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for base, expected in ((BASE, []), (BASE.replace("            self.scaler.update()\n", ""), ["AMP110"])):
+        (tmp_path / "agent.py").write_text(base)
+        (tmp_path / "careful.py").write_text(AGENT)
+        settings = Settings(codes=frozenset({"AMP110"}), roots=(str(tmp_path),))
+        found = checks.check_module(Module.read("careful.py", AGENT.encode()), settings).findings
+        assert [one.code for one in found] == expected

@@ -63,12 +63,13 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             old = script.settings.target_torch < ACCEPTS_AN_INDEX
             if not old and value.enabled == FALSE:
                 continue  # nothing is checked of a region that is off
+            newer = Severity.NOTE if script.settings.torch_from else Severity.WARNING  # the project asks for it
             yield found(
                 "AMP208",
                 create,
                 f"{index} is no device type but a device: RuntimeError before torch 2.4; since then autocast leaves "
                 f"out the checks that it makes for {_type_of(index)}",
-                severity=Severity.ERROR if old else Severity.WARNING,
+                severity=Severity.ERROR if old else newer,
                 help="pass the type alone, without the index",
                 fix=_without_index(module, argument, sides),
             )
@@ -88,8 +89,8 @@ def made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | N
 
 
 def sides_of(value: Value, event: events.Event) -> list[Value]:
-    """What a value can be where an event happens."""
-    return [one for side in conditions.sides(value, event.facts) for one in options(side)]
+    """What a value can be where an event happens; where the answers leave none, whatever it is."""
+    return [one for side in conditions.sides(value, event.facts) for one in options(side)] or [value]
 
 
 def _is_device(script: Script, value: Value) -> bool:

@@ -55,7 +55,7 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                 help="pass torch.float16 or torch.bfloat16",
             )
         elif value.enabled == TRUE and all(tensors.dtype_of(side) == "float32" for side in sides):
-            if _trains_in(script, create):
+            if _trains_in(script, create) and not _half_elsewhere(script, create):
                 yield found(
                     "AMP210",
                     create,
@@ -82,6 +82,15 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 help='leave the dtype to the device, or enable it for "cuda" only',
             )
+
+
+def _half_elsewhere(script: Script, create: events.Create) -> bool:
+    """Whether the same call may be given another dtype than float32 in other runs: a setting says which."""
+    return any(
+        other.node is create.node and tensors.dtype_of(side) != "float32"
+        for other, value, _ in made(script)
+        for side in (sides_of(value.dtype, other) if value.dtype is not None else ())
+    )
 
 
 def _is_probe(create: events.Create) -> bool:

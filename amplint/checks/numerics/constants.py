@@ -49,7 +49,7 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
         if raises:
             message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
             severity = Severity.ERROR if target.trust == KNOWN and target.dtype == "float16" else Severity.WARNING
-            if target.trust == ASSUMED and (event.name not in _LOUD or not runs_in_half(script)):
+            if target.trust == ASSUMED and (event.name not in _LOUD or not runs_in_half(script, event.node)):
                 severity = Severity.NOTE
         elif event.name == "clamp":
             message = f"{large[0]:g} is infinite in float16: it bounds nothing there, and raises on a CPU"

@@ -35,12 +35,13 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
             continue
         if step.closure or (step.frame.entry and not _emptied(script, step)):
             continue
+        emptied = _emptied_on_the_way(script, step)
         skipped = [
             b
             for b in script.events(events.Backward)
             if b.scaler == step.scaler
             and any(one == step.optimizer for one, _ in b.touched)
-            and not _undone(script, b, step)
+            and not (same_function(b, step) and any(_stands_before(b.node, zero) for zero in emptied))
         ]
         here = [b for b in skipped if same_function(b, step)]
         if not here or len(here) < len(skipped) or not all(_under_own_branch(b, step) for b in here):
@@ -57,18 +58,23 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
         )
 
 
-def _undone(script: Script, backward: events.Backward, step: events.Step) -> bool:
-    """Whether the gradients of a backward are set to zero before the step, on every way to it: those that a generator's
-    loss leaves in the discriminator."""
+def _emptied_on_the_way(script: Script, step: events.Step) -> set[ast.AST]:
+    """Where gradients are set to zero on every way to the step: those that a generator's loss leaves in the
+    discriminator. Asked once a step: what it is asked of, backwards, can be hundreds."""
     module, around = step.module, {step.node, *step.module.ancestors(step.node)}
-    return any(
-        same_function(zero, step)
-        and same_function(backward, step)
-        and any(one == step.optimizer for one, _ in zero.touched)
-        and module.range(backward.node).start < module.range(zero.node).start < module.range(step.node).start
-        and all(above in around for above in module.ancestors(zero.node) if not isinstance(above, ast.Expr))
+    return {
+        zero.node
         for zero in script.events(events.ZeroGradient)
-    )
+        if same_function(zero, step)
+        and any(one == step.optimizer for one, _ in zero.touched)
+        and _stands_before(zero.node, step.node)
+        and all(above in around for above in module.ancestors(zero.node) if not isinstance(above, ast.Expr))
+    }
+
+
+def _stands_before(one: ast.AST, other: ast.AST) -> bool:
+    """Whether a node begins before another of the same file."""
+    return (one.lineno, one.col_offset) < (other.lineno, other.col_offset)  # type: ignore[attr-defined]
 
 
 def _hands_on(step: events.Step, backward: events.Backward) -> bool:

@@ -117,9 +117,27 @@ def first_scale(create: events.Event | None) -> str:
     if isinstance(node, ast.Call):
         given = next((keyword.value for keyword in node.keywords if keyword.arg == "init_scale"), None)
         if given is not None:
-            known = isinstance(given, ast.Constant) and isinstance(given.value, int | float)
-            return f"{given.value:g}" if known else "init_scale"  # type: ignore[attr-defined]
+            return _number(given) or "init_scale"
+        return next(
+            (number for one in node.args[:2] if (number := _number(one))), "65536"
+        )  # behind the device, or first
     return "65536"
+
+
+def _number(node: ast.expr) -> str:
+    """A number, or a power of two numbers."""
+    match node:
+        case ast.Constant(value=bool()):
+            return ""
+        case ast.Constant(value=int() | float() as number):
+            return f"{number:g}"
+        case ast.BinOp(
+            left=ast.Constant(value=int() | float() as base),
+            op=ast.Pow(),
+            right=ast.Constant(value=int() | float() as power),
+        ) if abs(power) < 64:
+            return f"{base**power:g}"
+    return ""
 
 
 def scale_at_first(script: Script, scaler: Value | None) -> str:

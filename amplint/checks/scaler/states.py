@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.checks.around import resumes
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
@@ -69,13 +70,14 @@ def apex_state_not_saved(script: Script) -> Iterator[Finding]:
     ]
     for mapping in module.nodes(ast.Dict) if made else ():
         entry = _state_of_optimizer(mapping, module.function(mapping))
-        if entry is not None and not _mentions_amp(module, mapping):
+        if entry is not None and not _mentions_amp(module, mapping) and not _put_back(module, mapping):
             yield found_at(
                 "AMP116",
                 module,
                 entry,
                 "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
                 "and skips steps",
+                severity=None if resumes(script) else Severity.NOTE,
                 evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
                 help="save amp.state_dict(), too, and load it behind amp.initialize",
             )
@@ -89,7 +91,7 @@ def apex_state_alone(script: Script) -> Iterator[Finding]:
         return
     made = [statement for statement in module.nodes(ast.Assign) if _is_scaler(module, statement.value)]
     names = {last_name(target) for statement in made for target in statement.targets}
-    if not made or "" in names or _passed_on(module, names):
+    if not made or "" in names or _passed_on(module, names) or all(_in_a_loop(module, one) for one in made):
         return
     for call in module.nodes(ast.Call):
         if "apex.amp.state_dict" in module.dotted(call.func):
@@ -99,10 +101,33 @@ def apex_state_alone(script: Script) -> Iterator[Finding]:
                 call,
                 "this is the state of apex.amp; that of the GradScaler, which scales where apex does not, is never "
                 "saved: a resumed run starts at a scale of 65536 again and skips steps",
+                severity=None if resumes(script) else Severity.NOTE,
                 evidence=[(module, made[0], "the scaler"), (module, call, "saved without it")],
                 help="save the scaler's state_dict() where there is a scaler, and load it on resuming",
             )
             return
+
+
+def _in_a_loop(module: Module, statement: ast.stmt) -> bool:
+    """Whether a loop of its function makes a scaler anew in each round: AMP115 says so, and no state would help."""
+    for above in module.ancestors(statement):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+            return False
+        if isinstance(above, ast.For | ast.While):
+            return True
+    return False
+
+
+def _put_back(module: Module, mapping: ast.Dict) -> bool:
+    """Whether a state is kept in a field whose parts are loaded again, and that nothing is handed: the run itself goes
+    back to it, and goes on with its own scale."""
+    match module.parents[mapping]:
+        case ast.Assign(targets=[ast.Attribute() as field]):
+            kept = ast.unparse(field)
+        case _:
+            return False
+    read = [one for one in module.nodes(ast.Attribute) if isinstance(one.ctx, ast.Load) and ast.unparse(one) == kept]
+    return bool(read) and all(isinstance(module.parents[one], ast.Subscript) for one in read)
 
 
 def _is_scaler(module: Module, node: ast.expr) -> bool:
@@ -196,6 +221,7 @@ def state_of_a_trainer(script: Script) -> Iterator[Finding]:
                     entry,
                     "the state holds the optimizer's but not the scaler's: a resumed run starts at a scale of 65536 "
                     "again and skips steps",
+                    severity=None if resumes(script) else Severity.NOTE,
                     evidence=[(module, made, "the scaler"), (module, entry, "given without it")],
                     help="give scaler.state_dict(), too, and load it where the optimizer's state is loaded",
                 )

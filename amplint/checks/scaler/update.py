@@ -29,8 +29,10 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
-from amplint.source.interpret import conditions
+from amplint.source.interpret import classes, conditions
+from amplint.source.interpret.world import World
 from amplint.source.module import Module
+from amplint.source.values import Class, Instance
 from amplint.source.walk import walk
 
 
@@ -50,7 +52,7 @@ def missing_update(script: Script) -> Iterator[Finding]:
             ),
             None,
         )
-        if step is None:
+        if step is None or _updates_elsewhere(script, step):
             continue
         name = scaler_in(step)
         yield found(
@@ -61,6 +63,29 @@ def missing_update(script: Script) -> Iterator[Finding]:
             help=f"call {name}.update() once per iteration, after the last {name}.step()",
             fix=_update_after(script, step),
         )
+
+
+def _updates_elsewhere(script: Script, step: events.Step) -> bool:
+    """Whether the class of a method that nothing was seen to call updates the same field in another method, of its own
+    or of a base that it does not replace: a method that only optimizes is called from there, in whatever file."""
+    field, machine = receiver(step).rpartition("self.")[2], script.reading.machine
+    for frame in step.frame.stack():
+        cls = frame.owner.cls if isinstance(frame.owner, Instance) else None
+        if not frame.entry or not isinstance(cls, Class) or not field:
+            continue
+        replaced = {one.name for one in cls.node.body if isinstance(one, ast.FunctionDef)}
+        for base in classes.bases(machine, cls, World(), frame):
+            body = base.node.body if isinstance(base, Class) else []
+            methods = [one for one in body if isinstance(one, ast.FunctionDef) and one is not frame.code]
+            if any((base is cls or one.name not in replaced) and _updates(one, field) for one in methods):
+                return True
+    return False
+
+
+def _updates(method: ast.FunctionDef, field: str) -> bool:
+    """Whether a method calls self.field.update()."""
+    calls = (node.func for node in walk(method) if isinstance(node, ast.Call))
+    return any(isinstance(one, ast.Attribute) and ast.unparse(one) == f"self.{field}.update" for one in calls)
 
 
 def _update_after(script: Script, step: events.Step) -> Fix | None:

@@ -31,9 +31,9 @@ def low_precision_ema(script: Script) -> Iterator[Finding]:
     for update, target in _averages(module):
         if not _of_weights(module, update, target):
             continue
-        for path in _kept_in(module, target):
+        for path, key in _kept_in(module, target):
             scope = scope_of(module, path)
-            for cast, dtype in _casts_of(module, path, scope):
+            for cast, dtype in _casts_of(module, path, scope, key):
                 yield _lost(module, cast, dtype, f"{text(module, path)} becomes {dtype}", update)
 
 
@@ -228,12 +228,13 @@ def _is_small(weight: ast.expr) -> bool:
 # -- where an average lives --------------------------------------------------------------------------------------------
 
 
-def _kept_in(module: Module, target: ast.expr, depth: int = 6) -> Iterator[ast.expr]:
-    """The fields and variables that hold what is averaged: `self.ema` of a loop variable over its parameters."""
+def _kept_in(module: Module, target: ast.expr, depth: int = 6) -> Iterator[tuple[ast.expr, str]]:
+    """The fields and variables that hold what is averaged: `self.ema` of a loop variable over its parameters; and
+    under which key, where a dict has one for it (`state["exp_avg"]`)."""
     base = _stripped(target)
     if not isinstance(base, ast.Name | ast.Attribute) or depth <= 0:
         return
-    yield base
+    yield base, _key(target)
     if not isinstance(base, ast.Name):
         return
     function = module.function(base)
@@ -263,6 +264,16 @@ def _stripped(node: ast.expr) -> ast.expr:
                 node = inner
             case _:
                 return node
+
+
+def _key(node: ast.expr) -> str:
+    """The key of `state["ema"].data`; none of `state[name]`, or of what is no item."""
+    while isinstance(node, ast.Attribute) and node.attr == "data":
+        node = node.value
+    match node:
+        case ast.Subscript(slice=ast.Constant(value=str() as key)):
+            return key
+    return ""
 
 
 def _source(names: ast.expr, iterable: ast.expr, name: str) -> Iterator[ast.expr]:
@@ -300,9 +311,9 @@ def _given(module: Module, function: ast.AST, parameter: str) -> Iterator[ast.ex
 # -- casts -------------------------------------------------------------------------------------------------------------
 
 
-def _casts_of(module: Module, path: ast.expr, scope: Scope) -> Iterator[tuple[ast.expr, str]]:
-    """Casts to half of what a path holds: where it is assigned, in place, or of what it is a copy of. None if it is
-    cast back in place."""
+def _casts_of(module: Module, path: ast.expr, scope: Scope, key: str) -> Iterator[tuple[ast.expr, str]]:
+    """Casts to half of what a path holds (under a key): where it is assigned, in place, or of what it is a copy of.
+    None if it is cast back in place."""
     if any(
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -315,6 +326,8 @@ def _casts_of(module: Module, path: ast.expr, scope: Scope) -> Iterator[tuple[as
     for node in walk(scope):
         match node:
             case ast.Assign(targets=[target], value=value) if _same(_stripped_index(target), path):
+                if key and _key(target) not in ("", key):
+                    continue  # another item of the same dict
                 values = [value, *(assigned(module, value) if isinstance(value, ast.Name) else ())]
                 cast = next((cast for one in values if (cast := cast_in(module, one)) is not None), None)
                 if cast is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from functools import lru_cache
 
 from amplint.source import events
 from amplint.source.interpret import conditions, containers, protocol, tensors
@@ -11,6 +12,7 @@ from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer, Owners, Region, Scaled, Tensor, Value
+from amplint.source.walk import walk
 
 
 def backward(m: Machine, loss: Value, node: ast.AST, world: World, frame: Frame, managed: bool = False) -> None:
@@ -149,6 +151,22 @@ def _cast(model: Value, dtype: str, world: World) -> None:
         buffer = world.get(model, name)
         if isinstance(buffer, Tensor) and buffer.dtype not in ("integer", "bool", "complex"):
             world.set(model, name, replace(buffer, dtype=dtype))
+    for name in _parameters_of(model.cls.node) if isinstance(model, Instance) else ():
+        parameter = world.get(model, name)
+        if isinstance(parameter, Tensor):
+            world.set(model, name, replace(parameter, dtype=dtype))
+
+
+@lru_cache(256)
+def _parameters_of(body: ast.AST) -> tuple[str, ...]:
+    """The fields to which a class assigns an nn.Parameter."""
+    found = []
+    for node in walk(body):
+        match node:
+            case ast.Assign(targets=[ast.Attribute(attr=name)], value=ast.Call(func=function)):
+                if isinstance(function, ast.Name | ast.Attribute) and ast.unparse(function).endswith("Parameter"):
+                    found.append(name)
+    return tuple(found)
 
 
 def freeze(of: Owners, world: World) -> None:
