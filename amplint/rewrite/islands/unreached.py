@@ -18,33 +18,43 @@ def unreached(module: Module, node: ast.AST, script: Module, files: Collection[M
     return module is not script and _unreached(module, node, script, files, _DEPTH)
 
 
+def under_a_flag(module: Module, node: ast.AST, files: Collection[Module]) -> bool:
+    """Whether a node runs only where a parameter is given that is False by default, and none of some files gives it."""
+    function = module.function(node)
+    given = set().union(*map(_given, files))
+    return isinstance(function, ast.FunctionDef) and _asleep(module, node, function, given, files)
+
+
 def _unreached(module: Module, node: ast.AST, script: Module, files: Collection[Module], depth: int) -> bool:
     function = module.function(node)
     if not isinstance(function, ast.FunctionDef):
         return False
-    if function.name in MAKING or _asleep(module, node, function, script, files):
+    given = _given(script)
+    if function.name in MAKING or _asleep(module, node, function, given, files):
         return True
-    if depth == 0 or function.name == "forward" or function.name.startswith("__") or function.name in _words(script):
+    called = given | {one.attr for one in script.nodes(ast.Attribute)}
+    if depth == 0 or function.name == "forward" or function.name.startswith("__") or function.name in called:
         return False
     if not all(ast.unparse(one).startswith(_DECORATORS) for one in function.decorator_list):
         return False  # it may be handed to someone else
     uses = [(one, use) for one in files for use in _uses(one, function)]
-    return bool(uses) and all(_unreached(one, use, script, files, depth - 1) for one, use in uses)
+    if not uses and not function.name.startswith("_"):
+        return False  # who knows who calls it
+    return all(_unreached(one, use, script, files, depth - 1) for one, use in uses)
 
 
 def _asleep(
-    module: Module, node: ast.AST, function: ast.FunctionDef, script: Module, files: Collection[Module]
+    module: Module, node: ast.AST, function: ast.FunctionDef, given: set[str], files: Collection[Module]
 ) -> bool:
-    """Whether a condition above a node is a parameter that is False where nothing is given, which the script never
-    gives: in the function itself, or where it hands on one of the same name."""
+    """Whether a condition above a node is a parameter that is False where nothing is given, and is not given."""
     inner: ast.AST = node
     for above in module.ancestors(node):
         if above is function:
             break
         match above:
             case ast.If(test=ast.Name(id=name), body=body) if inner in body:
-                given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
-                if name in given and _off(name, files) and name not in _words(script):
+                parameters = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
+                if name in parameters - given and _off(name, files):
                     return True
         inner = above
     return False
@@ -78,8 +88,8 @@ def _uses(module: Module, function: ast.FunctionDef) -> Iterator[ast.AST]:
                 yield name
 
 
-def _words(script: Module) -> set[str]:
-    """What a script names: a flag that it gives, a method that it calls."""
-    given = (node for node in script.nodes(ast.keyword) if getattr(node.value, "value", None) is not False)
-    found = {node.arg for node in given if node.arg}
-    return found | {node.attr for node in script.nodes(ast.Attribute)}
+def _given(module: Module) -> set[str]:
+    """The parameters that a file gives by their names, and something else than False; and what it stores as fields."""
+    found = {one.arg for one in module.nodes(ast.keyword) if getattr(one.value, "value", None) is not False}
+    found |= {one.attr for one in module.nodes(ast.Attribute) if isinstance(one.ctx, ast.Store)}
+    return {one for one in found if one}

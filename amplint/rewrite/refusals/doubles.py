@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
+from amplint.rewrite.islands.unreached import under_a_flag
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import FunctionNode, Module
@@ -27,7 +28,7 @@ def trains_in_float64(reading: Reading, files: Sequence[Module]) -> bool:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute) and node.attr in ("double", "float64", "DoubleTensor"):
                 numpy = isinstance(node.value, ast.Name) and node.value.id in _NUMPY
-                if numpy or _only_asked(module, node) or _counts(module, node):
+                if numpy or _only_asked(module, node) or _counts(module, node) or under_a_flag(module, node, files):
                     continue
                 if _matters(module, node, training):
                     return True

@@ -8,7 +8,7 @@ from functools import partial
 
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
-from amplint.rewrite.scaler.definitions import functions_called, methods_called
+from amplint.rewrite.scaler.definitions import functions_called, functions_of, methods_called
 from amplint.source.module import FunctionNode, Module
 
 UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
@@ -90,7 +90,7 @@ def _gives_back(module: Module, text: str, statement: ast.stmt) -> bool:
         case ast.Assign(
             targets=[target], value=ast.Call(func=ast.Attribute(attr=name, value=owner), args=given, keywords=named)
         ) if ast.unparse(owner) != text:
-            functions = methods_called(module, name)
+            functions = functions_of(module, ast.unparse(owner), name) or methods_called(module, name)
         case _:
             return False
     passed = partial(_returned_as_given, text=text, given=given, named=named, targets=_parts(target))

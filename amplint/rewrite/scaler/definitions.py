@@ -84,6 +84,16 @@ def sources_of(module: Module, name: str) -> list[tuple[Module, str]]:
     return [(source, known) for source, known in found if source is not None]
 
 
+def functions_of(module: Module, owner: str, name: str) -> list[tuple[Module, ast.FunctionDef]]:
+    """The functions of a name in the file of the project that a file imports as `owner`: `utils.load_model`."""
+    project = _project(module, ())
+    for dotted in module.imports.get(owner, ()):
+        level = len(dotted) - len(dotted.lstrip("."))
+        if (source := project.find(dotted.lstrip("."), level, module, whole=True)) is not None:
+            return [(source, one) for one in source.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+    return []
+
+
 def methods_called(module: Module, name: str) -> list[tuple[Module, ast.FunctionDef]]:
     """The methods of the name that a file and those that it imports from define."""
     project = _project(module, ())
