@@ -67,6 +67,15 @@ def test_the_command_that_names_files_with_spaces() -> None:
     assert "amplint fix 'my nets/nets.py' 'my nets/train.py' changes them together" in asked.stdout
 
 
+@pytest.mark.parametrize("given", ["True", "reverse=wanted", "wanted", "refit=True"])
+def test_a_flag_that_is_given_runs_what_is_under_it(given: str) -> None:
+    files, _, _ = project("code_under_a_flag_that_is_off")
+    put(files)
+    assert amplint("train.py", "--check").stdout.count("converted") == 1
+    fixing.put(files["train.py"].replace("(x.to(device))", f"(x.to(device), {given})"), "train.py")
+    assert "no half-precision kernel" in amplint("train.py", "--check").stdout
+
+
 def test_the_files_whose_sigmoids_must_be_float32_are_named() -> None:
     files, after, said = project("sigmoid_in_another_file")
     put(files)

@@ -21,18 +21,16 @@ def unreached(module: Module, node: ast.AST, script: Module, files: Collection[M
 def under_a_flag(module: Module, node: ast.AST, files: Collection[Module]) -> bool:
     """Whether a node runs only where a parameter is given that is False by default, and none of some files gives it."""
     function = module.function(node)
-    given = set().union(*map(_given, files))
-    return isinstance(function, ast.FunctionDef) and _asleep(module, node, function, given, files)
+    return isinstance(function, ast.FunctionDef) and _asleep(module, node, function, files, files)
 
 
 def _unreached(module: Module, node: ast.AST, script: Module, files: Collection[Module], depth: int) -> bool:
     function = module.function(node)
     if not isinstance(function, ast.FunctionDef):
         return False
-    given = _given(script)
-    if function.name in MAKING or _asleep(module, node, function, given, files):
+    if function.name in MAKING or _asleep(module, node, function, (script,), files):
         return True
-    called = given | {one.attr for one in script.nodes(ast.Attribute)}
+    called = {one.attr for one in script.nodes(ast.Attribute)} | {one.arg for one in script.nodes(ast.keyword)}
     if depth == 0 or function.name == "forward" or function.name.startswith("__") or function.name in called:
         return False
     if not all(ast.unparse(one).startswith(_DECORATORS) for one in function.decorator_list):
@@ -44,7 +42,11 @@ def _unreached(module: Module, node: ast.AST, script: Module, files: Collection[
 
 
 def _asleep(
-    module: Module, node: ast.AST, function: ast.FunctionDef, given: set[str], files: Collection[Module]
+    module: Module,
+    node: ast.AST,
+    function: ast.FunctionDef,
+    givers: Collection[Module],
+    files: Collection[Module],
 ) -> bool:
     """Whether a condition above a node is a parameter that is False where nothing is given, and is not given."""
     inner: ast.AST = node
@@ -52,12 +54,43 @@ def _asleep(
         if above is function:
             break
         match above:
-            case ast.If(test=ast.Name(id=name), body=body) if inner in body:
+            case (
+                ast.If(test=ast.Name(id=name), body=arm)
+                | ast.If(test=ast.UnaryOp(op=ast.Not(), operand=ast.Name(id=name)), orelse=arm)
+            ) if inner in arm:
                 parameters = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
-                if name in parameters - given and _off(name, files):
+                if name in parameters and _off(name, files) and not any(_gives(one, name, files) for one in givers):
                     return True
         inner = above
     return False
+
+
+def _gives(module: Module, name: str, files: Collection[Module]) -> bool:
+    """Whether a file gives a parameter something else than False: by its name, as a field, or by its place in a call
+    of a model, or of a function that has it."""
+    if any(one.arg == name and getattr(one.value, "value", None) is not False for one in module.nodes(ast.keyword)):
+        return True
+    fields = module.nodes(ast.Attribute)
+    if any(one.attr == name and isinstance(one.ctx, ast.Store) for one in fields):
+        return True
+    places = [(function, index) for one in files for function, index in _places(one, name)]
+    models = {ast.unparse(one.value) for one in fields if one.attr in ("parameters", "train", "eval", "to", "cuda")}
+    for call in module.nodes(ast.Call):
+        if any(name in (getattr(one, "id", ""), getattr(one, "attr", "")) for one in call.args):
+            return True
+        called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        for function, index in places:
+            if len(call.args) > index and function in (called, "forward" if ast.unparse(call.func) in models else ""):
+                return True
+    return False
+
+
+def _places(module: Module, name: str) -> Iterator[tuple[str, int]]:
+    """The functions of a file that have a parameter, and its place in a call."""
+    for function in module.nodes(ast.FunctionDef):
+        names = [one.arg for one in function.args.args]
+        if name in names:
+            yield function.name, names.index(name) - (names[0] == "self")
 
 
 def _off(name: str, files: Collection[Module]) -> bool:
@@ -86,10 +119,3 @@ def _uses(module: Module, function: ast.FunctionDef) -> Iterator[ast.AST]:
             own = [one.arg for one in ast.walk(around.args) if isinstance(one, ast.arg)] if around is not None else []
             if name.id not in own:
                 yield name
-
-
-def _given(module: Module) -> set[str]:
-    """The parameters that a file gives by their names, and something else than False; and what it stores as fields."""
-    found = {one.arg for one in module.nodes(ast.keyword) if getattr(one.value, "value", None) is not False}
-    found |= {one.attr for one in module.nodes(ast.Attribute) if isinstance(one.ctx, ast.Store)}
-    return {one for one in found if one}

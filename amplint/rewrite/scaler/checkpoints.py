@@ -93,7 +93,7 @@ def _named(keywords: Sequence[ast.keyword], optimizers: Sequence[str]) -> list[s
 
 def key_for(optimizer_key: str) -> str:
     """The scaler's key in the style of the optimizer's: `optimizer_state_dict` → `scaler_state_dict`."""
-    for name in ("optimizer", "optim", "opt"):
+    for name in ("optimizer", "optimiser", "optim", "opt"):
         if name in optimizer_key:
             return optimizer_key.replace(name, "scaler", 1)
     return "scaler"

@@ -119,7 +119,7 @@ def _named(home: Home, name: str) -> str:
 
 def _name_for(optimizer: str) -> str:
     """The scaler's name in the style of the optimizer's: `optimizer_D` → `scaler_D`, `d_optim` → `d_scaler`."""
-    for word in ("optimizer", "Optimizer", "optim", "opt"):
+    for word in ("optimizer", "Optimizer", "optimiser", "Optimiser", "optim", "opt"):
         if word in optimizer:
             new = "Scaler" if word[0] == "O" else "scaler"
             return optimizer.replace(word + "s", new, 1) if word + "s" in optimizer else optimizer.replace(word, new, 1)
