@@ -13,7 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.values import ASSUMED, KNOWN, Const, Tensor
+from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
 _EXACT = {"float16": 2048, "bfloat16": 256, "low": 2048}  # the largest integer up to which all are exact
@@ -51,7 +51,9 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
         if _fractions(event.module, event.node):
             continue
         rests = event.name not in _PRODUCTS and severity == Severity.NOTE  # on what comes
-        if rests and (_of_whole_numbers(event.module, event.node) or not surely_runs_in_half(script)):
+        if rests and (not _as_many_as_given(counted) or _of_whole_numbers(event.module, event.node)):
+            continue
+        if rests and not surely_runs_in_half(script):
             continue
         limits = "2048 (bfloat16: above 256)" if dtype == "low" else str(_EXACT[dtype])
         yield found(
@@ -160,6 +162,23 @@ def _fractions(module: Module, count: ast.AST) -> bool:
 
 def _divided_by(module: Module, quotient: ast.BinOp, ends: list[str]) -> bool:
     return isinstance(quotient.op, ast.Div) and module.source(quotient.right) in ends
+
+
+def _as_many_as_given(counted: Tensor) -> bool:
+    """Whether a count ends where a tensor does: at its length, width, number of entries. What a field says is a number
+    of channels, which is small."""
+    return any(_is_size(part) for part in counted.parents if isinstance(part, Value))
+
+
+def _is_size(value: object, depth: int = 3) -> bool:
+    match value:
+        case Sym(kind="item", parts=(Sym(kind="attr", parts=(*_, "shape")), *_)):
+            return True
+        case Sym(kind="call", parts=("len" | "size" | "numel", *_)):
+            return True
+        case Sym(kind="op" | "unary" | "number", parts=parts) if depth:
+            return any(_is_size(part, depth - 1) for part in parts)
+    return False
 
 
 def _of_whole_numbers(module: Module, cast: ast.AST) -> bool:

@@ -213,12 +213,21 @@ def _activations(function: Function) -> tuple[Value, ...]:
     own = 1 if function.owner is not None else 0
     others = _no_tensors(function.node)
     return tuple(
-        tensors.argument(parameter)
+        tensors.argument(parameter, _whole(parameter.annotation))
         if position + own < required and _may_be_tensor(parameter.annotation) and parameter.arg not in others
         else sym("argument", id(function.node), parameter.arg)
         for position, parameter in enumerate(parameters)
         if position + own < required
     )
+
+
+def _whole(annotation: ast.expr | None) -> str:
+    """ "integer" for what is annotated as a tensor of whole numbers: `torch.LongTensor`."""
+    said = {getattr(node, "id", getattr(node, "attr", "")) for node in walk(annotation)} if annotation else set()
+    return "integer" if said & _WHOLE and "Tensor" not in said and "FloatTensor" not in said else ""
+
+
+_WHOLE = frozenset(("LongTensor", "IntTensor"))
 
 
 def _no_tensors(code: FunctionNode) -> set[str]:

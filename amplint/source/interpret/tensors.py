@@ -380,9 +380,9 @@ def handled(site: Hashable, node: ast.AST, world: World) -> Value:
     return fresh("region") if region_of(world) is None else Autocast(site, enabled=FALSE, node=node)
 
 
-def argument(node: ast.AST) -> Tensor:
-    """What a forward that nothing calls is taken to be given: an activation in low precision."""
-    return Tensor("low", GIVEN, made="argument", node=node, identity=serial())
+def argument(node: ast.AST, dtype: str = "") -> Tensor:
+    """What a forward that nothing calls is taken to be given: an activation in low precision, if nothing is said."""
+    return Tensor(dtype or "low", GIVEN, made="argument", node=node, identity=serial())
 
 
 def opaque(values: Iterable[Value], world: World, node: ast.AST, of: Owners = frozenset()) -> Tensor | None:
