@@ -6,6 +6,7 @@ from pathlib import Path
 
 from amplint import checks
 from amplint.config import Settings
+from amplint.source.interpret.project import Project
 from amplint.source.module import Module
 
 HELPERS = (
@@ -80,3 +81,20 @@ def test_a_base_of_another_file_updates_the_scaler(tmp_path: Path, monkeypatch) 
         settings = Settings(codes=frozenset({"AMP110"}), roots=(str(tmp_path),))
         found = checks.check_module(Module.read("careful.py", AGENT.encode()), settings).findings
         assert [one.code for one in found] == expected
+
+
+def test_a_loop_behind_many_imports(tmp_path: Path) -> None:
+    """Each import is looked for in several places; what is not there takes no room from what is."""
+    (tmp_path / ".git").mkdir()
+    package = tmp_path / "package"
+    package.mkdir()
+    for i in range(30):
+        (package / f"part{i}.py").write_text(f"def make{i}():\n    return library.make({i})\n")
+    (package / "loop.py").write_text("def step(scaler, loss):\n    scaler.scale(loss).backward()\n")
+    main = package / "train.py"
+    main.write_text("import package.loop\n")
+    module = Module.read(str(main), main.read_bytes())
+    project = Project.around(module)
+    for i in range(30):
+        assert project.find(f"package.part{i}", 0, module) is None  # it says nothing of training
+    assert project.find("package.loop", 0, module) is not None

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import is_autocast
+from amplint.checks.autocast.given import has_a_type, is_by_default, is_device, of_a_device
 from amplint.checks.autocast.options import is_about_amp, options_of
 from amplint.checks.autocast.placement import asks_for_device, moves_to_any_device, runs_on_cpu
 from amplint.checks.registry import Script, found, rule, text
@@ -13,12 +14,10 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.rewrite.gates.guards import SAYS_GPU
 from amplint.source import events
-from amplint.source.interpret import classes, conditions, tensors
-from amplint.source.interpret.world import World
+from amplint.source.interpret import conditions, tensors
 from amplint.source.module import Module
 from amplint.source.symbols import options
-from amplint.source.values import FALSE, TRUE, Autocast, Choice, Const, Device, Instance, Model, Scaler, Sym, Value
-from amplint.source.walk import walk
+from amplint.source.values import FALSE, TRUE, Autocast, Choice, Const, Device, Scaler, Sym, Value
 
 ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
 _WRONG = frozenset("gpu auto GPU CUDA CPU fp16 bf16 fp32 float16 bfloat16 float32 half mixed none None".split())
@@ -32,7 +31,17 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
             continue
         module, shown = create.module, text(create.module, argument)
         sides = sides_of(value.given, create)
-        if (sides and all(_is_device(script, side) for side in sides)) or _has_a_type(module, argument):
+        if isinstance(argument, ast.Attribute) and argument.attr == "device_type" and of_a_device(sides):
+            owner = text(module, argument.value)
+            yield found(
+                "AMP208",
+                create,
+                f"{owner} is a torch.device, which has a type and no device_type: AttributeError",
+                severity=Severity.ERROR,
+                help=f"pass {owner}.type",
+                fix=fixes.device_type(module, argument, f"{owner}.type"),
+            )
+        elif (sides and all(is_device(script, side) for side in sides)) or has_a_type(module, argument):
             yield found(
                 "AMP208",
                 create,
@@ -40,6 +49,14 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
                 severity=Severity.ERROR,
                 help=f"pass {shown}.type",
                 fix=fixes.device_type(module, argument, f"{fixes.enclosed(module, argument)}.type"),
+            )
+        elif is_by_default(module, argument):
+            yield found(
+                "AMP208",
+                create,
+                f"{shown} is a torch.device by default; device_type has to be a string: ValueError",
+                severity=Severity.ERROR,
+                help=f"pass {shown}.type, and a torch.device wherever it is given",
             )
         elif sides and all(_is_number(side) for side in sides):
             yield found(
@@ -93,51 +110,6 @@ def sides_of(value: Value, event: events.Event) -> list[Value]:
     return [one for side in conditions.sides(value, event.facts) for one in options(side)] or [value]
 
 
-def _is_device(script: Script, value: Value) -> bool:
-    """Whether a value is a torch.device object."""
-    match value:
-        case Device():
-            return True
-        case Sym(kind="attr", parts=(Instance() as owner, "device")):
-            machine = script.reading.machine
-            frame = owner.cls.frame
-            module = classes.is_module(machine, owner.cls, World(), frame)
-            return module and not _sets_field(owner.cls.node, "device")
-        case Sym(kind="attr", parts=(Model(name=maker), "device")):
-            return maker.startswith("transformers.")  # its models say on which torch.device they are
-    return False
-
-
-_TYPES = {"cuda", "cpu", "mps", "xpu", "hpu", "npu"}
-
-
-def _has_a_type(module: Module, argument: ast.expr) -> bool:
-    """Whether the function asks for the type of what it passes as device_type (`self.device.type == "cuda"`): that is a
-    device, as no string has one."""
-    function, shown = module.function(argument), text(module, argument, 200)
-    if function is None or not isinstance(argument, ast.Name | ast.Attribute):
-        return False
-    asked = False
-    for node in walk(function):
-        match node:
-            case ast.Compare(
-                left=ast.Attribute(attr="type", value=of), comparators=[ast.Constant(value=str() as kind)]
-            ):
-                asked |= kind in _TYPES and text(module, of, 200) == shown
-            case ast.Name() | ast.Attribute() if isinstance(node.ctx, ast.Store) and text(module, node, 200) == shown:
-                return False  # it may be another thing where it is passed
-            case ast.Call(func=ast.Name(id="isinstance" | "hasattr"), args=[one, *_]):
-                if text(module, one, 200) == shown:
-                    return False
-    return asked
-
-
-def _sets_field(cls: ast.ClassDef, field: str) -> bool:
-    return any(
-        isinstance(node, ast.Attribute) and node.attr == field and isinstance(node.ctx, ast.Store) for node in walk(cls)
-    )
-
-
 def _is_number(value: Value) -> bool:
     return isinstance(value, Const) and isinstance(value.value, int) and not isinstance(value.value, bool)
 
@@ -171,7 +143,7 @@ def _str_has_index(script: Script, device: Value) -> bool:
                     return True
             case Device(text=Sym(kind="attr")):
                 return True
-            case Sym() if _is_device(script, side) or (side.kind == "attr" and side.parts[1] == "device"):
+            case Sym() if is_device(script, side) or (side.kind == "attr" and side.parts[1] == "device"):
                 return True
     return False
 

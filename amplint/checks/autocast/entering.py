@@ -164,7 +164,8 @@ def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Findin
         )
     if isinstance(item, ast.BoolOp):
         calls = [value for value in item.values if isinstance(value, ast.Call) and is_autocast(module, value.func)]
-        if calls:
+        passed_over = isinstance(item.op, ast.And) and any(_is_region(module, value) for value in item.values[:-1])
+        if calls or passed_over:
             word = "and" if isinstance(item.op, ast.And) else "or"
             entered = item.values[-1] if isinstance(item.op, ast.And) else item.values[0]
             yield place.found(
@@ -173,6 +174,13 @@ def _with_item(place: _Place, module: Module, item: ast.expr) -> Iterator[Findin
                 "separate context managers with a comma",
                 fixes.split_contexts(module, item),
             )
+
+
+def _is_region(module: Module, name: ast.expr) -> bool:
+    """Whether a name is given an autocast object, at least in some runs, and nothing but contexts."""
+    values = list(_assigned(module, name))
+    made = [one for one in values if isinstance(one, ast.Call) and _is_class(module, one.func)]
+    return len(made) == len(values) and any(is_autocast(module, one.func) for one in made)
 
 
 def _calls_module(module: Module, item: ast.expr) -> bool:

@@ -40,6 +40,46 @@ def backward_past_accelerate(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP703")
+def unscaled_twice(script: Script) -> Iterator[Finding]:
+    """Gradients are unscaled by hand, and then clipped by the Accelerator, which unscales them itself."""
+    module = script.module
+    if "unscale_gradients(" not in module.text:
+        return
+    made = list(calls_of(module, *_ACCELERATORS))
+    severity = _float16(argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else Severity.WARNING
+    called = [(call, call.func) for call in module.nodes(ast.Call) if isinstance(call.func, ast.Attribute)]
+    for first, unscales in called if severity is not None else ():
+        if unscales.attr != "unscale_gradients":
+            continue
+        name, rest = text(module, unscales.value), _behind(module, first)
+        for second, clips in called:
+            if text(module, clips) not in (f"{name}.clip_grad_norm_", f"{name}.clip_grad_value_"):
+                continue
+            steps = any(how.attr == "step" and first.lineno < one.lineno < second.lineno for one, how in called)
+            if not steps and any(above in rest for above in module.ancestors(second)):
+                yield found_at(
+                    "AMP703",
+                    module,
+                    first,
+                    f"{text(module, clips)} unscales by itself, and a second unscale_ before the step raises "
+                    "RuntimeError in fp16",
+                    severity=severity,
+                    evidence=[(module, first, "unscaled here"), (module, second, "and once more here")],
+                    help="leave this call out",
+                )
+                break
+
+
+def _behind(module: Module, node: ast.AST) -> list[ast.stmt]:
+    """The statements that run after that of a node, in the same block."""
+    statement = module.statement(node)
+    for _, block in ast.iter_fields(module.parents[statement]):
+        if isinstance(block, list) and statement in block:
+            return list(block[block.index(statement) + 1 :])
+    return []
+
+
 @rule("AMP704")
 def past_fabric(script: Script) -> Iterator[Finding]:
     """A loss is differentiated by itself, or scaled gradients are clipped, and an optimizer that Fabric has set up

@@ -67,7 +67,7 @@ def fsdp_plain_scaler(script: Script) -> Iterator[Finding]:
         if not create.module.dotted(node.func) or not create.module.dotted(node.func) <= set(_PLAIN_SCALERS):
             continue
         step = next((one for one in script.events(events.Step) if one.scaler == scaler), None)
-        if step is None and not _wraps_for_others(module, node, wrapped):
+        if (step is None and not _wraps_for_others(module, node, wrapped)) or _chosen_beside(create.module, node):
             continue
         yield found(
             "AMP702",
@@ -78,6 +78,24 @@ def fsdp_plain_scaler(script: Script) -> Iterator[Finding]:
             severity=Severity.ERROR if step is not None else Severity.WARNING,
             help="use torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler",
         )
+
+
+def _chosen_beside(module: Module, create: ast.AST) -> bool:
+    """Whether a branch chooses between this scaler and FSDP's: who wrote it knows which is for which."""
+    inner = create
+    for above in module.ancestors(create):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+            break
+        if isinstance(above, ast.If):
+            other = above.orelse if inner in above.body else above.body
+            if any("ShardedGradScaler" in text(module, one, 2000) for one in other):
+                return True
+        elif isinstance(above, ast.IfExp) and inner is not above.test:
+            other_side = above.orelse if inner is above.body else above.body
+            if "ShardedGradScaler" in text(module, other_side, 2000):
+                return True
+        inner = above
+    return False
 
 
 def _wraps_for_others(module: Module, create: ast.Call, wrapped: ast.Call) -> bool:

@@ -259,6 +259,7 @@ def _is_flag(module: Module, argument: ast.expr) -> bool:
             )
     if "dtype" in name:
         return False
+    public = name.lstrip("_") if isinstance(argument, ast.Attribute) else name  # self._amp keeps the argument amp
     for node in module.all_nodes:
         match node:
             case ast.arguments():
@@ -268,10 +269,10 @@ def _is_flag(module: Module, argument: ast.expr) -> bool:
                     (one, value) for one, value in zip(node.kwonlyargs, node.kw_defaults, strict=True) if value
                 ]
                 for parameter, value in defaults:
-                    if parameter.arg == name and isinstance(value, ast.Constant) and isinstance(value.value, bool):
+                    if parameter.arg == public and isinstance(value, ast.Constant) and isinstance(value.value, bool):
                         return True
                 for parameter in (*given, *node.kwonlyargs):
-                    if parameter.arg == name and isinstance(parameter.annotation, ast.Name):
+                    if parameter.arg == public and isinstance(parameter.annotation, ast.Name):
                         return parameter.annotation.id == "bool"
             case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str() as option), *_]):
                 if option.lstrip("-").replace("-", "_") == name and _is_switch(node):

@@ -71,6 +71,88 @@ def field_of_nobody(script: Script) -> Iterator[Finding]:
                     break
 
 
+@rule("AMP135")
+def made_too_late(script: Script) -> Iterator[Finding]:
+    """__init__ calls a method that reads the scaler, and makes the scaler below."""
+    module = script.module
+    for cls in module.nodes(ast.ClassDef) if "GradScaler" in module.text else ():
+        methods = {one.name: one for one in cls.body if isinstance(one, ast.FunctionDef)}
+        init = methods.get("__init__")
+        if init is None or any(
+            ast.unparse(base) not in ("object", "nn.Module", "torch.nn.Module") for base in cls.bases
+        ):
+            continue
+        stores: dict[str, list[ast.Attribute]] = {}
+        for node in walk(cls):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) == "self"
+            ):
+                stores.setdefault(node.attr, []).append(node)
+        for name, places in stores.items():
+            made = [module.statement(place) for place in places]
+            if not any("GradScaler(" in module.source(one) for one in made) or not plain(cls, name):
+                continue
+            if any(module.function(place) is not init for place in places):
+                continue
+            for call in walk(init):
+                match call:
+                    case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=called)) if called in methods:
+                        reads = [n for n in walk(methods[called]) if _is_use(n, name)]
+                        if reads and all(call.lineno < place.lineno for place in places) and not _asks(methods[called]):
+                            yield found_at(
+                                "AMP135",
+                                module,
+                                call,
+                                f"this uses self.{name}, which is made below: AttributeError",
+                                evidence=[(module, reads[0], "used here"), (module, made[0], "made only here")],
+                                help=f"make self.{name} first",
+                            )
+                            break
+
+
+@rule("AMP135")
+def class_for_an_object(script: Script) -> Iterator[Finding]:
+    """What is kept as the scaler is the class: nobody calls it, and its methods are used."""
+    module = script.module
+    for node in module.nodes(ast.Assign) if "GradScaler" in module.text else ():
+        if not isinstance(node.value, ast.Name | ast.Attribute) or not _last(node.value).endswith("GradScaler"):
+            continue
+        if not any(name.startswith(("torch.", "torch_xla.")) for name in module.dotted(node.value)):
+            continue
+        for target in node.targets:
+            if _last(target) not in ("scaler", "grad_scaler", "_scaler", "_grad_scaler"):
+                continue
+            shown = module.source(target)
+            uses = [n for n in module.nodes(ast.Attribute) if module.source(n.value) == shown]
+            called = any(module.source(call.func) == shown for call in module.nodes(ast.Call))
+            if not called and any(n.attr in ("scale", "unscale_", "step", "update") for n in uses):
+                yield found_at(
+                    "AMP135",
+                    module,
+                    node.value,
+                    f"{shown} is the class here, and no scaler: its methods raise TypeError",
+                    help=f"write {module.source(node.value)}()",
+                )
+
+
+def _is_use(node: ast.AST, name: str) -> bool:
+    """Whether a scaler in a field is called."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="self"), attr=one))):
+            return one == name
+    return False
+
+
+def _asks(method: ast.FunctionDef) -> bool:
+    """Whether a method asks which fields there are, or expects that one is missing."""
+    return any(
+        isinstance(node, ast.Try) or (isinstance(node, ast.Name) and node.id in ("hasattr", "getattr"))
+        for node in walk(method)
+    )
+
+
 def _stored(module: Module) -> set[object]:
     """What may be a field: what is stored as one, and all texts, by which one can be set."""
     fields = {n.attr for n in module.nodes(ast.Attribute) if not isinstance(n.ctx, ast.Load)}

@@ -27,7 +27,7 @@ from amplint.source.values import (
 from amplint.source.walk import walk
 
 _AMP_NAMES = ("GradScaler", "autocast", "custom_fwd", "custom_bwd")
-_AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|GradScaler|NativeScaler|nullcontext)(\.|$)")
+_AMP_LIBRARY = re.compile(r"(^|\.)(amp|autocast|(Sharded)?GradScaler|NativeScaler|nullcontext)(\.|$)")
 _USED = re.compile(r"GradScaler|autocast|custom_fwd|custom_bwd|\bamp\.|scale\(|unscale_")
 # What these modules have had, in any version of PyTorch, and what these others never had.
 _HAS = {
@@ -265,12 +265,17 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
                 continue
             outer = module.parents[call]
             scales = above.attr == "scale" and isinstance(outer, ast.Attribute) and outer.attr == "backward"
-            if scales or (above.attr == "unscale_" and call.args):
+            steps = above.attr == "step" and call.args and "caler" in node.id
+            if scales or steps or (above.attr == "unscale_" and call.args):
                 yield node, "scaler"
         elif isinstance(above, ast.arguments) and "caler" in node.id:
             yield node, "scaler"  # a default: `def train(scaler=scaler)`
         elif isinstance(above, ast.Call) and node in above.args[:1] and _steps(above.func):
             yield node, "optimizer"
+        elif isinstance(above, ast.Subscript) and above.value is node:
+            call = module.parents[above]
+            if isinstance(call, ast.Call) and above in call.args[:1] and _steps(call.func):
+                yield node, "optimizer"
 
 
 @rule("AMP135")

@@ -116,6 +116,10 @@ def call(
     if name in ("numpy.array", "numpy.asarray") and given.args and isinstance(given.args[0], Tensor):
         operations.operation(m, "numpy", given.args[:1], {}, node, world, frame)
         return [(fresh("number"), world)]
+    if name == "importlib.import_module" and given.args and isinstance(given.args[0], Const):
+        imported = given.args[0].value
+        if isinstance(imported, str) and not imported.startswith("."):
+            return [(Lib(imported), world)]
     if name == "functools.partial" and given.args:
         return [(Partial(given.args[0], given.args[1:], tuple(given.kwargs.items())), world)]
     if _is_layer(name):

@@ -12,6 +12,7 @@ from amplint.source.fence import outside
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading
+MOST_PLACES = 800  # where those are looked for
 MOST_PASSED_ON = 20_000  # bytes of an __init__.py that only imports from the files around it
 _TRAINS = (
     b"backward",
@@ -66,6 +67,7 @@ class Project:
     roots: tuple[Path, ...] = ()
     modules: dict[Path, Module | None] = field(default_factory=dict)
     sought: set[Path] = field(default_factory=set)
+    _read: int = 0
     _tops: dict[str, bool] = field(default_factory=dict)
     _found: dict[tuple[str, int, str, bool], Module | None] = field(default_factory=dict)
 
@@ -116,10 +118,9 @@ class Project:
         return self._tops[top]
 
     def _room(self) -> bool:
-        """Whether one more file may be read. Files that are changed together take the time to count only those that
-        were there: a script of many imports would not reach its own loop."""
-        known = self.modules.values()
-        return len(known if _together is None else [one for one in known if one is not None]) < MOST_FILES
+        """Whether one more file may be read. Only those count that are there and say something of training: every
+        import is looked for in several places, and a script of many imports would not reach its own loop."""
+        return self._read < MOST_FILES and len(self.modules) < MOST_PLACES
 
     def _at(self, base: Path, parts: list[str], whole: bool = False) -> Module | None:
         place = base.joinpath(*parts)
@@ -128,6 +129,7 @@ class Project:
             self.sought.add(path)
             if path not in self.modules or (whole and self.modules[path] is None):
                 self.modules[path] = _read(path, whole) if self._room() or _is_named(path) else None
+                self._read += self.modules[path] is not None
             if self.modules[path] is not None:
                 return self.modules[path]
         return None

@@ -102,6 +102,11 @@ def optimizers_in(value: Value, world: World) -> list[Optimizer]:
             optimizer = Optimizer(value)
             protocol.register(world, optimizer, entry=True)
             return [optimizer]
+        case Tensor():  # what an unknown call made of parameters passes for one
+            optimizer = Optimizer(sym("handed to a scaler", value.identity))
+            protocol.register(world, optimizer, entry=True)
+            protocol.hand_over(world, optimizer)
+            return [optimizer]
         case Many():
             return optimizers_in(value.item, world)
     return []
