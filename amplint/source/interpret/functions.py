@@ -19,7 +19,7 @@ from amplint.source.interpret import (
     variables,
 )
 from amplint.source.interpret.frames import Arguments, Flow, Frame, Results
-from amplint.source.interpret.machine import MOST_FRAMES, Machine
+from amplint.source.interpret.machine import MOST_ASIDE, MOST_FRAMES, MOST_STEPS, Machine, Spent
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.module import FunctionNode
 from amplint.source.symbols import ask, fresh, sym
@@ -148,6 +148,8 @@ def call_function(
 ) -> Results:
     """Run a function's body with these arguments. `enters`: what it has entered stays so after it."""
     code = function.node
+    if caller is not None and m.end == MOST_STEPS and not (entry or enters) and _is_aside(function, caller):
+        return _aside(m, function, given, node, world, caller, in_model)
     if caller is not None and (caller.depth() >= MOST_FRAMES or any(frame.code is code for frame in caller.stack())):
         if m.relevance(function.frame.module).steps(code):
             protocol.give_up(world)
@@ -199,6 +201,28 @@ def call_function(
         if kept is not None:
             after.set("kept results", kept, value)
     return results
+
+
+def _is_aside(function: Function, caller: Frame) -> bool:
+    """Whether a call leads into a file that takes no training step: what it does there must not use up the work that
+    the step needs."""
+    module = function.frame.module
+    return module is not caller.module and "step(" not in module.text
+
+
+def _aside(
+    m: Machine, function: Function, given: Arguments, node: ast.AST, world: World, caller: Frame, in_model: bool
+) -> Results:
+    """Run a function within its share of the work; beyond it, the call is one that is not known."""
+    before = world.copy()
+    m.end = min(m.steps + MOST_ASIDE, MOST_STEPS - 1)
+    try:
+        return call_function(m, function, given, node, world, caller, in_model=in_model)
+    except Spent:
+        unknown = sym("attr", function.owner or NONE, function.name)
+        return calls.unknown(m, unknown, given, node, before, caller)
+    finally:
+        m.end = MOST_STEPS
 
 
 def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Frame | None, entry: bool = False) -> Frame:

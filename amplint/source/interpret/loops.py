@@ -96,7 +96,13 @@ def rounds(
         breaks += inner.breaks
         states = [_state(w) for w in worlds]
         quiet = len(m.log) == logged
-        if not worlds or quiet or number == most or (number > 1 and all(s in before for s in states)):
+        if (
+            not worlds
+            or quiet
+            or number == most
+            or node in m.by_key
+            or (number > 1 and all(s in before for s in states))
+        ):
             break
         before = states
     ended = worlds or breaks

@@ -37,11 +37,16 @@ E = TypeVar("E", bound=events.Event)
 _NAMELESS = (Sym, Model, Instance, Object, Optimizer, Scaler)
 _SPEAKING = ("argument", "attr", "name")  # symbols that say themselves what the source calls them
 MOST_STEPS = 200_000  # expressions and statements evaluated per file; beyond it the reading ends where it is
+MOST_ASIDE = 25_000  # of these, in one call of a file that takes no training step
 MOST_FRAMES = 24
 
 
 class Exhausted(Exception):
     """The work limit of a file is used up: what was seen so far stands."""
+
+
+class Spent(Exception):
+    """What one call may use of it is used up: the call counts as unknown."""
 
 
 @dataclass(eq=False)
@@ -64,7 +69,9 @@ class Machine:
     in_entry: bool = False  # running code that nothing calls: gradients may hold anything at first
     alone: bool = False  # judging a class of modules by itself: what it is made of is judged by itself, too
     steps: int = 0
+    end: int = MOST_STEPS  # of the work, or of what the call that is being run may use of it
     loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
+    by_key: set[ast.AST] = field(default_factory=set)  # loops whose rounds take one of several optimizers each
     late: set[Any] = field(default_factory=set)  # fields being looked up (classes._late_field)
     _relevance: dict[Module, Relevance] = field(default_factory=dict)
     _seen: set[Any] = field(default_factory=set)
@@ -94,8 +101,8 @@ class Machine:
 
     def tick(self) -> None:
         self.steps += 1
-        if self.steps > MOST_STEPS:
-            raise Exhausted
+        if self.steps > self.end:
+            raise Exhausted if self.steps > MOST_STEPS else Spent
 
     def scope(self) -> int:
         """A name for the variables of a new frame."""

@@ -22,14 +22,17 @@ from amplint.source.values import (
     Many,
     Mapping,
     NullContext,
+    Optimizer,
     Parameter,
     Parameters,
     Partial,
+    Scaler,
     Sym,
     Tensor,
     Test,
     Value,
 )
+from amplint.source.walk import walk
 
 _DISPATCHED = (Const, Lib, Function, Class, Partial, Autocast, NullContext)  # what a table is there to choose from
 
@@ -51,6 +54,8 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             same = all(type(one) is type(items[0]) for one in items)
             return items[0] if same and len(items) == 1 else sym("item", owner, index)
         case Many():
+            if isinstance(owner.item, Optimizer | Scaler):
+                _by_key(m, node, world)
             return owner.item
         case Mapping():
             found = owner.get(index)
@@ -82,6 +87,17 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
     if family is not None:
         return family  # type: ignore[no-any-return]
     return part(owner, index)
+
+
+def _by_key(m: Machine, node: ast.AST, world: World) -> None:
+    """One of several optimizers, by what a loop is about: each of its rounds takes another."""
+    names = (
+        {one.id for one in walk(node.slice) if isinstance(one, ast.Name)} if isinstance(node, ast.Subscript) else set()
+    )
+    for loop in world.loops:
+        target = loop.node.target if isinstance(loop.node, ast.For | ast.AsyncFor) else None
+        if target is not None and any(isinstance(one, ast.Name) and one.id in names for one in walk(target)):
+            m.by_key.add(loop.node)
 
 
 def dispatch(table: Mapping, index: Value, world: World, default: Value | None = None) -> Value | None:
