@@ -248,7 +248,7 @@ class Module:
     @cached_property
     def imports(self) -> dict[str, set[str]]:
         """What each name is imported as, anywhere in the file: `amp` → {"torch.cuda.amp"}. A name that fallbacks import
-        from two places has two."""
+        from two places has two. `torch` may come with all that another file has: nothing else is called that."""
         table: dict[str, set[str]] = {}
         for plain in self.nodes(ast.Import):
             for alias in plain.names:
@@ -257,6 +257,8 @@ class Module:
         for node in self.nodes(ast.ImportFrom):
             for alias in node.names:
                 table.setdefault(alias.asname or alias.name, set()).add(imported_from(node, alias))
+        if "*" in table:
+            table.setdefault("torch", {"torch"})
         return table
 
     @cached_property

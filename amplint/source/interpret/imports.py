@@ -34,6 +34,8 @@ def run_import(m: Machine, node: ast.Import | ast.ImportFrom, world: World, fram
                 import_star(m, Imported(base, "", node.level, frame.module), world, frame)
             elif base.startswith("torch"):
                 world.set(scope, "*", Items((*_stars(world, scope), Const(base))))
+            if world.get(scope, "torch") is None:
+                world.set(scope, "torch", Lib("torch"))  # as module.imports has it
             continue
         if imported_from(node, alias) == "torch":
             value = Lib("torch")
