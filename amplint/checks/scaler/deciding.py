@@ -10,13 +10,14 @@ from amplint.checks.registry import Script
 from amplint.checks.scaler.scopes import asked_before
 from amplint.source import events
 from amplint.source.interpret import conditions
-from amplint.source.values import Choice, Formula, Question, Sym
+from amplint.source.values import Choice, Formula, Question, Region, Scaler, Sym
 
 # What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
 _AMP_WORDS = re.compile(
     r"amp(?![lu])|half|fp_?16|float_?16|bf16|precision|mixed|scaler|scaled|scaling|apex|native", re.IGNORECASE
 )
 _DEVICE_WORDS = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu", re.IGNORECASE)
+_FLOAT16 = re.compile(r"eq\(.*'(fp16|float16|16|16-mixed)'")
 _PATHS = re.compile(r"\S*/\S*")  # of files, in what a symbol is named by
 _FORGOTTEN = {"either", "formula", "joined", "unknown", "matched", "element"}
 
@@ -82,3 +83,9 @@ def said(script: Script, question: Question) -> str:
     """A condition as the source has it, and what it asks about."""
     text = script.reading.machine.texts.get(question, "")
     return text or _PATHS.sub("", repr(question))
+
+
+def is_for_float16(scaler: Scaler, region: Region) -> bool:
+    """Whether the scaler is on where float16 is asked for, and the region one of several that are chosen likewise: it
+    has another dtype only because which one it is got lost on the way."""
+    return _FLOAT16.search(repr(scaler.enabled)) is not None and not isinstance(region.autocast.dtype, Choice)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from amplint.checks.autocast.recurrent import runs_in_float16
 from amplint.checks.registry import Script, found, rule, text
+from amplint.checks.scaler.deciding import is_for_float16
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
 from amplint.source import events
@@ -141,7 +142,7 @@ def scaler_with_bfloat16(script: Script) -> Iterator[Finding]:
     seen = set()
     for backward in script.events(events.Backward):
         scaler, region = _pair(backward)
-        if scaler is None or region is None or region.assumed or not _known(scaler):
+        if scaler is None or region is None or region.assumed or not _known(scaler) or is_for_float16(scaler, region):
             continue
         both = conditions.both(conditions.truth(scaler.enabled), conditions.truth(region.autocast.enabled))
         dtypes = _dtypes(region, backward, both)

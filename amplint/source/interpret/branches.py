@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import conditions, expressions, statements, variables
+from amplint.source.interpret import conditions, expressions, protocol, statements, variables
 from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World, join_all
@@ -34,10 +34,19 @@ def run_if(m: Machine, node: ast.If, world: World, frame: Frame, flow: Flow) -> 
         return [world]
     after: list[World] = []
     met = m.ways.setdefault(node, (frame.module, set()))[1]
+    told = "OptState" in frame.module.text and _asks_the_scaler(frame, node.test)
     for answer, arm in decide(m, node.test, world, frame):
         met.add(answer)
+        if told:
+            protocol.give_up(arm)
         after += statements.run(m, node.body if answer else node.orelse, [arm], frame, flow)
     return join_all(after)
+
+
+def _asks_the_scaler(frame: Frame, test: ast.expr) -> bool:
+    """Whether a condition asks what the scaler itself has noted of an optimizer: then the code knows how its gradients
+    stand, and amplint does not."""
+    return "OptState" in frame.module.source(test)
 
 
 def _is_main(test: ast.expr) -> bool:
