@@ -92,9 +92,48 @@ def test_a_loop_behind_many_imports(tmp_path: Path) -> None:
         (package / f"part{i}.py").write_text(f"def make{i}():\n    return library.make({i})\n")
     (package / "loop.py").write_text("def step(scaler, loss):\n    scaler.scale(loss).backward()\n")
     main = package / "train.py"
-    main.write_text("import package.loop\n")
+    main.write_text("from package.loop import step\n\nstep(scaler, loss)\n")
     module = Module.read(str(main), main.read_bytes())
     project = Project.around(module)
     for i in range(30):
         assert project.find(f"package.part{i}", 0, module) is None  # it says nothing of training
     assert project.find("package.loop", 0, module) is not None
+
+
+def test_a_checkpoint_that_a_helper_saves(tmp_path: Path) -> None:
+    """The dict is told of where it is written, once, whoever saves it."""
+    helper = "import torch.optim\n\n\ndef save_checkpoint(state, path):\n    torch.save(state, path)\n"
+    script = """import torch
+from helpers import save_checkpoint
+
+
+def save(model, optimizer, best):
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    save_checkpoint(state, "last.pt")
+    if best:
+        save_checkpoint(state, "best.pt")
+
+
+model = torch.nn.Linear(784, 10).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cuda")
+if resume:
+    optimizer.load_state_dict(torch.load(resume)["optimizer"])
+for x, y in loader:
+    with torch.autocast("cuda", dtype=torch.float16):
+        loss = model(x).mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+save(model, optimizer, best)
+"""
+    path = tmp_path / "train.py"
+    path.write_text(script)
+    (tmp_path / "helpers.py").write_text(helper)
+    module = Module.read(str(path), script.encode())
+    found = checks.check_module(module, Settings(codes=frozenset(("AMP116",)))).findings
+    assert [finding.range.start.row for finding in found] == [8]

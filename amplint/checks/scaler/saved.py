@@ -14,7 +14,6 @@ from amplint.checks.registry import (
     found_at,
     receiver,
     rule,
-    same_function,
     text,
 )
 from amplint.checks.scaler.life import made_anew_for
@@ -52,7 +51,8 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
         if save.registers and maker is None:
             continue  # whoever makes the scaler may register it there
         if call is not save.node:
-            if not save.registers and _holds_no_scaler(script.module, call):
+            written = save.complete and save.mapping in script.module.parents  # here, whatever it is called
+            if not save.registers and (written or _holds_no_scaler(script.module, call)):
                 yield _saved_elsewhere(script, save, call, maker)
             continue
         at = save.mapping if isinstance(save.mapping, ast.Dict) else None
@@ -71,18 +71,22 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
 
 
 def _saved_elsewhere(script: Script, save: events.Save, call: ast.AST, maker: events.Create | None) -> Finding:
-    """A helper of another file saves what it is given: that it is not given the scaler is seen at its call."""
+    """A helper of another file saves what it is given: that it is not given the scaler is seen at its call, or in the
+    dict that it is given."""
     scale = first_scale(maker)
+    here = isinstance(save.mapping, ast.Dict) and save.mapping in script.module.parents
+    entry = _optimizer_entry(save.mapping, _stepped(script)) if here and isinstance(save.mapping, ast.Dict) else None
     made = [(maker.module, maker.node, "the scaler")] if maker is not None else []
     return found_at(
         "AMP116",
         script.module,
-        call,
+        entry or call,
         "the checkpoint holds the optimizer's state but not the scaler's: a resumed run starts at a scale of "
         f"{scale} again" + (" and skips steps" if scale == "65536" else ""),
         severity=None if resumes(script) else Severity.NOTE,
         evidence=[*made, (script.module, call, "saves a checkpoint"), (save.module, save.node, "without the scaler")],
         help="save scaler.state_dict(), too, and load it where the optimizer's state is loaded",
+        fix=_save_scaler(script, save, maker) if here else None,
     )
 
 
@@ -121,15 +125,19 @@ def _holds_no_scaler(module: Module, call: ast.AST) -> bool:
 
 def _save_scaler(script: Script, save: events.Save, maker: events.Create | None) -> Fix | None:
     """The scaler's state beside the optimizer's, where the scaler has a name."""
-    if not isinstance(save.mapping, ast.Dict) or maker is None or maker.module is not save.module:
+    if not isinstance(save.mapping, ast.Dict) or save.mapping not in script.module.parents:
+        return None
+    if maker is None or maker.module is not script.module:
         return None
     entry = _optimizer_entry(save.mapping, _stepped(script))
     statement = script.module.statement(maker.node)
     if entry is None or not isinstance(statement, ast.Assign) or statement.value is not maker.node:
         return None
     target = statement.targets[0]
-    field = isinstance(target, ast.Attribute) and class_of(maker) is class_of(save)
-    in_reach = field or same_function(maker, save)
+    above = list(script.module.ancestors(save.mapping))
+    cls = next((one for one in above if isinstance(one, ast.ClassDef)), None)
+    field = isinstance(target, ast.Attribute) and class_of(maker) is cls
+    in_reach = field or script.module.function(maker.node) is script.module.function(save.mapping)
     if not in_reach or not isinstance(target, ast.Name | ast.Attribute):
         return None
     return fixes.add_state(script.module, save.mapping, entry, text(script.module, target))

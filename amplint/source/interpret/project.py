@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from amplint.source.fence import outside
@@ -26,6 +27,7 @@ _TRAINS = (
     b"clip_grad",
     b"loss_scale",  # a scaler of one's own
 )
+_STEPS = re.compile(r"[Ss]caler|backward\(|autocast|\.step\(|scale_loss")
 _HANDLES = (b"optimizer", b"optim.")  # what else a file must say to matter where several are changed together
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 
@@ -118,9 +120,14 @@ class Project:
         return self._tops[top]
 
     def _room(self) -> bool:
-        """Whether one more file may be read. Only those count that are there and say something of training: every
-        import is looked for in several places, and a script of many imports would not reach its own loop."""
-        return self._read < MOST_FILES and len(self.modules) < MOST_PLACES
+        """Whether one more file may be read. Where a script trains, or files are changed together, only those count
+        that are there and say something of training: every import is looked for in several places, and a script of many
+        imports would not reach its own loop."""
+        return self._read < MOST_FILES and len(self.modules) < self._places
+
+    @cached_property
+    def _places(self) -> int:
+        return MOST_PLACES if _together is not None or _STEPS.search(self.main.text) else MOST_FILES
 
     def _at(self, base: Path, parts: list[str], whole: bool = False) -> Module | None:
         place = base.joinpath(*parts)
