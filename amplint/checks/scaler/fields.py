@@ -99,8 +99,10 @@ def made_too_late(script: Script) -> Iterator[Finding]:
             for call in walk(init):
                 match call:
                     case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=called)) if called in methods:
-                        reads = [n for n in walk(methods[called]) if _is_use(n, name)]
-                        if reads and all(call.lineno < place.lineno for place in places) and not _asks(methods[called]):
+                        method = methods[called]
+                        reads = [n for n in walk(method) if _is_use(n, name) and module.function(n) is method]
+                        early = module.function(call) is init and all(call.lineno < one.lineno for one in places)
+                        if reads and early and not _asks(method):
                             yield found_at(
                                 "AMP135",
                                 module,
