@@ -278,6 +278,12 @@ class Module:
         """Whether this measures how fast something is, by its name."""
         return _BENCHMARK.match(os.path.basename(self.path)) is not None
 
+    def says(self, word: str) -> bool:
+        """Whether a word stands anywhere in the text: asked again and again, looked for once."""
+        if (known := self.memo.get(f"says {word}")) is None:
+            known = self.memo[f"says {word}"] = word in self.text
+        return bool(known)
+
     def dotted(self, node: ast.AST) -> set[str]:
         """The full dotted names that a name or attribute chain may stand for: `amp.autocast` →
         {"torch.cuda.amp.autocast"}.

@@ -34,7 +34,7 @@ def run_if(m: Machine, node: ast.If, world: World, frame: Frame, flow: Flow) -> 
         return [world]
     after: list[World] = []
     met = m.ways.setdefault(node, (frame.module, set()))[1]
-    told = "OptState" in frame.module.text and _asks_the_scaler(frame, node.test)
+    told = frame.module.says("OptState") and _asks_the_scaler(frame, node.test)
     for answer, arm in decide(m, node.test, world, frame):
         met.add(answer)
         if told:

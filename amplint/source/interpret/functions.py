@@ -207,7 +207,7 @@ def _is_aside(function: Function, caller: Frame) -> bool:
     """Whether a call leads into a file that takes no training step: what it does there must not use up the work that
     the step needs."""
     module = function.frame.module
-    return module is not caller.module and "step(" not in module.text
+    return module is not caller.module and not module.says("step(")
 
 
 def _aside(

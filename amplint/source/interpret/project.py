@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ _TRAINS = (
     b"clip_grad",
     b"loss_scale",  # a scaler of one's own
 )
-_STEPS = re.compile(r"[Ss]caler|backward\(|autocast|\.step\(|scale_loss")
+_STEPS = ("caler", "backward(", "autocast", ".step(", "scale_loss")
 _HANDLES = (b"optimizer", b"optim.")  # what else a file must say to matter where several are changed together
 _MARKERS = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 
@@ -127,7 +126,8 @@ class Project:
 
     @cached_property
     def _places(self) -> int:
-        return MOST_PLACES if _together is not None or _STEPS.search(self.main.text) else MOST_FILES
+        far = _together is not None or any(word in self.main.text for word in _STEPS)
+        return MOST_PLACES if far else MOST_FILES
 
     def _at(self, base: Path, parts: list[str], whole: bool = False) -> Module | None:
         place = base.joinpath(*parts)
