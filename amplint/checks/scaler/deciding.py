@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from amplint.checks.registry import Script
 from amplint.checks.scaler.scopes import asked_before
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.module import Module
 from amplint.source.values import Choice, Formula, Question, Region, Scaler, Sym
 
 # What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
@@ -89,3 +91,12 @@ def is_for_float16(scaler: Scaler, region: Region) -> bool:
     """Whether the scaler is on where float16 is asked for, and the region one of several that are chosen likewise: it
     has another dtype only because which one it is got lost on the way."""
     return _FLOAT16.search(repr(scaler.enabled)) is not None and not isinstance(region.autocast.dtype, Choice)
+
+
+def branches_around(module: Module, node: ast.AST) -> Iterator[ast.If]:
+    """The conditions that a node stands under, in its function or class."""
+    for above in module.ancestors(node):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            return
+        if isinstance(above, ast.If):
+            yield above

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from amplint.checks.autocast.recurrent import runs_in_float16
 from amplint.checks.registry import Script, found, rule, text
-from amplint.checks.scaler.deciding import is_for_float16
+from amplint.checks.scaler.deciding import branches_around, is_for_float16
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
 from amplint.source import events
@@ -115,7 +115,7 @@ def _registrations_under_a_flag(script: Script) -> Iterator[events.Save]:
     for save in script.events(events.Save):
         if not save.registers or not any(isinstance(one, Scaler) and _may_be_off(one, save) for one in save.parts):
             continue
-        tests = [text(save.module, one.test, 200) for one in _branches(save.module, save.node)]
+        tests = [text(save.module, one.test, 200) for one in branches_around(save.module, save.node)]
         asked = " ".join(tests)  # a test that names a dtype knows which runs have a scaler
         if _PRECISION.search(asked) and not re.search(r"16|enabled|scaler", asked):
             yield save
@@ -126,14 +126,6 @@ def _may_be_off(scaler: Scaler, event: events.Event) -> bool:
     enabled = conditions.truth(scaler.enabled)
     off = conditions.negate(enabled)
     return _known(scaler) and not isinstance(enabled, bool) and conditions.possible(off, event.facts)
-
-
-def _branches(module: Module, node: ast.AST) -> Iterator[ast.If]:
-    for above in module.ancestors(node):
-        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            return
-        if isinstance(above, ast.If):
-            yield above
 
 
 @rule("AMP123")
