@@ -155,6 +155,12 @@ def _object(
     return [(held, world)] if held is not None else None
 
 
+def _more_than_steps(given: Arguments) -> bool:
+    """Whether what steps an optimizer is given more than a closure, as in `amp.step(optimizer, parameters, clip)`: that
+    is a wrapper with a step of its own, and no scaler."""
+    return any(isinstance(value, Parameters | Const) for value in given.args[1:])
+
+
 def _unknown(
     m: Machine, owner: Sym, name: str, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results | None:
@@ -176,7 +182,7 @@ def _unknown(
         return scaler_methods.scaler_method(
             m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
         )
-    if name == "step" and given.args and isinstance(given.args[0], Optimizer):
+    if name == "step" and given.args and isinstance(given.args[0], Optimizer) and not _more_than_steps(given):
         return scaler_methods.scaler_method(
             m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
         )

@@ -150,6 +150,8 @@ def _note_call(call: ast.Call, function: ast.Attribute, uses: Uses) -> None:
         if path is not None:
             _note(receiver, f"steps {path}", uses)
             _note(call.args[0], f"stepped by {path_of(receiver)}", uses)
+    if method == "autocast" or (method == "backward" and call.args):  # amp.backward(loss): it does what no scaler does
+        _note(receiver, "does more", uses)
     if method == "backward":
         match receiver:
             case ast.Call(func=ast.Attribute(attr="scale", value=scaler), args=[_]):
@@ -175,7 +177,7 @@ def _role(seen: set[str], uses: Uses) -> str:
             if "zero_grad" in seen or _role(by - {"step(x)"}, {}) == "scaler" or {"step(x)", "update"} <= by:
                 return "optimizer"
         if use.startswith("steps ") and "zero_grad" in uses.get(use.removeprefix("steps "), set()):
-            return "scaler"
+            return "" if "does more" in seen else "scaler"
     if seen & _MODEL_METHODS:
         return "model"
     return "model" if "zero_grad" in seen and not seen & {"step()", "step(x)"} else ""
