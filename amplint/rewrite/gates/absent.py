@@ -10,14 +10,14 @@ from amplint.source.module import FunctionNode, Module
 
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
     """Whether a device at a place may be None, and the model there has been moved to it, or left where it is, by then:
-    in the same function, or a field in `__init__`, and nowhere behind it. Or the device is known only to the function
-    that made the model, which has moved it."""
+    in the same function, and nowhere behind it. Or the device is known only to the function that made the model, which
+    has moved it, or to the `__init__` that has moved a field."""
     around = module.function(place) or module.tree
     if model.startswith("self.") and (init := _init_of(module, around)) is not None:
         others = (one for one in ast.iter_child_nodes(module.parents[init]) if one is not init)
         if any(_moves(one, model) for one in others):
             return False
-        return bool(_moves(init, model)) and any(perhaps_none(module, one, init.body[-1]) for one in devices)
+        return bool(_moves(init, model))
     made = [value for value in _assigned(around, model) if isinstance(value, ast.Call)]
     moves = _moves(around, model)
     if any(one.lineno >= place.lineno for one in moves):  # type: ignore[attr-defined]
