@@ -1,4 +1,4 @@
-"""Rows of a softmax that hold nothing but -inf: where padding is masked as query and as key (AMP416)."""
+"""Rows of a softmax that hold nothing but -inf: where padding is masked as query and as key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amplint.source.walk import walk
 _SOFTMAXES = frozenset(("softmax", "log_softmax", "Softmax"))
 
 
-@rule("AMP416")
+@rule("AMP401")
 def wholly_masked_row(script: Script) -> Iterator[Finding]:
     """The mask of a softmax is a mask of what is padding, times the same along the other axis: the row of a padding
     query is -inf from end to end."""
@@ -33,7 +33,7 @@ def wholly_masked_row(script: Script) -> Iterator[Finding]:
         if product is None or not _outer(module, product) or not _softmax_after(module, function, call):
             continue
         yield found_at(
-            "AMP416",
+            "AMP401",
             module,
             call,
             "the row of a padding query is -inf from end to end, and its softmax is nan: so is 0 times nan in the next "
