@@ -69,7 +69,9 @@ class Machine:
     in_entry: bool = False  # running code that nothing calls: gradients may hold anything at first
     alone: bool = False  # judging a class of modules by itself: what it is made of is judged by itself, too
     steps: int = 0
-    end: int = MOST_STEPS  # of the work, or of what the call that is being run may use of it
+    end: int = field(
+        default_factory=lambda: MOST_STEPS
+    )  # of the work, or of what the call that is being run may use of it
     loaded: dict[Module, dict[Any, Any]] = field(default_factory=dict)  # files that were run, and what they defined
     by_key: set[ast.AST] = field(default_factory=set)  # loops whose rounds take one of several optimizers each
     late: set[Any] = field(default_factory=set)  # fields being looked up (classes._late_field)
