@@ -206,8 +206,10 @@ def name_of(node: fx.Node) -> str:
 def _wanted(kind: str, node: fx.Node, lower: torch.dtype) -> torch.dtype | None:
     """What all arguments are cast to."""
     match kind:
-        case "lower" | "rnn":
+        case "lower":
             return lower
+        case "rnn":
+            return torch.float16  # whatever the region's dtype is: see policy.RNN
         case "fp32":
             return torch.float32
         case "promote":
