@@ -11,7 +11,8 @@ from pathlib import Path
 from amplint.source.fence import outside
 from amplint.source.module import Module, Unreadable
 
-MOST_FILES = 40  # of one project, in one reading
+MOST_FILES = 40  # of one project, in one reading, where they are changed together
+MOST_FOLLOWED = 20  # … where a script trains: each costs time
 MOST_PLACES = 800  # where those are looked for
 MOST_PASSED_ON = 20_000  # bytes of an __init__.py that only imports from the files around it
 _TRAINS = (
@@ -122,7 +123,8 @@ class Project:
         """Whether one more file may be read. Where a script trains, or files are changed together, only those count
         that are there and say something of training: every import is looked for in several places, and a script of many
         imports would not reach its own loop."""
-        return self._read < MOST_FILES and len(self.modules) < self._places
+        most = MOST_FILES if _together is not None else MOST_FOLLOWED
+        return self._read < most and len(self.modules) < self._places
 
     @cached_property
     def _places(self) -> int:
