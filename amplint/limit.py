@@ -47,7 +47,7 @@ def rare_collection() -> Iterator[None]:
     through the same ones again and again takes as long as to parse them."""
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(2_000_000, 4, 50)  # new objects (some 100 MB), and how many such looks until older ones get one
+    gc.set_threshold(4_000_000, 8, 50)  # new objects (some 200 MB), and how many such looks until older ones get one
     try:
         yield
     finally:

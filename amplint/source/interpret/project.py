@@ -12,7 +12,7 @@ from amplint.source.fence import outside
 from amplint.source.module import Module, Unreadable
 
 MOST_FILES = 40  # of one project, in one reading, where they are changed together
-MOST_FOLLOWED = 20  # … where a script trains: each costs time
+MOST_FOLLOWED = 12  # … where a script trains: each costs time
 MOST_PLACES = 800  # where those are looked for
 MOST_PASSED_ON = 20_000  # bytes of an __init__.py that only imports from the files around it
 _TRAINS = (
