@@ -11,9 +11,10 @@ from pathlib import Path
 from amplint.source.fence import outside
 from amplint.source.module import Module, Unreadable
 
-MOST_FILES = 40  # of one project, in one reading, where they are changed together
-MOST_FOLLOWED = 12  # … where a script trains: each costs time
-MOST_PLACES = 800  # where those are looked for
+MOST_TOGETHER = 40  # files of one project in one reading, where they are changed together
+MOST_FOLLOWED = 12  # … and where they are only followed: each costs time
+MOST_PLACES = 800  # where they are looked for: most are not there
+FEW_PLACES = 40  # … by a file that does not train
 MOST_PASSED_ON = 20_000  # bytes of an __init__.py that only imports from the files around it
 _TRAINS = (
     b"backward",
@@ -120,16 +121,16 @@ class Project:
         return self._tops[top]
 
     def _room(self) -> bool:
-        """Whether one more file may be read. Where a script trains, or files are changed together, only those count
-        that are there and say something of training: every import is looked for in several places, and a script of many
-        imports would not reach its own loop."""
-        most = MOST_FILES if _together is not None else MOST_FOLLOWED
+        """Whether one more file may be read. Those count that are there and say something of training. Every import is
+        looked for in several places: where a script trains, or files are changed together, there are many, or it would
+        not reach its own loop."""
+        most = MOST_TOGETHER if _together is not None else MOST_FOLLOWED
         return self._read < most and len(self.modules) < self._places
 
     @cached_property
     def _places(self) -> int:
         far = _together is not None or any(word in self.main.text for word in _STEPS)
-        return MOST_PLACES if far else MOST_FILES
+        return MOST_PLACES if far else FEW_PLACES
 
     def _at(self, base: Path, parts: list[str], whole: bool = False) -> Module | None:
         place = base.joinpath(*parts)
