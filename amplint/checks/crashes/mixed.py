@@ -31,8 +31,9 @@ _STRICT = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "grid_sample", "grid_sampler", "bilinear"), 2),
     **dict.fromkeys(("binary_cross_entropy", "huber_loss", "mse_loss"), 2),
 }
-_IN_BACKWARD = frozenset(("huber_loss", "mse_loss"))  # whose forward takes what its backward does not
-MSE_PROMOTES = (2, 12)  # pytorch#175743; measured: 2.11 raises, 2.13 does not
+# Whose forward takes what its backward does not, and the torch whose backward does, too (mse_loss: pytorch#175743;
+# measured: 2.11 raises, 2.13 does not).
+_IN_BACKWARD = {"huber_loss": None, "mse_loss": (2, 12)}
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -173,11 +174,12 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
             continue
         if enabled(event) is not None and not (in_place(event) or event.name == "lerp"):
             continue
-        if event.name in _IN_BACKWARD and not (event.grad and any(True for _ in script.events(events.Backward))):
+        in_backward = event.name in _IN_BACKWARD
+        if in_backward and not (event.grad and any(True for _ in script.events(events.Backward))):
+            continue
+        if (promotes := _IN_BACKWARD.get(event.name)) is not None and script.settings.target_torch >= promotes:
             continue
         operands = list(_operands(event))[:count]
-        if event.name == "mse_loss" and script.settings.target_torch >= MSE_PROMOTES:
-            continue
         pair = next(((one, two) for one in operands for two in operands if clash(one, two) and one.dtype in HALF), None)
         if pair is None:
             continue
@@ -185,7 +187,7 @@ def mixed_dtype_op(script: Script) -> Iterator[Finding]:
             "AMP508",
             event,
             f"{event.name} of {named(pair[0].dtype)} and {pair[1].dtype}: RuntimeError"
-            f"{' in backward' if event.name in _IN_BACKWARD else ''}, the dtypes must be the same",
+            f"{' in backward' if in_backward else ''}, the dtypes must be the same",
             evidence=evidence(script, *pair),
             help="cast one to the dtype of the other, or run it under autocast (in-place forms are never cast)",
         )

@@ -19,8 +19,8 @@ _FACTORS = {"growth_factor": "above", "backoff_factor": "below"}
 def refused_factors(script: Script) -> Iterator[Finding]:
     """A scale that is to stay as it is, by factors of 1: the constructor asserts that it can grow and shrink."""
     module = script.module
-    for call in module.nodes(ast.Call) if "_factor" in module.text else ():
-        names = module.dotted(call.func)
+    for call in module.nodes(ast.Call) if any(one in module.text for one in _FACTORS) else ():
+        names = module.dotted(call.func) if any(one.arg in _FACTORS for one in call.keywords) else set()
         if not names or not names <= _SCALERS or bound_again(module, call.func) or _is_off(call):
             continue
         for keyword in call.keywords:
@@ -39,7 +39,7 @@ def refused_factors(script: Script) -> Iterator[Finding]:
 
 
 def _is_off(call: ast.Call) -> bool:
-    """Whether the scaler is off, or may be: what is off is not asked for its factors."""
+    """Whether the scaler is surely off: it is not asked for its factors then."""
     return any(keyword.arg == "enabled" and _false(keyword.value) for keyword in call.keywords)
 
 

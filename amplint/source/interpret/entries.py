@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from amplint import knowledge
@@ -230,7 +230,8 @@ def _whole(annotation: ast.expr | None) -> str:
 _WHOLE = frozenset(("LongTensor", "IntTensor"))
 
 
-def _no_tensors(code: FunctionNode) -> set[str]:
+@lru_cache(1024)  # an entry runs more than once
+def _no_tensors(code: FunctionNode) -> frozenset[str]:
     """The names that are no tensors by how they are used: only to say where to, or in which dtype (`x.to(device)`,
     `zeros(n, dtype=dtype)`)."""
     loads: dict[str, int] = {}
@@ -244,7 +245,7 @@ def _no_tensors(code: FunctionNode) -> set[str]:
                 for one in (*said, *(args if attr == "to" else ())):
                     if isinstance(one, ast.Name):
                         settings[one.id] = settings.get(one.id, 0) + 1
-    return {name for name, count in settings.items() if loads[name] == count}
+    return frozenset(name for name, count in settings.items() if loads[name] == count)
 
 
 def _is_step(code: FunctionNode) -> bool:

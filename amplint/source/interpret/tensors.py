@@ -124,6 +124,7 @@ def policy(device: str = "cuda") -> dict[str, str]:
     return table
 
 
+@cache
 def only_float16(device: str = "cuda") -> frozenset[str]:
     """Ops that autocast casts to float16 whatever the dtype of its region."""
     return frozenset(knowledge.ops()[device].get("float16", ()))
