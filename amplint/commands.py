@@ -183,7 +183,7 @@ def _raw(outcome: Outcome, data: bytes, path: str) -> str:
 
 def _diff(outcomes: list[Outcome], targets: list[output.Target], options: Options) -> int:
     for finding in (finding for outcome in outcomes for finding in outcome.findings):
-        if finding.code in ("AMP902", "AMP903"):
+        if finding.is_failure or finding.code == "AMP903":
             _complain(finding)
     patches = [patch(outcome.path, outcome.before, outcome.after) for outcome in outcomes]
     output.write(targets, lambda how: patches, end="")
@@ -206,7 +206,7 @@ def _report(
     fixed = [finding for outcome in outcomes for finding in outcome.fixed]
     failed = any(outcome.failed for outcome in outcomes)
     if options["fix_only"]:
-        findings = [finding for finding in findings if finding.code in ("AMP902", "AMP903")]
+        findings = [finding for finding in findings if finding.is_failure or finding.code == "AMP903"]
     shown, read_cell = by_cell(findings, read)
 
     def parts(how: str) -> list[str]:

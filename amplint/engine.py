@@ -15,7 +15,7 @@ from amplint.limit import TooLong, deep_recursion, rare_collection, time_limit
 from amplint.repair import Unsettled, for_a_reader, repair
 from amplint.rewrite.syntax.apply import fixable
 from amplint.selection import default_codes
-from amplint.source import suppress
+from amplint.source import notebook, suppress
 from amplint.source.module import Module, Unreadable, bytes_of, text_of
 from amplint.source.triage import may_hold, plan_of, wrapper_words
 
@@ -149,6 +149,9 @@ def _check(module: Module, settings: Settings, hide: bool) -> cache.Result:
     found = [*result.findings]
     if unused.CODE in settings.codes:
         found += unused.unused(module, comments, result.findings, settings.codes)
+    if module.path.endswith(notebook.SUFFIX):
+        unread = (problem(module.path, "not Python: this cell was not read", at) for at in notebook.unread(module.text))
+        found += [replace(finding, severity=Severity.NOTE) for finding in unread]
     findings = [
         for_a_reader(finding) if finding.code in settings.unfixable else finding
         for finding in found

@@ -85,6 +85,11 @@ class Finding:
     fix: Fix | None = None
     verdict: str = ""
 
+    @property
+    def is_failure(self) -> bool:
+        """Not a defect of the code: the file could not be read, checked or written."""
+        return self.code == "AMP902" and self.severity is Severity.ERROR
+
     def fingerprint(self, line: str, occurrence: int = 0) -> str:
         """A name for this finding that survives moved lines: path, code, the line's text without blanks, and which of
         several such lines it is."""

@@ -141,7 +141,7 @@ def _found(mine: Sequence[Changed], settings: Settings, top: str) -> tuple[list[
                 continue
             outcome = check_file(File(path, named=True), job)
             for finding in outcome.findings:
-                if finding.code == "AMP902":
+                if finding.is_failure:
                     failed.append(f"{file.path}: {finding.message}")
                 else:
                     found.append(finding)

@@ -92,7 +92,7 @@ def test_imports_run_one_way(room):
     assert rooms - {room} - KNOWN_TO_ALL <= ALLOWED[room]
 
 
-def test_only_the_tracer_imports_torch_and_only_rewrite_imports_libcst():
+def test_only_the_tracer_imports_torch_and_only_what_needs_it_libcst():
     for file in (ROOT / "amplint").rglob("*.py"):
         names = imports(file)
         tops = {name.partition(".")[0] for name in names}
@@ -103,7 +103,8 @@ def test_only_the_tracer_imports_torch_and_only_rewrite_imports_libcst():
         ):  # processes of their own
             assert not tops & {"torch", "numpy"}, file
             assert not any(name.startswith("amplint.graph") for name in names), file
-        assert "libcst" not in tops or file.parent.name in ("rewrite", "syntax"), file
+        reads_newer_syntax = parts[1:] == ("source", "newer.py")  # which ast cannot read
+        assert "libcst" not in tops or file.parent.name in ("rewrite", "syntax") or reads_newer_syntax, file
 
 
 def test_a_module_is_short_enough_to_be_read_in_one_sitting():

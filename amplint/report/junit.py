@@ -16,7 +16,7 @@ _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # 
 def render(findings: list[Finding], names: list[str], around: Around) -> str:
     """Where nothing was found, one test that passed: an empty report is taken for a run that failed."""
     files = dict.fromkeys(finding.path for finding in findings)
-    errors = sum(_is_error(finding) for finding in findings)
+    errors = sum(finding.is_failure for finding in findings)
     counts = f'tests="{len(findings) or 1}" failures="{len(findings) - errors}" errors="{errors}"'
     made = ['<?xml version="1.0" encoding="UTF-8"?>', f'<testsuites name="amplint" {counts}>']
     for path in files:
@@ -32,13 +32,13 @@ def render(findings: list[Finding], names: list[str], around: Around) -> str:
 
 def _suite(path: str, found: list[Finding], around: Around) -> list[str]:
     shown = _attribute(relative(path, around.repository))
-    errors = sum(map(_is_error, found))
+    errors = sum(finding.is_failure for finding in found)
     counts = f'tests="{len(found)}" failures="{len(found) - errors}" errors="{errors}"'
     made = [f"  <testsuite name={shown} {counts}>"]
     for finding in found:
         row, column = finding.range.start
         title = _attribute(f"{finding.code} {name(finding.code)} ({row}:{column})")
-        kind = "error" if _is_error(finding) else "failure"
+        kind = "error" if finding.is_failure else "failure"
         said = _text(f"{relative(path, around.repository)}:{row}:{column}: {finding.code} {sentence(finding)}")
         made += [
             f'    <testcase name={title} classname={shown} file={shown} line="{row}">',
@@ -46,11 +46,6 @@ def _suite(path: str, found: list[Finding], around: Around) -> list[str]:
             "    </testcase>",
         ]
     return [*made, "  </testsuite>"]
-
-
-def _is_error(finding: Finding) -> bool:
-    """Not a failed check, but none: the file could not be read."""
-    return finding.code == "AMP902"
 
 
 def _text(text: str) -> str:

@@ -36,7 +36,7 @@ def render(findings: list[Finding], names: list[str], around: Around) -> str:
             }
         },
         "automationDetails": {"id": f"amplint/{around.kind}/"},
-        "invocations": [{"executionSuccessful": "AMP902" not in codes}],
+        "invocations": [{"executionSuccessful": not any(finding.is_failure for finding in findings)}],
         "columnKind": "unicodeCodePoints",
         "originalUriBaseIds": {"%SRCROOT%": {"description": {"text": "the root of the repository"}}},
         "results": [

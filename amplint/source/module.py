@@ -15,12 +15,13 @@ import sys
 import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 from amplint.findings import Location, Range
-from amplint.source import notebook
+from amplint.source import newer, notebook
 from amplint.source.walk import children, walk
 
 N = TypeVar("N", bound=ast.AST)
@@ -28,8 +29,6 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FOREIGN = frozenset(("paddle", "megengine", "mindspore", "jittor", "oneflow"))
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _KEYWORD = re.compile(r"[(,\s]async\s*=[^=]")
-_PYTHON_3_12 = re.compile(r"^\s*(type\s+\w+(\[.*\])?\s*=|(async\s+)?(class|def)\s+\w+\s*\[)")
-_F_STRING = re.compile(r"\b[rR]?[fF][rR]?['\"]")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
 )
@@ -101,28 +100,20 @@ def _not_text(data: bytes, error: Exception) -> Unreadable:
     return Unreadable(f"not text in its encoding: {what}", Location(row, 1))
 
 
-def _is_newer(error: SyntaxError) -> bool:
-    """Whether this looks like what Python 3.12 brought: `type X = …`, `class A[T]:`, an f-string's quotes inside it."""
-    line = error.text or ""
-    return _PYTHON_3_12.search(line) is not None or (
-        _F_STRING.search(line) is not None and error.msg.startswith(("f-string", "unterminated string"))
-    )
-
-
 def parse(text: str) -> ast.Module:
     """Parse; raises Unreadable for what is not Python 3 or nested too deeply for the parser."""
     try:
         return ast.parse(text)
     except SyntaxError as error:
+        older = newer.as_older(text)
+        if older is not None:
+            with suppress(SyntaxError):
+                return ast.parse(older)
         reason = f"syntax error: {error.msg}"
         if _PYTHON_2.search(error.text or ""):
             reason += " (Python 2?)"
         elif _KEYWORD.search(error.text or ""):  # x.cuda(async=True), of before Python 3.7
             reason += " (async is a keyword: say non_blocking=)"
-        elif sys.version_info < (3, 12) and _is_newer(error):
-            reason += (
-                f" (read as Python {sys.version_info.major}.{sys.version_info.minor}; run amplint in 3.12 or later)"
-            )
         elif error.msg == "invalid syntax":  # all that the parser says of newer syntax
             reason += f" (read as Python {sys.version_info.major}.{sys.version_info.minor})"
         raise Unreadable(reason, Location(max(1, error.lineno or 1), max(1, error.offset or 1))) from None

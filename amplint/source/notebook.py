@@ -17,11 +17,18 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from amplint.findings import Location
+from amplint.source import newer
+
 SUFFIX = ".ipynb"
 _MARK = re.compile(r"^# %% amplint cell (\d+)\n", re.MULTILINE)
 _MASK = "  # IPython: "
 _FURTHER = "# IPython, continued: "  # a comment may begin anywhere, whatever the indentation around it
-_MASKED = re.compile(rf"^([ \t]*)(?:(?:pass|.* = None){re.escape(_MASK)}|{re.escape(_FURTHER)})(.*)$", re.MULTILINE)
+_UNREAD = "pass  # not Python: "
+_MASKED = re.compile(
+    rf"^([ \t]*)(?:(?:pass|.* = None){re.escape(_MASK)}|{re.escape(_FURTHER)}|{re.escape(_UNREAD)})(.*)$", re.MULTILINE
+)
+_TRAINS = re.compile(r"backward|\bstep\b|autocast|[Ss]caler|\bamp\b|half|float16")  # what nobody may overlook
 _COMMANDS = (
     r"(?:cat|cd|cp|conda|less|ls|man|mkdir|more|mv|pip|pwd|rm|rmdir)\s+[^=(\s].*"  # IPython runs these as they are
 )
@@ -116,15 +123,15 @@ def split_path(path: str) -> tuple[str, int | None]:
 
 
 def _masked(source: str) -> str:
-    """A cell's source as Python: as it is where it parses, otherwise with what is IPython's behind comments."""
+    """A cell's source as Python: as it is where it parses, otherwise with what is IPython's behind comments.
+
+    A cell that is not Python even so, half-typed or notes, stands behind comments as a whole unless it speaks of
+    training: the kernel runs the cells around it."""
     first = source.split("\n", 1)[0].strip()
     if first.startswith("%%") and not first.split()[0].startswith(_BODY_IS_PYTHON):
         return "\n".join("pass" + _MASK + line for line in source.split("\n"))
-    try:
-        ast.parse(source)
+    if _parses(source):
         return source
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        pass
     lines, continued = [], False
     for line in source.split("\n"):
         match = None if continued else _MAGIC.match(line)
@@ -135,7 +142,25 @@ def _masked(source: str) -> str:
         else:
             lines.append(line)
         continued = (continued or match is not None) and line.endswith("\\")
-    return "\n".join(lines)
+    masked = "\n".join(lines)
+    if _TRAINS.search(source) or _parses(masked) or newer.as_older(masked) is not None:
+        return masked
+    return "\n".join(_UNREAD + line for line in source.split("\n"))
+
+
+def _parses(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def unread(text: str) -> Iterator[Location]:
+    """Where the cells begin that are not Python and were not read."""
+    for match in _MARK.finditer(text):
+        if text.startswith(_UNREAD, match.end()):
+            yield Location(text.count("\n", 0, match.end()) + 1, 1)
 
 
 def _sources(text: str) -> dict[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from amplint.rewrite.syntax.apply import apply
-from amplint.source.module import Module
+from amplint.source.module import Module, parse
 
 
 def read(text: str) -> Module:
@@ -27,5 +27,5 @@ def expr(module: Module, text: str) -> ast.expr:
 def edited(module: Module, edits) -> str:
     """The text after the edits, which must parse."""
     result = apply(module.text, edits)
-    ast.parse(result)
+    parse(result)
     return result

@@ -150,8 +150,6 @@ def test_arguments_that_cannot_be_added(source, argument):
     ],
 )
 def test_add_parameter(source, expected):
-    if "[T]" in source and sys.version_info < (3, 12):
-        pytest.skip("needs Python 3.12")
     expected = expected or source.replace("(self)", "(self, s)").replace("(a: T)", "(a: T, s)")
     module = read(source)
     function = first(module, ast.FunctionDef | ast.AsyncFunctionDef)

@@ -147,6 +147,17 @@ def test_what_is_no_notebook_is_said_in_a_line(tmp_path, data, reason):
 
 def test_a_syntax_error_has_its_place_in_the_cell(tmp_path):
     file = tmp_path / "bad.ipynb"
-    file.write_bytes(notebook("x = 1", "y = 2\nz = ("))
+    file.write_bytes(notebook("x = 1", "y = 2\nloss.backward("))
     result = amplint("check", "--no-cache", "--output-format", "concise", str(file))
-    assert f"{file}:cell 2:2:5: AMP902 syntax error" in result.output
+    assert f"{file}:cell 2:2:14: AMP902 syntax error" in result.output
+
+
+def test_a_half_typed_cell_is_passed_over_with_a_note(tmp_path):
+    file = tmp_path / "train.ipynb"
+    book = notebook("import torch", "model.\n%time x", CLIPPED)
+    file.write_bytes(book)
+    shown = amplint("check", "--no-cache", "--select", "ALL", "--output-format", "concise", str(file)).output
+    assert f"{file}:cell 2:1:1: AMP902 not Python: this cell was not read" in shown
+    assert f"{file}:cell 3:7:" in shown  # AMP105
+    assert amplint("check", "--no-cache", "--fix", "--unsafe-fixes", str(file)).exit_code < 2
+    assert json.loads(file.read_bytes())["cells"][1] == json.loads(book)["cells"][1]

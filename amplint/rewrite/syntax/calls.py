@@ -11,7 +11,7 @@ from amplint.rewrite.syntax import commas
 from amplint.rewrite.syntax.expressions import frame_of, replace
 from amplint.rewrite.syntax.layout import end, start
 from amplint.rewrite.syntax.text import CannotEdit, changed, plain
-from amplint.source.module import Module
+from amplint.source.module import Module, Unreadable, parse
 
 if TYPE_CHECKING:
     import libcst as cst
@@ -218,7 +218,7 @@ def _protected(arg: Any, alone: bool) -> Any:
 def _checked(module: Module, begin: int, old: str, new: str, tail: str) -> list[Edit]:
     """The edits from `old` at offset `begin` to `new`, which must parse."""
     try:
-        ast.parse(new + tail if tail else f"({new}\n)")
-    except SyntaxError as error:
-        raise CannotEdit(f"the arguments do not go together: {error.msg}") from None
+        parse(new + tail if tail else f"({new}\n)")
+    except Unreadable as error:
+        raise CannotEdit(f"the arguments do not go together: {error.reason}") from None
     return changed(module, begin, old, new)

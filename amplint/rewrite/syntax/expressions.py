@@ -25,6 +25,7 @@ from amplint.rewrite.syntax.layout import (
 )
 from amplint.rewrite.syntax.text import CannotEdit, changed, edit_within, plain
 from amplint.source.module import Module
+from amplint.source.newer import as_older
 
 _TEMPLATES: tuple[type[ast.AST], ...] = (ast.JoinedStr, getattr(ast, "TemplateStr", ast.JoinedStr))
 
@@ -100,9 +101,20 @@ class Frame(NamedTuple):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "invalid escape sequence" is not news that an edit makes
-                return ast.dump(ast.parse(self.head + source + self.tail))
+                return ast.dump(self._tree(source))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
+
+    def _tree(self, source: str) -> ast.Module:
+        """An edit must not bring in syntax that this Python does not read; it may stand beside such syntax."""
+        try:
+            return ast.parse(self.head + source + self.tail)
+        except SyntaxError:
+            before = as_older(self.head + self.module.text[self.start : self.end] + self.tail)
+            after = as_older(self.head + source + self.tail)
+            if before is None or after is None:
+                raise
+            return ast.parse(after)
 
 
 def frame_of(module: Module, node: ast.AST) -> Frame:
