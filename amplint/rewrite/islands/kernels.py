@@ -94,7 +94,12 @@ class Search:
         return sorted(found.values(), key=lambda hit: (hit.module is not self.module, hit.module.path, hit.call.lineno))
 
     def _may_run(self, hit: Hit) -> bool:
-        return not unreached(hit.module, hit.call, self.module, self.files.values())
+        """Whether the script comes by a call; by the calls of a loss that is made to be called later."""
+        field = _field_of(hit.module, hit.call)
+        nodes = [one for one in hit.module.nodes(ast.Call) if field and ast.unparse(one.func) == f"self.{field}"]
+        if field is not None and not nodes:
+            return True  # another file calls it
+        return any(not unreached(hit.module, one, self.module, self.files.values()) for one in nodes or (hit.call,))
 
     def _in(self, source: Module, code: ast.AST) -> list[Hit]:
         if code not in self._found:
@@ -107,6 +112,9 @@ class Search:
 
     def needs(self, module: Module, call: ast.Call) -> str | None:
         what = needs_float32(module, call)
+        if what is None and (field := _field_of(module, call)):  # a model's loss, which the script calls
+            called = (one.func for file in self.files.values() if file is not module for one in file.nodes(ast.Call))
+            what = BCE if any(isinstance(one, ast.Attribute) and one.attr == field for one in called) else None
         return what if what != BOUND or self.says_sigmoid else None  # a softmax is float32 under autocast
 
     def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
@@ -330,6 +338,14 @@ def _leaves(module: Module, call: ast.Call) -> bool:
     function = module.function(call)
     given = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)} if function is not None else set()
     return name in given and not isinstance(module.parents[call], ast.Attribute | ast.Return)
+
+
+def _field_of(module: Module, made: ast.Call) -> str | None:
+    """The field of `self` that a call sets to BCELoss."""
+    match module.parents[made]:
+        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=field)]):
+            return field if "torch.nn.BCELoss" in module.dotted(made.func) else None
+    return None
 
 
 def _is_run(module: Module, made: ast.Call) -> bool:

@@ -3,7 +3,7 @@
 Under autocast, `forward` may be handed half and float32 tensors together, and `backward` runs outside the region: a
 matrix product of a saved float32 weight and a half gradient raises. torch.amp.custom_fwd and custom_bwd give both the
 state of the region. Functions that go element by element need nothing (most do: straight-through, gradient reversal);
-those that hand tensors to compiled code, or to NumPy, run in float32 as before.
+those that hand tensors to compiled code, or to NumPy, or that take exponentials in place, run in float32 as before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def custom_functions(module: Module) -> Iterator[tuple[ast.ClassDef, bool]]:
         nodes = [node for method in methods for node in ast.walk(method)]
         foreign, lowered = any(_foreign(module, node) for node in nodes), any(_lowered(node, lower) for node in nodes)
         if foreign or lowered:
-            yield cls, foreign or any(map(_chooses, nodes))
+            yield cls, foreign or any(map(_chooses, nodes)) or any(map(_exponentiates, nodes))
 
 
 def _is_function(module: Module, base: ast.expr) -> bool:
@@ -67,6 +67,11 @@ def _chooses(node: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr="min" | "max"), keywords=keywords):
             return any(one.arg == "dim" for one in keywords)
     return False
+
+
+def _exponentiates(node: ast.AST) -> bool:
+    """`out.div_(t).exp_()`: autocast casts nothing for what works in place, and half numbers end at 65504."""
+    return isinstance(node, ast.Attribute) and node.attr in ("exp_", "exp2_", "expm1_", "pow_", "square_")
 
 
 def _foreign(module: Module, node: ast.AST) -> bool:
