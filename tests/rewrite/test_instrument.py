@@ -206,6 +206,15 @@ def test_what_hands_tensors_to_compiled_code_stays_in_float32() -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_exponentials_in_place_stay_in_float32() -> None:
+    forward = "return torch.mm(x, x.t()).div_(0.07).exp_()"
+    path = put(FUNCTION.replace("return fused.add_bias(x)", forward).replace("fused.add_bias_backward", ""), "model.py")
+    put(USES)
+    assert amplint("train.py", "model.py").exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert '@torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)\n' in text
+
+
 def test_a_named_file_is_decorated_though_nothing_shows_that_it_is_used() -> None:
     path = put(FUNCTION.replace("import torch\n", "from torch import autograd, nn\n").replace("torch.", ""), "model.py")
     script = put(

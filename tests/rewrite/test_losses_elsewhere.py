@@ -44,6 +44,18 @@ class Unused(torch.nn.Module):
         self.bce = torch.nn.BCELoss()
     def forward(self, f):
         return f.square().mean()
+class Judged(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sure = torch.nn.BCELoss()
+    def forward(self, f):
+        return self.sure(f, torch.ones_like(f))
+class Rated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.nn.BCELoss()
+    def forward(self, f):
+        return f.square()
 class Wide(torch.nn.Module):
     def forward(self, f):
         return torch.linalg.svdvals(f.float())[0]
@@ -125,6 +137,12 @@ ELSEWHERE = {  # what makes the loss, its statements: what is written, or said
         "Certain()",
         "    gate = Gate()\n    f = model(x)\n    f = gate(f)\n    loss = criterion(f)",
         "use binary_cross_entropy_with_logits on logits first",
+    ),
+    "made, and run elsewhere": ("Judged()", OWN, FLOAT.replace("seen.square()", "seen.float().square()")),
+    "made, and run by the script": (
+        "Rated()",
+        "    seen = criterion(model(x))\n    loss = criterion.rate(seen, x)",
+        "    seen = criterion(seen_output.float())\n    loss = criterion.rate(seen, x)\n",
     ),
     "never run": ("Unused()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),
     "float32 already": ("Wide()", "    loss = criterion(model(x))", "        loss = criterion(model(x))\n"),

@@ -14,7 +14,7 @@ from amplint.source.interpret.tensors import BOOLEAN, INTEGER, NUMBERS
 from amplint.source.module import Module
 
 OUTPUT, DERIVED, UNKNOWN = "output", "derived", "unknown"
-_SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expand_as", "repeat"}
+SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expand_as", "repeat"}
 _ABOUT = NUMBERS | {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad", "grad", "type_as", "get_device"}
 _LOWERS = frozenset("mm bmm matmul linear einsum conv1d conv2d conv3d addmm baddbmm conv_transpose2d".split())
 _PARTS = frozenset(("chunk", "split", "unbind", "tensor_split"))
@@ -56,7 +56,7 @@ def _kind(module: Module, name: ast.Name, runs: Collection[ast.AST], known: dict
         if root in runs:
             return OUTPUT
         if isinstance(root, ast.Call):
-            if not isinstance(root.func, ast.Attribute) or root.func.attr not in _SAME:
+            if not isinstance(root.func, ast.Attribute) or root.func.attr not in SAME:
                 break
             root = root.func.value
         elif root.attr == "data":
@@ -159,7 +159,7 @@ def operand(module: Module, name: ast.Name, kind: str) -> ast.expr | None:
                 if isinstance(call, ast.Call) and call.func is above:
                     if attribute in ("float", "double"):
                         return None
-                    if attribute not in _SAME:
+                    if attribute not in SAME:
                         return _sure(module, name, node, kind, None)
                     node = call
                 elif attribute in ("data", "T", "mT"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
+from amplint.rewrite.islands.fields import calls_field, calls_of, field_of, is_run
 from amplint.rewrite.islands.hits import AWAY, BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
 from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
 from amplint.rewrite.islands.unreached import MAKING, unreached
@@ -95,11 +96,11 @@ class Search:
 
     def _may_run(self, hit: Hit) -> bool:
         """Whether the script comes by a call; by the calls of a loss that is made to be called later."""
-        field = _field_of(hit.module, hit.call)
-        nodes = [one for one in hit.module.nodes(ast.Call) if field and ast.unparse(one.func) == f"self.{field}"]
-        if field is not None and not nodes:
+        made = field_of(hit.module, hit.call) is not None
+        nodes = calls_of(hit.module, hit.call) if made else [hit.call]
+        if made and not nodes:
             return True  # another file calls it
-        return any(not unreached(hit.module, one, self.module, self.files.values()) for one in nodes or (hit.call,))
+        return any(not unreached(hit.module, one, self.module, self.files.values()) for one in nodes)
 
     def _in(self, source: Module, code: ast.AST) -> list[Hit]:
         if code not in self._found:
@@ -112,9 +113,9 @@ class Search:
 
     def needs(self, module: Module, call: ast.Call) -> str | None:
         what = needs_float32(module, call)
-        if what is None and (field := _field_of(module, call)):  # a model's loss, which the script calls
-            called = (one.func for file in self.files.values() if file is not module for one in file.nodes(ast.Call))
-            what = BCE if any(isinstance(one, ast.Attribute) and one.attr == field for one in called) else None
+        if what is None and (field := field_of(module, call)):  # a model's loss, which the script calls
+            others = (one for one in self.files.values() if one is not module)
+            what = BCE if any(calls_field(one, field) for one in others) else None
         return what if what != BOUND or self.says_sigmoid else None  # a softmax is float32 under autocast
 
     def reached(self, names: Collection[str]) -> Iterator[tuple[Module, ast.AST]]:
@@ -291,7 +292,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
     """What a call computes that half precision cannot, where its operand is not made float32 on the spot."""
     names = module.dotted(call.func)
     if names & PROBABILITIES:
-        return BCE if _is_run(module, call) else None
+        return BCE if is_run(module, call) else None
     if getattr(module.function(call), "name", "") in MAKING:
         return None
     if _leaves(module, call):
@@ -338,25 +339,6 @@ def _leaves(module: Module, call: ast.Call) -> bool:
     function = module.function(call)
     given = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)} if function is not None else set()
     return name in given and not isinstance(module.parents[call], ast.Attribute | ast.Return)
-
-
-def _field_of(module: Module, made: ast.Call) -> str | None:
-    """The field of `self` that a call sets to BCELoss."""
-    match module.parents[made]:
-        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=field)]):
-            return field if "torch.nn.BCELoss" in module.dotted(made.func) else None
-    return None
-
-
-def _is_run(module: Module, made: ast.Call) -> bool:
-    """Whether a loss module that a call makes is ever called in its file; a function is."""
-    match module.parents[made]:
-        case ast.Assign(targets=[ast.Name() | ast.Attribute() as target]) if "torch.nn.BCELoss" in module.dotted(
-            made.func
-        ):
-            text = ast.unparse(target)
-            return any(isinstance(one, ast.Call) and ast.unparse(one.func) == text for one in ast.walk(module.tree))
-    return True
 
 
 def _is_cast(value: ast.expr) -> bool:
