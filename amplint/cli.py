@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -14,8 +14,6 @@ import click
 from amplint import __version__
 from amplint.options import FILES, FORMAT_HELP, KEYS, OUTPUT_FILE, SETTINGS, list_option, with_options
 from amplint.report.formats import FORMATS
-
-Command = Callable[..., Any]
 
 
 def main() -> None:

@@ -43,18 +43,18 @@ def review(settings: Settings, options: dict[str, Any]) -> int:
         found, failed = _found(mine, settings, top)
         place = output.around(source, files.text, settings)
         made = comments(found, {one.path: one.hunks for one in mine}, place)
-        _say(forge, change, made, [*change.notes, *notes, *failed], attached, options)
+        _say(forge, change, made, [*change.notes, *notes, *failed], attached)
     except NoContext as error:
         fail(str(error))
     except ReadOnly as error:
         click.echo(f"note: the token cannot comment, so the findings are annotations: {error}", err=True)
         _annotate([finding for one in made for finding in (one.finding, *one.others)], place)
     except Refused as error:
-        fail(_told(error, options))
+        fail(_told(error))
     return int(bool(made) and not options["exit_zero"])
 
 
-def _told(error: Refused, options: dict[str, Any]) -> str:
+def _told(error: Refused) -> str:
     hints = {
         401: "the token is wrong or has expired",
         403: "the token may not read this repository",
@@ -151,9 +151,7 @@ def _found(mine: Sequence[Changed], settings: Settings, top: str) -> tuple[list[
 # -- what is said -------------------------------------------------------------------------------------------------
 
 
-def _say(
-    forge: Forge, change: Change, made: list[Comment], notes: list[str], attached: str, options: dict[str, Any]
-) -> None:
+def _say(forge: Forge, change: Change, made: list[Comment], notes: list[str], attached: str) -> None:
     """Post what is new, remove what is no more and nobody answered."""
     before = forge.posted()
     known = {fingerprint for one in before for fingerprint in one.fingerprints}

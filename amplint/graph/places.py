@@ -57,9 +57,9 @@ def is_own(path: str) -> bool:
     return package not in _HELPERS if package else not path.startswith(_STDLIB)
 
 
-def innermost(frame: FrameType | None = None) -> Place | None:
+def innermost() -> Place | None:
     """The innermost frame of the user's that is running now."""
-    frame = frame or sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_own(frame.f_code.co_filename):
             return _of_frame(frame)

@@ -55,12 +55,6 @@ def plan(captured: Captured) -> Plan:
     return Plan(lists, casts, tuple(filter(_casts, captured.nodes())), _flops(captured))
 
 
-def explicit(captured: Captured) -> fx.GraphModule:
-    """The graph with each cast as a node of its own. It takes the captured values in order, and gives without autocast
-    what the captured graph gives under it."""
-    return casting.cast_graph(captured).graph
-
-
 def _casts(node: fx.Node) -> bool:
     """Whether a node is the model's own cast, from one floating dtype to another."""
     if getattr(node.target, "overloadpacket", None) not in (torch.ops.aten.to, torch.ops.aten._to_copy):

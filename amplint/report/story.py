@@ -50,7 +50,7 @@ def tell(module: Module, settings: Settings) -> str:
     for home in homes:
         inside = [event for event in told if _home(event, homes) == home]
         text = "\n".join(_lines(inside, home, names, reading.machine, module))
-        heading = _heading(home, inside[0], module)
+        heading = _heading(home, inside[0])
         if (heading, text) not in parts:
             parts.append((heading, text))
     if not homes:
@@ -94,7 +94,7 @@ def _home(event: events.Event, homes: list[Any]) -> Any:
     return next((place for place in reversed(_chain(event)) if place in homes), None)
 
 
-def _heading(home: Any, event: events.Event, module: Module) -> str:
+def _heading(home: Any, event: events.Event) -> str:
     """`train.py:45: each round of "for images, target in loader", in train, called from main`."""
     node = home[0]
     loop = next((loop for loop in event.loops if loop.node is node), None)
@@ -129,7 +129,7 @@ def _lines(inside: Sequence[events.Event], home: Any, names: Names, m: Machine, 
         line = root
         for key, where, row, heading in _path(event, home, m, main) if home else ():
             line = line.below.setdefault(key, Line(where, row, heading, _callee(key)))
-        where = _end(event.node, event.frame)
+        where = _end(event.node)
         key = (event.node, type(event), sentence)
         row = _row(event.node, event.frame, main)
         line = line.below.setdefault(key, Line((*where, number), row))
@@ -267,7 +267,7 @@ def _path(event: events.Event, home: Any, m: Machine, main: Module) -> Iterator[
         if not last and isinstance(anchor, ast.Call):
             name = brief(frame.module.source(anchor.func))
             key = (anchor, frames[index + 1].code, frames[index + 1].owner)
-            yield key, (*_end(anchor, frame), 0), _row(anchor, frame, main), f"{name}(…):"
+            yield key, (*_end(anchor), 0), _row(anchor, frame, main), f"{name}(…):"
 
 
 def _callee(key: Any) -> str:
@@ -301,21 +301,21 @@ def _conditions(
                     text = f"if {brief(source(above.test))}:"
                     if _is_elif(frame.module.parents.get(above), above):
                         text = "el" + text
-                    found.append(((above, True), (*_end(above.test, frame), 0), _row(above, frame, main), text))
+                    found.append(((above, True), (*_end(above.test), 0), _row(above, frame, main), text))
                 elif word == "else":
                     text = f"else ({_negated(above.test, source)}):"
                     row = str(above.orelse[0].lineno)
-                    found.append(((above, False), (*_end(above.body[-1], frame), 1), row, text))
+                    found.append(((above, False), (*_end(above.body[-1]), 1), row, text))
             case ast.For() | ast.AsyncFor() | ast.While():
                 text = f"{brief(_loop_text(above, frame.module))}:"
                 test = above.test if isinstance(above, ast.While) else above.iter
-                found.append((above, (*_end(test, frame), 0), _row(above, frame, main), text))
+                found.append((above, (*_end(test), 0), _row(above, frame, main), text))
             case ast.ExceptHandler():
                 what = f" {brief(source(above.type))}" if above.type else ""
-                found.append((above, (*_end(above, frame), 0), _row(above, frame, main), f"except{what}:"))
+                found.append((above, (*_end(above), 0), _row(above, frame, main), f"except{what}:"))
             case ast.match_case():
                 text = f"case {brief(source(above.pattern))}:"
-                found.append((above, (*_end(above.pattern, frame), 0), _row(above.pattern, frame, main), text))
+                found.append((above, (*_end(above.pattern), 0), _row(above.pattern, frame, main), text))
         inner = above
     yield from reversed(found)
 
@@ -356,7 +356,7 @@ def _is_elif(parent: ast.AST | None, node: ast.AST) -> bool:
     )
 
 
-def _end(node: ast.AST, frame: Frame) -> Place:
+def _end(node: ast.AST) -> Place:
     """Where in the source something has happened: at the end of its expression (of decorated code, at its start)."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
         return node.lineno, node.col_offset

@@ -6,7 +6,7 @@ A shape that a function does not handle raises CannotEdit.
 
 from amplint.rewrite.syntax.calls import add_argument, add_parameter, change_call, takes_keyword_only
 from amplint.rewrite.syntax.dicts import add_entry
-from amplint.rewrite.syntax.expressions import needs_parentheses, replace, wrap_call
+from amplint.rewrite.syntax.expressions import replace, wrap_call
 from amplint.rewrite.syntax.imports import add_import, binding_of, change_import, remove_import_name
 from amplint.rewrite.syntax.lines import (
     dedent_tail,
@@ -36,7 +36,6 @@ __all__ = [
     "insert_before",
     "move_after",
     "move_before",
-    "needs_parentheses",
     "remove_import_name",
     "replace",
     "sink_header",

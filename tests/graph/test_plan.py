@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from amplint.graph.capture.captured import Precision
 from amplint.graph.capture.ladder import capture
-from amplint.graph.casting import name_of
-from amplint.graph.plan import explicit, plan
+from amplint.graph.casting import cast_graph, name_of
+from amplint.graph.plan import plan
 from amplint.graph.policy import cuda_policy, kinds
 from amplint.graph.run import run
 
@@ -102,7 +102,7 @@ def agrees(captured):
     with torch.random.fork_rng(), cuda_policy():
         torch.manual_seed(0)
         wanted = run(captured, full=False)
-    graph = explicit(captured)
+    graph = cast_graph(captured).graph
     with torch.random.fork_rng():
         torch.manual_seed(0)
         given = run(replace(captured, graph=graph), full=False)

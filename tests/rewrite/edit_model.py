@@ -273,7 +273,6 @@ def changes_calls(module: Module, rnd: Random) -> Outcome:
     call = rnd.choice(calls)
     known = next((index for index, arg in enumerate(call.args) if isinstance(arg, ast.Starred)), len(call.args))
     keys = [*range(known), *(keyword.arg for keyword in call.keywords if keyword.arg)]
-    values = {key: rnd.choice(["v", "v + 1", "(1, 2)", "lambda: 0"]) for key in keys if rnd.random() < 0.2}
     remove = [key for key in keys if rnd.random() < 0.2]
     named = range(rnd.randrange(known), known) if known == len(call.args) > 0 and rnd.random() < 0.4 else range(0)
     names = {index: f"new_{index}" for index in named}
@@ -284,7 +283,6 @@ def changes_calls(module: Module, rnd: Random) -> Outcome:
         module,
         call,
         func=func,
-        values=values,
         keywords_for_positional=names,
         add_positional_first=first,
         add_keywords=added,
@@ -292,15 +290,13 @@ def changes_calls(module: Module, rnd: Random) -> Outcome:
     )
     args, keywords = [parsed(text) for text in first], []
     for index, arg in enumerate(call.args):
-        value = parsed(values[index]) if index in values else arg
         if index not in remove and index in names:
-            keywords.append(ast.keyword(names[index], value))
+            keywords.append(ast.keyword(names[index], arg))
         elif index not in remove:
-            args.append(value)
+            args.append(arg)
     for keyword in call.keywords:
-        value = parsed(values[keyword.arg]) if keyword.arg in values else keyword.value
         if keyword.arg not in remove:
-            keywords.append(ast.keyword(keyword.arg, value))
+            keywords.append(ast.keyword(keyword.arg, keyword.value))
     keywords = with_keywords(keywords, {name: parsed(text) for name, text in added.items()})
     changes: list[Change] = [(call, "args", args), (call, "keywords", keywords)]
     return found, [*changes, (call, "func", parsed(func))] if func else changes

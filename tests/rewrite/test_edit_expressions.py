@@ -5,7 +5,7 @@ import sys
 import pytest
 from edit_helpers import edited, expr, read
 
-from amplint.rewrite.edits import CannotEdit, needs_parentheses, replace, wrap_call
+from amplint.rewrite.edits import CannotEdit, replace, wrap_call
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,6 @@ def test_replace_changes_no_more_than_it_must():
     module = read("x = torch.cuda.amp.autocast(a)\n")
     [edit] = replace(module, expr(module, "torch.cuda.amp.autocast"), "torch.autocast")
     assert (edit.range.start, edit.range.end, edit.text) == ((1, 11), (1, 20), "")
-
-
-@pytest.mark.parametrize(
-    ("source", "old", "text", "needed"),
-    [
-        ("a.b", "a", "c + d", True),
-        ("a.b", "a", "c(d)", False),
-        ("(a).b", "a", "c + d", False),
-        ("f(a)", "a", "b, c", True),
-    ],
-)
-def test_needs_parentheses(source, old, text, needed):
-    module = read(source)
-    assert needs_parentheses(module, expr(module, old), text) is needed
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,6 @@ def test_add_import_of_a_submodule(existing, needed):
     assert bool(add_import(module, "import torch.amp")) is needed
 
 
-def test_add_import_stays_before_what_needs_it():
-    module = read("import os\nuse(1)\nimport sys\n")
-    assert edited(module, add_import(module, "import torch", before=stmt(module, "use"))).startswith(
-        "import os\nimport torch\nuse(1)\n"
-    )
-
-
 @pytest.mark.parametrize(
     "source", ["torch = 1\n", "from x import torch\n", "def torch(): pass\n", "import x as torch\n"]
 )

@@ -54,7 +54,7 @@ def flag_of_the_wrong_type(script: Script) -> Iterator[Finding]:
                     help="make it a bool where it is read",
                     fix=_bool(create.module, argument) if isinstance(value, Autocast) else None,
                 )
-        elif isinstance(value, Autocast) and node.args and _is_flag(create, value.given, node.args[0], known):
+        elif isinstance(value, Autocast) and node.args and _is_flag(value.given, node.args[0], known):
             yield found(
                 "AMP222",
                 create,
@@ -137,7 +137,7 @@ def _bool(module: Module, argument: ast.expr) -> Fix | None:
     return None
 
 
-def _is_flag(create: events.Create, given: Value | None, argument: ast.expr, known: dict[str, Option]) -> bool:
+def _is_flag(given: Value | None, argument: ast.expr, known: dict[str, Option]) -> bool:
     """Whether the first argument of the new autocast is a condition or a switch."""
     if isinstance(given, Test) or (isinstance(given, Const) and isinstance(given.value, bool)):
         return True

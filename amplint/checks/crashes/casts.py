@@ -108,7 +108,7 @@ def _missing(
         return (left.pop() + _NOT_CAST, mine[0]) if len(left) == 1 else None
     if not isinstance(operand, ast.Name):
         return None
-    made = _assigned(module, function, operand.id)
+    made = _assigned(function, operand.id)
     for cast in before:
         source = next((one for one in made if _names(one.value) & cast.names), None)
         if len(made) == 1 and source is not None and source.lineno < cast.node.lineno and _is_sum(source.value):
@@ -125,7 +125,7 @@ def _is_set_otherwise(module: Module, function: ast.FunctionDef, name: str, cast
     """Whether a name is cast, or made anew, elsewhere between its first cast by dtype and its use."""
     inside = {node for cast in casts for node in walk(cast.node)}
     first = min(cast.node.lineno for cast in casts)
-    for node in _assigned(module, function, name):
+    for node in _assigned(function, name):
         if node in inside or not (first <= node.lineno <= line or _widens(module, node)):
             continue
         arms = [above for above in module.ancestors(node) if isinstance(above, ast.If)]
@@ -180,7 +180,7 @@ def _is_wide(module: Module, node: ast.AST) -> bool:
 def _dtypes(module: Module, function: ast.FunctionDef, test: ast.expr) -> tuple[frozenset[str], bool] | None:
     """The half dtypes that a test asks for, and whether it asks for the CPU, too; None where it asks other things."""
     if isinstance(test, ast.Name):
-        values = [one.value for one in _assigned(module, function, test.id) if not isinstance(one.value, ast.Constant)]
+        values = [one.value for one in _assigned(function, test.id) if not isinstance(one.value, ast.Constant)]
         return _dtypes(module, function, values[0]) if len(values) == 1 and values[0] is not test else None
     if isinstance(test, ast.BoolOp):
         parts = [_dtypes(module, function, value) for value in test.values]
@@ -213,7 +213,7 @@ def _asks_for_cpu(test: ast.expr) -> bool:
     return False
 
 
-def _assigned(module: Module, function: ast.FunctionDef, name: str) -> list[ast.Assign]:
+def _assigned(function: ast.FunctionDef, name: str) -> list[ast.Assign]:
     return [
         node
         for node in walk(function)

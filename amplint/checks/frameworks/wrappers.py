@@ -160,16 +160,16 @@ def compiled_step(script: Script) -> Iterator[Finding]:
     for call in calls_of(module, "torch.compile"):
         given = call.args[0] if call.args else None
         function = functions.get(given.id) if isinstance(given, ast.Name) else None
-        if function is not None and _steps(module, function):
+        if function is not None and _steps(function):
             yield _compiled(module, call)
     for function in functions.values():
         for decorator in function.decorator_list:
             called = decorator.func if isinstance(decorator, ast.Call) else decorator
-            if module.dotted(called) == {"torch.compile"} and _steps(module, function):
+            if module.dotted(called) == {"torch.compile"} and _steps(function):
                 yield _compiled(module, decorator)
 
 
-def _steps(module: Module, function: ast.FunctionDef) -> bool:
+def _steps(function: ast.FunctionDef) -> bool:
     """Whether a function runs a backward pass and steps through a scaler."""
     methods = {node.func.attr for node in walk(function) if _is_method(node)}  # type: ignore[attr-defined]
     return "backward" in methods and {"scale", "step"} <= methods

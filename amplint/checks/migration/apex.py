@@ -39,8 +39,8 @@ def _only_with_apex(module: Module, node: ast.AST) -> bool:
 def _is_amp(module: Module, node: ast.expr) -> bool:
     """Whether this is the name `amp`, unbound, or torch's own amp, which has none of these functions."""
     if isinstance(node, ast.Name) and node.id == "amp" and unbound(module, node):
-        return not is_guarded(module, node, node.id)
-    return module.dotted(node) in ({"torch.amp"}, {"torch.cuda.amp"}) and not is_guarded(module, node, "")
+        return not is_guarded(module, node)
+    return module.dotted(node) in ({"torch.amp"}, {"torch.cuda.amp"}) and not is_guarded(module, node)
 
 
 def _message(module: Module, node: ast.Attribute) -> str:

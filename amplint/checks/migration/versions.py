@@ -63,7 +63,7 @@ def _newer(script: Script, node: ast.AST, name: str, error: str) -> Finding:
 
 def _guarded(module: Module, node: ast.AST) -> bool:
     """Whether it is only used where it is there: in a try that catches its absence, or under a question about it."""
-    if is_guarded(module, node, ""):
+    if is_guarded(module, node):
         return True
     tests = [above.test for above in module.ancestors(node) if isinstance(above, ast.If | ast.IfExp)]
     asked = {part.id for test in tests for part in walk(test) if isinstance(part, ast.Name)}

@@ -70,7 +70,7 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             help="use torch.finfo(x.dtype).min of the tensor that is filled"
             if not event.name.startswith(("clamp", "clip"))
             else f"use torch.finfo(x.dtype).{'min' if large[0] < 0 else 'max'} of the tensor that is clamped",
-            fix=_limit(event, target),
+            fix=_limit(event),
         )
 
 
@@ -174,7 +174,7 @@ def _filled(event: events.Operation) -> Tensor | None:
     return next((value for value in operands if isinstance(value, Tensor) and not has_no_dimension(value)), None)
 
 
-def _limit(event: events.Operation, target: Tensor) -> Fix | None:
+def _limit(event: events.Operation) -> Fix | None:
     """The constant in the call → the limit of the filled tensor's dtype."""
     call = event.node
     if not isinstance(call, ast.Call):

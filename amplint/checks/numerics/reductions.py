@@ -126,7 +126,7 @@ def half_reduction(script: Script) -> Iterator[Finding]:
         if guarded(event) or not event.args:
             continue
         if event.name in ("norm", "linalg_vector_norm"):
-            yield from _norm_of_gradients(script, event)
+            yield from _norm_of_gradients(event)
             continue
         what = _GROWING.get(event.name)
         if what is None or event.result.trust != KNOWN or event.result.dtype not in tensors.HALF:
@@ -161,7 +161,7 @@ def _along_a_dim(event: events.Operation) -> bool:
     return len(event.args) > 1 or any(name in ("dim", "axis") for name, _ in event.kwargs)
 
 
-def _norm_of_gradients(script: Script, event: events.Operation) -> Iterator[Finding]:
+def _norm_of_gradients(event: events.Operation) -> Iterator[Finding]:
     """A norm of gradients in the gradients' own dtype, in code that knows of half precision."""
     if not _is_gradient(event.args[0]) or event.result.dtype or not _speaks_of_half(event):
         return

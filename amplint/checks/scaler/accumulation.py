@@ -152,7 +152,7 @@ def step_in_every_micro_batch(script: Script) -> Iterator[Finding]:
                 "this steps in every micro-batch, but gradients are set to zero only every few: nothing accumulates, "
                 "each step uses the last micro-batch alone",
                 evidence=[
-                    *((b, "scaled gradients are added") for b in backwards_of(step, step.before)[-1:]),
+                    *((b, "scaled gradients are added") for b in backwards_of(step.before)[-1:]),
                     (step, "to those that this has unscaled"),
                     (own[0], "and that are set to zero only here"),
                 ],

@@ -31,11 +31,11 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             or before.kind not in ("scaled", "unscaled", "unknown")
             or (before.kind == "unknown" and before.stepped)
             or not isinstance(before.scaler, Scaler)
-            or _has_a_scaler(script, step)
+            or _has_a_scaler(step)
             or _is_engine(script, step)
         ):
             continue
-        backward = backwards_of(step, before)[-1:]
+        backward = backwards_of(before)[-1:]
         choosing = forks(step, steps_of(script, step.optimizer, scaled=True))
         if any(not backward or not same_arm(branch, step, backward[0]) for branch in choosing):
             continue
@@ -61,7 +61,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 f"{named(step)} bypasses the scaler: a step with inf or nan gradients is not skipped",
                 severity=Severity.WARNING,
                 evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
-                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
+                help=f"call {scaler_name(before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
         else:
@@ -72,7 +72,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 f"({scale_at_first(script, before.scaler)} at first)",
                 severity=None if _is_plain(script, step, before.scaler) else Severity.NOTE,
                 evidence=evidence,
-                help=f"call {scaler_name(script, before)}.step({named(step)}) instead",
+                help=f"call {scaler_name(before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
 
@@ -87,10 +87,10 @@ def _is_plain(script: Script, step: events.Step, scaler: Scaler) -> bool:
     )
 
 
-def _has_a_scaler(script: Script, step: events.Step) -> bool:
+def _has_a_scaler(step: events.Step) -> bool:
     """Whether a step is handed a scaler, which it then uses (`optimizer.step(grad_scaler=scaler)`), or what steps holds
     it: `trainer.scaler.scale(loss).backward()`, then `trainer.step()`."""
-    if scaler_name(script, step.before).startswith(f"{receiver(step)}."):
+    if scaler_name(step.before).startswith(f"{receiver(step)}."):
         return True
     given = step.node.keywords if isinstance(step.node, ast.Call) else []
     return any("scaler" in text(step.module, keyword.value).lower() for keyword in given)
@@ -108,4 +108,4 @@ def _through_scaler(script: Script, step: events.Step) -> Fix | None:
     if origin is None or not isinstance(step.node, ast.Call):
         return None
     updates = any(u.scaler == step.before.scaler for u in script.events(events.Update))
-    return fixes.step_through_scaler(step.module, step.node, scaler_name(script, step.before), not updates)
+    return fixes.step_through_scaler(step.module, step.node, scaler_name(step.before), not updates)

@@ -102,7 +102,7 @@ def scale_misused(script: Script) -> Iterator[Finding]:
         elif isinstance(above, ast.Attribute) and above.value is call:
             yield from _result(module, call, argument, above)
         elif isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
-            yield from _looked_at(module, call, argument, above, above.targets[0].id)
+            yield from _looked_at(module, argument, above, above.targets[0].id)
             yield from _handed_back(module, argument, above, above.targets[0].id)
     for call in _calls(module, scalers, "update"):
         if len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and type(call.args[0].value) is int:
@@ -140,14 +140,14 @@ def _result(module: Module, call: ast.Call, argument: ast.expr, method: ast.Attr
         yield _scaled_log(module, call, argument, call, fixes.look_at(module, call, argument))
 
 
-def _looked_at(module: Module, call: ast.Call, argument: ast.expr, assign: ast.Assign, name: str) -> Iterator[Finding]:
+def _looked_at(module: Module, argument: ast.expr, assign: ast.Assign, name: str) -> Iterator[Finding]:
     """A scaled loss under a name, which is read as a number."""
     for read in _reads(module, assign, name):
         above = module.parents[read]
         outer = module.parents[above]
         number = isinstance(above, ast.Attribute) and above.attr in _LOOKS and isinstance(outer, ast.Call)
         listed = isinstance(above, ast.Call) and read in above.args and called_name(above) in _LISTS
-        if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, name, above)):
+        if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, above)):
             original = argument if isinstance(argument, ast.Name) and argument.id != name else None
             fix = fixes.look_at(module, read, original) if original is not None else None
             yield _scaled_log(module, read, argument, assign, fix)
@@ -185,7 +185,7 @@ def _is_backward(module: Module, node: ast.Name) -> bool:
     return isinstance(above, ast.Attribute) and above.attr == "backward"
 
 
-def _is_kept(module: Module, name: str, call: ast.AST) -> bool:
+def _is_kept(module: Module, call: ast.AST) -> bool:
     """Whether a list of scaled losses is there to be differentiated."""
     return called_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
         "backward" in (text(module, module.function(call) or module.tree, 100_000)).partition(module.source(call))[2]

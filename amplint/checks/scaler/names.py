@@ -54,7 +54,7 @@ def bound_on_some_paths(script: Script) -> Iterator[Finding]:
     for event in script.events(events.Unbound):
         what = _of_amp(event.value)
         key = (event.name, event.frame.code)
-        if not what or key in told or is_guarded(event.module, event.node, event.name):
+        if not what or key in told or is_guarded(event.module, event.node):
             continue
         if not certain(event) or excused(script, event) or for_amp(event):
             continue
@@ -66,7 +66,7 @@ def bound_on_some_paths(script: Script) -> Iterator[Finding]:
         error = "AttributeError" if event.home is None else "NameError"
         if event.home is event.frame and isinstance(event.frame.code, ast.FunctionDef | ast.AsyncFunctionDef):
             error = "UnboundLocalError"
-        condition = _words(script, event)
+        condition = _words(event)
         yield found_at(
             "AMP135",
             event.module,
@@ -84,7 +84,7 @@ def none_on_some_paths(script: Script) -> Iterator[Finding]:
     told: set[tuple[object, object]] = set()
     for event in script.events(events.NoneUsed):
         key = (event.scaler, event.frame.code)
-        if key in told or is_guarded(event.module, event.node, event.name.partition(".")[0]):
+        if key in told or is_guarded(event.module, event.node):
             continue
         if not certain(event) or excused(script, event) or for_amp(event):
             continue
@@ -170,7 +170,7 @@ def _binds(attempt: ast.AST, places: list[ast.AST]) -> bool:
     return isinstance(attempt, ast.Try) and any(node in places for one in attempt.body for node in walk(one))
 
 
-def _words(script: Script, event: events.Unbound) -> str:
+def _words(event: events.Unbound) -> str:
     """The condition as the source has it."""
     if event.home is None and isinstance(event.owner, Instance):
         module = event.owner.cls.frame.module
@@ -218,7 +218,7 @@ def bound_nowhere(script: Script) -> Iterator[Finding]:
     told: set[tuple[str, object]] = set()
     for node, kind in _uses(module):
         key = (node.id, None if kind == "import" else module.function(node))
-        if key in told or not unbound(module, node) or is_guarded(module, node, node.id):
+        if key in told or not unbound(module, node) or is_guarded(module, node):
             continue
         told.add(key)
         if kind == "import":
@@ -288,7 +288,7 @@ def not_in_the_library(script: Script) -> Iterator[Finding]:
             for dotted in module.dotted(node.value):
                 if node.attr in ONLY_APEX:
                     continue  # AMP608
-                if not _exists(dotted, node.attr) and not _rebound(module, node) and not is_guarded(module, node, ""):
+                if not _exists(dotted, node.attr) and not _rebound(module, node) and not is_guarded(module, node):
                     yield found_at(
                         "AMP135",
                         module,
@@ -296,7 +296,7 @@ def not_in_the_library(script: Script) -> Iterator[Finding]:
                         f"{dotted} has no {node.attr}, in any version of PyTorch: this raises AttributeError",
                         help=_suggest(node.attr),
                     )
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and not is_guarded(module, node, ""):
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and not is_guarded(module, node):
             for alias in node.names:
                 if not _exists(node.module, alias.name):
                     yield found_at(
@@ -323,7 +323,7 @@ def not_of_a_scaler(script: Script) -> Iterator[Finding]:
             scalers[ast.unparse(target)] = made and scalers.get(ast.unparse(target), True)
     for node in module.nodes(ast.Attribute) if any(scalers.values()) else ():
         known = node.attr in _METHODS or node.attr.startswith("_") or not isinstance(node.ctx, ast.Load)
-        if not known and scalers.get(ast.unparse(node.value)) and not is_guarded(module, node, ""):
+        if not known and scalers.get(ast.unparse(node.value)) and not is_guarded(module, node):
             near = next((one for one in _METHODS if one.strip("_") == node.attr.strip("_")), "")
             yield found_at(
                 "AMP135",

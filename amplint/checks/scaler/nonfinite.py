@@ -32,12 +32,10 @@ def is_gradient(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "grad"
 
 
-def asks_for_nonfinite(node: ast.AST, of_gradient: bool = True) -> bool:
+def asks_for_nonfinite(node: ast.AST) -> bool:
     """Whether an expression asks a gradient whether it is finite."""
     return any(
-        isinstance(call, ast.Call)
-        and called_name(call) in _ASKS
-        and (not of_gradient or any(is_gradient(one) for one in walk(call)))
+        isinstance(call, ast.Call) and called_name(call) in _ASKS and any(is_gradient(one) for one in walk(call))
         for call in walk(node)
     )
 
@@ -167,8 +165,8 @@ def abort_on_nonfinite(script: Script) -> Iterator[Finding]:
     steps = [step for step in scaled_steps(script) if step.module is module]
     functions = {module.function(step.node): step for step in reversed(steps)}
     for function, step in functions.items():
-        for test, place in _aborts(module, function or module.tree):
-            if module.function(place) is function and _asks_the_norm(module, function, test, step):
+        for test, place in _aborts(function or module.tree):
+            if module.function(place) is function and _asks_the_norm(module, function, test):
                 yield found_at(
                     "AMP126",
                     module,
@@ -189,7 +187,7 @@ def _is_true(call: ast.Call, name: str) -> bool:
     return any(k.arg == name and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
 
 
-def _aborts(module: Module, scope: ast.AST) -> Iterator[tuple[ast.expr, ast.stmt]]:
+def _aborts(scope: ast.AST) -> Iterator[tuple[ast.expr, ast.stmt]]:
     """Conditions under which nothing but an end of the run stands, and the statements that do it."""
     for node in walk(scope):
         match node:
@@ -204,7 +202,7 @@ def _aborts(module: Module, scope: ast.AST) -> Iterator[tuple[ast.expr, ast.stmt
                         yield node.test, statement
 
 
-def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr, step: events.Step) -> bool:
+def _asks_the_norm(module: Module, function: FunctionNode | None, test: ast.expr) -> bool:
     """Whether a condition asks only whether gradients, or the norm that clipping gave, are finite."""
     inner = test
     while True:

@@ -52,11 +52,11 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and isinstance(before.scaler, Scaler)
                 and not measures(clip)
                 and not _mixed_in(script, clip, optimizer)
-                and not _for_runs_without(script, clip, optimizer, backwards_of(clip, before))
+                and not _for_runs_without(script, clip, optimizer, backwards_of(before))
                 and not unscaled_by_a_method(clip)
                 and not _unscaled_as_it_is_stepped(script, clip, optimizer)
             ):
-                yield _clipped(script, clip, optimizer, backwards_of(clip, before)[-1:])
+                yield _clipped(script, clip, optimizer, backwards_of(before)[-1:])
         if not clip.touched and not measures(clip) and not unscaled_by_a_method(clip):
             yield from _whoevers(script, clip)
     for unscale in script.events(events.Unscale):
@@ -112,7 +112,7 @@ def _one_of_several(script: Script, clip: events.Clip) -> Iterator[Finding]:
 def _whoevers(script: Script, clip: events.Clip) -> Iterator[Finding]:
     """A clip where no optimizer is known to own the gradients, but whichever does, they are scaled."""
     for optimizer, before in _steps_next(script, clip):
-        backwards = backwards_of(clip, before)
+        backwards = backwards_of(before)
         if _for_runs_without(script, clip, optimizer, backwards) or _unscaled_as_it_is_stepped(script, clip, optimizer):
             continue
         yield _clipped(script, clip, optimizer, backwards[-1:])
@@ -282,8 +282,8 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
         scaled = [one for one in read.touched if one[1].kind == "scaled" and not one[1].stepped]
         for optimizer, before in [*scaled, *_steps_next(script, read)]:
             if isinstance(before.scaler, Scaler):
-                scaler = scaler_name(script, before)
-                backwards = backwards_of(read, before)
+                scaler = scaler_name(before)
+                backwards = backwards_of(before)
                 module, place = (read.module, read.node)
                 if read.module is not script.module:
                     module, place = _call_towards(read, backwards) or (module, place)

@@ -238,7 +238,7 @@ def _after_step(script: Script, unscale: events.Unscale) -> Iterator[Finding]:
         unscale,
         message,
         evidence=[
-            *((b, "these gradients are scaled") for b in backwards_of(step, step.before)[-1:]),
+            *((b, "these gradients are scaled") for b in backwards_of(step.before)[-1:]),
             (step, "unscaled and used here"),
             (unscale, "and unscaled here"),
         ],

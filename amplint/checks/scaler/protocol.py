@@ -25,7 +25,7 @@ from amplint.source.values import (
 from amplint.source.walk import walk
 
 
-def backwards_of(event: events.Event, gradients: events.Gradients) -> list[events.Backward]:
+def backwards_of(gradients: events.Gradients) -> list[events.Backward]:
     return [origin for origin in gradients.origins if isinstance(origin, events.Backward)]
 
 
@@ -36,7 +36,7 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
             yield step
 
 
-def flag_decides(script: Script, event: events.Event, others: Iterable[events.Event]) -> bool:
+def flag_decides(event: events.Event, others: Iterable[events.Event]) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
     the scaler chooses between them, and nothing is known to be wrong. What counts rounds (`if i % 4 == 0`) is none."""
     return any(not _counts(event.module, branch) for branch in forks(event, others))
@@ -92,7 +92,7 @@ def named(step: events.Step) -> str:
     return first_argument(step) if step.scaler is not None else receiver(step) or "the optimizer"
 
 
-def scaler_name(script: Script, gradients: events.Gradients) -> str:
+def scaler_name(gradients: events.Gradients) -> str:
     for origin in gradients.origins:
         scaled = next((n for n in walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
         if scaled is not None:

@@ -45,7 +45,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
         before = step.before
         if before.kind != "plain" or before.region is None or (step.closure and step.scaler):
             continue
-        for backward in backwards_of(step, before):
+        for backward in backwards_of(before):
             region = backward.loss.region if isinstance(backward.loss, Tensor) else before.region
             severity = _half_without_scaler(region)
             one_mode = severity is None and _half_in_one_mode(script, region, step)
@@ -190,10 +190,10 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
         if step.scaler is None or before.kind != "plain" or is_disabled(step.scaler):
             continue
         scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
-        for backward in backwards_of(step, before):
-            if flag_decides(script, backward, scaled):
+        for backward in backwards_of(before):
+            if flag_decides(backward, scaled):
                 continue
-            optional = flag_decides(script, step, steps_of(script, step.optimizer, scaled=False))
+            optional = flag_decides(step, steps_of(script, step.optimizer, scaled=False))
             if optional and (scaled or not _computed_here(backward)):
                 continue  # another flag may have decided whether the loss is scaled
             yield found(
@@ -233,8 +233,8 @@ def _unscaled_unscaled(script: Script) -> Iterator[Finding]:
             continue
         if not conditions.possible(conditions.truth(unscale.scaler.enabled), unscale.facts):
             continue
-        for backward in backwards_of(unscale, unscale.before):
-            chosen = flag_decides(script, backward, scaled) or flag_decides(script, unscale, scaled)
+        for backward in backwards_of(unscale.before):
+            chosen = flag_decides(backward, scaled) or flag_decides(unscale, scaled)
             if chosen or not isinstance(backward.loss, Tensor):
                 continue
             yield found(
@@ -263,12 +263,12 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
     """Scaled and unscaled gradients are added up, and the step divides both by the scale."""
     for step in script.events(events.Step):
         before = step.before
-        backwards = backwards_of(step, before)
+        backwards = backwards_of(before)
         scaled = [b for b in backwards if b.scaler is not None]
         if step.scaler is None or before.kind != "mixed" or not scaled:
             continue
         for backward in backwards:
-            if backward.scaler is None and not flag_decides(script, backward, scaled):
+            if backward.scaler is None and not flag_decides(backward, scaled):
                 yield found(
                     "AMP104",
                     backward,

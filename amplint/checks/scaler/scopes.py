@@ -17,7 +17,6 @@ _WITHOUT_AMP = re.compile(r"(torch\.(nn|optim|utils)|math|typing)(\.|$)")  # non
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _CATCHES = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "Exception", "BaseException")
 _ANNOTATIONS = frozenset(("annotation", "returns", "type_params"))
-Scope = ast.Module | ast.ClassDef | FunctionNode
 
 
 def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
@@ -112,7 +111,7 @@ def loads(tree: ast.AST) -> Iterator[ast.Name]:
         pending += reversed(children(node, besides=_ANNOTATIONS))
 
 
-def is_guarded(module: Module, node: ast.AST, name: str) -> bool:
+def is_guarded(module: Module, node: ast.AST) -> bool:
     """Whether the code around a use expects it to fail, or asks whether the thing is there."""
     inner = node
     for above in module.ancestors(node):

@@ -136,7 +136,7 @@ def misplaced_update(script: Script) -> Iterator[Finding]:
                 f"{scaler_in(update)}.update() runs although nothing was stepped or unscaled since the last one: "
                 "AssertionError",
                 evidence=[
-                    *((b, "gradients wait for a step") for b in backwards_of(later, waiting)[-1:]),
+                    *((b, "gradients wait for a step") for b in backwards_of(waiting)[-1:]),
                     (update, "updates before it"),
                     (later, "the step comes later"),
                 ],
@@ -158,9 +158,9 @@ def update_without_step(script: Script) -> Iterator[Finding]:
             for other in script.events(events.Update)
         )
         plain = [s for s in steps if s.scaler is None]
-        if not mine or not usual or not _on(update) or any(flag_decides(script, step, plain) for step in mine):
+        if not mine or not usual or not _on(update) or any(flag_decides(step, plain) for step in mine):
             continue
-        skipped = [*mine, *(backward for step in mine for backward in backwards_of(step, step.before))]
+        skipped = [*mine, *(backward for step in mine for backward in backwards_of(step.before))]
         if not all(own_condition(one.module, one.node, update.node) for one in skipped if same_function(one, update)):
             continue
         seen.add(update.node)
@@ -271,7 +271,7 @@ def update_between_optimizers(script: Script) -> Iterator[Finding]:
             f"{scaler_in(update)}.update() runs before {named(step)} has stepped: if it changes the scale, those "
             "gradients are divided by the wrong one",
             evidence=[
-                *((b, "gradients are scaled with the old scale") for b in backwards_of(step, before)[-1:]),
+                *((b, "gradients are scaled with the old scale") for b in backwards_of(before)[-1:]),
                 (other, "another optimizer steps"),
                 (update, "the scale may change"),
                 (step, "and divides by the new one"),
@@ -293,7 +293,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
         for step in script.events(events.Step):
             if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
                 continue
-            backwards = backwards_of(step, step.before)
+            backwards = backwards_of(step.before)
             if first_argument(step) not in turns or not (backwards or _left_by_caller(step, loop)):
                 continue
             if any(loop is one.node for backward in backwards for one in backward.loops):

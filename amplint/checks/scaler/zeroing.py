@@ -45,7 +45,7 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             continue  # a step behind the loop is for the micro-batches that came after it
         if _own_backward_follows(script, zero, step):
             continue  # it is another loss whose gradients are thrown away: AMP121
-        backwards = backwards_of(step, before)[-1:]
+        backwards = backwards_of(before)[-1:]
         if any(same_function(zero, b) and not same_function(zero, step) for b in backwards):
             continue  # a helper that throws away the gradients of its own backward: it has measured them
         yield found(
@@ -72,7 +72,7 @@ def the_same_micro_batch(script: Script) -> Iterator[Finding]:
         if step.scaler is None or due is None or step.before.kind != "scaled" or step.before.stepped:
             continue
         inner = [loop.node for loop in step.loops]
-        backwards = backwards_of(step, step.before)
+        backwards = backwards_of(step.before)
         for zero in script.events(events.ZeroGradient):
             asked = _counted(zero)
             if zero.node in told or asked is None or asked is due or not same_function(zero, step):
@@ -160,13 +160,14 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
             here = next((s for s in steps if same_function(s, zero)), None)
             if here is not None and (not every_n_batches(here) or every_n_batches(zero)):
                 continue
-            backwards = backwards_of((step := here or _due_where_zero_is_not(zero, steps)) or zero, before)
+            step = here or _due_where_zero_is_not(zero, steps)
+            backwards = backwards_of(before)
             if step is None or not _in_every_round(zero, step, backwards):
                 continue
             if here is None and any(all(f.code is not zero.frame.code for f in b.frame.stack()) for b in backwards):
                 continue  # a helper that goes backward for itself
-            used = {backward.node for backward in backwards_of(step, step.before) if not every_n_batches(backward)}
-            if not used & {backward.node for backward in backwards_of(step, before)}:
+            used = {backward.node for backward in backwards_of(step.before) if not every_n_batches(backward)}
+            if not used & {backward.node for backward in backwards_of(before)}:
                 continue  # what is thrown away is what another loss leaves: a critic's, in its generator
             yield found(
                 "AMP136",
@@ -175,7 +176,7 @@ def wrong_accumulation(script: Script) -> Iterator[Finding]:
                 "one alone",
                 evidence=[
                     (zero, "every micro-batch"),
-                    *((b, "gradients are computed") for b in backwards_of(step, before)[-1:]),
+                    *((b, "gradients are computed") for b in backwards_of(before)[-1:]),
                     (step, "every few micro-batches"),
                 ],
                 help="set them to zero where the step is, after it",
@@ -232,7 +233,7 @@ def never_zeroed(script: Script) -> Iterator[Finding]:
         if step.scaler is None or not step.loops or not step.optimizer.name.startswith("torch.optim."):
             continue
         loop = step.loops[-1]
-        backward = next((b for b in backwards_of(step, step.before) if loop in b.loops), None)
+        backward = next((b for b in backwards_of(step.before) if loop in b.loops), None)
         if backward is None or loop.round == 1 or loop.frame is not step.frame or step.module is not backward.module:
             continue
         left = (before for optimizer, before in backward.touched if optimizer == step.optimizer)

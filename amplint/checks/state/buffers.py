@@ -76,7 +76,7 @@ def critical_buffer_cast(script: Script) -> Iterator[Finding]:
             continue
         for cls, module in _classes(script, cast.model):
             table = _table(cls)
-            if table is None or _protects(cls) or _made_again(script, cast):
+            if table is None or _protects(cls) or _made_again(cast):
                 continue
             seen.add(cast.node)
             name, call = table
@@ -150,7 +150,7 @@ def _protects(cls: ast.ClassDef) -> bool:
     return any(isinstance(one, ast.FunctionDef) and one.name in ("_apply", "to", "half") for one in cls.body)
 
 
-def _made_again(script: Script, cast: events.Cast) -> bool:
+def _made_again(cast: events.Cast) -> bool:
     """Whether buffers or parts of the model are cast back after it."""
     return any(
         isinstance(node, ast.Attribute) and node.attr in ("named_buffers", "buffers")

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 
 from amplint.source.interpret.tensors import DTYPES
-from amplint.source.module import FunctionNode, Module
+from amplint.source.module import Module
 from amplint.source.walk import walk
 
 HALVES = ("float16", "bfloat16")
@@ -120,7 +120,3 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
         if root.id in arguments or stored:
             return function
     return module.tree
-
-
-def is_function(node: ast.AST) -> bool:
-    return isinstance(node, FunctionNode)

@@ -21,7 +21,6 @@ INTEGERS = {torch.float16: 2048, torch.bfloat16: 256}  # exact up to here
 KEPT = 4  # bits of a difference's operands that must be left in it
 TERMS = 64  # added one after another in half
 ANGLE = 0.05  # radians: an angle's rounding that is no longer small
-DISTANCE = {torch.float16: "0.125 from 128 on", torch.bfloat16: "0.125 from 16 on"}
 
 
 def losses(facts: Facts) -> Iterator[Mark]:

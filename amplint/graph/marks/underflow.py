@@ -20,7 +20,6 @@ from amplint.graph.stats import LIMITS
 CODE = "AMP452"
 SHARE = 0.1  # of the non-zero values: less is the tail of an ordinary tensor
 POLES = frozenset("log log2 log10 rsqrt reciprocal log_".split())
-_KEEP = VIEWS | {"mul", "sqrt", "neg", "abs", "add", "clamp", "clamp_min", "sum", "mean"}  # zeros stay zeros
 
 
 def underflows(facts: Facts, told: set[fx.Node]) -> Iterator[Mark]:
@@ -139,7 +138,7 @@ def _poles(node: fx.Node, facts: Facts, told: set[fx.Node]) -> Iterator[Mark]:
         f"{words.operation(source)} is 0 in {name_of_dtype} for {_percent(share)} of its values, which "
         f"{words.operation(node)} then makes infinite",
         f"values down to {words.number(least)}" if least else "",
-        _pole_remedy(source, node),
+        _pole_remedy(source),
         SEVERITIES[verdict],
     )
 
@@ -170,7 +169,7 @@ def _least(source: fx.Node, dtype: torch.dtype, facts: Facts) -> tuple[float, fl
     return 0.0, (found.tiny or 0.0) if positive and (found.tiny or 0.0) * count >= 0.5 else 0.0
 
 
-def _pole_remedy(source: fx.Node, node: fx.Node) -> str:
+def _pole_remedy(source: fx.Node) -> str:
     if name(source) == "sigmoid":
         return "use torch.nn.functional.logsigmoid on the logits, which is finite everywhere"
     if name(source) in ("softmax", "_softmax"):

@@ -13,7 +13,6 @@ from amplint.rewrite.islands.traced import HALF_LAYER
 PRODUCTS = frozenset("matmul mm bmm baddbmm addmm einsum scaled_dot_product_attention dot mv addbmm".split())
 LAYERS = frozenset("linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d".split())
 SUMS = frozenset("sum mean cumsum cumprod prod logsumexp norm linalg_vector_norm var std trace avg_pool2d".split())
-CASTS = frozenset("_to_copy to type_as".split())
 _OPERATORS = {"mul": "*", "add": "+", "sub": "-", "rsub": "-", "div": "/", "matmul": "@", "pow": "**"}
 
 

@@ -23,7 +23,6 @@ LARGE = 1e150  # stands for infinity inside an operation, so that 0 times it is 
 GUESS = 1e40  # no estimate goes beyond
 TINY = 2.0**-25  # float16 rounds to zero at or below
 MASK = -1e4  # an added constant at or below it masks, where others beside it are not
-FIELDS = 6
 _ZERO = -95.0  # exp of less is zero in FP32, or subnormal, as the kernel has it
 
 Of = tuple[Any, Callable[[Tensor], Tensor], int]
@@ -170,7 +169,7 @@ def number(value: float) -> Box:
     return Box((), cells, exact, zero=value == 0, infinite=math.isinf(value))
 
 
-def of_tensor(value: Tensor, keep: Tensor | None = None) -> Box:
+def of_tensor(value: Tensor) -> Box:
     """A constant. Its mask values are kept out of the estimate: a tensor with elements at or below -1e4 beside others
     that are above is a mask."""
     shape = tuple(value.shape)
@@ -197,7 +196,7 @@ def of_tensor(value: Tensor, keep: Tensor | None = None) -> Box:
         shown = shown.double()
         low, high = data, torch.where(mask, 0.0, data) if hidden else data  # a hidden cell's estimate is 0
         return make(shape, low, high, shown, 0.0, shown, shown, **known)
-    dims = _spread(data, shape)
+    dims = _spread(shape)
     if dims is None:
         mean, var = shown.mean(), shown.var(correction=0)
         return make(shape, least, most, mean, var, shown.min(), shown.max(), **known)
@@ -207,7 +206,7 @@ def of_tensor(value: Tensor, keep: Tensor | None = None) -> Box:
     return make(shape, low, high, mean, var, bottom, top, **known)
 
 
-def _spread(data: Tensor, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+def _spread(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The dimensions to reduce of a large constant: all but its last, if that is short enough."""
     rank = len(shape)
     return tuple(range(rank - 1)) if rank > 1 and 1 < shape[-1] <= CELLS else None
@@ -259,9 +258,9 @@ def merge(box: Box, dims: list[int]) -> Box:
     return replace(box, cells=torch.stack(parts), log=log)
 
 
-def blank(shape: tuple[int, ...], name: str, low: float = -math.inf, high: float = math.inf) -> Box:
+def blank(shape: tuple[int, ...], name: str) -> Box:
     """Nothing is known, for want of a rule for `name`."""
-    return make(shape, low, high, unknown=name)
+    return make(shape, -math.inf, math.inf, unknown=name)
 
 
 def total(box: Box, dims: list[int], what: Tensor) -> Tensor:

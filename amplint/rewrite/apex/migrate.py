@@ -126,7 +126,7 @@ class _Writer:
             return
         own = next((one for one in leaving.statements if module.parents[one] is module.tree), None)
         if own is None or leaving.flags:
-            self.edits += edits.add_import(module, "import torch", before=None)
+            self.edits += edits.add_import(module, "import torch")
             return
         self.edits.append(edit(module, start(module, own), end(module, own), "import torch"))
         self.gone[module].append(own)

@@ -11,7 +11,7 @@ from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
 from amplint.source.walk import walk
 
-SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
+SAFE = Applicability.SAFE
 # Positional parameters of the old functions; the new ones begin with the device and have another order.
 _OLD = {
     "autocast": ("enabled", "dtype", "cache_enabled"),

@@ -27,7 +27,7 @@ def unscale_before(module: Module, clip: ast.AST, scaler: str, optimizer: str, s
     extra = [one for one in above_step if one not in above_clip]
     own = [one for one, _ in above_clip if not any(one is other for other, _ in above_step)]
     if not extra:
-        once = _before_loops(module, statement, own, call)
+        once = _before_loops(statement, own, call)
         return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, once, [call]))
     match extra:
         case [(ast.If(test=test), "body")] if module.source(test) in (scaler, f"{scaler} is not None"):
@@ -59,11 +59,11 @@ def unscale_before_guarded(module: Module, clip: ast.AST, scaler: str, optimizer
             lines = [f"if {module.source(test)}:", f"    {call}"]
         case _:
             return None
-    first = _before_loops(module, module.statement(clip), [one for one, _ in conditions_above(module, clip)], call)
+    first = _before_loops(module.statement(clip), [one for one, _ in conditions_above(module, clip)], call)
     return attempt(f"insert {call}", SAFE, lambda: edits.insert_before(module, first, lines))
 
 
-def _before_loops(module: Module, statement: ast.stmt, above: list[ast.AST], call: str) -> ast.stmt:
+def _before_loops(statement: ast.stmt, above: list[ast.AST], call: str) -> ast.stmt:
     """Where a call that may run once only belongs: before the loops among `above` (innermost first) that `statement`
     stands in (`for group in optimizer.param_groups:`), but for those that choose what the call is about."""
     for node in above:

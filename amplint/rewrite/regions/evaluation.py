@@ -40,7 +40,7 @@ def evaluation_regions(
     Code that generates (it calls the model otherwise, or samples from what it says) is left alone."""
     module = reading.module
     regions: dict[ast.stmt, Region] = {}
-    criteria = _criteria(module, plan)
+    criteria = _criteria(plan)
     losses = [event for event in reading.events if isinstance(event, events.Loss) and not event.grad]
     taken = {node for region in trained for one in region for node in ast.walk(one)}
     shared = _shared(reading, taken)
@@ -50,7 +50,7 @@ def evaluation_regions(
         node = _shown(event, shared)
         if node is None or node not in module.parents or node in taken:
             continue
-        if event.model != plan.forward.model and not _same_call(module, node, plan.forward.node):
+        if event.model != plan.forward.model and not _same_call(node, plan.forward.node):
             continue
         first = module.statement(node)
         if not isinstance(first, _SIMPLE) or _shape(node) != _shape(plan.forward.node):
@@ -60,7 +60,7 @@ def evaluation_regions(
         block = suite_of(module, first)
         start = block.index(first)
         ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
-        ends += [index for index in range(start, len(block)) if _called(module, block[index]) & criteria]
+        ends += [index for index in range(start, len(block)) if _called(block[index]) & criteria]
         behind = _models_behind(reading, first)
         ends += [index for index in range(start, len(block)) if block[index] in behind]
         between = block[start : max(ends, default=start) + 1]
@@ -101,19 +101,19 @@ def _shown(event: events.Forward, shared: Collection[ast.AST]) -> ast.AST | None
     return node
 
 
-def _criteria(module: Module, plan: StepPlan) -> set[str]:
+def _criteria(plan: StepPlan) -> set[str]:
     """What the training step calls to compute its loss from what the model returns."""
     needed = {node.id for one in plan.backwards for node in ast.walk(one.node) if isinstance(node, ast.Name)}
     found: set[str] = set()
     made = (node for one in plan.region for node in ast.walk(one) if isinstance(node, ast.Assign | ast.AugAssign))
     for statement in sorted(made, key=lambda one: one.lineno, reverse=True):
         if stored(statement) & needed:
-            found |= _called(module, statement)
+            found |= _called(statement)
             needed |= {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
-    return found - _called(module, plan.forward.node) - {"sum", "float"}
+    return found - _called(plan.forward.node) - {"sum", "float"}
 
 
-def _called(module: Module, code: ast.AST) -> set[str]:
+def _called(code: ast.AST) -> set[str]:
     """The names and fields of `self` that some code calls."""
     found = set()
     for node in ast.walk(code):
@@ -202,7 +202,7 @@ def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | No
     return None
 
 
-def _same_call(module: Module, one: ast.AST, other: ast.AST) -> bool:
+def _same_call(one: ast.AST, other: ast.AST) -> bool:
     """Whether both call the model by the same name: in a function that nothing calls, what it is given is unknown."""
     return (
         isinstance(one, ast.Call) and isinstance(other, ast.Call) and ast.unparse(one.func) == ast.unparse(other.func)

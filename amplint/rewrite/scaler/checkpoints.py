@@ -27,7 +27,7 @@ def state_edits(
     last: dict[tuple[ast.AST, str], tuple[ast.stmt, list[str]]] = {}  # the loading of several goes behind the last
     for node in reach.within(module, code):
         match node:
-            case ast.Dict() if entries := _entries(module, node, optimizers):
+            case ast.Dict() if entries := _entries(node, optimizers):
                 _check(module, reach, node, "saved")
                 key, value = entries[-1]
                 scaler = reach.text(module, node)
@@ -71,7 +71,7 @@ def _check(module: Module, reach: Reach, node: ast.AST, what: str) -> None:
         raise Refused(f"the optimizer's state is {what} where the scaler is not at hand", BY_HAND)
 
 
-def _entries(module: Module, mapping: ast.Dict, optimizers: Sequence[str]) -> list[tuple[ast.Constant, ast.expr]]:
+def _entries(mapping: ast.Dict, optimizers: Sequence[str]) -> list[tuple[ast.Constant, ast.expr]]:
     found: list[tuple[ast.Constant, ast.expr]] = []
     for key, value in zip(mapping.keys, mapping.values, strict=True):
         match key, value:

@@ -24,7 +24,6 @@ def change_call(
     call: ast.Call,
     *,
     func: str | None = None,
-    values: Mapping[int | str, str] | None = None,
     keywords_for_positional: Mapping[int, str] | None = None,
     add_positional_first: Sequence[str] = (),
     add_keywords: Mapping[str, str] | None = None,
@@ -32,13 +31,13 @@ def change_call(
 ) -> list[Edit]:
     """Change a call's function and arguments; what is not named keeps its text, its comments and its place.
 
-    Arguments are known by their index in the call as it is, or by their name. `values` gives new values,
-    `keywords_for_positional` gives names to arguments that have none; `add_keywords` go last, but before `**`.
+    Arguments are known by their index in the call as it is, or by their name. `keywords_for_positional` gives names
+    to arguments that have none; `add_keywords` go last, but before `**`.
     """
-    values, names, added = values or {}, keywords_for_positional or {}, add_keywords or {}
+    names, added = keywords_for_positional or {}, add_keywords or {}
     tree, old = _parsed_call(module, call)
     keys = _argument_keys(tree)
-    _check_arguments(keys, {*values, *names, *remove}, [*names.values(), *added], remove)
+    _check_arguments(keys, {*names, *remove}, [*names.values(), *added], remove)
 
     slots = commas.split(tree.whitespace_before_args, tree.args)
     gone = [slots[index].node for index, key in enumerate(keys, 1) if key in remove]
@@ -46,8 +45,6 @@ def change_call(
         new = slots[index].node
         if key in remove or key is None:
             continue
-        if key in values:
-            new = new.with_changes(value=_argument(values[key]).value)
         if isinstance(key, int) and key in names:
             new = _argument(f"{names[key]}=_").with_changes(value=new.value)
         slots[index] = slots[index]._replace(node=new)

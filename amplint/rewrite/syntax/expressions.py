@@ -50,12 +50,6 @@ def replace(module: Module, node: ast.expr, text: str) -> list[Edit]:
     raise CannotEdit("an expression cannot be replaced here")
 
 
-def needs_parentheses(module: Module, node: ast.expr, text: str) -> bool:
-    """True if `text` means something else, or nothing, in the place of `node` unless it has parentheses."""
-    frame, place = frame_of(module, node), _place(module, node)
-    return frame.parsed(*place, text) != frame.parsed(*place, f"({text})")
-
-
 def wrap_call(module: Module, node: ast.expr, template: str) -> list[Edit]:
     """Put an expression into a template such as "scaler.scale({})". Parentheses around it become the call's:
     `(a + b).backward()` → `scaler.scale(a + b).backward()`. What is inside the expression is not touched."""

@@ -62,10 +62,10 @@ def _for_types_only(module: Module, node: ast.AST) -> bool:
 # -- add --------------------------------------------------------------------------------------------------------------
 
 
-def add_import(module: Module, statement: str, before: ast.AST | None = None) -> list[Edit]:
+def add_import(module: Module, statement: str) -> list[Edit]:
     """Add an import at the top of the file: among those of the same package there, or else after the last one.
 
-    Names that the file imports so already are left out. The import stands before the statement that holds `before`.
+    Names that the file imports so already are left out.
     Raises CannotEdit where the file uses a name for something else.
     """
     new = ast.parse(statement).body[0]
@@ -78,7 +78,7 @@ def add_import(module: Module, statement: str, before: ast.AST | None = None) ->
         _check_free(module, *_bound(new, alias))
     leading: list[Import] = []
     for stmt in module.tree.body:
-        if isinstance(stmt, Late) or stmt is before or (before is not None and stmt in module.ancestors(before)):
+        if isinstance(stmt, Late):
             break
         if isinstance(stmt, Import):
             leading.append(stmt)

@@ -68,7 +68,7 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
         case Tensor():
             return [(tensor_attribute(owner, name, node, world), world)]
         case Imported():
-            return attribute(m, imports.resolve(m, owner, world, frame), name, node, world, frame)
+            return attribute(m, imports.resolve(m, owner, world), name, node, world, frame)
         case Namespace(module=module):
             return [(imports.named(m, module, name, world) or sym("name", module.path, name), world)]
         case Instance() | classes.Super() | Class():
@@ -140,11 +140,11 @@ def tensor_attribute(tensor: Tensor, name: str, node: ast.AST, world: World) -> 
         case "grad":
             return Gradient(tensor.of)
         case "T" | "mT" | "H" | "real" | "imag":
-            return operations.view(tensor, node)
+            return operations.view(tensor)
         case "data":
             return replace(tensor, of=frozenset(), scaler=None)
         case "values" if tensor.made in operations.PICKS:
-            return operations.view(tensor, node)
+            return operations.view(tensor)
         case "indices" if tensor.made in operations.PICKS:
             return Tensor("integer", made="indices", node=node, identity=serial())
     dtype = _of_weights(tensor, world) if name in _HIDDEN else ""

@@ -47,32 +47,30 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
                 (
                     value
                     if isinstance(value, Items | Many | Parameters | Mapping)
-                    else Many(containers.element(m, value, node)),
+                    else Many(containers.element(value)),
                     world,
                 )
             ]
         case "next" if first is not None:
-            return [(containers.element(m, first, node), world)]
+            return [(containers.element(first), world)]
         case "enumerate" if first is not None:
             listed = containers.elements(first)
             if listed is not None:
                 pairs = tuple(Items((Const(i), value)) for i, value in enumerate(listed))
                 return [(Items(pairs, "list"), world)]
-            return [(Many(Items((fresh("element"), containers.element(m, first, node)))), world)]
+            return [(Many(Items((fresh("element"), containers.element(first)))), world)]
         case "zip" if args:
-            return [(_zip(m, args, node), world)]
+            return [(_zip(args), world)]
         case "map" if len(args) == 2 and first is not None:
             listed = containers.elements(args[1])
-            one = listed[0] if listed else containers.element(m, args[1], node)
+            one = listed[0] if listed else containers.element(args[1])
             return [
                 (Many(value), after) for value, after in calls.call(m, first, Arguments((one,)), node, world, frame)
             ]
         case "filter" if len(args) == 2:
             return [
                 (
-                    args[1]
-                    if isinstance(args[1], Parameters | Items | Many)
-                    else Many(containers.element(m, args[1], node)),
+                    args[1] if isinstance(args[1], Parameters | Items | Many) else Many(containers.element(args[1])),
                     world,
                 )
             ]
@@ -142,18 +140,18 @@ def _getattr(m: Machine, given: Arguments, node: ast.AST, world: World, frame: F
     return results
 
 
-def _zip(m: Machine, args: tuple[Value, ...], node: ast.AST) -> Value:
+def _zip(args: tuple[Value, ...]) -> Value:
     known = [containers.elements(value) for value in args]
     lengths = {len(items) for items in known if items is not None}
     if all(items is not None for items in known) and len(lengths) == 1:
         rows = zip(*(items for items in known if items is not None), strict=True)
         return Items(tuple(Items(row) for row in rows), "list")
-    return Many(Items(tuple(containers.element(m, value, node) for value in args)))
+    return Many(Items(tuple(containers.element(value) for value in args)))
 
 
 def _sum(m: Machine, args: tuple[Value, ...], node: ast.AST, world: World, frame: Frame) -> Value:
     parts = containers.elements(args[0])
-    values = tuple(parts) if parts is not None else (containers.element(m, args[0], node),)
+    values = tuple(parts) if parts is not None else (containers.element(args[0]),)
     if any(one.trust != GIVEN or one.made != "argument" for one in tensors.tensors_in(values)):
         return operations.operation(m, "add", values, {}, node, world, frame)
     return sym("call", "sum", *map(conditions.key, args))

@@ -98,7 +98,7 @@ def _read_for(
     for value, after in variables.lookup(m, name, world, frame):
         if not isinstance(value, Imported):
             return [(callee, world)]
-        read = imports.resolve(m, value, after, frame, whole=True)
+        read = imports.resolve(m, value, after, whole=True)
         if not isinstance(node, ast.Subscript):
             found.append((read, after))
             continue
@@ -147,7 +147,7 @@ def call_attribute(
 ) -> Results:
     """`owner.name(…)`."""
     if isinstance(owner, Imported):
-        return call_attribute(m, imports.resolve(m, owner, world, frame), name, given, node, world, frame)
+        return call_attribute(m, imports.resolve(m, owner, world), name, given, node, world, frame)
     if isinstance(owner, Choice):
         scaler = next((one for one in (owner.yes, owner.no) if isinstance(one, Scaler)), None)
         if scaler is not None and NONE in (owner.yes, owner.no):
@@ -191,7 +191,7 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
         case Lib():
             return library_calls.call(m, callee.name, given, node, world, frame)
         case Imported():
-            return call(m, imports.resolve(m, callee, world, frame), given, node, world, frame)
+            return call(m, imports.resolve(m, callee, world), given, node, world, frame)
         case Partial():
             merged = Arguments((*callee.args, *given.args), {**dict(callee.kwargs), **given.kwargs}, given.open)
             return call(m, callee.function, merged, node, world, frame)

@@ -51,7 +51,7 @@ def bases(m: Machine, cls: Class, world: World, frame: Frame) -> Iterator[Value]
     """The class itself and all its bases, in the order in which attributes are looked up (roughly)."""
     yield cls
     for base in cls.bases:  # what a trainer inherits its model and device from need not say anything of training
-        base = imports.resolve(m, base, world, frame, whole=True)
+        base = imports.resolve(m, base, world, whole=True)
         if isinstance(base, Class):
             if base is not cls:
                 yield from bases(m, base, world, frame)

@@ -38,15 +38,13 @@ def comprehension(
                 ]
             results += [(_all(made, node), after) for made, after in runs]
             continue
-        bound = assignment.assign(m, first.target, containers.element(m, iterable, first.iter), before, inner)
+        bound = assignment.assign(m, first.target, containers.element(iterable), before, inner)
         for generator in node.generators[1:]:
             bound = [
                 inside
                 for start in bound
                 for value, after in expressions.evaluate(m, generator.iter, start, inner)
-                for inside in assignment.assign(
-                    m, generator.target, containers.element(m, value, generator.iter), after, inner
-                )
+                for inside in assignment.assign(m, generator.target, containers.element(value), after, inner)
             ]
         for start in bound:
             results += [(_many(value, node), after) for value, after in expressions.evaluate(m, element, start, inner)]

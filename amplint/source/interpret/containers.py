@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 
 from amplint.source.interpret import conditions, operations, tensors
-from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.promotion import promote
 from amplint.source.symbols import fresh, sym
 from amplint.source.values import (
@@ -40,7 +39,7 @@ def elements(value: Value) -> list[Value] | None:
     return None
 
 
-def element(m: Machine, value: Value, node: ast.AST) -> Value:
+def element(value: Value) -> Value:
     """What a loop variable holds in one round."""
     match value:
         case Many():
@@ -50,7 +49,7 @@ def element(m: Machine, value: Value, node: ast.AST) -> Value:
         case Parameters():
             return Parameter(value.of)
         case Tensor():
-            return operations.view(value, node, deeper=True)
+            return operations.view(value, deeper=True)
         case Model() | Instance():
             return sym("item", value, "*")
     return fresh("element")

@@ -134,7 +134,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
         bound = classes.member(m, instance, method.name, method, ready.copy(), frame) if _plain(method) else None
         function = bound[0][0] if bound else None
         if not isinstance(function, Function) or function.node is not method:
-            function = Function(method, replace_code(m, cls, frame), owner=instance, cls=cls)
+            function = Function(method, replace_code(cls, frame), owner=instance, cls=cls)
         world = ready.copy()
         assumed = module and _computes(method)
         m.alone = assumed or not relevance.steps(method)
@@ -142,7 +142,7 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     m.alone = False
 
 
-def replace_code(m: Machine, cls: Class, frame: Frame) -> Frame:
+def replace_code(cls: Class, frame: Frame) -> Frame:
     """The frame of the class body, which a method's frame lies in."""
     return Frame(cls, cls.node, frame.module, frame)
 

@@ -31,7 +31,7 @@ def evaluate(m: Machine, node: ast.expr, world: World, frame: Frame) -> Results:
             return [(Const(node.value, node), world)]
         case ast.Name():
             results = variables.lookup(m, node, world, frame)
-            return [(imports.resolve(m, value, after, frame), after) for value, after in results]
+            return [(imports.resolve(m, value, after), after) for value, after in results]
         case ast.Attribute():
             return _attribute(m, node, world, frame)
         case ast.Call():
@@ -128,7 +128,7 @@ def _sequence(m: Machine, node: ast.Tuple | ast.List | ast.Set, world: World, fr
             if isinstance(element, ast.Starred):
                 known = containers.elements(value)
                 if known is None:
-                    open_ended.append(containers.element(m, value, node))
+                    open_ended.append(containers.element(value))
                 else:
                     items += known
             else:

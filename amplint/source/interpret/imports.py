@@ -49,7 +49,7 @@ def _stars(world: World, scope: object) -> tuple[Value, ...]:
     return found.items if isinstance(found, Items) else ()
 
 
-def resolve(m: Machine, value: Value, world: World, frame: Frame, whole: bool = False) -> Value:
+def resolve(m: Machine, value: Value, world: World, whole: bool = False) -> Value:
     """What an imported name is; reads and runs the file that defines it. What is not found is a library name. `whole`
     asks for files without a word of training, too (`Project.find`)."""
     seen = 0

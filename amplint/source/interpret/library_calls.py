@@ -136,7 +136,7 @@ def call(
         return [(builtin_functions.is_tensor(given.args[0]), world)]
     if name == "torch.finfo" and given.args:
         return [(sym("finfo", given.args[0]), world)]
-    made = operations.created(name, given, world, node)
+    made = operations.created(name, given, node)
     if made is not None:
         if made.made in operations.TOLD and made.dtype in tensors.HALF:
             operations.tell(m, made.made, given.args, given.kwargs, made, node, world, frame)

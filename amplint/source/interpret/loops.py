@@ -27,7 +27,7 @@ def run_for(m: Machine, node: ast.For | ast.AsyncFor, world: World, frame: Frame
             if known is not None:
                 after += _unrolled(m, node, known, before, frame, flow)
             else:
-                item = lambda plain=plain: containers.element(m, plain, node.iter)  # noqa: E731
+                item = lambda plain=plain: containers.element(plain)  # noqa: E731
                 after += rounds(m, node, before, frame, flow, item, once=_leads_to_several(plain, before))
     return join_all(after)
 

@@ -80,7 +80,7 @@ def tell_cast(m: Machine, tensor: Tensor, result: Value, node: ast.AST, world: W
         tell(m, "cast", (tensor,), {}, result, node, world, frame)  # type: ignore[arg-type]
 
 
-def created(name: str, given: Arguments, world: World, node: ast.AST) -> Tensor | None:
+def created(name: str, given: Arguments, node: ast.AST) -> Tensor | None:
     """A tensor made from nothing: torch.zeros, torch.arange, …"""
     if not name.startswith("torch."):
         return None
@@ -124,7 +124,7 @@ def _constant_dtype(value: Value) -> str:
     return ""
 
 
-def view(tensor: Tensor, node: ast.AST | None, deeper: bool = False, shaped: bool = False) -> Tensor:
+def view(tensor: Tensor, deeper: bool = False, shaped: bool = False) -> Tensor:
     """The same numbers in another shape. `deeper`: an element of what may be a tuple of tensors; `shaped`: surely in
     the same shape."""
     if tensor.made == "" and deeper:
@@ -149,7 +149,7 @@ def pair(tensor: Tensor, index: object) -> Tensor | None:
 def view_any(value: Value, node: ast.AST) -> Value:
     match value:
         case Tensor():
-            return view(value, node)
+            return view(value)
         case Items() if value.items:
             return view_any(value.items[0], node)
         case Sym():

@@ -224,7 +224,7 @@ def pair(world: World, scaler: Value, optimizer: Optimizer) -> str:
     return world.get("updates", (scaler, optimizer)) or "ready"
 
 
-def step(world: World, event: Event, scaler: Scaler | None, optimizer: Optimizer) -> tuple[Gradients, str]:
+def step(world: World, scaler: Scaler | None, optimizer: Optimizer) -> tuple[Gradients, str]:
     before = gradients(world, optimizer)
     state = ""
     if scaler is not None:

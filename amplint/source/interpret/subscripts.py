@@ -67,9 +67,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             dispatched = dispatch(owner, index, world)
             return sym("item", owner, index) if dispatched is None else dispatched
         case Tensor():
-            return operations.pair(owner, index.value if isinstance(index, Const) else None) or (
-                operations.view(owner, node)
-            )
+            return operations.pair(owner, index.value if isinstance(index, Const) else None) or (operations.view(owner))
         case Choice():
             yes = item(m, owner.yes, index, node, world, frame)
             no = item(m, owner.no, index, node, world, frame)
@@ -125,7 +123,7 @@ def dispatch(table: Mapping, index: Value, world: World, default: Value | None =
 def part(owner: Value, index: object) -> Value:
     """An element of something unknown; of a tensor, a tensor of the same origin."""
     if isinstance(owner, Tensor):
-        return operations.pair(owner, index) or operations.view(owner, owner.node, deeper=True)
+        return operations.pair(owner, index) or operations.view(owner, deeper=True)
     if isinstance(owner, Many):
         return owner.item
     return sym("item", owner, index if isinstance(index, Value) else Const(index))

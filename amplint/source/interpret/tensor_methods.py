@@ -43,11 +43,11 @@ def tensor_method(
     if name == "detach" or name == "detach_":
         return [(replace(tensor, of=frozenset(), scaler=None, identity=serial()), world)]
     if name in tensors.CASTS and not given.args:
-        made = tensors.cast(tensor, tensors.CASTS[name], world, node, name)
+        made = tensors.cast(tensor, tensors.CASTS[name], node, name)
         operations.tell_cast(m, tensor, made, node, world, frame)
         return [(made, world)]
     if name in ("to", "type", "type_as"):
-        converted = _converted(tensor, name, given, node, world)
+        converted = _converted(tensor, name, given, node)
         operations.tell_cast(m, tensor, converted, node, world, frame)
         return [(converted, world)]
     if name == "numpy":
@@ -61,13 +61,13 @@ def tensor_method(
         read = replace(tensor, dtype=tensors.dtype_of(given.args[0]) or "integer", made=name, identity=serial())
         return [(read, world)]
     if name in tensors.VIEWS or name in _IN_PLACE_KEEP:
-        return [(operations.view(tensor, node, shaped=name in _SAME_SHAPE), world)]
+        return [(operations.view(tensor, shaped=name in _SAME_SHAPE), world)]
     if name in ("values", "items", "keys", "get", "to_tuple"):  # a model's output may be a dict of tensors
         if (
             tensor.trust == GIVEN and tensor.made == "argument"
         ):  # of anything, then: only tensors were taken for granted
             return [(fresh("call"), world)]
-        inner = operations.view(tensor, node, deeper=True)
+        inner = operations.view(tensor, deeper=True)
         return [(Many(Items((fresh("key"), inner))) if name == "items" else Many(inner), world)]
     op = tensors.op_of(f"torch.Tensor.{name}")
     plain = name.rstrip("_") if name.endswith("_") and not name.startswith("_") else name
@@ -88,26 +88,26 @@ def tensor_method(
     return [(tensors.opaque((tensor, *given.values()), world, node) or Tensor(identity=serial()), world)]
 
 
-def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST, world: World) -> Value:
+def _converted(tensor: Tensor, name: str, given: Arguments, node: ast.AST) -> Value:
     """x.to(…), x.type(…), x.type_as(…)."""
     if name == "type_as" or (given.args and isinstance(given.args[0], Tensor)):
         other = given.args[0] if given.args else NONE
         dtype = other.dtype if isinstance(other, Tensor) else ""
-        return replace(tensors.cast(tensor, dtype, world, node, "to"), trust=getattr(other, "trust", 2))
+        return replace(tensors.cast(tensor, dtype, node, "to"), trust=getattr(other, "trust", 2))
     for value in (*given.args, given.kwargs.get("dtype")):
         dtype = tensors.dtype_of(value)
         if dtype:
-            return tensors.cast(tensor, dtype, world, node, "float" if dtype == "float32" else "to")
+            return tensors.cast(tensor, dtype, node, "float" if dtype == "float32" else "to")
         if value == sym("dtype", "low"):  # x.dtype of a tensor that is taken to be half
-            return replace(tensors.cast(tensor, "low", world, node, "to"), trust=ASSUMED)
+            return replace(tensors.cast(tensor, "low", node, "to"), trust=ASSUMED)
     if any(isinstance(value, Sym) and value.kind in ("dtype", "argument", "attr") for value in given.values()):
         unknown = given.kwargs.get("dtype") is not None or any(
             isinstance(v, Sym) and (v.kind == "dtype" or (v.kind == "attr" and v.parts[-1] == "dtype"))
             for v in given.args
         )
         if unknown:
-            return tensors.cast(tensor, "", world, node, "to")
-    return operations.view(tensor, node, shaped=True)  # to another device
+            return tensors.cast(tensor, "", node, "to")
+    return operations.view(tensor, shaped=True)  # to another device
 
 
 # -- parameters and gradients ------------------------------------------------------------------------------------------

@@ -370,7 +370,7 @@ def _result(op: str, operands: tuple[Value, ...], region: Region | None) -> tupl
     return dtype, trust
 
 
-def cast(tensor: Value, dtype: str, world: World, node: ast.AST, made: str) -> Tensor:
+def cast(tensor: Value, dtype: str, node: ast.AST, made: str) -> Tensor:
     """An explicit cast: `.float()`, `.to(dtype)`."""
     of, region, scaler = provenance((tensor,))
     return Tensor(dtype, KNOWN, of, region, scaler, made, node, (tensor,), serial())

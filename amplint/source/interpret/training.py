@@ -41,7 +41,7 @@ def step(
         optimizer=optimizer, scaler=scaler, before=protocol.gradients(world, optimizer), closure=closure,
         clips=clips_of(world, optimizer),
     )  # fmt: skip
-    event.before, event.state = protocol.step(world, event, scaler, optimizer)  # type: ignore[arg-type]
+    event.before, event.state = protocol.step(world, scaler, optimizer)  # type: ignore[arg-type]
     event.halves = _cast_to("float16", world, optimizer, event.before)
     event.bfloats = _cast_to("bfloat16", world, optimizer, event.before)
     mark_stale(world, event)

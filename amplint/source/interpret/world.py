@@ -119,8 +119,8 @@ class World:
             self.facts = facts
 
 
-def join_all(worlds: Iterable[World], most: int = MOST_WORLDS) -> list[World]:
-    """Join what can be joined. Above `most` worlds, what differs is forgotten: a join forgets, it never invents."""
+def join_all(worlds: Iterable[World]) -> list[World]:
+    """Join what can be joined. Above MOST_WORLDS, what differs is forgotten: a join forgets, it never invents."""
     joined: list[World] = []
     for world in worlds:
         for index, other in enumerate(joined):
@@ -129,7 +129,7 @@ def join_all(worlds: Iterable[World], most: int = MOST_WORLDS) -> list[World]:
                 joined[index] = met
                 break
         else:
-            if len(joined) < most:
+            if len(joined) < MOST_WORLDS:
                 joined.append(world)
             else:
                 _blur(joined[-1], world)

@@ -131,7 +131,7 @@ def _mul(call: Call) -> Box:
     for one, two in ((a, b), (b, a)):
         number = constant(two)
         if number is not None and one.shape == call.shape:
-            return _scaled(call, one, two, number, low, high, known)
+            return _scaled(call, one, number, low, high, known)
     if call.source("self") is call.source("other"):
         low = low.clamp_min(0)
         known["form"] = ("square", call.source("self"))
@@ -144,7 +144,7 @@ def _mul(call: Call) -> Box:
     return product(call, x, y, low, high, known, (a, b))
 
 
-def _scaled(call: Call, one: Box, two: Box, number: float, low: Any, high: Any, known: dict[str, Any]) -> Box:
+def _scaled(call: Call, one: Box, number: float, low: Any, high: Any, known: dict[str, Any]) -> Box:
     known["masked"] = one.masked
     if number > 0 and one.form and one.form[0] == "probabilities":
         known["form"] = (*one.form[:-1], one.form[-1] * number)
@@ -220,7 +220,7 @@ def _div(call: Call) -> Box:
     known: dict[str, Any] = {"zero": a.zero, "infinite": a.infinite or hits}
     if number is not None and number != 0 and a.shape == call.shape:
         if rounding is None:
-            return _scaled(call, a, b, 1 / number, low, high, known)
+            return _scaled(call, a, 1 / number, low, high, known)
         cut = torch.floor if rounding == "floor" else torch.trunc
         return unary(call, a, lambda v: cut(v / number), low, high, **known)
     form = _beside(call, b, "self")

@@ -11,7 +11,7 @@ from amplint.graph.ranges.domain import Box, make, merge, normal_max, one_sided
 from amplint.graph.ranges.transfer.table import Call, transfer
 
 
-def _spatial(call: Call, box: Box, count: int) -> list[int]:
+def _spatial(box: Box, count: int) -> list[int]:
     return list(range(len(box.shape) - count, len(box.shape)))
 
 
@@ -26,7 +26,7 @@ def _count(name: str) -> int:
 def _max_pool(call: Call) -> Any:
     box = call.box("self")
     count = _count(call.name)
-    box = merge(box, _spatial(call, box, count))
+    box = merge(box, _spatial(box, count))
     kernel = _window(call, box, count)
     mean = torch.minimum(box.mean + one_sided(kernel) * box.var.sqrt() * 0.8, box.top)
     if bool((box.low >= 0).all()):
@@ -65,7 +65,7 @@ def _window(call: Call, box: Box, count: int) -> int:
 def _avg_pool(call: Call) -> Box:
     box = call.box("self")
     count = _count(call.name)
-    box = merge(box, _spatial(call, box, count))
+    box = merge(box, _spatial(box, count))
     kernel = _window(call, box, count)
     low, high = box.low, box.high
     size = torch.maximum(low.abs(), high.abs()) * (kernel + 16) * 2.0**-23
@@ -94,7 +94,7 @@ _BEYOND = {"bicubic": 1.9, "_bicubic": 1.9}
 def _interpolate(call: Call) -> Box:
     box = call.box("input" if "input" in call.arguments else "self")
     count = len(call.shape) - 2
-    box = merge(box, _spatial(call, box, count))
+    box = merge(box, _spatial(box, count))
     low, high = box.low, box.high
     if "bicubic" in call.name or call.get("interpolation_mode") == 2:
         size = torch.maximum(low.abs(), high.abs()) * _BEYOND["bicubic"]

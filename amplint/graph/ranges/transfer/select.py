@@ -128,7 +128,7 @@ def _index(call: Call) -> Box:
         used = [at for at, one in enumerate(indices) if one is not None]
         together = used == list(range(used[0], used[-1] + 1)) if used else True
         merged = merge(box, used)
-        if used and together and all(_integers(call, indices[at]) for at in used):
+        if used and together and all(_integers(indices[at]) for at in used):
             width = len(call.shape) - (len(box.shape) - len(used))
             first, last = used[0], used[-1]
             return moved(
@@ -141,7 +141,7 @@ def _index(call: Call) -> Box:
     return _one_cell(box, call.shape)
 
 
-def _integers(call: Call, value: Any) -> bool:
+def _integers(value: Any) -> bool:
     val = value.meta.get("val") if hasattr(value, "meta") else value
     return isinstance(val, Tensor) and val.dtype != torch.bool
 

@@ -123,9 +123,9 @@ def call_of(node: fx.Node, boxes: dict[fx.Node, Any], origin: Callable[[Any], An
     return Call(node, name_of(node.target), given, boxes, vals, origin)
 
 
-def dims_of(call: Call, rank: int, name: str = "dim") -> list[int]:
+def dims_of(call: Call, rank: int) -> list[int]:
     """The reduced dimensions, none given meaning all."""
-    dims = call.get(name)
+    dims = call.get("dim")
     if dims is None or (isinstance(dims, list | tuple) and not dims):
         return list(range(rank))
     dims = [dims] if isinstance(dims, int) else dims

@@ -99,10 +99,10 @@ def _reshape(call: Call) -> Box:
     if call.name == "view" and isinstance(call.get("dtype"), torch.dtype):
         return make(call.shape, float("-inf"), float("inf"), unknown="view.dtype")
     result = reshaped(box, call.shape)
-    return replace(result, form=_norm_form(box, call.shape))
+    return replace(result, form=_norm_form(box))
 
 
-def _norm_form(box: Box, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
+def _norm_form(box: Box) -> tuple[Any, ...] | None:
     """A norm kept or given its dimension back is still the norm."""
     return box.form if box.form and len(box.form) == 4 else None
 
