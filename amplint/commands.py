@@ -23,6 +23,7 @@ from amplint.report.cells import by_cell
 from amplint.report.diff import patch
 from amplint.report.formats import FORMATS
 from amplint.report.lines import path_text
+from amplint.report.numbers import many
 from amplint.report.places import Around
 from amplint.source.module import Module, Unreadable, bytes_of, parse, text_of
 
@@ -66,7 +67,7 @@ def check(paths: Sequence[str], settings: Settings, options: Options) -> int:
     for outcome in outcomes:
         _say(outcome, options)
     if options["verbose"]:
-        said = (text.plural(len(outcomes), "file"), text.plural(len(settings.codes), "rule"))
+        said = (many(len(outcomes), "file"), many(len(settings.codes), "rule"))
         click.echo(f"checked {' against '.join(said)}; project folder {settings.root}", err=True)
     if options["add_ignore"]:
         return _add_ignore(outcomes, options)
@@ -131,7 +132,7 @@ def _add_ignore(outcomes: list[Outcome], options: Options) -> int:
             click.echo(f"no comment can hide this: {text.concise(finding, ())}", err=True)
         count, left = count + len(findings) - len(visible), left + len(visible)
     if not options["quiet"]:
-        click.echo(f"Hid {text.plural(count, 'finding')} behind comments." if count else "Nothing to hide.")
+        click.echo(f"Hid {many(count, 'finding')} behind comments." if count else "Nothing to hide.")
     return 2 if failed else int(left > 0)
 
 
@@ -189,7 +190,7 @@ def _diff(outcomes: list[Outcome], targets: list[output.Target], options: Option
     output.write(targets, lambda how: patches, end="")
     count = sum(len(outcome.fixed) for outcome in outcomes)
     if not options["quiet"]:
-        click.echo(f"Would fix {text.plural(count, 'finding')}." if count else "Nothing to fix.", err=True)
+        click.echo(f"Would fix {many(count, 'finding')}." if count else "Nothing to fix.", err=True)
     return _code(any(outcome.failed for outcome in outcomes), count > 0, options)
 
 
@@ -216,7 +217,7 @@ def _report(
         if how != "json" and not options["quiet"]:
             if options["show_fixes"] and fixed:
                 made.append(text.fixes(fixed) + "\n")
-            last = f"Fixed {text.plural(len(fixed), 'finding')}." if options["fix_only"] else ""
+            last = f"Fixed {many(len(fixed), 'finding')}." if options["fix_only"] else ""
             made.append(last or text.footer(findings, fixed, allowed))
         return made
 
@@ -295,7 +296,7 @@ def _nothing(modules: list[Module], settings: Settings) -> str:
     """That no training step was found, and where one may be."""
     from amplint.rewrite.models.used import training
 
-    said = f"no training step found in {text.plural(len(modules), 'file')}"
+    said = f"no training step found in {many(len(modules), 'file')}"
     if len(modules) > FEW or not (found := training(modules, settings.roots)[:MOST_TOLD]):
         return said
     command = shlex.join(sorted({*(one.path for one in modules), *found}))

@@ -15,8 +15,8 @@ from amplint.config import Settings
 from amplint.engine import Outcome
 from amplint.findings import Finding
 from amplint.output import refuse_link_out
+from amplint.report.numbers import many
 from amplint.report.places import Around, on_disk
-from amplint.report.text import plural
 
 _TROUBLE = ("AMP902", "AMP903")  # of a file as a whole; no baseline hides it
 
@@ -48,7 +48,7 @@ def write_baseline(outcomes: list[Outcome], settings: Settings, around: Around, 
     except OSError as error:
         fail(f"{file}: cannot write the baseline: {(error.strerror or str(error)).lower()}")
     if not options["quiet"]:
-        click.echo(f"Wrote {plural(count, 'finding')} to {file}.")
+        click.echo(f"Wrote {many(count, 'finding')} to {file}.")
     return 2 if any(outcome.failed for outcome in outcomes) else 0
 
 
@@ -70,7 +70,7 @@ def _not_listed(outcomes: list[Outcome], settings: Settings, around: Around, opt
     gone = baseline.gone(found, entries, file, around.source, checked, settings.codes)
     if not options["quiet"] and (gone or len(new) < len(found)):
         also = f"; {gone} of its entries are gone, --write-baseline renews it" if gone else ""
-        click.echo(f"{file} hides {plural(len(found) - len(new), 'finding')}{also}", err=True)
+        click.echo(f"{file} hides {many(len(found) - len(new), 'finding')}{also}", err=True)
     return [
         replace(outcome, findings=tuple(one for one in outcome.findings if one.code in _TROUBLE or id(one) in new))
         for outcome in outcomes

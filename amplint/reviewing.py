@@ -19,8 +19,9 @@ from amplint.files import File
 from amplint.findings import Finding, Severity
 from amplint.report.lines import path_text
 from amplint.report.markdown import code, escaped
+from amplint.report.numbers import many
 from amplint.report.places import repository
-from amplint.report.text import name, plural
+from amplint.report.text import name
 from amplint.review import github, gitlab
 from amplint.review.comments import MOST, Comment, comments
 from amplint.review.forge import Change, Changed, Forge, NoContext, ReadOnly
@@ -171,22 +172,20 @@ def _say(forge: Forge, change: Change, made: list[Comment], notes: list[str], at
     for note in notes:
         click.echo(f"note: {path_text(note)}", err=True)
     count = sum(1 + len(one.others) for one in made)
-    said = f"{plural(count, 'finding')} on changed lines: {plural(len(shown), 'new comment')}"
+    said = f"{many(count, 'finding')} on changed lines: {many(len(shown), 'new comment')}"
     said += f", {len(made) - len(fresh)} said before" if len(made) > len(fresh) else ""
-    said += f", {plural(len(gone), 'outdated comment')} removed" if gone else ""
+    said += f", {many(len(gone), 'outdated comment')} removed" if gone else ""
     click.echo(said)
 
 
 def _body(made: list[Comment], rest: list[Comment], notes: list[str], attached: str) -> str:
     found = [finding.severity for one in made for finding in (one.finding, *one.others)]
     counts = [(severity, found.count(severity)) for severity in Severity]
-    parts = [f"{_TITLE} {', '.join(plural(count, severity.value) for severity, count in counts if count)}."]
+    parts = [f"{_TITLE} {', '.join(many(count, severity.value) for severity, count in counts if count)}."]
     if rest:
         lines = "\n".join(f"- {code(f'{path_text(one.path)}:{one.first}')} {_summary(one)}" for one in rest[:300])
         more = f"\n- … and {len(rest) - 300} more" if len(rest) > 300 else ""
-        parts.append(
-            f"<details><summary>{plural(len(rest), 'further finding')}</summary>\n\n{lines}{more}\n\n</details>"
-        )
+        parts.append(f"<details><summary>{many(len(rest), 'further finding')}</summary>\n\n{lines}{more}\n\n</details>")
     if notes:
         parts.append("Not reviewed:\n" + "\n".join(f"- {escaped(note)}" for note in notes[:20]))
     if attached:

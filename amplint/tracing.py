@@ -22,6 +22,7 @@ from amplint.engine import source
 from amplint.findings import Finding, Location, Range, Severity
 from amplint.source import suppress
 from amplint.verify.memory import worded
+from amplint.verify.places import shown
 
 Job = dict[str, Any]
 _START = os.path.join(os.path.dirname(os.path.abspath(__file__)), "graph", "child", "start.py")
@@ -61,16 +62,16 @@ def trace(target: str, arguments: Sequence[str], settings: Settings, options: di
 
 def _summary(report: dict[str, Any], findings: list[Finding]) -> Iterator[str]:
     """The report for people, and how its fixes are applied."""
-    from amplint.report.text import plural
+    from amplint.report.numbers import many
     from amplint.report.trace.terminal import summary
 
     for mark in report["marks"]:
         if mark["place"]:
-            mark["place"]["path"] = _shown(mark["place"]["path"])
+            mark["place"]["path"] = shown(mark["place"]["path"])
     yield summary(report).removesuffix("\n")
     if count := sum(finding.fix is not None for finding in findings):
         how = "--output-format json > trace.json, then amplint fix --from-trace trace.json"
-        yield f"fixes: for {count} of {plural(len(findings), 'mark')}: {how}"
+        yield f"fixes: for {count} of {many(len(findings), 'mark')}: {how}"
 
 
 # -- the job ------------------------------------------------------------------------------------------------------
@@ -208,18 +209,12 @@ def finding_of(entry: dict[str, Any]) -> Finding:
     return Finding(
         code=entry["code"],
         message=entry["message"],
-        path=_shown(entry["path"]),
+        path=shown(entry["path"]),
         range=Range(start, end),
         severity=Severity(entry["severity"]),
         help=entry["help"],
         verdict=entry["verdict"],
     )
-
-
-def _shown(path: str) -> str:
-    """A path as a person in this folder writes it."""
-    inside = os.path.isabs(path) and path.startswith(os.path.join(os.getcwd(), ""))
-    return os.path.relpath(path) if inside else path
 
 
 def _write_page(report: dict[str, Any], findings: list[Finding], file: str) -> None:

@@ -13,9 +13,10 @@ from amplint import knowledge
 from amplint.config import Settings
 from amplint.findings import Finding, Fix, Related, Severity
 from amplint.source import events
+from amplint.source.events import Create, Enter
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.values import Instance, Question, Sym, Value
+from amplint.source.values import Instance, Question, Region, Sym, Value
 from amplint.source.walk import walk
 
 E = TypeVar("E", bound=events.Event)
@@ -61,6 +62,14 @@ class Script:
         if kind not in self._events:
             self._events[kind] = [event for event in self.reading.events if isinstance(event, kind)]
         return iter(self._events[kind])  # type: ignore[arg-type]
+
+    def created(self, value: Value | None) -> Create | None:
+        """Where a value is made."""
+        return next((event for event in self.events(Create) if event.value == value), None)
+
+    def entry(self, region: Region) -> Enter | None:
+        """Where a region is entered."""
+        return next((event for event in self.events(Enter) if event.entered == region), None)
 
 
 _MOST = 2000  # steps and updates, in all worlds and rounds: of 10 000 files in the wild three have more
@@ -175,11 +184,6 @@ def first_argument(event: events.Event) -> str:
 
 def same_function(one: events.Event, other: events.Event) -> bool:
     return one.frame.code is other.frame.code
-
-
-def class_of(event: events.Event) -> ast.AST | None:
-    """The class whose code an event is in."""
-    return next((above for above in event.module.ancestors(event.node) if isinstance(above, ast.ClassDef)), None)
 
 
 def alternatives(module: Module, one: ast.AST, other: ast.AST) -> bool:

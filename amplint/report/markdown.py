@@ -9,8 +9,9 @@ from collections import Counter
 
 from amplint.findings import Finding, Severity
 from amplint.report.lines import path_text
+from amplint.report.numbers import many
 from amplint.report.places import Around, relative, uri, utf8
-from amplint.report.text import name, plural
+from amplint.report.text import name
 
 MOST = 200  # rows; GitHub drops a summary of more than 1 MiB
 _SIGNS = {Severity.ERROR: "❌", Severity.WARNING: "⚠️", Severity.NOTE: "💡"}
@@ -23,9 +24,9 @@ def render(findings: list[Finding], names: list[str], around: Around) -> str:
     if not findings:
         return f"## {title}\n\n✅ No findings."
     of = Counter(finding.severity for finding in findings)
-    sums = ", ".join(plural(of[severity], severity.value) for severity in Severity if of[severity])
+    sums = ", ".join(many(of[severity], severity.value) for severity in Severity if of[severity])
     files = len({finding.path for finding in findings})
-    made = [f"## {title}", "", f"**{sums}** in {plural(files, 'file')}", ""]
+    made = [f"## {title}", "", f"**{sums}** in {many(files, 'file')}", ""]
     made += ["| | place | rule | what is wrong, and what to do |", "| --- | --- | --- | --- |"]
     order = list(Severity)
     ordered = sorted(findings, key=lambda finding: order.index(finding.severity))

@@ -13,6 +13,7 @@ from amplint import knowledge
 from amplint.findings import Applicability, Finding, Fix, Range, Severity
 from amplint.report.diff import rows
 from amplint.report.lines import WIDTH, path_text, show, split, telling
+from amplint.report.numbers import many
 from amplint.rewrite.syntax.apply import Change, Conflict, apply_changes, changes, fixable, row_starts
 
 Source = Callable[[str], str]  # the text of a file, empty where there is none
@@ -217,7 +218,7 @@ def footer(findings: Sequence[Finding], fixed: Sequence[Finding], allowed: Conta
     if not findings and not fixed:
         return "All checks passed!"
     of = Counter(finding.severity for finding in (*findings, *fixed))
-    text = "Found " + ", ".join(plural(of[severity], severity.value) for severity in Severity if of[severity])
+    text = "Found " + ", ".join(many(of[severity], severity.value) for severity in Severity if of[severity])
     text += f" ({len(fixed)} fixed, {len(findings)} left)." if fixed else "."
     now = sum(fixable(finding, allowed) for finding in findings)
     more = sum(fixable(finding, {Applicability.UNSAFE}) for finding in findings)
@@ -239,8 +240,3 @@ def fixes(fixed: Sequence[Finding]) -> str:
         of = Counter(finding.code for finding in fixed if finding.path == path)
         lines += [f"{count:>5} × {style(code, bold=True)} {name(code)}" for code, count in sorted(of.items())]
     return "\n".join(lines)
-
-
-def plural(count: int, word: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -9,6 +9,7 @@ from amplint.rewrite.scaler.gradients import CLIPS
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.walk import walk
 
 
@@ -21,7 +22,7 @@ def asleep(reading: Reading) -> frozenset[str]:
         if len(ways) == 1
     ):
         return frozenset()
-    asked = {name.id for test in _tests(reading.module.tree) for name in walk(test) if isinstance(name, ast.Name)}
+    asked = names_in(*_tests(reading.module.tree))
     return frozenset(name for name in _constants(reading.module.tree) if name in asked)
 
 
@@ -31,7 +32,7 @@ def _trains(reading: Reading, module: Module, body: Sequence[ast.stmt]) -> bool:
             case ast.Call(func=ast.Attribute(attr="backward")):
                 return True
             case ast.Call(func=ast.Attribute(attr="step", value=receiver)):
-                roles = reading.machine.roles(module, module.function(node) or module.tree)
+                roles = reading.machine.roles(module, module.scope(node))
                 if roles.get(path_of(receiver) or "", "").startswith("optimizer"):
                     return True
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if CLIPS.search(name):

@@ -24,6 +24,7 @@ from amplint.rewrite.scaler.wrapped import shown
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import place_of
 from amplint.source.values import Scaler
 
 
@@ -223,7 +224,7 @@ def _plan(
         raise Refused("backward and step are in different files", BY_HAND)
     regions = _forwards(reading, step) if half else regions_of(reading, backwards)
     distinct = {backward.node: backward for backward in reversed(backwards)}
-    backwards = sorted(distinct.values(), key=lambda one: _place(one.node))
+    backwards = sorted(distinct.values(), key=lambda one: place_of(one.node))
     if any(_after(one, step) for one in backwards):
         raise Refused("its gradients are in part those of the iteration before", "call zero_grad() before the backward")
     parts, kept = ((), ()) if half else _parts(reading, regions, dtype, backwards)
@@ -289,7 +290,7 @@ def _after(backward: events.Backward, step: events.Step) -> bool:
     frame = common(step, backward)
     here = node_in(backward, frame.code) if frame is not None else None
     there = node_in(step, frame.code) if frame is not None else None
-    return here is not None and there is not None and _place(here) > _place(there)
+    return here is not None and there is not None and place_of(here) > place_of(there)
 
 
 def merged_parts(reading: Reading, plans: Sequence[StepPlan], dtype: str) -> tuple[Part, ...]:
@@ -320,7 +321,7 @@ def _parts(
             parts.append(Part(forward_in(reading, line.statement, backwards), (), (), (line,), line.statement))
         else:
             parts[index] = parts[index]._replace(named=(*parts[index].named, line))
-    return tuple(sorted(parts, key=lambda one: _place(one.statements[0]))), tuple(made.kept)
+    return tuple(sorted(parts, key=lambda one: place_of(one.statements[0]))), tuple(made.kept)
 
 
 _SUMS = (("reduction", "sum"), ("size_average", False))
@@ -356,7 +357,7 @@ def _averaged(module: Module, call: ast.Call) -> bool:
             break
         inner = above
     names = {ast.unparse(one) for one in getattr(module.statement(call), "targets", ())}
-    for node in ast.walk(module.function(call) or module.tree):
+    for node in ast.walk(module.scope(call)):
         match node:
             case ast.BinOp(op=ast.Div(), left=value) | ast.AugAssign(op=ast.Div(), target=value):
                 if ast.unparse(value) in names:
@@ -373,7 +374,3 @@ def _made_by(module: Module, call: ast.Call) -> ast.Call | None:
                 case ast.Assign(targets=[target], value=ast.Call() as made) if module.source(target) == text:
                     return made
     return None
-
-
-def _place(node: ast.AST) -> tuple[int, int]:
-    return node.lineno, node.col_offset  # type: ignore[attr-defined]

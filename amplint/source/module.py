@@ -234,6 +234,14 @@ class Module:
         """The innermost function that holds `node`."""
         return next((above for above in self.ancestors(node) if isinstance(above, FunctionNode)), None)
 
+    def scope(self, node: ast.AST) -> FunctionNode | ast.Module:
+        """The innermost function that holds `node`, or the module."""
+        return self.function(node) or self.tree
+
+    def class_of(self, node: ast.AST) -> ast.ClassDef | None:
+        """The innermost class that holds `node`."""
+        return next((above for above in self.ancestors(node) if isinstance(above, ast.ClassDef)), None)
+
     # -- names ----------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -9,11 +9,11 @@ from amplint.checks.around import enters_autocast_somewhere
 from amplint.checks.autocast.common import device_of, entered, uses_autocast
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.registry import Script, found, rule
-from amplint.checks.scaler.nonfinite import called_name
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.tree import called_name
 from amplint.source.values import Parameter, Region, Tensor, Value
 
 

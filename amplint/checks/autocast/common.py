@@ -10,6 +10,7 @@ from amplint.checks.registry import Script
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
+from amplint.source.tree import called_name, named_argument
 from amplint.source.values import Instance, Region
 
 AUTOCASTS = frozenset(
@@ -64,7 +65,7 @@ def enters_autocast(module: Module, node: ast.expr) -> bool:
         return enters_autocast(module, node.body) or enters_autocast(module, node.orelse)
     if not isinstance(node, ast.Call):
         return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    name = called_name(node)
     if "autocast" not in name and not is_autocast(module, node.func):
         return False
     for value in (*node.args, *(keyword.value for keyword in node.keywords)):
@@ -87,6 +88,10 @@ def brings_autocast(script: Script, forward: events.Forward) -> bool:
     return any(frame.call is forward.node for enter in script.events(events.Enter) for frame in enter.frame.stack())
 
 
+def is_library_loss(module: Module, call: ast.Call) -> bool:
+    return any(tensors.op_of(name) in tensors.LOSSES for name in module.dotted(call.func))
+
+
 def uses_autocast(module: Module) -> bool:
     """Whether a file has to do with autocast: not one that hands on a setting called `autocast_dtype`."""
     return bool(_AUTOCAST.search(module.text))
@@ -100,7 +105,7 @@ def device_of(script: Script, event: events.Operation, region: Region) -> str:
         return f'"{constant or script.settings.target_device}"'
     module, call = event.module, region.autocast.node
     if isinstance(call, ast.Call) and call in module.parents and module.function(call) is module.function(event.node):
-        named = next((keyword.value for keyword in call.keywords if keyword.arg == "device_type"), None)
+        named = named_argument(call, "device_type")
         device = named or (call.args[0] if call.args else None)
         if isinstance(device, ast.Name | ast.Attribute):
             return module.source(device)

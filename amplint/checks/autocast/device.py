@@ -17,6 +17,7 @@ from amplint.source import events
 from amplint.source.interpret import conditions, tensors
 from amplint.source.module import Module
 from amplint.source.symbols import options
+from amplint.source.tree import named_argument
 from amplint.source.values import FALSE, TRUE, Autocast, Choice, Const, Device, Scaler, Sym, Value
 
 ACCEPTS_AN_INDEX = (2, 4)  # the torch version from which autocast takes "cuda:0", without its checks
@@ -98,7 +99,7 @@ def made(script: Script) -> Iterator[tuple[events.Create, Autocast, ast.expr | N
         node = create.node
         if not isinstance(create.value, Autocast) or not isinstance(node, ast.Call):
             continue
-        named = next((keyword.value for keyword in node.keywords if keyword.arg == "device_type"), None)
+        named = named_argument(node, "device_type")
         if named is not None or is_autocast(create.module, node.func):
             first = node.args[0] if node.args and not isinstance(node.args[0], ast.Starred) else None
             old = any(name.startswith(("torch.cuda.", "torch.cpu.")) for name in create.module.dotted(node.func))

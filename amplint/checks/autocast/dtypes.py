@@ -17,6 +17,7 @@ from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import named_argument
 from amplint.source.values import FALSE, TRUE, Autocast, Const, Lib, Region
 from amplint.source.walk import walk
 
@@ -104,7 +105,7 @@ def _dtype(create: events.Create) -> ast.expr | None:
     call = create.node
     if not isinstance(call, ast.Call):
         return None
-    named = next((keyword.value for keyword in call.keywords if keyword.arg == "dtype"), None)
+    named = named_argument(call, "dtype")
     return named or (call.args[1] if len(call.args) > 1 else None)
 
 
@@ -205,7 +206,7 @@ def dtype_asked_but_not_given(script: Script) -> Iterator[Finding]:
         value, module, call = create.value, create.module, create.node
         if not isinstance(value, Autocast) or value.dtype is not None or not isinstance(call, ast.Call):
             continue
-        scope = module.function(call) or module.tree
+        scope = module.scope(call)
         asked = {name for test in _switches(module, call, scope) if (name := _there(test))}
         chosen = [
             one for one in walk(scope) if isinstance(one, ast.Assign) and "torch.bfloat16" in module.dotted(one.value)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in
-from amplint.checks.registry import Script, class_of, found_at, may_both_run, rule, text
+from amplint.checks.registry import Script, found_at, may_both_run, rule, text
 from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import place_of
 from amplint.source.walk import walk
 
 # They run every forward of the models they prepare under autocast, wherever it stands.
@@ -104,7 +105,7 @@ def _same_model(one: events.Forward, other: events.Forward) -> bool:
         return True
     if one.module is not other.module or _callee(one) != _callee(other) or _callee(one) == "the model":
         return False
-    return class_of(one) is class_of(other)
+    return one.module.class_of(one.node) is one.module.class_of(other.node)
 
 
 def _same_loop(one: events.Event, other: events.Event) -> bool:
@@ -170,7 +171,7 @@ def _forwards(module: Module, function: ast.FunctionDef, inside: ast.AST) -> Ite
         return
     parameters = {parameter.arg for parameter in walk(function.args) if isinstance(parameter, ast.arg)}
     calls = [node for node in walk(inside) if isinstance(node, ast.Call) and node.args]
-    for call in sorted(calls, key=lambda one: (one.lineno, one.col_offset)):
+    for call in sorted(calls, key=place_of):
         match call.func:
             case ast.Name(id=name) if name in parameters and MODEL_NAMES.search(name) and isinstance(home, ast.Module):
                 if _loops(module, call):

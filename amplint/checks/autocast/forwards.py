@@ -13,6 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
+from amplint.source.tree import called_name, stored_names
 from amplint.source.values import Instance, Model, Scaler, Tensor
 from amplint.source.walk import walk
 
@@ -118,11 +119,11 @@ def region_without_forward(script: Script) -> Iterator[Finding]:
     for region in regions_in(module):
         function = module.function(region)
         calls = [node for statement in region.body for node in walk(statement) if isinstance(node, ast.Call)]
-        if not calls or any(_last_name(call) not in _NO_MODEL for call in calls):
+        if not calls or any(called_name(call) not in _NO_MODEL for call in calls):
             continue
         if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult) for node in walk(region)):
             continue
-        bound = {node.id for node in walk(region) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound = stored_names(region)
         behind = _called_behind(module, region, bound)
         if behind is None or not _has_backward(module, function):
             continue
@@ -137,10 +138,6 @@ def region_without_forward(script: Script) -> Iterator[Finding]:
         )
 
 
-def _last_name(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
 def _called_behind(module: Module, region: ast.With, bound: set[str]) -> ast.Call | None:
     """The model that is called, in the statements after the region, on what the region made."""
     block = next(
@@ -150,7 +147,7 @@ def _called_behind(module: Module, region: ast.With, bound: set[str]) -> ast.Cal
         if any(within(module, statement, other) for other in regions_in(module)) or isinstance(statement, ast.With):
             return None
         for node in walk(statement):
-            if not isinstance(node, ast.Call) or not MODEL_NAMES.search(_last_name(node)):
+            if not isinstance(node, ast.Call) or not MODEL_NAMES.search(called_name(node)):
                 continue
             if bound & {arg.id for arg in node.args if isinstance(arg, ast.Name)}:
                 return node

@@ -10,6 +10,7 @@ from amplint.checks.registry import Script, found_at, rule
 from amplint.findings import Finding, Severity
 from amplint.source.interpret.tensors import VIEWS
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.walk import walk
 
 _PRODUCTS = frozenset("matmul mm bmm addmm baddbmm einsum linear conv1d conv2d conv3d mv tensordot".split())
@@ -119,7 +120,7 @@ def _mixed_product(module: Module, forward: ast.FunctionDef, backward: ast.Funct
     cast = _cast_names(backward)
     for node in walk(backward):
         if _product(node) and not any(map(_is_cast, _inside(_operands(node)))) and not _in_region(module, node):
-            operands = _names(*_operands(node))
+            operands = names_in(*_operands(node))
             if operands & cast:
                 continue
             fields = {_field(operand) for operand in _operands(node)}
@@ -129,7 +130,7 @@ def _mixed_product(module: Module, forward: ast.FunctionDef, backward: ast.Funct
     for node in walk(backward):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=how), args=[*_, source]) if (
-                name in like and how in _STORES and _names(source) & handed and not _names(source) & (kept | like)
+                name in like and how in _STORES and names_in(source) & handed and not names_in(source) & (kept | like)
             ):
                 return node, "stores a half gradient into a float32 tensor"
     return None
@@ -150,17 +151,16 @@ def _inside(nodes: list[ast.expr]) -> Iterator[ast.AST]:
 
 def _cast_names(function: ast.FunctionDef) -> set[str]:
     """What is cast, or made of what is: `grad = grad.to(weight.dtype)`, `x, w = [one.float() for one in saved]`."""
-    bound = [(_names(*node.targets), node.value) for node in walk(function) if isinstance(node, ast.Assign)]
+    bound = [(names_in(*node.targets), node.value) for node in walk(function) if isinstance(node, ast.Assign)]
     found: set[str] = set()
     for _ in range(3):
         found |= {
-            name for names, value in bound if _names(value) & found or any(map(_is_cast, walk(value))) for name in names
+            name
+            for names, value in bound
+            if names_in(value) & found or any(map(_is_cast, walk(value)))
+            for name in names
         }
     return found
-
-
-def _names(*nodes: ast.AST) -> set[str]:
-    return {name.id for node in nodes for name in walk(node) if isinstance(name, ast.Name)}
 
 
 def _field(operand: ast.expr) -> str:
@@ -183,7 +183,7 @@ def _like(backward: ast.FunctionDef, kept: set[str]) -> set[str]:
         if isinstance(value, ast.Call)
         and not value.keywords
         and getattr(value.func, "attr", "") in ("zeros_like", "empty_like", "ones_like")
-        and _names(*value.args) & kept
+        and names_in(*value.args) & kept
     }
 
 
@@ -258,7 +258,7 @@ def _is_saved(value: ast.expr, names: set[str]) -> bool:
 
 def _left_on_ctx(forward: ast.FunctionDef, given: set[str]) -> set[str]:
     """The fields of ctx in which the forward left what it was given and multiplies: tensors."""
-    multiplied = {name for node in walk(forward) if _product(node) for name in _names(*_operands(node)[:2])}
+    multiplied = {name for node in walk(forward) if _product(node) for name in names_in(*_operands(node)[:2])}
     return {
         target.attr
         for node in walk(forward)
@@ -273,7 +273,7 @@ def _derived(backward: ast.FunctionDef, names: set[str]) -> set[str]:
     return {
         name
         for name, value in _assigned(backward)
-        if _names(value) & names
+        if names_in(value) & names
         and not any(isinstance(part, ast.Attribute) and part.attr == "saved_tensors" for part in walk(value))
     }
 
@@ -289,7 +289,7 @@ def _kernel(module: Module, forward: ast.FunctionDef, backward: ast.FunctionDef)
     for node in walk(forward):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=name) as library, attr=function), args=args):
-                handed = {inner.id for arg in args for inner in walk(arg) if isinstance(inner, ast.Name)}
+                handed = names_in(*args)
                 if name == "torch" and _writes_to(node) and len(handed & given) > 1:
                     return node
                 if name in given or name == "torch" or not handed & given or len(handed & (given | made)) < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import enters_autocast, is_autocast
+from amplint.checks.autocast.common import entered, enters_autocast, is_autocast
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -32,7 +32,7 @@ def entered_again(script: Script) -> Iterator[Finding]:
             "AMP204",
             enter,
             f"{text(enter.module, enter.node)} is entered already: when the outer region ends, autocast stays on",
-            evidence=[(_entry(script, outer), "entered here first"), (enter, "and again")],
+            evidence=[(entered(script, outer), "entered here first"), (enter, "and again")],
             help="make an autocast object for each region",
             fix=fixes.construct_again(enter.module, enter.node, made.node),
         )
@@ -49,10 +49,6 @@ def entered_again(script: Script) -> Iterator[Finding]:
                 help="enter autocast in a function around it",
                 fix=fixes.region_of_body(script.module, function, decorator),
             )
-
-
-def _entry(script: Script, region: Region) -> events.Event | None:
-    return next((event for event in script.events(events.Enter) if event.entered.node is region.node), None)
 
 
 def _decorated(module: Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, ast.expr]]:

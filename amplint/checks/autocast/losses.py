@@ -13,6 +13,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.tree import named_argument
 from amplint.source.values import FALSE, Region, Sym, Tensor
 
 
@@ -52,7 +53,7 @@ def _off_by_default(event: events.Event, region: Region) -> bool:
     call = region.autocast.node
     if not isinstance(enabled, Sym) or not isinstance(call, ast.Call):
         return False
-    given = next((keyword.value for keyword in call.keywords if keyword.arg == "enabled"), None)
+    given = named_argument(call, "enabled")
     name = given.attr if isinstance(given, ast.Attribute) else given.id if isinstance(given, ast.Name) else ""
     return any(
         (argument.arg, getattr(default, "value", None)) == (name, False)

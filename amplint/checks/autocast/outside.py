@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import MODEL_NAMES, entered, may_be_enabled, regions_in, within
+from amplint.checks.autocast.common import MODEL_NAMES, entered, is_library_loss, may_be_enabled, regions_in, within
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -14,6 +14,7 @@ from amplint.rewrite.fixes import suite_of
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
+from amplint.source.tree import called_name, calls_in
 from amplint.source.values import Region, Scaler, Tensor, Value
 from amplint.source.walk import walk
 
@@ -131,7 +132,7 @@ def _calls_model(node: ast.AST | None) -> bool:
     """Whether a call whose target is not known is that of a model, by its name."""
     if not isinstance(node, ast.Call):
         return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    name = called_name(node)
     return bool(MODEL_NAMES.search(name))
 
 
@@ -150,7 +151,7 @@ def unseen_loss_outside_region(script: Script) -> Iterator[Finding]:
             known |= {event.node, *(frame.call for frame in event.frame.stack())}
     for region in regions_in(module):
         outputs = _bound(region.body)
-        if not outputs or any(_is_loss(call) for statement in region.body for call in _calls(statement)):
+        if not outputs or any(_is_loss(call) for statement in region.body for call in calls_in(statement)):
             continue
         block = suite_of(module, region)
         after = block[block.index(region) + 1 :]
@@ -186,12 +187,8 @@ def _bound(body: list[ast.stmt]) -> set[str]:
     }
 
 
-def _calls(statement: ast.stmt) -> Iterator[ast.Call]:
-    return (node for node in walk(statement) if isinstance(node, ast.Call))
-
-
 def _is_loss(call: ast.Call) -> bool:
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    name = called_name(call)
     return bool(_LOSS.search(name))
 
 
@@ -228,7 +225,7 @@ def _said(module: Module, region: ast.With, loss: ast.stmt) -> bool:
 def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
     """A note: of two losses of one kind in one block, one casts its inputs to float32, and the other does not."""
     module = script.module
-    calls = [node for node in module.nodes(ast.Call) if len(node.args) > 1 and _library_loss(module, node)]
+    calls = [node for node in module.nodes(ast.Call) if len(node.args) > 1 and is_library_loss(module, node)]
     careful = [call for call in calls if all(_made_float(arg) for arg in call.args[:2])]
     for call in calls:
         names = [arg.id for arg in call.args[:2] if isinstance(arg, ast.Name)]
@@ -251,10 +248,6 @@ def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
                 break
 
 
-def _library_loss(module: Module, call: ast.Call) -> bool:
-    return any(tensors.op_of(name) in tensors.LOSSES for name in module.dotted(call.func))
-
-
 def _made_float(node: ast.expr) -> bool:
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name(), attr="float"), args=[]):
@@ -264,7 +257,7 @@ def _made_float(node: ast.expr) -> bool:
 
 def _assigned_float(module: Module, call: ast.Call, name: str) -> bool:
     """Whether the function makes a name float32 somewhere: `x = x.float()`."""
-    function = module.function(call) or module.tree
+    function = module.scope(call)
     return any(
         isinstance(node, ast.Assign)
         and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)

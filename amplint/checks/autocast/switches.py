@@ -17,6 +17,7 @@ from amplint.source.interpret import conditions
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
 from amplint.source.symbols import options as sides_of
+from amplint.source.tree import named_argument
 from amplint.source.values import Autocast, Const, Device, Items, Lib, Scaler, Test, Value
 from amplint.source.walk import walk
 
@@ -85,7 +86,7 @@ def is_scaler(create: events.Create) -> bool:
 
 def enabled_of(module: Module, call: ast.Call) -> ast.expr | None:
     """What a call of autocast or GradScaler is given for `enabled`."""
-    named = next((keyword.value for keyword in call.keywords if keyword.arg == "enabled"), None)
+    named = named_argument(call, "enabled")
     if named is not None or any(isinstance(one, ast.Starred) for one in call.args):
         return named
     names = module.dotted(call.func)

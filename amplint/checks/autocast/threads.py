@@ -9,6 +9,7 @@ from amplint.checks.autocast.common import MODEL_NAMES, regions_in
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding
 from amplint.source.module import Module
+from amplint.source.tree import called_name, named_argument
 from amplint.source.walk import walk
 
 # Calls that run their first argument in another thread.
@@ -48,7 +49,7 @@ def _target(module: Module, call: ast.Call) -> ast.expr | None:
         case ast.Attribute(attr=name) if name in _SUBMITS and call.args:
             return call.args[0]
     if "threading.Thread" in module.dotted(call.func):
-        return next((keyword.value for keyword in call.keywords if keyword.arg == "target"), None)
+        return named_argument(call, "target")
     return None
 
 
@@ -57,7 +58,7 @@ def _calls_model(function: ast.FunctionDef) -> ast.Call | None:
     for node in walk(function):
         if not isinstance(node, ast.Call) or not node.args:
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = called_name(node)
         if MODEL_NAMES.search(name) and not name.startswith(("load", "save", "get", "set", "build", "make", "create")):
             return node
     return None

@@ -10,6 +10,7 @@ from amplint.checks.autocast.switches import switches
 from amplint.checks.registry import Script, found_at, rule
 from amplint.findings import Finding, Severity
 from amplint.source.module import Module
+from amplint.source.tree import positional
 from amplint.source.walk import walk
 
 _SHOWS = frozenset("print pprint str repr info debug warning format".split())  # what only shows the options it is given
@@ -98,6 +99,6 @@ def _switched(module: Module) -> Iterator[tuple[ast.FunctionDef, str]]:
 
 def _leaves(call: ast.Call, function: ast.FunctionDef, parameter: str) -> bool:
     """Whether a call gives a parameter nothing."""
-    places = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    places = positional(function)
     given = {*places[: len(call.args)], *(keyword.arg for keyword in call.keywords)}
     return parameter not in given and None not in given and not any(isinstance(one, ast.Starred) for one in call.args)

@@ -11,6 +11,7 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import crashes as fixes
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.walk import walk
 
 _HALF = {"torch.float16": "float16", "torch.half": "float16", "torch.bfloat16": "bfloat16"}
@@ -94,7 +95,7 @@ def _missing(
     module: Module, function: ast.FunctionDef, operand: ast.expr, casts: list[Cast]
 ) -> tuple[str, Cast] | None:
     line = operand.lineno
-    used = {node.id for node in walk(operand) if isinstance(node, ast.Name)}
+    used = names_in(operand)
     before = [cast for cast in casts if cast.node.lineno < line]
     if not before or any(_is_wide(module, node) for node in walk(operand)):
         return None
@@ -110,7 +111,7 @@ def _missing(
         return None
     made = _assigned(function, operand.id)
     for cast in before:
-        source = next((one for one in made if _names(one.value) & cast.names), None)
+        source = next((one for one in made if names_in(one.value) & cast.names), None)
         if len(made) == 1 and source is not None and source.lineno < cast.node.lineno and _is_sum(source.value):
             return f"{operand.id} is as wide as {min(cast.names)} was before its cast", cast
     return None
@@ -219,7 +220,3 @@ def _assigned(function: ast.FunctionDef, name: str) -> list[ast.Assign]:
         for node in walk(function)
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
     ]
-
-
-def _names(value: ast.AST) -> set[str]:
-    return {node.id for node in walk(value) if isinstance(node, ast.Name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.checks.numerics.common import about_dtype, made_half
+from amplint.checks.numerics.common import made_half
 from amplint.checks.registry import Evidence, Script
 from amplint.findings import Severity
 from amplint.source import events
@@ -53,18 +53,9 @@ def policy(script: Script, event: events.Event) -> str:
     return tensors.policy("cpu" if device == "cpu" else "cuda").get(event.name, "")
 
 
-def guarded(event: events.Event) -> bool:
-    """Whether a question about a dtype decided that the code runs: its author knows."""
-    return any(about_dtype(atom) for atom in event.facts)
-
-
 def severity(tensor: Tensor) -> Severity:
     """A crash where the dtype was seen; a note where it rests on an assumed region."""
     return Severity.ERROR if tensor.trust == KNOWN else Severity.NOTE
-
-
-def named(dtype: str) -> str:
-    return "half precision" if dtype == "low" else dtype
 
 
 def evidence(script: Script, *values: Value) -> list[Evidence]:

@@ -11,13 +11,12 @@ from amplint.checks.crashes.common import (
     HALF,
     enabled,
     evidence,
-    guarded,
     half,
-    named,
     operand_node,
     policy,
     severity,
 )  # fmt: skip
+from amplint.checks.numerics.common import guarded, named
 from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import crashes as fixes

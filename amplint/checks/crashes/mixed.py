@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.crashes.common import HALF, clash, enabled, evidence, guarded, in_place, named, operand_node, policy
+from amplint.checks.crashes.common import HALF, clash, enabled, evidence, in_place, operand_node, policy
+from amplint.checks.numerics.common import guarded, named
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.state.casts import half_cast
 from amplint.findings import Finding, Severity

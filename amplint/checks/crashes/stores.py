@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.around import surely_runs_in_half
-from amplint.checks.crashes.common import clash, evidence, guarded, in_place, named, operand_node, policy
+from amplint.checks.crashes.common import clash, evidence, in_place, operand_node, policy
+from amplint.checks.numerics.common import guarded, named
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.state.casts import assigned
 from amplint.findings import Finding, Fix, Severity

@@ -16,11 +16,6 @@ def calls_of(module: Module, *names: str) -> Iterator[ast.Call]:
             yield call
 
 
-def argument(call: ast.Call, name: str) -> ast.expr | None:
-    """What is passed by this name."""
-    return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
-
-
 def targets(module: Module, call: ast.Call) -> set[str]:
     """The texts of what the call's result is assigned to; of the first of a tuple's names."""
     above = module.parents.get(call)  # None: a call of another file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.frameworks.calls import argument, calls_of, is_true, methods, subclasses, targets
+from amplint.checks.frameworks.calls import calls_of, is_true, methods, subclasses, targets
 from amplint.checks.registry import Script, alternatives, found, found_at, receiver, rule
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.checks.scaler.scaling import frozen
@@ -14,8 +14,8 @@ from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import region_dtype
 from amplint.source.module import Module
+from amplint.source.tree import calls_in, named_argument
 from amplint.source.values import TRUE, Autocast, Region, Scaler, Tensor
-from amplint.source.walk import walk
 
 _ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
 _CLIPS = {
@@ -50,7 +50,7 @@ def clip_past_accelerate(script: Script) -> Iterator[Finding]:
     made = list(calls_of(module, *_ACCELERATOR))
     if len(made) != 1:
         return
-    precision = argument(made[0], "mixed_precision")
+    precision = named_argument(made[0], "mixed_precision")
     named = precision.value if isinstance(precision, ast.Constant) else None
     if isinstance(precision, ast.Constant) and named != "fp16":
         return
@@ -88,7 +88,7 @@ def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
             made = next(iter(calls_of(module, *_ACCELERATOR)), None)
             if made is None or receiver(backward) not in targets(module, made):
                 continue
-            precision = argument(made, "mixed_precision")
+            precision = named_argument(made, "mixed_precision")
             if isinstance(precision, ast.Constant) and precision.value != "fp16":
                 continue
             alone = precision is None and any(isinstance(one.value, Autocast) for one in script.events(events.Create))
@@ -106,7 +106,7 @@ def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
     """A region that is always float16, around the loss of a run whose precision is the Accelerator's to choose."""
     module = script.module
     made = list(calls_of(module, *_ACCELERATOR))
-    precisions = [argument(call, "mixed_precision") for call in made]
+    precisions = [named_argument(call, "mixed_precision") for call in made]
     if any(isinstance(one, ast.Constant) and one.value == "fp16" for one in precisions):
         return
     for backward in script.events(events.Backward):
@@ -118,7 +118,7 @@ def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
         owner = receiver(backward)
         if not owner.rpartition(".")[2].startswith("accelerator") or not _always_float16(module, region):
             continue
-        entered = next((event for event in script.events(events.Enter) if event.entered == region), None)
+        entered = script.entry(region)
         if entered is None or entered.module is not module or frozen(script, region):
             continue
         yield found(
@@ -147,7 +147,7 @@ def lightning_conflict(script: Script) -> Iterator[Finding]:
     module = script.module
     for cls in subclasses(module, *_LIGHTNING):
         for hook in methods(cls, "on_after_backward"):
-            for call in _calls(hook):
+            for call in calls_in(hook):
                 if module.dotted(call.func) & _CLIPS:
                     yield found_at(
                         "AMP704",
@@ -160,7 +160,7 @@ def lightning_conflict(script: Script) -> Iterator[Finding]:
         if "automatic_optimization = False" not in module.source(cls):
             continue
         for step in methods(cls, "training_step"):
-            for call in _calls(step):
+            for call in calls_in(step):
                 if (
                     isinstance(call.func, ast.Attribute)
                     and call.func.attr == "backward"
@@ -181,7 +181,7 @@ def trainer_conflict(script: Script) -> Iterator[Finding]:
     """Two precisions at once, or a backward past the Trainer's own."""
     module = script.module
     for call in calls_of(module, *_ARGUMENTS):
-        both = argument(call, "fp16"), argument(call, "bf16")
+        both = named_argument(call, "fp16"), named_argument(call, "bf16")
         if is_true(both[0]) and is_true(both[1]):
             yield found_at(
                 "AMP705",
@@ -192,7 +192,7 @@ def trainer_conflict(script: Script) -> Iterator[Finding]:
             )
     for cls in subclasses(module, *_TRAINER):
         for step in methods(cls, "training_step"):
-            for call in _calls(step):
+            for call in calls_in(step):
                 function = call.func
                 if not isinstance(function, ast.Attribute) or function.attr != "backward":
                     continue
@@ -227,7 +227,7 @@ def deepspeed_conflict(script: Script) -> Iterator[Finding]:
     if not engines:
         return
     for function in module.nodes(ast.FunctionDef):
-        named = [call for call in _calls(function) if isinstance(call.func, ast.Attribute)]
+        named = [call for call in calls_in(function) if isinstance(call.func, ast.Attribute)]
         on_engine = [call for call in named if module.source(call.func.value) in engines]  # type: ignore[attr-defined]
         does = {call.func.attr: module.source(call.func.value) for call in on_engine}  # type: ignore[attr-defined]
         if "step" not in does or "backward" in does:  # with both, a branch decides
@@ -269,10 +269,6 @@ def xla_step(script: Script) -> Iterator[Finding]:
                 evidence=[(module, scaled.node, "scaled here"), (module, call, "stepped here")],
                 help="TPUs train in bfloat16 and need no scaler: drop it; on XLA's GPUs, scaler.step(optimizer)",
             )
-
-
-def _calls(function: ast.FunctionDef) -> Iterator[ast.Call]:
-    return (node for node in walk(function) if isinstance(node, ast.Call))
 
 
 def _is_self(node: ast.expr) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.frameworks.calls import argument, calls_of, targets
+from amplint.checks.frameworks.calls import calls_of, targets
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source.module import Module
+from amplint.source.tree import named_argument
 from amplint.source.walk import walk
 
 _ACCELERATORS = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
@@ -23,7 +24,7 @@ def backward_past_accelerate(script: Script) -> Iterator[Finding]:
     """A loss is differentiated by itself, and an optimizer that Accelerate has prepared steps."""
     module = script.module
     made = list(calls_of(module, *_ACCELERATORS))
-    severity = _float16(argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else None
+    severity = _float16(named_argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else None
     if severity is None:
         return
     for name in targets(module, made[0]):
@@ -47,7 +48,7 @@ def unscaled_twice(script: Script) -> Iterator[Finding]:
     if "unscale_gradients(" not in module.text:
         return
     made = list(calls_of(module, *_ACCELERATORS))
-    severity = _float16(argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else Severity.WARNING
+    severity = _float16(named_argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else Severity.WARNING
     called = [(call, call.func) for call in module.nodes(ast.Call) if isinstance(call.func, ast.Attribute)]
     for first, unscales in called if severity is not None else ():
         if unscales.attr != "unscale_gradients":
@@ -86,7 +87,7 @@ def past_fabric(script: Script) -> Iterator[Finding]:
     steps."""
     module = script.module
     made = list(calls_of(module, *_FABRICS))
-    severity = _float16(argument(made[0], "precision"), ("16-mixed", "16", 16)) if len(made) == 1 else None
+    severity = _float16(named_argument(made[0], "precision"), ("16-mixed", "16", 16)) if len(made) == 1 else None
     if severity is None:
         return
     for name in targets(module, made[0]):
@@ -134,7 +135,7 @@ def _past(module: Module, owner: str, method: str) -> Iterator[tuple[ast.Call, a
     if not prepared or f"{owner}.backward(" in module.text or "Scaler" in module.text:
         return
     for top in (module.tree, *module.nodes(ast.FunctionDef)):
-        inside = [n for n in walk(top) if isinstance(n, ast.Call) and (module.function(n) or module.tree) is top]
+        inside = [n for n in walk(top) if isinstance(n, ast.Call) and module.scope(n) is top]
         steps = [call for call in inside if _steps_one_of(module, call, prepared)]
         for call in inside if steps else ():
             match call:
@@ -155,7 +156,7 @@ def _clips_behind(module: Module, owner: str) -> Iterator[ast.Call]:
     for call in module.nodes(ast.Call):
         if not module.dotted(call.func) & _CLIPS:
             continue
-        function = module.function(call) or module.tree
+        function = module.scope(call)
         before = [
             one
             for one in walk(function)

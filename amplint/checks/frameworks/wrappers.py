@@ -6,13 +6,14 @@ import ast
 import re
 from collections.abc import Iterator
 
-from amplint.checks.frameworks.calls import argument, calls_of, targets
+from amplint.checks.frameworks.calls import calls_of, targets
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
+from amplint.source.tree import named_argument
 from amplint.source.values import Scaler
 from amplint.source.walk import walk
 
@@ -197,7 +198,7 @@ def bf16_probe(script: Script) -> Iterator[Finding]:
     module = script.module
     old = script.settings.target_torch < (2, 4)
     for call in calls_of(module, "torch.cuda.is_bf16_supported"):
-        if call.args or argument(call, "including_emulation") is not None or _asks_first(module, call):
+        if call.args or named_argument(call, "including_emulation") is not None or _asks_first(module, call):
             continue
         yield found_at(
             "AMP710",

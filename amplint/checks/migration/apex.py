@@ -14,6 +14,7 @@ from amplint.rewrite.apex.uses import ONLY_APEX, Use, falls_back, guard, raises,
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import named_argument
 from amplint.source.walk import walk
 
 
@@ -205,7 +206,7 @@ def _under(module: Module, node: ast.AST, other: bool = False) -> set[tuple[str,
 
 def _level(initialize: ast.Call) -> object:
     """The opt_level of amp.initialize, where it is written out."""
-    given = next((keyword.value for keyword in initialize.keywords if keyword.arg == "opt_level"), None)
+    given = named_argument(initialize, "opt_level")
     level = initialize.args[3] if len(initialize.args) > 3 else given
     return level.value if isinstance(level, ast.Constant) else None
 

@@ -12,6 +12,7 @@ from amplint.rewrite.fixes import migration as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
+from amplint.source.tree import named_argument, names_in
 from amplint.source.values import Autocast, Const, Lib, Scaler, Sym, Test, Value
 from amplint.source.walk import walk
 
@@ -136,7 +137,7 @@ def _for_old_versions(module: Module, node: ast.AST, new: str, device: str) -> b
             return True
         match above:
             case ast.Try() if inside in above.handlers:
-                caught = {name.id for name in walk(inside) if isinstance(name, ast.Name)}
+                caught = names_in(inside)
                 if caught & _ABSENT or any(_names(module, part, new, device) for part in above.body):
                     return True
             case ast.If(test=test, body=body, orelse=orelse):
@@ -234,7 +235,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
 
 def _enabled(call: ast.Call) -> ast.expr | None:
     """What is passed as `enabled`: by its name, or first."""
-    named = next((one.value for one in call.keywords if one.arg == "enabled"), None)
+    named = named_argument(call, "enabled")
     return named or (call.args[0] if len(call.args) == 1 else None)
 
 

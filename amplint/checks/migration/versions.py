@@ -10,7 +10,7 @@ from amplint.checks.registry import Script, found_at, rule
 from amplint.checks.scaler.scopes import is_guarded
 from amplint.findings import Finding
 from amplint.source.module import Module
-from amplint.source.walk import walk
+from amplint.source.tree import names_in
 
 # Name → the first torch that has it.
 SINCE = {
@@ -66,7 +66,7 @@ def _guarded(module: Module, node: ast.AST) -> bool:
     if is_guarded(module, node):
         return True
     tests = [above.test for above in module.ancestors(node) if isinstance(above, ast.If | ast.IfExp)]
-    asked = {part.id for test in tests for part in walk(test) if isinstance(part, ast.Name)}
+    asked = names_in(*tests)
     flags = [
         one.value
         for one in module.nodes(ast.Assign)

@@ -81,8 +81,12 @@ def is_half(value: Value, trust: int) -> bool:
 
 
 def guarded(event: events.Event) -> bool:
-    """Whether a question about a dtype decided that the code runs."""
+    """Whether a question about a dtype decided that the code runs: its author knows."""
     return any(about_dtype(atom) for atom in event.facts)
+
+
+def named(dtype: str) -> str:
+    return "half precision" if dtype == "low" else dtype
 
 
 def made_half(script: Script, tensor: Value) -> list[tuple[events.Event | None, str]]:

@@ -20,6 +20,7 @@ from amplint.checks.registry import Script, found, rule, text
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
+from amplint.source.tree import names_in
 from amplint.source.values import GIVEN, KNOWN, Choice, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -111,9 +112,9 @@ _TOLERANCE = re.compile(r"\b(a|r)?tol(erance)?\b")
 def _definition(event: events.Event) -> ast.AST | None:
     """The torch.finfo expression that a name in an operation was last assigned before it, in the same function."""
     module = event.module
-    names = {node.id for node in walk(event.node) if isinstance(node, ast.Name)}
+    names = names_in(event.node)
     found = None
-    for node in walk(module.function(event.node) or module.tree):
+    for node in walk(module.scope(event.node)):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
                 if node.lineno < event.node.lineno and "finfo" in text(module, value):  # type: ignore[attr-defined]

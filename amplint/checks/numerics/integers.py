@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from amplint.checks.around import surely_runs_in_half
-from amplint.checks.numerics.common import guarded, known_as, made_half
+from amplint.checks.numerics.common import guarded, known_as, made_half, named
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
@@ -35,7 +35,7 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             if counted is None or _cast_to_float32(operands):
                 continue
             severity = known_as(event.result.trust)
-            what = f"{event.name} casts positions to {_name(dtype)} under autocast"
+            what = f"{event.name} casts positions to {named(dtype)} under autocast"
             help = "compute angles in float32: with torch.autocast(device_type, enabled=False)"
         else:
             source = event.result if event.name == "arange" else event.args[0]
@@ -44,7 +44,7 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
                 continue
             severity = known_as(event.result.trust)
             sure = event.result.trust == KNOWN
-            what = f"whole numbers become {_name(dtype)}" if sure else "whole numbers take a dtype that may be half"
+            what = f"whole numbers become {named(dtype)}" if sure else "whole numbers take a dtype that may be half"
             help = "keep them in integers or float32, and cast what is computed of them"
         if counted is None or _few(counted, dtype) or _few_by_default(event.module, counted, dtype):
             continue
@@ -116,10 +116,6 @@ def _cast_to_float32(operands: list[Tensor]) -> bool:
     return len(cast) > 1 or any(
         isinstance(part, Tensor) and part.dtype in tensors.HALF for one in cast for part in one.parents
     )
-
-
-def _name(dtype: str) -> str:
-    return "half precision" if dtype == "low" else dtype
 
 
 def _drawn(value: object) -> Tensor | None:

@@ -76,7 +76,7 @@ def _until(module: Module, name: str, place: ast.expr) -> list[ast.expr]:
     """What a name may be assigned where it is used: last first, without what an `if` of its own assigns."""
     bound = [
         node
-        for node in walk(module.function(place) or module.tree)
+        for node in walk(module.scope(place))
         if isinstance(node, ast.Assign | ast.AugAssign) and node.lineno < place.lineno and _binds(node, name)
     ]
     bound = [node for node in bound if not (isinstance(node.value, ast.Constant) and node.value.value is None)]

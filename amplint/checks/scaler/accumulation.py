@@ -23,6 +23,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.values import (
     Scaled,
 )
@@ -111,7 +112,7 @@ def _asks_which(module: Module, test: ast.expr) -> bool:
 
 def _meanings(module: Module, test: ast.expr) -> list[ast.expr]:
     """A condition, and what the names in it are assigned to: `due = accelerator.sync_gradients and …; if due:`."""
-    names = {node.id for node in walk(test) if isinstance(node, ast.Name)}
+    names = names_in(test)
     assigned = [
         one.value
         for one in module.nodes(ast.Assign)
@@ -211,7 +212,7 @@ def divided_after_backward(script: Script) -> Iterator[Finding]:
             if not _divides(module, share, due.test, division) or any(n.id == name and n.lineno > row for n in names):
                 continue
             for backward in script.events(events.Backward):
-                own = {n.id for n in walk(backward.node) if isinstance(n, ast.Name)}
+                own = names_in(backward.node)
                 if backward.loops == step.loops and same_function(backward, step) and name in own:
                     yield found_at(
                         "AMP136",
@@ -241,7 +242,7 @@ def _divides(module: Module, node: ast.AST, test: ast.expr, backward: ast.AST) -
     }
     match node:
         case ast.BinOp(op=ast.Div(), left=divided, right=by) | ast.AugAssign(op=ast.Div(), target=divided, value=by):
-            names = {one.id for one in walk(backward) if isinstance(one, ast.Name)}
+            names = names_in(backward)
             return text(module, by) in counted and any(
                 isinstance(one, ast.Name) and one.id in names for one in walk(divided)
             )
@@ -363,7 +364,7 @@ def every_n_batches(event: events.Event) -> bool:
 
 def counts_batches(module: Module, test: ast.expr) -> bool:
     """Whether a condition asks which of several batches it is."""
-    counts = _counts_of(module.function(test) or module.tree)
+    counts = _counts_of(module.scope(test))
     return _has_modulo(test) or any(isinstance(n, ast.Name) and n.id in counts for n in walk(test))
 
 

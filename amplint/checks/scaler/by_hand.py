@@ -12,6 +12,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.walk import walk
 
 _HALF = re.compile(r"\.half\(\)|float16|fp16|autocast|HalfTensor")
@@ -36,7 +37,7 @@ def hand_rolled_loss_scaling(script: Script) -> Iterator[Finding]:
         if not isinstance(node, ast.Call) or factor is None:
             factor = None
             continue
-        scope: ast.AST = module.function(node) or module.tree
+        scope = module.scope(node)
         matching = [d for d, by in divisions if _same(by, factor) and _reaches(module, scope, d)]
         if matching and not _LOOKS_FOR_INF.search(module.source(scope) if scope is not module.tree else module.text):
             yield found_at(
@@ -82,7 +83,7 @@ def _factor(module: Module, loss: ast.expr, backward: ast.AST) -> ast.expr | Non
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return next((side for side in (right, left) if _is_scale(side)), None)
         case ast.Name(id=name):
-            scope: ast.AST = module.function(backward) or module.tree
+            scope = module.scope(backward)
             before: list[tuple[int, ast.expr]] = []
             for node in walk(scope):
                 match node:
@@ -114,14 +115,11 @@ def _same(one: ast.expr, other: ast.expr) -> bool:
 
 def _reaches(module: Module, scope: ast.AST, division: ast.AST) -> bool:
     """Whether a function divides, or calls the function that does."""
-    home = module.function(division) or module.tree
+    home = module.scope(division)
     if home is scope:
         return True
     name = getattr(home, "name", None)
-    return any(
-        isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == name
-        for node in walk(scope)
-    )
+    return any(isinstance(node, ast.Call) and called_name(node) == name for node in walk(scope))
 
 
 def _fix(script: Script, backward: ast.Call, division: ast.AST) -> Fix | None:

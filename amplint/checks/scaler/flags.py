@@ -60,7 +60,7 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
         create = _made(script, scaler)
         evidence: list[tuple[events.Event | None, str]] = [
             (create, f"the scaler is on {_when(create, scaler.enabled)}"),
-            (_entered(script, region), f"autocast is on {_when(_entered(script, region), region.autocast.enabled)}"),
+            (script.entry(region), f"autocast is on {_when(script.entry(region), region.autocast.enabled)}"),
             (backward, "both decide what becomes of this"),
         ]
         alone = conditions.both(casting, conditions.negate(scaling))
@@ -140,7 +140,7 @@ def scaler_with_bfloat16(script: Script) -> Iterator[Finding]:
         dtypes = _dtypes(region, backward, both)
         create = _made(script, scaler)
         place = create or backward
-        entered = _entered(script, region)
+        entered = script.entry(region)
         if "bfloat16" not in dtypes or place.node in seen or runs_in_float16(script, region):
             continue
         if place.module is not backward.module or entered is None or entered.module is not backward.module:
@@ -211,10 +211,6 @@ def _known(scaler: Scaler) -> bool:
 def _made(script: Script, scaler: Scaler) -> events.Create | None:
     values = (scaler, scaler.site)
     return next((create for create in script.events(events.Create) if create.value in values), None)
-
-
-def _entered(script: Script, region: Region) -> events.Enter | None:
-    return next((event for event in script.events(events.Enter) if event.entered == region), None)
 
 
 def _when(event: events.Event | None, enabled: Value) -> str:

@@ -6,13 +6,14 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.checks.autocast.common import is_library_loss
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
-from amplint.source.interpret import tensors
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name, names_in
 from amplint.source.values import KNOWN, Const, Tensor
 from amplint.source.walk import walk
 
@@ -86,11 +87,15 @@ def loss_of_a_half_model(script: Script) -> Iterator[Finding]:
             for name, value in _assigned(function)
             if halves
             for call in [value]
-            if isinstance(call, ast.Call) and not _LOSS.search(_name(call)) and _given(call, halves)
+            if isinstance(call, ast.Call) and not _LOSS.search(called_name(call)) and _given(call, halves)
         }
         floats = {name for name, value in _assigned(function) if _is_cast(value)}
         for call in walk(function) if outputs else ():
-            if isinstance(call, ast.Call) and _LOSS.search(_name(call)) and _given(call, outputs - floats - halves):
+            if (
+                isinstance(call, ast.Call)
+                and _LOSS.search(called_name(call))
+                and _given(call, outputs - floats - halves)
+            ):
                 if any(isinstance(one, ast.With) and "autocast" in module.source(one.items[0].context_expr)
                        for one in module.ancestors(call)):  # fmt: skip
                     continue
@@ -134,10 +139,6 @@ def _given(call: ast.Call, names: set[str]) -> bool:
     return bool(call.args) and isinstance(call.args[0], ast.Name) and call.args[0].id in names
 
 
-def _name(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
 @rule("AMP127")
 def one_loss_of_several(script: Script) -> Iterator[Finding]:
     """A note: the same function is given .float() everywhere else in this function, here it is not."""
@@ -146,7 +147,7 @@ def one_loss_of_several(script: Script) -> Iterator[Finding]:
         return
     groups: dict[tuple[object, str], list[ast.Call]] = {}
     for node in module.all_nodes:
-        if isinstance(node, ast.Call) and len(node.args) >= 2 and _library_loss(module, node):
+        if isinstance(node, ast.Call) and len(node.args) >= 2 and is_library_loss(module, node):
             groups.setdefault((module.function(node), text(module, node.func)), []).append(node)
     for (function, _), calls in groups.items():
         cast = [call for call in calls if all(map(_is_cast, call.args[:2]))]
@@ -165,10 +166,6 @@ def one_loss_of_several(script: Script) -> Iterator[Finding]:
                     evidence=[(module, cast[0], "here both are cast")],
                     help="cast both operands with .float()",
                 )
-
-
-def _library_loss(module: Module, call: ast.Call) -> bool:
-    return any(tensors.op_of(name) in tensors.LOSSES for name in module.dotted(call.func))
 
 
 def _is_cast(node: ast.AST) -> bool:
@@ -192,8 +189,8 @@ def _stem(node: ast.AST) -> str:
 
 def _made_float(module: Module, call: ast.Call) -> bool:
     """Whether an operand is assigned with a cast in the function."""
-    names = {node.id for arg in call.args[:2] for node in walk(arg) if isinstance(node, ast.Name)}
-    scope: ast.AST = module.function(call) or module.tree
+    names = names_in(*call.args[:2])
+    scope = module.scope(call)
     return any(
         isinstance(node, ast.Assign)
         and ".float()" in module.source(node)

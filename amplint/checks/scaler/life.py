@@ -11,11 +11,11 @@ from amplint.checks.registry import (
     rule,
 )
 from amplint.checks.scaler.protocol import first_scale, only_bfloat16
-from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import last_name, stored_names
 from amplint.source.values import (
     FALSE,
     Instance,
@@ -94,7 +94,7 @@ def _is_there(asked: ast.expr, create: events.Event) -> bool:
 def scaler_created_for_each_epoch(script: Script) -> Iterator[Finding]:
     """A scaler that is made in a loop and handed, with an optimizer that is older, to a function that is not seen."""
     for handed in script.events(events.HandOver):
-        create = next((c for c in script.events(events.Create) if c.value == handed.scaler), None)
+        create = script.created(handed.scaler)
         if create is None or not create.loops or handed.scaler.enabled == FALSE or handed.frame is not create.frame:
             continue
         older = any(isinstance(o, Optimizer) and not _made_in(script, o, create) for o in handed.values)
@@ -137,7 +137,7 @@ def _older_by_name(module: Module, call: ast.AST, loop: ast.AST) -> bool:
     around = loop if loop in module.ancestors(call) else module.function(call)  # a function that the loop calls
     if around is None:
         return False
-    stored = {node.id for node in walk(around) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    stored = stored_names(around)
     return any(
         isinstance(value, ast.Name | ast.Attribute)
         and "optim" in module.source(value).lower()

@@ -6,13 +6,13 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, alternatives, found, found_at, rule, text
-from amplint.checks.scaler.nonfinite import called_name
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name, place_of
 from amplint.source.values import FALSE, TRUE, Scaler
 from amplint.source.walk import walk
 
@@ -57,7 +57,7 @@ def scaler_without_autocast(script: Script) -> Iterator[Finding]:
     for backward in script.events(events.Backward):
         scaler = backward.scaler
         if inside and isinstance(scaler, Scaler) and scaler.enabled == TRUE:
-            create = next((one for one in script.events(events.Create) if one.value == scaler), None)
+            create = script.created(scaler)
             yield found(
                 "AMP124",
                 create or backward,
@@ -188,7 +188,7 @@ def _is_backward(module: Module, node: ast.Name) -> bool:
 def _is_kept(module: Module, call: ast.AST) -> bool:
     """Whether a list of scaled losses is there to be differentiated."""
     return called_name(call) == "append" and isinstance(call, ast.Call) and "loss" in module.source(call.func) and (
-        "backward" in (text(module, module.function(call) or module.tree, 100_000)).partition(module.source(call))[2]
+        "backward" in (text(module, module.scope(call), 100_000)).partition(module.source(call))[2]
     )  # fmt: skip
 
 
@@ -219,15 +219,15 @@ def _unscales(module: Module, node: ast.AST) -> bool:
 
 def _reads(module: Module, assign: ast.stmt, name: str) -> list[ast.Name]:
     """Where a name is read with the value that a statement gave it: behind it, before it is assigned again."""
-    scope: ast.AST = module.function(assign) or module.tree
+    scope = module.scope(assign)
     names = [n for n in walk(scope) if isinstance(n, ast.Name) and n.id == name]
     place = (assign.end_lineno or assign.lineno, assign.end_col_offset or 0)
-    stores = [(n.lineno, n.col_offset) for n in names if isinstance(n.ctx, ast.Store)]
+    stores = [place_of(n) for n in names if isinstance(n.ctx, ast.Store)]
     next_store = min((one for one in stores if one > place), default=(1 << 30, 0))
     return sorted(
-        (n for n in names if isinstance(n.ctx, ast.Load) and place <= (n.lineno, n.col_offset) < next_store
+        (n for n in names if isinstance(n.ctx, ast.Load) and place <= place_of(n) < next_store
          and not _other_arm(module, assign, n)),
-        key=lambda n: (n.lineno, n.col_offset),
+        key=place_of,
     )  # fmt: skip
 
 
@@ -323,8 +323,8 @@ def two_pass_optimizer(script: Script) -> Iterator[Finding]:
         return
     names = scalers_of(script)
     for function in [n for n in module.all_nodes if isinstance(n, ast.FunctionDef | ast.Module)]:
-        calls = [n for n in walk(function) if isinstance(n, ast.Call) and _home(module, n) is function]
-        told = sorted(((n.lineno, n.col_offset), n, _does(n, names)) for n in calls if _does(n, names))
+        calls = [n for n in walk(function) if isinstance(n, ast.Call) and module.scope(n) is function]
+        told = sorted((place_of(n), n, _does(n, names)) for n in calls if _does(n, names))
         doing = [what for _, _, what in told]
         if "first" not in doing or "second" not in doing or "scaled" not in doing or _branches(module, told):
             continue
@@ -353,10 +353,6 @@ def two_pass_optimizer(script: Script) -> Iterator[Finding]:
                 ],
                 help="in each pass: unscale_, the optimizer's own step, update()",
             )
-
-
-def _home(module: Module, node: ast.AST) -> ast.AST:
-    return module.function(node) or module.tree
 
 
 def _does(call: ast.Call, scalers: set[str]) -> str:

@@ -89,7 +89,7 @@ def none_on_some_paths(script: Script) -> Iterator[Finding]:
         if not certain(event) or excused(script, event) or for_amp(event):
             continue
         told.add(key)
-        made = next((create for create in script.events(events.Create) if create.value == event.scaler), None)
+        made = script.created(event.scaler)
         yield found_at(
             "AMP135",
             event.module,

@@ -11,18 +11,13 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.refusals.anomalies import anomaly_mode
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name
 from amplint.source.values import Scaler
 from amplint.source.walk import walk
 
 _ASKS = frozenset(("isnan", "isinf", "isfinite"))
 _CLEANS = frozenset(("nan_to_num", "nan_to_num_"))
 _WATCHED = ("get_scale", "_scale", '["scale"]', "['scale']", "min_scale", "is_enabled")
-
-
-def called_name(node: ast.AST) -> str:
-    """The last part of what a call calls: `clip_grad_norm_` of `torch.nn.utils.clip_grad_norm_(…)`."""
-    function = node.func if isinstance(node, ast.Call) else node
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def is_gradient(node: ast.AST) -> bool:

@@ -22,6 +22,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import unscale as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import names_in, place_of
 from amplint.source.values import Instance, Optimizer, Scaler
 from amplint.source.walk import walk
 
@@ -74,13 +75,13 @@ def _emptied_on_the_way(script: Script, step: events.Step) -> set[ast.AST]:
 
 def _stands_before(one: ast.AST, other: ast.AST) -> bool:
     """Whether a node begins before another of the same file."""
-    return (one.lineno, one.col_offset) < (other.lineno, other.col_offset)  # type: ignore[attr-defined]
+    return place_of(one) < place_of(other)
 
 
 def _hands_on(step: events.Step, backward: events.Backward) -> bool:
     """Whether the function of the step gives the scaler to another one, or both the loss and the optimizer."""
     scaler, optimizer = receiver(step), first_argument(step)
-    losses = {one.id for one in walk(backward.node) if isinstance(one, ast.Name)} - {"self"}
+    losses = names_in(backward.node) - {"self"}
     for call in (one for one in walk(step.frame.code) if isinstance(one, ast.Call)):
         given = {ast.unparse(value) for value in (*call.args, *(keyword.value for keyword in call.keywords))}
         if scaler in given or (optimizer in given and losses & given):
@@ -153,7 +154,7 @@ def _each_of_many(step: events.Step) -> bool:
         if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             return False
         if isinstance(above, ast.For):
-            names = {node.id for node in walk(above.target) if isinstance(node, ast.Name)}
+            names = names_in(above.target)
             source = text(module, above.iter, 200)
             return argument in names and "optim" in source and "valid" not in source
     return False

@@ -10,6 +10,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret.tensors import HALF, is_scale, region_dtype, tensors_in
 from amplint.source.module import Module
+from amplint.source.tree import is_differentiable
 from amplint.source.values import FALSE, KNOWN, Scaler, Tensor, Value
 from amplint.source.walk import walk
 
@@ -61,7 +62,7 @@ def gradient_penalty_in_half(script: Script) -> Iterator[Finding]:
     if not scaled:
         return
     for event in script.events(events.Operation):
-        if event.name != "grad" or not is_penalty(event.node) or ".scale(" in event.module.source(event.node):
+        if event.name != "grad" or not is_differentiable(event.node) or ".scale(" in event.module.source(event.node):
             continue
         outputs = next(iter(event.args), None) or dict(event.kwargs).get("outputs")
         half = [t for t in tensors_in([outputs] if outputs else []) if _is_half(t)]
@@ -92,19 +93,12 @@ def _is_bfloat16(output: Tensor) -> bool:
     return isinstance(inner, Tensor) and inner.dtype == "bfloat16"
 
 
-def is_penalty(node: ast.AST) -> bool:
-    """autograd.grad(…, create_graph=True)."""
-    return isinstance(node, ast.Call) and any(
-        one.arg == "create_graph" and getattr(one.value, "value", None) is True for one in node.keywords
-    )
-
-
 def _gradient(value: Value, depth: int = 6) -> Tensor | None:
     """The autograd.grad(…, create_graph=True) that a tensor is in proportion to."""
     if not isinstance(value, Tensor) or depth == 0:
         return None
     if value.made == "grad":
-        return value if value.node is not None and is_penalty(value.node) else None
+        return value if value.node is not None and is_differentiable(value.node) else None
     if value.made and value.made not in _LINEAR - _NONLINEAR:
         return None
     return next((g for g in (_gradient(parent, depth - 1) for parent in value.parents) if g is not None), None)

@@ -15,6 +15,7 @@ from amplint.checks.registry import (
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
+from amplint.source.tree import named_argument
 from amplint.source.values import (
     FALSE,
     Optimizer,
@@ -115,7 +116,7 @@ def first_scale(create: events.Event | None) -> str:
     """What a message calls the scale that a GradScaler begins with."""
     node = create.node if create is not None else None
     if isinstance(node, ast.Call):
-        given = next((keyword.value for keyword in node.keywords if keyword.arg == "init_scale"), None)
+        given = named_argument(node, "init_scale")
         if given is not None:
             return _number(given) or "init_scale"
         return next(
@@ -142,7 +143,7 @@ def _number(node: ast.expr) -> str:
 
 def scale_at_first(script: Script, scaler: Value | None) -> str:
     """`first_scale` of a scaler, wherever it is made."""
-    return first_scale(next((c for c in script.events(events.Create) if c.value == scaler), None))
+    return first_scale(script.created(scaler))
 
 
 def is_disabled(scaler: Value) -> bool:

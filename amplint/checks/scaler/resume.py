@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from amplint.checks.registry import Script, found, found_at, rule, text
-from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import conditions
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import last_name, stored_names
 from amplint.source.values import Checkpoint, Choice, Optimizer, Scaler, Value
 from amplint.source.walk import walk
 
@@ -294,7 +294,7 @@ def _may_be_none(function: ast.FunctionDef) -> dict[str, ast.arg]:
         *zip(positional[::-1], given.defaults[::-1], strict=False),
         *zip(given.kwonlyargs, given.kw_defaults, strict=True),
     ]
-    stored = {node.id for node in walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    stored = stored_names(function)
     return {
         one.arg: one
         for one, default in pairs

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from amplint.checks.around import resumes
 from amplint.checks.registry import (
     Script,
-    class_of,
     first_argument,
     found,
     found_at,
@@ -18,11 +17,11 @@ from amplint.checks.registry import (
 )
 from amplint.checks.scaler.life import made_anew_for
 from amplint.checks.scaler.protocol import first_scale, only_bfloat16
-from amplint.checks.scaler.states import last_name
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 from amplint.source.values import FALSE, Object, Optimizer, Scaler, Value
 from amplint.source.walk import walk
 
@@ -134,10 +133,9 @@ def _save_scaler(script: Script, save: events.Save, maker: events.Create | None)
     if entry is None or not isinstance(statement, ast.Assign) or statement.value is not maker.node:
         return None
     target = statement.targets[0]
-    above = list(script.module.ancestors(save.mapping))
-    cls = next((one for one in above if isinstance(one, ast.ClassDef)), None)
-    field = isinstance(target, ast.Attribute) and class_of(maker) is cls
-    in_reach = field or script.module.function(maker.node) is script.module.function(save.mapping)
+    module = script.module
+    field = isinstance(target, ast.Attribute) and module.class_of(maker.node) is module.class_of(save.mapping)
+    in_reach = field or module.function(maker.node) is module.function(save.mapping)
     if not in_reach or not isinstance(target, ast.Name | ast.Attribute):
         return None
     return fixes.add_state(script.module, save.mapping, entry, text(script.module, target))

@@ -56,7 +56,7 @@ def fp16_without_scaler(script: Script) -> Iterator[Finding]:
             assert region is not None
             if _excused(script, backward, scaled, region) or frozen(script, region):
                 continue
-            entering, choosing = _entering(script, region), list(forks(backward, scaled))
+            entering, choosing = script.entry(region), list(forks(backward, scaled))
             if choosing and entering is not None and entering.module is backward.module:
                 yield found(
                     "AMP101",
@@ -106,7 +106,7 @@ def _excused(script: Script, backward: events.Backward, scaled: list[events.Back
 
 def frozen(script: Script, region: Region) -> bool:
     """Whether a region is entered inside of torch.no_grad(): what a frozen encoder gives has no gradients."""
-    entering = _entering(script, region)
+    entering = script.entry(region)
     if entering is None:
         return False
     above = (item.context_expr for one in entering.module.ancestors(entering.node) if isinstance(one, ast.With)
@@ -130,7 +130,7 @@ _DEVICE = re.compile(r"cuda|gpu|cpu|device|mps|xla|tpu|is_enabled", re.IGNORECAS
 
 def _complete(script: Script, backward: events.Backward, step: events.Step, region: Region) -> Fix | None:
     """A scaler made beside the optimizer, where everything stands in one function."""
-    create = next((c for c in script.events(events.Create) if c.value == step.optimizer), None)
+    create = script.created(step.optimizer)
     if create is None or any(
         not same_function(create, one) or one.module is not script.module for one in (backward, step)
     ):
@@ -176,10 +176,6 @@ def _half_in_one_mode(script: Script, region: Region | None, step: events.Step) 
     scalers = any(isinstance(create.value, Scaler) for create in script.events(events.Create))
     may = {dtype_of(side) for side in sides(region.autocast.dtype, step.facts)}
     return not scalers and "float16" in may and len(may) > 1
-
-
-def _entering(script: Script, region: Region) -> events.Event | None:
-    return next((event for event in script.events(events.Enter) if event.entered == region), None)
 
 
 @rule("AMP103")

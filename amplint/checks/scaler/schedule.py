@@ -32,7 +32,7 @@ def scheduler_after_skipped_step(script: Script) -> Iterator[Finding]:
         if isinstance(step.scaler.site, Object) and step.scaler.site.kind == "managed":
             continue
         module = step.module
-        code = module.function(step.node) or module.tree
+        code = module.scope(step.node)
         for call in walk(code):
             if code in told or not isinstance(call, ast.Call) or not _schedules(module, call):
                 continue

@@ -11,6 +11,7 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 from amplint.source.values import FALSE, Scaler
 from amplint.source.walk import walk
 
@@ -290,11 +291,3 @@ def _loads(module: Module) -> Iterator[tuple[str, str, ast.Call]]:
 def _named(module: Module, path: ast.expr) -> str:
     """What names a file: the function that makes its name, or the expression itself."""
     return text(module, path.func if isinstance(path, ast.Call) else path)
-
-
-def last_name(node: ast.AST) -> str:
-    """The last part of a dotted name: `scaler` of `trainer.scaler`."""
-    match node:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-    return ""

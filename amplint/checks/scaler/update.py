@@ -32,6 +32,7 @@ from amplint.source import events
 from amplint.source.interpret import classes, conditions
 from amplint.source.interpret.world import World
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.values import Class, Instance
 from amplint.source.walk import walk
 
@@ -289,7 +290,7 @@ def update_for_each_optimizer(script: Script) -> Iterator[Finding]:
         loop = update.loops[-1].node if update.loops else None
         if update.node in seen or not isinstance(loop, ast.For) or update.frame is not update.loops[-1].frame:
             continue
-        turns = {name.id for name in walk(loop.target) if isinstance(name, ast.Name)}
+        turns = names_in(loop.target)
         for step in script.events(events.Step):
             if step.scaler != update.scaler or not step.loops or step.loops[-1].node is not loop:
                 continue

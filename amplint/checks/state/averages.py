@@ -10,6 +10,7 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.checks.state.casts import Scope, assigned, cast_in, half_cast, half_dtype, scope_of
 from amplint.findings import Finding
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.walk import walk
 
 _EQUAL = 1e-9  # what the sum of two decimal fractions may differ from 1
@@ -42,7 +43,7 @@ def average_made_in_half(script: Script) -> Iterator[Finding]:
     """An imported class of moving averages is given half as the dtype to keep them in."""
     module = script.module
     for call in module.nodes(ast.Call):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        name = called_name(call)
         if not _CLASS.search(name) or not module.dotted(call.func):
             continue
         dtypes = [

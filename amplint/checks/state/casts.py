@@ -108,7 +108,7 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
     root = path
     while isinstance(root, ast.Attribute | ast.Subscript):
         root = root.value
-    owner = next((above for above in module.ancestors(path) if isinstance(above, ast.ClassDef)), None)
+    owner = module.class_of(path)
     if isinstance(root, ast.Name) and root.id in ("self", "cls") and owner is not None:
         return owner
     function = module.function(path)

@@ -11,6 +11,7 @@ from amplint.checks.state.casts import assigned, half_cast, may_be_float16
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import state as fixes
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.walk import walk
 
 _PARTS = frozenset("unet transformer text_encoder text_encoder_2 prior controlnet model decoder adapter".split())
@@ -59,7 +60,7 @@ def _in_save(module: Module, call: ast.AST) -> bool:
         if isinstance(above, ast.stmt):
             return False
         if isinstance(above, ast.Call) and above is not call:
-            name = above.func.attr if isinstance(above.func, ast.Attribute) else getattr(above.func, "id", "")
+            name = called_name(above)
             if name in ("save", "save_file", "save_model", "save_checkpoint"):
                 return True
     return False

@@ -93,7 +93,7 @@ def _hands_on(module: Module, loader: ast.FunctionDef, dtypes: list[ast.keyword]
 def _changed(module: Module, load: ast.stmt, name: str) -> bool:
     """Whether the model is made float32 or frozen again, in whole or in part. What is loaded in float16 whatever is
     asked for, and frozen only if it is asked for, is trained otherwise."""
-    scope = module.function(load) or module.tree
+    scope = module.scope(load)
     asked = isinstance(load, ast.Assign) and _always_half(load.value) and f"{name}.parameters()" in module.text
     for node in walk(scope):
         match node:
@@ -121,7 +121,7 @@ def _always_half(load: ast.expr) -> bool:
 
 def _trainer_of(module: Module, load: ast.stmt, name: str) -> ast.Call | None:
     """The Trainer that is given the model and told to train, or the preparation for a loop with a backward."""
-    scope = module.function(load) or module.tree
+    scope = module.scope(load)
     trains = any(
         isinstance(node, ast.Attribute) and node.attr == "train" and isinstance(module.parents.get(node), ast.Call)
         for node in walk(scope)

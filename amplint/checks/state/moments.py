@@ -30,7 +30,7 @@ def adam_eps_with_half_parameters(script: Script) -> Iterator[Finding]:
         if not isinstance(call, ast.Call) or any(keyword.arg in (None, "fused") for keyword in call.keywords):
             continue
         eps, place = _number(call, "eps", _EPS[name])
-        made = _made(script, optimizer)
+        made = script.created(optimizer)
         if eps is None or eps > _VANISHES or made is None:
             continue
         yield found(
@@ -52,10 +52,6 @@ def _number(call: ast.Call, name: str, default: float) -> tuple[float | None, as
             known = isinstance(value, ast.Constant) and isinstance(value.value, int | float)
             return (float(value.value) if known else None), value  # type: ignore[attr-defined]
     return default, None
-
-
-def _made(script: Script, optimizer: Optimizer) -> events.Create | None:
-    return next((event for event in script.events(events.Create) if event.value == optimizer), None)
 
 
 @rule("AMP305")
@@ -160,7 +156,7 @@ def state_in_the_dtype_of_the_parameters(script: Script) -> Iterator[Finding]:
 def _was_half(script: Script, optimizer: Optimizer, cast: events.Cast) -> bool:
     """Whether a state that this script itself saves never was in float32: the parameters were cast before the optimizer
     was made."""
-    made = next((one for one in script.events(events.Create) if one.value == optimizer), None)
+    made = script.created(optimizer)
     every = script.reading.events
     return (
         made is not None

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amplint.report.html import document
-from amplint.report.numbers import amount, number, share
-from amplint.report.text import plural
+from amplint.report.numbers import amount, many, number, share
 from amplint.report.trace.pictures import histogram, legend, range_bar
 from amplint.report.trace.scale import VERDICTS, WINDOWS, Report, Window, bits, least, silence, where
 from amplint.report.trace.terminal import order
@@ -95,7 +94,7 @@ def _marks(report: Report, sources: dict[str, str], window: Window) -> Iterator[
 def _hidden(report: Report) -> str:
     """How many notes are not shown."""
     count = report.get("hidden", 0)
-    return f"; {plural(count, 'note')} not shown: --select AMP4 shows them" if count else ""
+    return f"; {many(count, 'note')} not shown: --select AMP4 shows them" if count else ""
 
 
 def _diff(rows: list[tuple[str, str]]) -> str:
@@ -196,7 +195,7 @@ def _module(tree: Tree, window: Window, opened: bool = False) -> Iterator[str]:
     every = list(_all(tree))
     marked = sum(node["mark"] is not None for node in every)
     half = sum(node["dtype"] == window.name for node in every)
-    said = f"{plural(len(every), 'operation')}, {half} in {window.name}"
+    said = f"{many(len(every), 'operation')}, {half} in {window.name}"
     room = least(every, window)
     said += f", least headroom {bits(room)}" if room is not None else ""
     said += f", {marked} marked ▲" if marked else ""

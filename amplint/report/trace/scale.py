@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from amplint.report.text import plural
+from amplint.report.numbers import many
 
 Report = dict[str, Any]
 
@@ -75,7 +75,7 @@ def silence(gradients: dict[str, Any]) -> str:
     said = f"they are 0 at {silent} of {of} operations and parameters on this batch"
     if zero:
         names = ", ".join(zero[:2]) + (", …" if len(zero) > 2 else "")
-        held = f"{plural(len(zero), 'weight')} of 0 let{'s' * (len(zero) == 1)} none through"
+        held = f"{many(len(zero), 'weight')} of 0 let{'s' * (len(zero) == 1)} none through"
         said += f"; {held} ({names}): train a little first"
     return said
 

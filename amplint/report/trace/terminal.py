@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from amplint.report.numbers import amount, number, share
-from amplint.report.text import plural
+from amplint.report.numbers import amount, many, number, share
 from amplint.report.trace.scale import WINDOWS, Report, bar, bits, silence, where
 
 _AXIS = "2^-30" + " " * 3 + "2^-14" + " " * 10 + "2^16"
@@ -33,21 +32,19 @@ def _lines(report: Report) -> Iterator[str]:
     half = [node for node in report["nodes"] if node["dtype"] == target["dtype"]]
     how = "autocast" if target["precision"] == "amp" else "the model itself half"
     yield (
-        f"{target['model']}: {amount(target['parameters'], '')} parameters, {plural(len(nodes), 'operation')} "
+        f"{target['model']}: {amount(target['parameters'], '')} parameters, {many(len(nodes), 'operation')} "
         f"({target['frontend']}), {how} in {target['dtype']}, {target['device']}; batch {', '.join(target['batch'])}"
     )
     safe = sum(node["safe"] for node in half)
     run = "runs" if len(half) == 1 else "run"
-    yield f"{plural(len(half), 'operation')} {run} in {target['dtype']}; {safe} of them proved not to overflow"
+    yield f"{many(len(half), 'operation')} {run} in {target['dtype']}; {safe} of them proved not to overflow"
     yield from (f"note: {note}" for note in target["notes"])
     marks = order(report["marks"])
     yield ""
     if marks:
         yield f"{'':8} {'':11} {'headroom':>11}  {_AXIS}"
     else:
-        yield "no marks" + (
-            f"; {plural(report['hidden'], 'note')}: --select AMP4 shows" if report.get("hidden") else ""
-        )
+        yield "no marks" + (f"; {many(report['hidden'], 'note')}: --select AMP4 shows" if report.get("hidden") else "")
     for mark in marks:
         node = nodes.get(mark["node"])
         seen = (node or {}).get("gradient" if mark["code"] == "AMP454" else "measured")
@@ -70,7 +67,7 @@ def _lines(report: Report) -> Iterator[str]:
         kinds = (
             f"{plan['lower']} in {target['dtype']}, {plan['fp32']} in float32, {plan['promote']} in their widest dtype"
         )
-        casts = f"{plural(plan['casts'], 'cast')}, {amount(plan['bytes'])}"
+        casts = f"{many(plan['casts'], 'cast')}, {amount(plan['bytes'])}"
         yield f"of all operations autocast runs {kinds}, {plan['other']} as they come: {casts}"
     if report["unknown"]:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(report["unknown"].items()))

@@ -14,6 +14,7 @@ from amplint.rewrite.models.used import paths_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import FunctionNode, Module, Unreadable
+from amplint.source.tree import positional
 
 Seen = dict[ast.AST, set[ast.AST]]  # calls that the reading followed, each with the code it entered
 MOST_HOPS = 6
@@ -76,7 +77,7 @@ def _made_as(group: Group, module: Module, node: ast.expr, hops: int = 3) -> ast
     if isinstance(node, ast.Name):
         scope = _scope_of(module, node) or module.tree
     elif text.startswith("self.") and text.count(".") == 1:
-        scope = next((one for one in module.ancestors(node) if isinstance(one, ast.ClassDef)), None)
+        scope = module.class_of(node)
     values = [
         one.value
         for one in (ast.walk(scope) if scope is not None else ())
@@ -327,7 +328,7 @@ def _looked_up(group: Group, module: Module, name: str, hops: int) -> ast.AST | 
 
 def given_to(function: ast.FunctionDef, call: ast.Call, value: ast.expr) -> str | None:
     """The parameter that a call gives an expression to."""
-    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    names = positional(function)
     if names[:1] == ["self"]:
         return None
     for name in (*names, *(one.arg for one in function.args.kwonlyargs)):
@@ -341,7 +342,7 @@ def argument_of(function: ast.FunctionDef, call: ast.Call, name: str) -> ast.exp
     for keyword in call.keywords:
         if keyword.arg == name:
             return keyword.value
-    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    names = positional(function)
     if names[:1] == ["self"]:
         names = names[1:]
     index = names.index(name) if name in names else len(call.args)

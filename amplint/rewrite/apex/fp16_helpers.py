@@ -12,6 +12,7 @@ from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.syntax.layout import end, margin_of, start, unit
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
+from amplint.source.tree import called_name, named_argument
 
 NAME = "FP16_Optimizer"
 TO_HALF = frozenset("network_to_half FP16Model FP16_Module".split())
@@ -23,10 +24,6 @@ _OTHERS = frozenset(
 )
 _SOURCE = re.compile(r"apex\.(fp16_utils|optimizers|contrib\.optimizers)\b|(\w+\.)*fp16(_?utils?|_optimizer)?\.")
 CLIPPED = "max_grad_norm of FusedAdam, which FP16_Optimizer applied, is clip_grad_norm_ before the step"
-
-
-def called(node: ast.Call) -> str:
-    return str(getattr(node.func, "attr", getattr(node.func, "id", "")))
 
 
 def from_apex(module: Module, func: ast.expr) -> bool:
@@ -50,7 +47,7 @@ def target_of(module: Module, call: ast.Call) -> str:
     match module.parents[call]:
         case ast.Assign(targets=[ast.Name() | ast.Attribute() as target], value=value) if value is call:
             return module.source(target)
-    raise Refused(f"what {called(call)} returns is not bound to a name", "bind it to one first")
+    raise Refused(f"what {called_name(call)} returns is not bound to a name", "bind it to one first")
 
 
 # -- casts ------------------------------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ def _plainly(module: Module, node: ast.expr) -> str:
 def casts_in(value: ast.expr) -> bool:
     """Whether a value is computed by a cast to half of what may be a model."""
     calls = [node for node in ast.walk(value) if isinstance(node, ast.Call)]
-    return any(called(one) in ({"half"} | TO_HALF) and (one.args or called(one) == "half") for one in calls)
+    return any(called_name(one) in ({"half"} | TO_HALF) and (one.args or called_name(one) == "half") for one in calls)
 
 
 def is_module(module: Module, name: str) -> bool:
@@ -123,8 +120,8 @@ def fused_edits(module: Module, owners: Collection[str]) -> list[Edit]:
     """`FusedAdam(…, max_grad_norm=1.0)`: FP16_Optimizer passed the norm of each group on, which was clipped."""
     made: list[Edit] = []
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call) and called(node) == "FusedAdam":
-            limit = next((one.value for one in node.keywords if one.arg == "max_grad_norm"), None)
+        if isinstance(node, ast.Call) and called_name(node) == "FusedAdam":
+            limit = named_argument(node, "max_grad_norm")
             if limit is not None:
                 made += edits.change_call(module, node, remove=("max_grad_norm",))
                 made += _clip_before_step(module, node, limit, owners)

@@ -14,7 +14,6 @@ from amplint.rewrite.apex.fp16_helpers import (
     CLIPPED,
     NAME,
     TO_HALF,
-    called,
     cast_edits,
     casts_in,
     from_apex,
@@ -33,6 +32,7 @@ from amplint.rewrite.syntax.layout import begins_line, end, ends_line, margin_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.interpret.entries import read
 from amplint.source.module import Module, Unreadable, parse
+from amplint.source.tree import called_name, named_argument
 
 _CLIPS = ("clip_master_grads", "clip_fp32_grads")
 _PLAIN = frozenset("step zero_grad param_groups state_dict load_state_dict state defaults add_param_group".split())
@@ -58,7 +58,7 @@ def told(module: Module, settings: Settings) -> Told | None:
     wraps = [
         node
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and called(node) == NAME and from_apex(module, node.func)
+        if isinstance(node, ast.Call) and called_name(node) == NAME and from_apex(module, node.func)
     ]
     if not wraps or not _backwards(module) or uses_of(module).uses:
         return None
@@ -93,11 +93,7 @@ def places(module: Module) -> list[ast.AST]:
 def _backwards(module: Module) -> list[ast.Call]:
     """The calls of backward() that are given a loss."""
     calls = (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
-    return [one for one in calls if called(one) == "backward" and (one.args or _keyword(one, "loss"))]
-
-
-def _keyword(call: ast.Call, name: str) -> ast.expr | None:
-    return next((one.value for one in call.keywords if one.arg == name), None)
+    return [one for one in calls if called_name(one) == "backward" and (one.args or named_argument(one, "loss"))]
 
 
 def refuse_others(modules: Iterable[Module]) -> None:
@@ -222,7 +218,7 @@ class _Teller:
 
     def _wrapped_models(self, names: Collection[str]) -> None:
         """network_to_half and FP16_Module put a module around the model, which the file may know."""
-        helpers = {called(one) for one in ast.walk(self.module.tree) if isinstance(one, ast.Call)} & TO_HALF
+        helpers = {called_name(one) for one in ast.walk(self.module.tree) if isinstance(one, ast.Call)} & TO_HALF
         for node in ast.walk(self.module.tree) if helpers else ():
             match node:
                 case ast.Attribute(attr="module", value=model) | ast.Subscript(value=model, slice=ast.Constant()) if (
@@ -302,7 +298,7 @@ class _Teller:
     def _backward(self, call: ast.Call, statement: ast.Expr, owner: str) -> None:
         module = self.module
         rest = [one for one in call.keywords if one.arg not in ("update_master_grads", "loss")]
-        loss = call.args[0] if call.args else _keyword(call, "loss")
+        loss = call.args[0] if call.args else named_argument(call, "loss")
         if loss is None or len(call.args) > 1 or any(one.arg != "retain_graph" for one in rest):
             raise Refused(f"the arguments of {owner}.backward() are not only a loss", BY_HAND)
         given = ", ".join(module.source(one) for one in rest)

@@ -90,7 +90,7 @@ class ScaledLoss:
         }
         after = [
             node
-            for node in ast.walk(module.function(block) or module.tree)
+            for node in ast.walk(module.scope(block))
             if isinstance(node, ast.Name)
             and node.id == self.scaled
             and isinstance(node.ctx, ast.Load)

@@ -23,7 +23,7 @@ class Scope:
         self.setup = setup
         self.seen = seen
         self.home = group.of(setup.statement)
-        self.owner = _class_of(self.home, setup.statement) if setup.owner else None
+        self.owner = self.home.class_of(setup.statement) if setup.owner else None
         self.bare = max(map(free_name, group.uses), key=lambda name: name != "scaler")
         self.edits: list[Edit] = []
         self.handed: dict[ast.AST, None] = {}
@@ -58,7 +58,7 @@ class Scope:
             return ""
         module = self.group.of(place)
         fields = {name.removeprefix("self.") for name in self.setup.optimizers}
-        around = _class_of(module, place)
+        around = module.class_of(place)
         owners = {
             module.source(node.value)
             for node in (ast.walk(around) if around is not None else ())
@@ -188,10 +188,6 @@ class Scope:
         if module is self.home and module.function(call) is self.setup.function:
             return text == self.setup.switch or text in self.setup.same
         return text == self._passed(module, call, depth - 1)
-
-
-def _class_of(module: Module, node: ast.AST) -> ast.AST | None:
-    return next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
 
 
 def _readable(home: Module, module: Module, text: str, place: ast.stmt, made: FunctionNode | None) -> bool:

@@ -11,6 +11,7 @@ from amplint.rewrite.fixes import bound_before, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.syntax.layout import is_elif
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name, names_in
 
 _ORDER = tuple(
     "models optimizers enabled opt_level cast_model_type patch_torch_functions keep_batchnorm_fp32 master_weights "
@@ -200,7 +201,7 @@ def _constant_arms(level: ast.IfExp) -> bool:
 def _chosen(module: Module, level: ast.Name) -> tuple[ast.expr, str, ast.stmt] | None:
     """The condition behind `level = "O1" if half else "O0"`, what it chooses, and the statement, if that is for nothing
     else."""
-    scope = module.function(level) or module.tree
+    scope = module.scope(level)
     uses = [node for node in ast.walk(scope) if isinstance(node, ast.Name) and node.id == level.id]
     if len(uses) != 2:
         return None
@@ -304,7 +305,7 @@ _ASKS = frozenset("is_available device_count isinstance len hasattr getattr int 
 
 def _acts(node: ast.AST) -> bool:
     """Whether a part of a condition calls something that may do more than to ask."""
-    return isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) not in _ASKS
+    return isinstance(node, ast.Call) and called_name(node) not in _ASKS
 
 
 def _on_one_line(condition: str) -> str:
@@ -333,7 +334,7 @@ def _conjuncts(text: str) -> list[ast.expr]:
 
 def _bound_in(branch: ast.If, switch: str) -> bool:
     """Whether a branch binds a name that a condition reads."""
-    read = {node.id for node in ast.walk(ast.parse(switch, mode="eval")) if isinstance(node, ast.Name)}
+    read = names_in(ast.parse(switch, mode="eval"))
     stores = (node for one in branch.body for node in ast.walk(one) if isinstance(node, ast.Name))
     return any(node.id in read and isinstance(node.ctx, ast.Store) for node in stores)
 

@@ -16,6 +16,7 @@ from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import called_name, place_of
 from amplint.source.values import Optimizer
 
 _READS = re.compile(r"grad(s|ient|ients)?(_|$)")
@@ -51,7 +52,7 @@ def steps_of(
     for loss in losses:
         statement, names = loss.statement, loss.optimizers
         module = group.of(statement)
-        for node in ast.walk(module.function(statement) or module.tree):
+        for node in ast.walk(module.scope(statement)):
             match node:
                 case ast.Call(func=ast.Attribute(attr="step", value=owner), args=[], keywords=[]) if (
                     node not in found and node not in kinds and module.source(owner) in names
@@ -208,7 +209,7 @@ def _suspects(module: Module, step: ast.Call, scaled: Collection[ast.AST]) -> se
     for one in block[begin : block.index(statement)]:
         for node in ast.walk(one):
             if isinstance(node, ast.Call) and node not in found:
-                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                name = called_name(node)
                 reads = _READS.search(name.lower()) and not _HARMLESS.search(name.lower())
                 if reads and not _in_other_arm(module, node, one):
                     found.add(node)
@@ -223,7 +224,7 @@ def _in_other_arm(module: Module, node: ast.AST, top: ast.stmt) -> bool:
 def _place(module: Module, uses: set[ast.AST], step: ast.Call) -> ast.stmt:
     """The statement before which gradients must be unscaled: the first use, or the loop around it."""
     there = conditions_above(module, step)
-    ordered = sorted(uses, key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    ordered = sorted(uses, key=place_of)
     here = conditions_above(module, ordered[0])
     if any(one not in here for one in there):
         raise Refused(

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.apex.region import Region, Unseen, training_regions
 from amplint.rewrite.islands.float32 import PENALTY, Low, partition
-from amplint.rewrite.islands.penalties import is_penalty, reads, sources, writes
+from amplint.rewrite.islands.penalties import reads, sources, writes
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.refusals.unfit import check_gradients
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
+from amplint.source.tree import is_differentiable
 
 Found = dict[Region, tuple[events.Backward, events.Forward]]
 
@@ -49,7 +50,7 @@ def trained(
     rows = {_apart(group, event, losses[event.node], regions, reason) for event, reason in unseen}
     made.notes = [f"the loss of line {row} is in float32: amplint does not see its forward" for row in sorted(rows)]
     ordered = sorted(regions, key=lambda one: (group.of(one[0]).path, one[0].lineno, -one[-1].lineno))
-    if not any(is_penalty(node) for module in group.uses for node in ast.walk(module.tree)):
+    if not any(is_differentiable(node) for module in group.uses for node in ast.walk(module.tree)):
         made.stretches = [(regions[one][0], Low(regions[one][1], one)) for one in ordered]
         return made
     for module in dict.fromkeys(group.of(one[0]) for one in ordered):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import names_in, place_of
 from amplint.source.walk import walk
 
 
@@ -23,7 +24,7 @@ def attempt(message: str, applicability: Applicability, build: Callable[[], list
 
 def roots(text: str) -> set[str]:
     """The names that an expression starts from: `self` and `i` in `self.scalers[i]`."""
-    return {node.id for node in walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+    return names_in(ast.parse(text, mode="eval"))
 
 
 def bound_before(module: Module, text: str, place: ast.AST) -> bool:
@@ -37,11 +38,11 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     arguments = {a.arg for a in walk(function.args) if isinstance(a, ast.arg)}
     for name in roots(text) - arguments:
         stores = [
-            (node.lineno, node.col_offset)
+            place_of(node)
             for node in walk(function)
             if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
         ]
-        if stores and min(stores) >= (place.lineno, place.col_offset):  # type: ignore[attr-defined]
+        if stores and min(stores) >= place_of(place):
             return False
     return True
 
@@ -49,7 +50,7 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
 def surely_bound(module: Module, text: str, place: ast.AST) -> bool:
     """Whether the names in `text` have values at a place whatever the branches above took: `if fp16: dtype = …` alone
     gives `dtype` none. Loops and attempts are taken to have run."""
-    scope = module.function(place) or module.tree
+    scope = module.scope(place)
     here = conditions_above(module, place)
     tests = {(ast.unparse(branch.test), arm) for branch, arm in here if isinstance(branch, ast.If)}
 
@@ -65,7 +66,7 @@ def surely_bound(module: Module, text: str, place: ast.AST) -> bool:
             node
             for node in walk(scope)
             if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-            if (module.function(node) or module.tree) is scope and node.lineno < place.lineno  # type: ignore[attr-defined]
+            if module.scope(node) is scope and node.lineno < place.lineno  # type: ignore[attr-defined]
         ]
         branches = {one for node in stores for one, _ in conditions_above(module, node) if isinstance(one, ast.If)}
         whole = any(_binds([one], name) and is_met(one) for one in branches)

@@ -95,7 +95,7 @@ def without_cast(module: Module, cast: ast.Call, forward: ast.AST) -> Fix | None
     if forward not in module.ancestors(cast):
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)]):
-                function = module.function(cast) or module.tree
+                function = module.scope(cast)
                 reads = [
                     node
                     for node in walk(function)

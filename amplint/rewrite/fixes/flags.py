@@ -8,6 +8,7 @@ from amplint.findings import Applicability, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, bound_before, surely_bound
 from amplint.source.module import Module
+from amplint.source.tree import stored_names
 from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
@@ -62,7 +63,7 @@ def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
     root = source.partition(".")[0]
     if function is other:
         return bound_before(module, source, create) and surely_bound(module, source, create)
-    if root == "self" and _class(module, create) is _class(module, expression) is not None:
+    if root == "self" and module.class_of(create) is module.class_of(expression) is not None:
         stores = [
             node.lineno
             for node in walk(function or module.tree)
@@ -70,18 +71,10 @@ def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
         ]
         return bool(stores) and max(stores) < create.lineno  # type: ignore[attr-defined]
     local = {node.arg for node in walk(other) if isinstance(node, ast.arg)} if other is not None else set()
-    local |= {
-        node.id
-        for node in walk(other or ast.Module([], []))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    local |= stored_names(other or ast.Module([], []))
     return (
         function is None
         and root not in local
         and bound_before(module, source, create)
         and surely_bound(module, source, create)
     )
-
-
-def _class(module: Module, node: ast.AST) -> ast.ClassDef | None:
-    return next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)

@@ -8,7 +8,7 @@ from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
-from amplint.source.walk import walk
+from amplint.source.tree import names_in
 
 
 def without_emulation(module: Module, call: ast.Call) -> Fix | None:
@@ -24,7 +24,7 @@ def clip_by_accelerator(module: Module, call: ast.Call, accelerator: str, name: 
     """`torch.nn.utils.clip_grad_norm_(parameters, limit)` → `accelerator.clip_grad_norm_(parameters, limit)`."""
 
     def build() -> list[Edit]:
-        roots = {node.id for node in walk(call.func) if isinstance(node, ast.Name)}
+        roots = names_in(call.func)
         made = edits.change_call(module, call, func=f"{accelerator}.{name}")
         return made + edits.remove_import_name(module, *roots, gone=[call.func])
 

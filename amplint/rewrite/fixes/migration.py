@@ -9,7 +9,7 @@ from amplint.findings import Applicability, Edit, Fix
 from amplint.rewrite import edits, importers
 from amplint.rewrite.fixes import attempt
 from amplint.source.module import Module
-from amplint.source.walk import walk
+from amplint.source.tree import names_in
 
 SAFE = Applicability.SAFE
 # Positional parameters of the old functions; the new ones begin with the device and have another order.
@@ -65,7 +65,7 @@ def _unused(module: Module, uses: list[ast.Attribute], kept: Collection[str]) ->
 def _roots(module: Module, uses: Sequence[ast.AST]) -> set[str]:
     """The names with which dotted uses begin, but for that of torch."""
     dotted = [use for use in uses if isinstance(use, ast.Attribute)]
-    roots = {node.id for use in dotted for node in walk(use) if isinstance(node, ast.Name)}
+    roots = names_in(*dotted)
     return roots - {edits.binding_of(module, "torch", at=use) for use in dotted}
 
 

@@ -42,7 +42,7 @@ def eps_in_float32(module: Module, tensor: ast.expr, safe: bool = True) -> Fix |
 def _spread_out(module: Module, tensor: ast.expr) -> ast.expr | None:
     """What the variance or standard deviation is taken of that stands here, or under a name that is given it once."""
     if isinstance(tensor, ast.Name):
-        around = module.function(tensor) or module.tree
+        around = module.scope(tensor)
         named = [node for node in ast.walk(around) if getattr(node, "id", "") == tensor.id]
         made = [one for one in named if not isinstance(one.ctx, ast.Load)]  # type: ignore[attr-defined]
         statement = module.parents.get(made[0]) if len(made) == 1 else None

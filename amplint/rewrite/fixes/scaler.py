@@ -10,6 +10,7 @@ from amplint.rewrite.fixes import attempt, bound_before, conditions_above, roots
 from amplint.rewrite.refusals.sharding import sharded
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
+from amplint.source.tree import names_in, place_of, stored_names
 from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
@@ -68,9 +69,7 @@ def _before_loops(statement: ast.stmt, above: list[ast.AST], call: str) -> ast.s
     stands in (`for group in optimizer.param_groups:`), but for those that choose what the call is about."""
     for node in above:
         if isinstance(node, ast.For | ast.While):
-            if {one.id for one in walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)} & roots(
-                call
-            ):
+            if stored_names(node) & roots(call):
                 break
             statement = node
     return statement
@@ -145,7 +144,7 @@ def _only_clips(statement: ast.stmt) -> bool:
 
 def update_after(module: Module, steps: list[ast.AST], scaler: str) -> Fix | None:
     """Insert update() after the last step through the scaler in its block."""
-    last = max(steps, key=lambda node: (node.lineno, node.col_offset))  # type: ignore[attr-defined]
+    last = max(steps, key=place_of)
     statement = module.statement(last)
     if not scaler or len({tuple(conditions_above(module, step)) for step in steps}) > 1:
         return None
@@ -186,8 +185,8 @@ def move_before_loops(module: Module, create: ast.AST) -> Fix | None:
         return None
     outermost = loops[-1]
     assert isinstance(outermost, ast.stmt)
-    inside = {node.id for node in walk(outermost) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    used = {node.id for node in walk(statement.value) if isinstance(node, ast.Name)}
+    inside = stored_names(outermost)
+    used = names_in(statement.value)
     if used & inside:
         return None
     return attempt("create it once, before the loop", SAFE, lambda: edits.move_before(module, [statement], outermost))

@@ -19,7 +19,7 @@ def drop_half(module: Module, cast: ast.AST) -> Fix | None:
         return None
     if any(isinstance(branch, ast.If) for branch, _ in conditions_above(module, cast)):
         return None
-    around = next((above for above in module.ancestors(cast) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(cast)
     if around is not None and any(isinstance(one, ast.FunctionDef) and one.name == "forward" for one in around.body):
         return None
     match cast:

@@ -12,7 +12,7 @@ def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[
     """Whether a device at a place may be None, and the model there has been moved to it, or left where it is, by then:
     in the same function, and nowhere behind it. Or the device is known only to the function that made the model, which
     has moved it, or to the `__init__` that has moved a field."""
-    around = module.function(place) or module.tree
+    around = module.scope(place)
     if model.startswith("self.") and (init := _init_of(module, around)) is not None:
         others = (one for one in ast.iter_child_nodes(module.parents[init]) if one is not init)
         if any(_moves(one, model) for one in others):
@@ -79,7 +79,7 @@ def _assigned(code: ast.AST, name: str) -> list[ast.expr]:
 def perhaps_none(module: Module, text: str, place: ast.stmt) -> bool:
     """Whether a device is None where nobody gives one: a parameter, the field that it is stored in, or an option."""
     if text.startswith("self."):
-        around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+        around = module.class_of(place)
         stores = [one for one in ast.walk(around) if isinstance(one, ast.Assign)] if around is not None else []
         stores = [one for one in stores if any(ast.unparse(target) == text for target in one.targets)]
         told = [(module.function(one), one.value) for one in stores]

@@ -14,6 +14,7 @@ from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before,
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import place_of
 
 AUTO = "amp_dtype"
 
@@ -209,7 +210,7 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
         return True
     if functions:
         return bool(stores) and not _foreign(module, root, place)
-    return any((node.lineno, node.col_offset) < (place.lineno, place.col_offset) for node in stores)
+    return any(place_of(node) < place_of(place) for node in stores)
 
 
 def imported(module: Module, name: str) -> bool:
@@ -226,7 +227,7 @@ def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
     """Whether a global is an object of a class of the file, and the class around a place knows nothing of it: it may
     not be there yet while an object of that class is being made."""
     classes = {one.name for one in module.tree.body if isinstance(one, ast.ClassDef)}
-    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(place)
     if around is None or any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(around)):
         return False
     return any(
@@ -256,14 +257,14 @@ def _readable(module: Module, test: ast.expr, place: ast.stmt) -> bool:
 
 def _is_field(module: Module, text: str, place: ast.stmt) -> bool:
     """Whether a field of `self` is there at a statement of the same class."""
-    around = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(place)
     if around is None:
         return False
     uses = [node for node in ast.walk(around) if isinstance(node, ast.Attribute) and ast.unparse(node) == text]
     stores = [node for node in uses if isinstance(node.ctx, ast.Store)]
     here = [node for node in stores if module.function(node) is module.function(place)]
     if here:
-        return min((node.lineno, node.col_offset) for node in here) < (place.lineno, place.col_offset)
+        return min(place_of(node) for node in here) < place_of(place)
     return bool(uses) and (not stores or getattr(module.function(place), "name", "") != "__init__")
 
 

@@ -30,7 +30,7 @@ def _is_object(module: Module, text: str, place: ast.AST) -> bool:
     """Whether a name is a torch.device: a field may be that of a base class, a global that of another file."""
     if is_device_object(module, text, place):
         return not given_another(module, text, place)
-    cls = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    cls = module.class_of(place)
     if text.startswith("self.") and cls is not None:
         bases = [owner for owner, _ in classes_of(module, cls) if owner is not module]
         return any(is_device_object(owner, text) for owner in bases)
@@ -64,7 +64,7 @@ def _all_are(
 def _given(files: Files, module: Module, text: str, place: ast.AST) -> Iterator[tuple[Module, ast.expr | None]]:
     """What calls give a parameter, or a field that __init__ sets to one of its parameters."""
     function = next((above for above in module.ancestors(place) if isinstance(above, FunctionNode)), None)
-    cls = next((above for above in module.ancestors(place) if isinstance(above, ast.ClassDef)), None)
+    cls = module.class_of(place)
     called: ast.AST | None = function
     if text.startswith("self.") and cls is not None:
         inits = [one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]

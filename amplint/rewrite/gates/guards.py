@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name
 
 SAYS_GPU = re.compile(r"cuda|[gc]pu|device", re.IGNORECASE)
 _TESTS = ("is_available", "device_count", "len")
@@ -59,7 +60,7 @@ def _tests_above(module: Module, node: ast.AST) -> Iterator[ast.expr]:
 def _pure(test: ast.expr) -> bool:
     """Whether asking twice gives the same answer: names and fields, compared and combined, and what torch says."""
     for node in ast.walk(test):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) not in _TESTS:
+        if isinstance(node, ast.Call) and called_name(node) not in _TESTS:
             return False
         if isinstance(node, ast.NamedExpr | ast.Await | ast.Lambda | ast.Subscript | ast.comprehension):
             return False

@@ -159,7 +159,7 @@ def _takes_indices(module: Module, receiver: ast.expr) -> bool:
     while isinstance(root, ast.Call | ast.Attribute):
         root = root.func if isinstance(root, ast.Call) else root.value
     if isinstance(root, ast.Name):
-        scope = module.function(receiver) or module.tree
+        scope = module.scope(receiver)
         stores = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == root.id]
         made = [module.parents[node] for node in stores if isinstance(node.ctx, ast.Store)]
         return any(isinstance(one, ast.Tuple) and getattr(one.elts[-1], "id", "") == root.id for one in made) and all(

@@ -12,6 +12,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.tensors import BOOLEAN, INTEGER, NUMBERS
 from amplint.source.module import Module
+from amplint.source.tree import names_in, place_of
 
 OUTPUT, DERIVED, UNKNOWN = "output", "derived", "unknown"
 SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expand_as", "repeat"}
@@ -71,7 +72,7 @@ def _kind(module: Module, name: ast.Name, runs: Collection[ast.AST], known: dict
 
 def _made(value: ast.expr, known: dict[str, str], unpacked: bool = True) -> str:
     """Whether an expression computes a tensor from what is in half precision."""
-    names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+    names = names_in(value)
     lowers = any(isinstance(one, ast.BinOp) and isinstance(one.op, ast.MatMult) for one in ast.walk(value))
     lowers |= any(isinstance(one, ast.Attribute) and one.attr in _LOWERS for one in ast.walk(value))
     if not (names & known.keys() or lowers) or _is_number(value):
@@ -115,10 +116,10 @@ class Bindings:
         self.low = {node for run in runs for statement in run for node in ast.walk(statement)}
         self.stores: dict[str, list[ast.Name]] = {}
         for node in (one for one in ast.walk(code) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)):
-            if (module.function(node) or module.tree) is code:
+            if module.scope(node) is code:
                 self.stores.setdefault(node.id, []).append(node)
         for bound in self.stores.values():
-            bound.sort(key=lambda one: (one.lineno, one.col_offset))
+            bound.sort(key=place_of)
 
     def float32(self, load: ast.Name) -> bool:
         """Whether the name was bound last outside of these stretches, whatever way the script took to this place."""
@@ -211,7 +212,7 @@ def _parameters(module: Module, call: ast.AST | None) -> list[str]:
 
 def _is_tensor(module: Module, name: ast.Name, call: ast.AST | None) -> bool:
     """Whether nothing treats the value as a tuple or a dict: here, or in the function of this file that is called."""
-    scope: ast.AST = module.function(name) or module.tree
+    scope = module.scope(name)
     if not whole(module, scope, name.id):
         return False
     names = set(_parameters(module, call))

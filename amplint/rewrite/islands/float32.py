@@ -22,10 +22,9 @@ from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, There, 
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.derivation import of_model
 from amplint.rewrite.regions.lifts import lifts_of, shown, standing
-from amplint.rewrite.regions.named import Named, may_move, named, names_in
+from amplint.rewrite.regions.named import Named, may_move, named, taken_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
-from amplint.source.interpret.frames import Code
 from amplint.source.module import Module
 from amplint.source.values import Instance
 
@@ -139,9 +138,9 @@ def _partition(
     identical: set[str] = set()
     forwards = _forwards(reading)
     on_logits = logits(reading)
-    taken = names_in(module.tree)
+    taken = taken_in(module.tree)
     for forward, region in regions:
-        strict, inputs = penalties.penalties(reading, _code(module, region[0]), must=dtype != "bfloat16")
+        strict, inputs = penalties.penalties(reading, module.scope(region[0]), must=dtype != "bfloat16")
         identical |= inputs
         apart = [any(node in strict for node in ast.walk(statement)) for statement in region]
         losses = [_probabilities(reading, statement) for statement in region]
@@ -184,14 +183,14 @@ def _partition(
         text = one.name if one.call not in bare and after.get(one.call, 0) is None else f"{one.name}.float()"
         casts.append(Use(one.call, f"{{torch}}.sigmoid({text})" if one.call in bare else text))
     apart_nodes = {node for one in moved for node in ast.walk(one.call)}
-    for code in dict.fromkeys(_code(module, one) for one in outside):
+    for code in dict.fromkeys(module.scope(one) for one in outside):
         names: dict[str, str] = {}
-        for run in (one.region for one in runs if one.region and _code(module, one.region[0]) is code):
+        for run in (one.region for one in runs if one.region and module.scope(one.region[0]) is code):
             names |= tensors_made(reading, run)
             for name in _sure(module, run, after):
                 names.pop(name, None)
         bindings = Bindings(module, code, [one.region for one in runs if one.region])
-        for node in (node for one in outside if _code(module, one) is code for node in ast.walk(one)):
+        for node in (node for one in outside if module.scope(one) is code for node in ast.walk(one)):
             if not isinstance(node, ast.Name) or node.id not in names or not isinstance(node.ctx, ast.Load):
                 continue
             if node in apart_nodes or bindings.float32(node):
@@ -219,10 +218,6 @@ def _hoisted(
     if any(one in ways for node in inside for one in ast.walk(node)):
         raise Refused(REASON, "compute the loss of what the model returns where that has a name")
     return named(module, statement, inside, taken) if inside else []
-
-
-def _code(module: Module, node: ast.AST) -> Code:
-    return module.function(node) or module.tree
 
 
 def _forwards(reading: Reading) -> dict[ast.AST, events.Forward]:
@@ -325,7 +320,7 @@ def _computes_loss(reading: Reading, statement: ast.stmt) -> bool:
 def _other_forwards(reading: Reading, regions: Sequence[Region]) -> list[ast.stmt]:
     """The statements outside of all regions, but in their functions, that run a model."""
     inside = {node for region in regions for statement in region for node in ast.walk(statement)}
-    codes = {_code(reading.module, region[0]) for region in regions}
+    codes = {reading.module.scope(region[0]) for region in regions}
     found: dict[ast.stmt, None] = {}
     under = {
         node
@@ -336,7 +331,7 @@ def _other_forwards(reading: Reading, regions: Sequence[Region]) -> list[ast.stm
     for node in _forwards(reading):
         if node in reading.module.parents and node not in inside and node not in under:
             statement = reading.module.statement(node)
-            if isinstance(statement, ast.Assign | ast.AugAssign | ast.Expr) and _code(reading.module, node) in codes:
+            if isinstance(statement, ast.Assign | ast.AugAssign | ast.Expr) and reading.module.scope(node) in codes:
                 found[statement] = None
     return list(found)
 

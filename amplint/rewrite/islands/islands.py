@@ -17,6 +17,7 @@ from amplint.rewrite.regions.lifts import BOOKKEEPING, Through
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import calls_in, names_in, positional
 from amplint.source.values import Instance
 
 _SIGMOID = ("sigmoid", "Sigmoid", "sigmoid_")
@@ -39,7 +40,7 @@ def islands(
     before: list[ast.stmt] = []
     models = {node for node, event in forwards.items() if not _is_loss(event)}
     for statement in region:
-        leading = {call: hits for call in _calls(statement) if (hits := _hits(search, call, made, models))}
+        leading = {call: hits for call in calls_in(statement) if (hits := _hits(search, call, made, models))}
         for call in [one for one in leading if not _inside(search.module, one, leading)]:
             found.setdefault(statement, []).append(call)
             _check(reading, search, statement, call, leading[call], before, made, forwards)
@@ -61,10 +62,6 @@ def _is_loss(forward: events.Forward) -> bool:
 
 def words(module: Module, calls: Sequence[ast.Call]) -> list[str]:
     return [f"{module.source(call.func)}() in float32" for call in calls]
-
-
-def _calls(statement: ast.stmt) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(statement) if isinstance(node, ast.Call))
 
 
 def _inside(module: Module, call: ast.Call, others: Collection[ast.Call]) -> bool:
@@ -100,7 +97,7 @@ def _items(module: Module, call: ast.Call, name: str) -> set[str]:
             case _:
                 continue
         for target, items in pairs:
-            if name in {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}:
+            if name in names_in(target):
                 return named_in(items)
     return set()
 
@@ -170,7 +167,7 @@ def _passed(search: Search, call: ast.Call) -> Iterator[tuple[ast.expr, bool]]:
             yield value, False
             continue
         source, code, skip = function
-        parameters = [one.arg for one in (*code.args.posonlyargs, *code.args.args)][skip:]
+        parameters = positional(code)[skip:]
         keyword = call.keywords[index - len(call.args)].arg if index >= len(call.args) else None
         name = keyword or (parameters[index] if index < len(parameters) else "")
         known = name in parameters + [one.arg for one in code.args.kwonlyargs]

@@ -25,6 +25,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name, positional
 
 _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
@@ -130,7 +131,7 @@ class Search:
         code, caller = frame.code, frame.caller
         if not isinstance(code, ast.FunctionDef) or not isinstance(frame.call, ast.Call) or caller is None:
             return
-        source, parameters = self.here(frame.module), [one.arg for one in (*code.args.posonlyargs, *code.args.args)]
+        source, parameters = self.here(frame.module), positional(code)
         if source is self.here(caller.module):
             return
         parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
@@ -303,7 +304,7 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return COMPILED
     if (what := imprecise(module, call)) is not None:
         return None if _is_wide(module, call) else what
-    last = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    last = called_name(call)
     operands: list[ast.expr] = list(call.args)
     if last in IN_PLACE and isinstance(call.func, ast.Attribute):
         return None if any(_is_cast(one) for one in operands) or _is_wide(module, call) else last
@@ -356,13 +357,13 @@ def _is_fresh(module: Module, call: ast.AST, value: ast.expr) -> bool:
     while isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _MOVES:
         value = value.func.value
     if isinstance(value, ast.Name):
-        code = module.function(call) or module.tree
+        code = module.scope(call)
         bound = [node for node in ast.walk(code) if isinstance(node, ast.Name) and node.id == value.id]
         stores = [node for node in bound if not isinstance(node.ctx, ast.Load)]
         made = module.parents[stores[0]] if len(stores) == 1 else None
         value = made.value if isinstance(made, ast.Assign) and made.targets == stores else value
     if isinstance(value, ast.Attribute) and ast.unparse(value.value) == "self":
-        around = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+        around = module.class_of(call)
         assigned = (one for one in ast.walk(around) if isinstance(one, ast.Assign)) if around is not None else ()
         made_of = [one.value for one in assigned if ast.unparse(value) in map(ast.unparse, one.targets)]
         return bool(made_of) and all(

@@ -184,10 +184,10 @@ def _check_uses(module: Module, forward: ast.AST, index: int | None, given: set[
         target = target.elts[index]
     if not isinstance(target, ast.Name):
         raise _NotProved
-    scope = module.function(forward) or module.tree
+    scope = module.scope(forward)
     for load in ast.walk(scope):
         if isinstance(load, ast.Name) and load.id == target.id and isinstance(load.ctx, ast.Load):
-            function = module.function(load) or module.tree
+            function = module.scope(load)
             if function is not scope and not _reads_global(function, load.id):
                 continue  # a name of its own
             above = module.parents[load]
@@ -221,7 +221,7 @@ def _check_class(reading: Reading, cls: ast.ClassDef, models: Collection[ast.AST
             continue
         if not isinstance(call, ast.Call) or call.func is not node:
             raise _NotProved
-        around = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+        around = module.class_of(call)
         if around is not None and any(getattr(one, "name", "") == "forward" for one in around.body):
             raise _NotProved
         statement = module.statement(call)

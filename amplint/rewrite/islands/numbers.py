@@ -62,7 +62,7 @@ def _multiplies(call: ast.Call) -> bool:
 def _turned(module: Module, product: ast.Call) -> bool:
     """Whether the sine or cosine of a product is taken, on the spot or by the name that it gets."""
     names = {_text(one) for one in getattr(module.statement(product), "targets", ())}
-    for node in ast.walk(module.function(product) or module.tree):
+    for node in ast.walk(module.scope(product)):
         match node:
             case ast.Call(func=ast.Attribute(attr="sin" | "cos", value=owner), args=given):
                 parts = [part for one in given or [owner] for part in ast.walk(one)]
@@ -106,7 +106,7 @@ def _near_one(module: Module, call: ast.Call) -> bool:
     names = {ast.unparse(one) for one in getattr(statement, "targets", ())}
     if call.func.attr.endswith("_"):
         names.add(ast.unparse(given[0]))
-    scope = module.function(call) or module.tree
+    scope = module.scope(call)
 
     def rest(node: ast.AST) -> bool:
         match node:
@@ -186,7 +186,7 @@ def _squared(value: ast.expr) -> bool:
 def _averages(module: Module, call: ast.Call) -> bool:
     """`self.sums.mul_(decay).add_(total)`, `self.sums.lerp_(total, …)`, `ema(self.sums, total, …)` and
     `self.sums = nn.Parameter(self.sums * decay + …)`, where a product of matrices gave `total`."""
-    cls = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+    cls = module.class_of(call)
     if cls is None or not isinstance(call.func, ast.Name | ast.Attribute):
         return False
     values: list[ast.expr]
@@ -214,7 +214,7 @@ def _gathers(module: Module, call: ast.Call) -> bool:
     (1 - decay) * total`."""
     above, statement = module.parents[call], module.statement(call)
     product = isinstance(above, ast.BinOp) and isinstance(above.op, ast.MatMult)
-    cls = next((one for one in module.ancestors(call) if isinstance(one, ast.ClassDef)), None)
+    cls = module.class_of(call)
     if not (product or _product(module, call)) or cls is None or not isinstance(statement, ast.Assign):
         return False
     names = {_text(one) for one in statement.targets} - {""}

@@ -17,6 +17,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import is_differentiable, names_in, positional
 
 REASON = "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale"
 ADVICE = "scale and unscale those of the penalty by hand, or use --dtype bfloat16"
@@ -31,24 +32,17 @@ _INNER = frozenset(
 _KEEPS = frozenset(("view", "reshape", "detach", "requires_grad_", "data", "clone", "flatten", "contiguous"))
 
 
-def is_penalty(node: ast.AST) -> bool:
-    """autograd.grad(…, create_graph=True)."""
-    return isinstance(node, ast.Call) and any(
-        one.arg == "create_graph" and getattr(one.value, "value", None) is True for one in node.keywords
-    )
-
-
 def unmet(reading: Reading, module: Module) -> ast.AST | None:
     """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
     met = {_place(event.module, event.node) for event in _gradients(reading)}  # the file may have been read twice
-    found = (node for node in ast.walk(module.tree) if is_penalty(node) and _place(module, node) not in met)
+    found = (node for node in ast.walk(module.tree) if is_differentiable(node) and _place(module, node) not in met)
     return next((node for node in found if module is reading.module or not _of_another(module, node)), None)
 
 
 def _of_another(module: Module, node: ast.AST) -> bool:
     """Whether the class that takes a gradient of a gradient takes steps itself: the penalty is theirs, and is judged
     with them."""
-    cls = next((one for one in module.ancestors(node) if isinstance(one, ast.ClassDef)), None)
+    cls = module.class_of(node)
     return cls is not None and _words(cls) >= {"backward", "step"}
 
 
@@ -59,7 +53,7 @@ def _place(module: Module, node: ast.AST) -> tuple[str, int, int]:
 def unscaled(reading: Reading) -> bool:
     """Whether something is computed from the gradients of a loss that no scaler scales: an inner step of
     meta-learning, an adversarial example."""
-    return any(event.grad and not is_penalty(event.node) for event in _gradients(reading))
+    return any(event.grad and not is_differentiable(event.node) for event in _gradients(reading))
 
 
 def inner_steps(module: Module) -> tuple[ast.Call, str] | None:
@@ -94,12 +88,12 @@ def reached(module: Module, used: Sequence[Module]) -> Iterator[Module]:
         known = grown
     for one in used:
         own = (inner for of, _, _, node in inside if of is one for inner in ast.walk(node))
-        if any(is_penalty(inner) or _inner(one, inner) for inner in own):
+        if any(is_differentiable(inner) or _inner(one, inner) for inner in own):
             yield one
 
 
 def _words(node: ast.AST) -> set[str]:
-    found = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+    found = names_in(node)
     found |= {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
     return found | {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
@@ -116,7 +110,7 @@ def penalties(reading: Reading, code: Code, must: bool) -> Penalties:
     """Raises Refused where not all statements are known, if they `must` be."""
     found = Penalties(set(), set())
     for event in _gradients(reading):
-        if event.grad and is_penalty(event.node):
+        if event.grad and is_differentiable(event.node):
             try:
                 statements, inputs = _around(event, code)
                 found.statements.update(statements)
@@ -241,7 +235,7 @@ def _passed(code: Code, call: ast.AST | None, names: set[str]) -> list[ast.expr]
     """What a call gives for those of the names that are parameters."""
     if not isinstance(code, ast.FunctionDef) or not isinstance(call, ast.Call):
         return []
-    parameters = [one.arg for one in (*code.args.posonlyargs, *code.args.args)]
+    parameters = positional(code)
     if parameters[:1] == ["self"]:
         parameters = parameters[1:]
     given = dict(zip(parameters, call.args, strict=False))

@@ -213,11 +213,11 @@ def forwards_behind(module: Module, value: ast.expr, forwards: Collection[ast.AS
         return [value]
     if not isinstance(value, ast.Name):
         return []
-    scope = module.function(value) or module.tree
+    scope = module.scope(value)
     found: list[ast.Call] = []
     for node in ast.walk(scope):
         if isinstance(node, ast.Name) and node.id == value.id and isinstance(node.ctx, ast.Store):
-            if (module.function(node) or module.tree) is not scope:
+            if module.scope(node) is not scope:
                 continue
             statement = module.statement(node)
             made = unviewed(statement.value) if isinstance(statement, ast.Assign) else None
@@ -244,7 +244,7 @@ def tail_of(module: Module, layer: ast.Call) -> Tail | None:
             pass
         case _:
             return None
-    around = next((above for above in module.ancestors(layer) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(layer)
     forward = next((f for f in getattr(around, "body", ()) if getattr(f, "name", "") == "forward"), None)
     if around is None or not isinstance(forward, ast.FunctionDef) or len(made.args) < 2:
         return None

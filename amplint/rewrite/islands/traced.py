@@ -14,6 +14,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt
 from amplint.rewrite.fixes.autocast import _float
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 
 CODES = ("AMP451", "AMP452", "AMP453")
 VERDICTS = ("certain", "likely", "calibrated", "verified")  # refuted is none
@@ -181,7 +182,7 @@ def _alone(statement: ast.stmt, node: ast.expr, operands: list[ast.expr]) -> Non
         if isinstance(one, ast.BinOp) and isinstance(one.op, ast.MatMult):
             raise CannotFix("the statement has another product, which would run without autocast, too: split it")
         if isinstance(one, ast.Call):
-            name = one.func.attr if isinstance(one.func, ast.Attribute) else getattr(one.func, "id", "")
+            name = called_name(one)
             if name in _SHAPES or (one in above and one not in inside and name in _PLAIN and not _is_layer(one)):
                 continue
             raise CannotFix("the statement calls more, which would run without autocast, too: split it")

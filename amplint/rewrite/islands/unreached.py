@@ -7,6 +7,7 @@ import ast
 from collections.abc import Collection, Iterator
 
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 
 MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
 _DECORATORS = ("torch.", "staticmethod", "classmethod", "property")
@@ -78,7 +79,7 @@ def _gives(module: Module, name: str, files: Collection[Module]) -> bool:
     for call in module.nodes(ast.Call):
         if any(name in (getattr(one, "id", ""), getattr(one, "attr", "")) for one in call.args):
             return True
-        called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        called = called_name(call)
         for function, index in places:
             if len(call.args) > index and function in (called, "forward" if ast.unparse(call.func) in models else ""):
                 return True

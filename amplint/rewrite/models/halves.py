@@ -55,7 +55,7 @@ def half_casts(reading: Reading, models: Collection[str] = ()) -> list[ast.Call]
     runs = {one.frame.code for one in own if isinstance(one, events.Forward)}
     casts = list(_casts(module))
     for cast in casts:
-        if cast not in trained and not _a_loss(module, cast) and (module.function(cast) or module.tree) not in runs:
+        if cast not in trained and not _a_loss(module, cast) and module.scope(cast) not in runs:
             return None
     return casts
 

@@ -6,12 +6,13 @@ import ast
 from collections.abc import Iterator
 
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 
 
 def anomaly_mode(module: Module) -> Iterator[ast.Call]:
     """Where a file turns it on, under no condition of its own: `torch.autograd.set_detect_anomaly(True)`."""
     for node in module.nodes(ast.Call) if "detect_anomaly" in module.text else ():
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        name = called_name(node)
         if name not in ("set_detect_anomaly", "detect_anomaly"):
             continue
         given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg in ("mode", None))]

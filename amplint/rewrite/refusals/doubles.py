@@ -59,7 +59,7 @@ def _counts(module: Module, node: ast.Attribute) -> bool:
     above = module.parents[module.parents[node]]
     if not isinstance(node.value, ast.Name) or not isinstance(above, ast.BinOp) or not isinstance(above.op, ast.Div):
         return False
-    name, scope = node.value.id, module.function(node) or module.tree
+    name, scope = node.value.id, module.scope(node)
     for inner in ast.walk(scope):
         match inner:
             case ast.Attribute(attr="backward", value=ast.Name(id=loss)) if loss == name:

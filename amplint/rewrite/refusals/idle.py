@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import called_name, names_in
 
 _SCHEDULES = re.compile(r"LR|[Ss]ched|[Ww]arm_?[Uu]p|[Rr]ates?")
 _OWN = frozenset(("step", "zero_grad", "param_groups", "state_dict", "defaults"))
@@ -29,7 +30,7 @@ def idle(reading: Reading, steps: Sequence[events.Step]) -> bool:
         return False
     names = [ast.unparse(one) for one in statement.targets]
     given = (*call.args[:1], *(one.value for one in call.keywords if one.arg == "params"))
-    trained = {one.id for value in given for one in ast.walk(value) if isinstance(one, ast.Name)} - set(module.imports)
+    trained = names_in(*given) - set(module.imports)
     inside = set(ast.walk(call))
     scope = code if isinstance(code, ast.FunctionDef) else module.tree
     reads = (one for one in ast.walk(scope) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load))
@@ -46,8 +47,4 @@ def _scheduled(module: Module, name: ast.Name) -> bool:
         return above.attr in _OWN
     if isinstance(above, ast.keyword):
         above = module.parents[above]
-    return (
-        isinstance(above, ast.Call)
-        and above.func is not name
-        and bool(_SCHEDULES.search(getattr(above.func, "attr", getattr(above.func, "id", ""))))
-    )
+    return isinstance(above, ast.Call) and above.func is not name and bool(_SCHEDULES.search(called_name(above)))

@@ -212,7 +212,7 @@ def _self_product(module: Module, product: ast.AST) -> bool:
 
 def _assigned(module: Module, name: ast.AST) -> Iterator[ast.expr]:
     """What the function around a name assigns to it."""
-    scope = module.function(name) or module.tree
+    scope = module.scope(name)
     for node in ast.walk(scope) if isinstance(name, ast.Name) else ():
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == ast.unparse(name) for target in node.targets):
             yield node.value

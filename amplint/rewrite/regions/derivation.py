@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from amplint.rewrite.regions.lifts import BOOKKEEPING, Lifts, method_of
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.values import Value
 
 Region = tuple[ast.stmt, ...]
@@ -135,7 +136,7 @@ def _is_given_model(node: ast.AST, lifts: Lifts) -> bool:
     """Whether a function that amplint has not looked into is given a model: `diffusion.p_loss(model, x)`."""
     if not isinstance(node, ast.Call):
         return False
-    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    name = called_name(node)
     if not name[:1].islower() or name in BOOKKEEPING | lifts.own or hasattr(builtins, name):
         return False
     given = (*node.args, *(one.value for one in node.keywords))
@@ -227,7 +228,7 @@ def _to_cpu(module: Module, node: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Constant(value="cpu")]):
             return True
         case ast.Call(func=ast.Attribute(attr="to"), args=[ast.Name(id=name)]):
-            scope = module.function(node) or module.tree
+            scope = module.scope(node)
             found = [one for one in ast.walk(scope) if isinstance(one, ast.Assign) and name in map(path, one.targets)]
             return bool(found) and all(ast.unparse(one.value) in _CPU for one in found)
     return False

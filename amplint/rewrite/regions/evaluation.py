@@ -16,6 +16,7 @@ from amplint.rewrite.regions.regions import stored
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 
 _SIMPLE = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr
 # What refuses operands of two dtypes outside autocast.
@@ -109,7 +110,7 @@ def _criteria(plan: StepPlan) -> set[str]:
     for statement in sorted(made, key=lambda one: one.lineno, reverse=True):
         if stored(statement) & needed:
             found |= _called(statement)
-            needed |= {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)}
+            needed |= names_in(statement.value)
     return found - _called(plan.forward.node) - {"sum", "float"}
 
 
@@ -128,7 +129,7 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
     nothing casts; or what the model returns is exponentiated there, which half precision can do only up to 11, or
     given to what makes boxes or the like of it."""
     module, names = reading.module, set().union(*map(stored, region))
-    scope = module.function(region[0]) or module.tree
+    scope = module.scope(region[0])
     last = region[-1].end_lineno or 0
     outputs = {name for name, kind in tensors_made(reading, region).items() if kind == OUTPUT}
     for node in ast.walk(scope):
@@ -182,7 +183,7 @@ def _models_behind(reading: Reading, first: ast.stmt) -> set[ast.stmt]:
 
 
 def _bound(target: ast.expr) -> set[str]:
-    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return names_in(target)
 
 
 def _takes(call: ast.AST, names: Collection[str]) -> bool:

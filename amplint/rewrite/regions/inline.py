@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.lifts import Through, lifts_of, shown
-from amplint.rewrite.regions.named import Named, names_in
+from amplint.rewrite.regions.named import Named, taken_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
 from amplint.source.symbols import fresh
+from amplint.source.tree import place_of
 
 REASON = "the loss is computed where its backward is called"
 ADVICE = "name the loss on a line of its own first"
@@ -63,9 +64,9 @@ def named_loss(reading: Reading, backward: events.Backward) -> Named:
     """The line that the loss gets. Raises Refused where it cannot have one."""
     module, receiver = reading.module, _receiver(backward)
     statement = module.statement(backward.node)
-    scope = module.function(statement) or module.tree
+    scope = module.scope(statement)
     alone = isinstance(statement, ast.Expr) and statement.value is backward.node
-    if not isinstance(receiver, ast.Call) or not alone or NAME in names_in(scope) or _strict(reading, statement):
+    if not isinstance(receiver, ast.Call) or not alone or NAME in taken_in(scope) or _strict(reading, statement):
         raise Refused(REASON, ADVICE)
     return Named(NAME, receiver, statement)
 
@@ -88,7 +89,7 @@ def lines_for(reading: Reading, backwards: Sequence[events.Backward]) -> list[Na
         for one in backwards
         if one.scaler is None and is_inline(reading, _receiver(one))
     }
-    return sorted(found.values(), key=lambda one: (one.statement.lineno, one.statement.col_offset))
+    return sorted(found.values(), key=lambda one: place_of(one.statement))
 
 
 def forward_in(reading: Reading, statement: ast.stmt, backwards: Sequence[events.Backward]) -> events.Forward:

@@ -16,6 +16,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.interpret.functions import abstract
+from amplint.source.tree import positional
 from amplint.source.values import Model, Sym, Value
 
 BOOKKEEPING = frozenset(
@@ -245,7 +246,7 @@ def argument(frame: Frame, name: str) -> ast.expr | None:
     for keyword in call.keywords:
         if keyword.arg == name:
             return keyword.value
-    names = [one.arg for one in (*code.args.posonlyargs, *code.args.args)][frame.owner is not None :]
+    names = positional(code)[frame.owner is not None :]
     if name not in names:
         return None
     index = names.index(name)

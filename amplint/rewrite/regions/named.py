@@ -9,6 +9,7 @@ from typing import NamedTuple
 from amplint.rewrite.islands.sigmoids import REASON
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import Module
+from amplint.source.tree import names_in, place_of, stored_names
 
 _FLOWS = ast.Call | ast.BinOp | ast.UnaryOp | ast.keyword | ast.Attribute | ast.Tuple | ast.List
 
@@ -39,7 +40,7 @@ def named(module: Module, statement: ast.stmt, forwards: Collection[ast.AST], ta
     for call in calls:
         if not all(isinstance(above, _FLOWS) for above in _inside(module, call, statement)):
             raise Refused(REASON, "name what the model returns on a line of its own first")
-    calls.sort(key=lambda one: (one.lineno, one.col_offset))
+    calls.sort(key=place_of)
     made = []
     for call in calls:
         name = _name(statement, taken, len(calls) > 1)
@@ -67,17 +68,13 @@ def _name(statement: ast.stmt, taken: set[str], several: bool) -> str:
     return next(name for name in (names if several else [stem, *names]) if name not in taken)
 
 
-def names_in(tree: ast.AST) -> set[str]:
+def taken_in(tree: ast.AST) -> set[str]:
+    """The names that a new one must not have: also those of parameters and arguments."""
     return {getattr(node, "id", getattr(node, "arg", "")) for node in ast.walk(tree)}
 
 
 def may_move(between: Sequence[ast.stmt], call: ast.Call) -> bool:
     """Whether a call gives the same before some statements as behind them: they bind nothing that it reads."""
-    read = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
-    stored = {
-        node.id
-        for one in between
-        for node in ast.walk(one)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    read = names_in(call)
+    stored = stored_names(*between)
     return not read & stored

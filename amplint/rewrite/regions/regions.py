@@ -71,7 +71,7 @@ def regions_of(reading: Reading, backwards: Sequence[events.Backward]) -> list[t
 
 def _unseen(module: Module, lifts: Lifts, region: Region, backwards: Sequence[events.Backward]) -> events.Forward:
     """The forward of a region whose model is called by a method that amplint has not looked into."""
-    code = module.function(region[0]) or module.tree
+    code = module.scope(region[0])
     frames = (frame for one in backwards for frame in one.frame.stack() if frame.code is code)
     calls = (node for one in region for node in ast.walk(one) if of_model(node, lifts))
     frame, call = next(frames, None), next(calls, None)

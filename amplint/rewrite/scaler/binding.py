@@ -10,6 +10,7 @@ from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.scaler.definitions import functions_called, functions_of, methods_called
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import positional
 
 UNSEEN = "the optimizer comes from elsewhere: amplint does not see it being made"
 SOMETIMES = "the optimizer exists only under some conditions"
@@ -109,7 +110,7 @@ def _returned_as_given(
     named: Sequence[ast.keyword],
     targets: Sequence[ast.expr],
 ) -> bool:
-    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    names = positional(function)
     names = names[isinstance(module.parents[function], ast.ClassDef) :]
     passed = [*zip(names, given, strict=False), *((one.arg, one.value) for one in named)]
     same = {parameter for parameter, value in passed if ast.unparse(value) == text}

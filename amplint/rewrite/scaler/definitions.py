@@ -43,7 +43,7 @@ def _of(project: Project, module: Module, node: ast.expr) -> Found | None:
         case ast.Name(id=name):
             return _named(project, module, name, MOST_HOPS)
         case ast.Attribute(value=ast.Name(id="self"), attr=name):
-            around = next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
+            around = module.class_of(node)
             for owner, cls in classes_of(module, around, project) if around is not None else ():
                 for member in cls.body:
                     if isinstance(member, ast.FunctionDef) and member.name == name:
@@ -213,7 +213,7 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
 
 def _of_other(module: Module, node: ast.Attribute, cls: ast.AST, home: Module) -> bool:
     """Whether a field of `self` is one of a class that does not share a class's methods."""
-    around = next((above for above in module.ancestors(node) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(node)
     if around is None or getattr(node.value, "id", "") != "self":
         return False
     kin = classes_of(home, cls) if isinstance(cls, ast.ClassDef) else ()

@@ -14,6 +14,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import place_of
 
 Condition = tuple[ast.AST, str]
 _LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))
@@ -74,7 +75,7 @@ def handled_inside(reading: Reading, step: events.Step) -> tuple[ast.AST, ...]:
     if own is None or not isinstance(step, Wrapped):
         return ()
     used = [e.node for e in reading.events if isinstance(e, events.Clip | events.ReadGradient) and e.frame.code is own]
-    used += (node for node in ast.walk(own) if _clips(node) and _place(node) < _place(step.within.node))
+    used += (node for node in ast.walk(own) if _clips(node) and place_of(node) < place_of(step.within.node))
     return tuple(dict.fromkeys(used))
 
 
@@ -85,7 +86,7 @@ def wrapper_of(step: events.Step) -> ast.AST | None:
 
 def in_words(used: Sequence[ast.AST]) -> str:
     """What unscaling changes, in a person's words."""
-    for node in sorted(used, key=_place):
+    for node in sorted(used, key=place_of):
         name = getattr(getattr(node, "func", None), "attr", getattr(getattr(node, "func", None), "id", ""))
         if "clip" in name:
             return f"{name} now after unscale_"
@@ -118,11 +119,15 @@ def unscale_at(
     where nothing does. `over` is the loop that goes over several optimizers, `dropped` where gradients are zeroed."""
     if not used:
         return None
-    first = min(used, key=_place)
-    code = module.function(first) or module.tree
+    first = min(used, key=place_of)
+    code = module.scope(first)
     stepping = node_in(step, code)
     before = [node for one in backwards if (node := node_in(one, code)) is not None]
-    if stepping is None or _place(first) > _place(stepping) or any(_place(first) < _place(one) for one in before):
+    if (
+        stepping is None
+        or place_of(first) > place_of(stepping)
+        or any(place_of(first) < place_of(one) for one in before)
+    ):
         raise Refused("gradients are clipped or read in an unusual place", BY_HAND)
     here = conditions_above(module, first)
     there = [one for one in conditions_above(module, stepping) if one[0] is not over or one in here]
@@ -160,10 +165,6 @@ def decided(module: Module, step: ast.AST, unscaled: ast.stmt, stepper: str) -> 
     return place
 
 
-def _place(node: ast.AST) -> tuple[int, int]:
-    return node.lineno, node.col_offset  # type: ignore[attr-defined]
-
-
 # -- what the reading does not tell -----------------------------------------------------------------------------------
 
 
@@ -180,10 +181,10 @@ def _others(reading: Reading, steps: Sequence[events.Step], seen: set[ast.AST]) 
         read = isinstance(node, ast.Attribute) and node.attr == "grad" and not _explained(module, node, seen)
         if not read and (node in seen or not _clips(node)):
             continue
-        for place in [node] if _code(module, node) is code else _calls(module, code, module.function(node)):
+        for place in [node] if module.scope(node) is code else _calls(module, code, module.function(node)):
             if _takes(place, others) and not _takes(place, mine):
                 continue  # it clips for another
-            if _place(place) < _place(step.node) and all(_place(place) > _place(one) for one in last):
+            if place_of(place) < place_of(step.node) and all(place_of(place) > place_of(one) for one in last):
                 found.append(place)
     return found
 
@@ -207,10 +208,6 @@ def _takes(node: ast.AST, steppers: set[str]) -> bool:
     given = [*node.args, *(one.value for one in node.keywords)] if isinstance(node, ast.Call) else []
     inside = (one for value in given for one in ast.walk(value) if isinstance(one, ast.Name | ast.Attribute))
     return any(ast.unparse(one) in steppers for one in inside)
-
-
-def _code(module: Module, node: ast.AST) -> ast.AST:
-    return module.function(node) or module.tree
 
 
 def _calls(module: Module, code: ast.AST, function: ast.AST | None) -> list[ast.AST]:

@@ -20,6 +20,7 @@ from amplint.rewrite.scaler.definitions import classes_of, places_binding
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import named_argument, positional
 
 MOST_NAMES = 12
 ONE_LINE = "give it one line of its own"
@@ -154,7 +155,7 @@ def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:
 
 def _in_class(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
     module = frame.module
-    around = next((above for above in module.ancestors(use) if isinstance(above, ast.ClassDef)), None)
+    around = module.class_of(use)
     if around is None:
         raise Refused("the optimizer is a field of something that is not in this file", BY_HAND)
     classes: list[tuple[Module, ast.ClassDef]] = []
@@ -178,7 +179,7 @@ def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: t
     statement = filled(module, bound_at(module, f"self.{name}", found, use), f"self.{name}")
     around: ast.AST | None = _scope(frame, text.partition(".")[0]).code
     if text.startswith("self."):
-        around = next((one for one in module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
+        around = module.class_of(use)
     code = module.function(statement) or cls
     last = suite_of(module, statement)[-1]
     if not device.known_at(module, last):
@@ -189,7 +190,7 @@ def _in_object(step: events.Step, frame: Frame, text: str, use: ast.AST, path: t
 def _beside(frame: Frame, text: str, use: ast.AST, path: tuple[Frame, ...]) -> Home:
     """The home of what is a field of a field: behind the statement that binds the object."""
     through = text.rpartition(".")[0]
-    cls = next((one for one in frame.module.ancestors(use) if isinstance(one, ast.ClassDef)), None)
+    cls = frame.module.class_of(use)
     if cls is None or through.count(".") > 1 or not _fields(cls, through):
         raise Refused(f"the optimizer is kept in {text}", BY_HAND)
     home = _in_class(frame, through, use, path)
@@ -258,9 +259,9 @@ def _argument(frame: Frame, name: str) -> str:
     imported = frame.caller.module.imports.get(called, set())
     if called != function.name and not any(one.rpartition(".")[2] == function.name for one in imported):
         raise Refused(f"{function.name}() is not called by its name", BY_HAND)
-    named = next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
+    named = named_argument(call, name)
     if named is None:
-        names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+        names = positional(function)
         index = names.index(name) - (frame.owner is not None) if name in names else len(call.args)
         if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
             raise Refused(f"it cannot be seen what {function.name}() is given as {name}", BY_HAND)

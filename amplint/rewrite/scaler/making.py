@@ -29,6 +29,7 @@ from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.rewrite.syntax.text import edit_within
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import stored_names
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,7 @@ def _renewing(module: Module, made: ast.stmt) -> ast.For | ast.While | None:
         if isinstance(above, FunctionNode | ast.ClassDef):
             break
         if isinstance(above, ast.For | ast.While):
-            bound = {n.id for n in ast.walk(above) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            bound = stored_names(above)
             if not names or names & bound:
                 break
             found = above

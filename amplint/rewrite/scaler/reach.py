@@ -22,6 +22,7 @@ from amplint.rewrite.scaler.home import Home
 from amplint.source import events
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import positional
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def is_optional(function: ast.FunctionDef, home: Module, files: Files) -> bool:
 
 def _given(function: ast.FunctionDef, call: ast.Call, home: Module) -> str | None:
     """What a call gives as the optimizer to a function that is handed the scaler for its state."""
-    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    names = positional(function)
     method = isinstance(home.parents[function], ast.ClassDef)
     for node in ast.walk(function):
         match node:

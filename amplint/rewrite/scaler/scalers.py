@@ -20,6 +20,7 @@ from amplint.rewrite.scaler.definitions import classes_of
 from amplint.rewrite.scaler.gradients import decided
 from amplint.rewrite.scaler.home import Home
 from amplint.source.module import Module
+from amplint.source.tree import place_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
     alone = len({(plan.home.statement, owner) for plan, owner in zip(plans, owners, strict=True)}) == 1
     if together or len(homes) == 1 or _shares_backwards(plans):
         if together:
-            updates: tuple[ast.stmt, ...] = (max(rounds, key=_start),)
+            updates: tuple[ast.stmt, ...] = (max(rounds, key=place_of),)
         else:
             updates = _either_way(module, rounds, owners) if alone else _after_groups(module, plans, rounds, owners)
         name = _named(plans[0].home, _free_name((module, *files)))
@@ -231,11 +232,11 @@ def _after_groups(
         )
     if ends:
         return tuple(ends)
-    backwards = {_start(one.node) for plan in plans for one in plan.backwards}
+    backwards = {place_of(one.node) for plan in plans for one in plan.backwards}
     groups: list[list[int]] = []
-    for index in sorted(range(len(plans)), key=lambda one: _start(rounds[one])):
+    for index in sorted(range(len(plans)), key=lambda one: place_of(rounds[one])):
         last = groups[-1][-1] if groups else None
-        if last is None or any(_start(rounds[last]) < one < _start(rounds[index]) for one in backwards):
+        if last is None or any(place_of(rounds[last]) < one < place_of(rounds[index]) for one in backwards):
             groups.append([])
         groups[-1].append(index)
     before = (0, 0)
@@ -244,16 +245,12 @@ def _after_groups(
         waiting = [one.node for index in group for one in plans[index].backwards]
         if (
             any(one != above[0] for one in above)
-            or any(conditions_above(module, node) != above[0] or _start(node) < before for node in waiting)
+            or any(conditions_above(module, node) != above[0] or place_of(node) < before for node in waiting)
             or len({owners[index] for index in group}) < len(group)
         ):
             raise Refused(_APART, BY_HAND)
-        before = _start(rounds[group[-1]])
+        before = place_of(rounds[group[-1]])
     return tuple(rounds[group[-1]] for group in groups)
 
 
 _APART = "a backward is shared by steps that are not taken together"
-
-
-def _start(node: ast.AST) -> tuple[int, int]:
-    return node.lineno, node.col_offset  # type: ignore[attr-defined]

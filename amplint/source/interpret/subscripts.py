@@ -9,6 +9,7 @@ from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, sym
+from amplint.source.tree import names_in
 from amplint.source.values import (
     Autocast,
     Checkpoint,
@@ -89,9 +90,7 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
 
 def _by_key(m: Machine, node: ast.AST, world: World) -> None:
     """One of several optimizers, by what a loop is about: each of its rounds takes another."""
-    names = (
-        {one.id for one in walk(node.slice) if isinstance(one, ast.Name)} if isinstance(node, ast.Subscript) else set()
-    )
+    names = names_in(node.slice) if isinstance(node, ast.Subscript) else set()
     for loop in world.loops:
         target = loop.node.target if isinstance(loop.node, ast.For | ast.AsyncFor) else None
         if target is not None and any(isinstance(one, ast.Name) and one.id in names for one in walk(target)):

@@ -1,0 +1,57 @@
+"""Questions about syntax trees that are asked everywhere: what a call calls, what it is given, what code names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from amplint.source.walk import walk
+
+
+def place_of(node: ast.AST) -> tuple[int, int]:
+    """Where code begins: what is before what."""
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+
+
+def calls_in(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in walk(tree) if isinstance(node, ast.Call))
+
+
+def last_name(node: ast.AST) -> str:
+    """The last part of a dotted name: `scaler` of `trainer.scaler`."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def called_name(node: ast.AST) -> str:
+    """The last part of what a call calls: `clip_grad_norm_` of `torch.nn.utils.clip_grad_norm_(…)`."""
+    return last_name(node.func if isinstance(node, ast.Call) else node)
+
+
+def named_argument(call: ast.Call, name: str) -> ast.expr | None:
+    """What a call is given by this name."""
+    return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
+
+
+def is_differentiable(node: ast.AST) -> bool:
+    """autograd.grad(…, create_graph=True): a gradient that a loss is made of."""
+    asked = named_argument(node, "create_graph") if isinstance(node, ast.Call) else None
+    return getattr(asked, "value", None) is True
+
+
+def positional(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
+    """The parameters that a call can fill by their place."""
+    return [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+
+
+def names_in(*trees: ast.AST) -> set[str]:
+    """The names that some code reads or stores."""
+    return {node.id for tree in trees for node in walk(tree) if isinstance(node, ast.Name)}
+
+
+def stored_names(*trees: ast.AST) -> set[str]:
+    """The names that some code stores."""
+    nodes = (node for tree in trees for node in walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
