@@ -175,10 +175,9 @@ def _may_be_none(m: Machine, owner: Choice, scaler: Scaler, node: ast.AST, world
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name() | ast.Attribute() as said)):
             bound = owner.formula if owner.yes == scaler else conditions.negate(owner.formula)
-            where = (node, frame, world.contexts, world.loops, world.facts)
             missing = conditions.possible(conditions.negate(bound), world.facts)
             if missing and m.once("none", node, frozenset(world.facts.items())):
-                m.observe(events.NoneUsed(*where, ast.unparse(said), scaler, bound))
+                m.observe(events.NoneUsed, node, world, frame, name=ast.unparse(said), scaler=scaler, bound=bound)
 
 
 def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: World, frame: Frame) -> Results:
@@ -215,8 +214,7 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
             if not m.is_model(callee) and world.get(owner, name) is not callee:
                 return call_method(m, owner, name, given.args, given.kwargs, node, world, frame, given.open)
         case Autocast() if not given.values() and isinstance(frame.module.parents.get(node), ast.withitem):
-            where = (node, frame, world.contexts, world.loops, world.facts)
-            m.observe(events.CannotEnter(*where, callee, True))
+            m.observe(events.CannotEnter, node, world, frame, value=callee, called=True)
             return [(callee, world)]
         case Const():
             return [] if callee == NONE else [(fresh("call"), world)]
@@ -283,8 +281,7 @@ def unknown(
     for value in values:
         protocol.hand_over(world, value)
         if isinstance(value, Scaler):
-            handed = events.HandOver(node, frame, world.contexts, world.loops, world.facts, value, values)
-            m.observe(handed)
+            m.observe(events.HandOver, node, world, frame, scaler=value, values=values)
         if isinstance(value, (Items, Mapping, Many)):
             for inner in containers.contents(value):
                 protocol.hand_over(world, inner)
@@ -297,8 +294,7 @@ def unknown(
         if mapping is None and receiver is None and optimizers:
             mapping, parts = node, (*parts, *optimizers)  # a helper that takes the states of what it is handed
         if mapping is not None or any(isinstance(part, Scaler) for part in parts):
-            at = (node, frame, world.contexts, world.loops, world.facts)
-            m.observe(events.Save(*at, parts, False, mapping=mapping))
+            m.observe(events.Save, node, world, frame, parts=parts, complete=False, mapping=mapping)
     carried = (receiver, *values) if isinstance(receiver, Tensor) else values
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)

@@ -89,10 +89,8 @@ def _save(
     scaler = api.argument("scaler", bound)
     optimizer = api.argument("optimizer", bound)
     parts += tuple(part for part in (scaler, optimizer) if part is not None and part != NONE)
-    event = events.Save(
-        node, frame, world.contexts, world.loops, world.facts, parts, complete, api.does == "register", mapping
-    )
-    m.observe(event)
+    registers = api.does == "register"
+    m.observe(events.Save, node, world, frame, parts=parts, complete=complete, registers=registers, mapping=mapping)
     return None
 
 
@@ -101,7 +99,7 @@ def _load_state(
 ) -> Results | None:
     target = api.argument("model", bound) or api.argument("object", bound)
     if target is not None:
-        m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, target, fresh("state")))
+        m.observe(events.Load, node, world, frame, target=target, source=fresh("state"))
     return None
 
 

@@ -171,8 +171,8 @@ def call(
 
 def _tell(m: Machine, name: str, given: Arguments, result: Value, node: ast.AST, world: World, frame: Frame) -> None:
     """Record a call whose arguments a rule judges."""
-    args, kwargs = given.args, tuple(given.kwargs.items())
-    m.observe(events.Call(node, frame, world.contexts, world.loops, world.facts, name, args, kwargs, result))
+    kwargs = tuple(given.kwargs.items())
+    m.observe(events.Call, node, world, frame, name=name, args=given.args, kwargs=kwargs, result=result)
 
 
 def apply(
@@ -233,7 +233,7 @@ def apply(
                 node,
                 role("device"),
             )
-            m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))
+            m.observe(events.Create, node, world, frame, value=made)
         case "null-context":
             made = NullContext()
         case "no-grad" | "enable-grad":
@@ -271,7 +271,7 @@ def apply(
                 _tell(m, name, given, NONE, node, world, frame)
             made = Object(name, site(node, frame), api.returns)
             if api.returns == "callable-scaler":
-                m.observe(events.Create(node, frame, world.contexts, world.loops, world.facts, made))
+                m.observe(events.Create, node, world, frame, value=made)
         case _:
             made = NONE if api.does else fresh("call")
     return [(made, world)]

@@ -123,10 +123,15 @@ class Machine:
         return self._relevance[module]
 
     def emit(self, kind: type[E], node: ast.AST, world: World, frame: Frame, **fields: Any) -> E:
-        """Record an event where `world` is."""
+        """Record an event of a step's story where `world` is."""
+        event = self.observe(kind, node, world, frame, **fields)
+        world.trace = extend(world.trace, event)
+        return event
+
+    def observe(self, kind: type[E], node: ast.AST, world: World, frame: Frame, **fields: Any) -> E:
+        """Record an event that does not belong to the story of a step."""
         event = kind(node, frame, world.contexts, world.loops, world.facts, **fields)
         self.log.append(event)
-        world.trace = extend(world.trace, event)
         return event
 
     def once(self, *key: Any) -> bool:
@@ -135,10 +140,6 @@ class Machine:
             return False
         self._seen.add(key)
         return True
-
-    def observe(self, event: events.Event) -> None:
-        """Record an event that does not belong to the story of a step."""
-        self.log.append(event)
 
     def describe(self, formula: Any, node: ast.AST, frame: Frame) -> None:
         """Remember how a condition reads in the source."""

@@ -203,7 +203,7 @@ def _unknown(
     if name == "state_dict":
         return [(StateDict(owner), world)]
     if name == "load_state_dict" and given.args:
-        m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, owner, given.args[0]))
+        m.observe(events.Load, node, world, frame, target=owner, source=given.args[0])
         return [(fresh("call"), world)]
     if name in _CASTS and roles.becomes_model(node, frame):
         m.models.add(owner)

@@ -195,7 +195,7 @@ def model_method(
             return [(StateDict(model), world)]
         case "load_state_dict":
             source = given.args[0] if given.args else NONE
-            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, model, source))
+            m.observe(events.Load, node, world, frame, target=model, source=source)
             training.change_weights(m, of, name, node, world, frame)
             return [(fresh("call"), world)]
         case "forward":

@@ -69,8 +69,8 @@ def tell(
     signature = tuple((v.dtype, v.made, v.trust) if isinstance(v, Tensor) else type(v).__name__ for v in every)
     calls = tuple(id(one.call) for one in frame.stack()) if op in _EACH else ()
     if m.once(op, node, signature, tensors.region_of(world), calls, layer):
-        told = (node, frame, world.contexts, world.loops, world.facts, op, operands, tuple(kwargs.items()), result)
-        m.observe(events.Operation(*told, layer=layer))
+        told = {"name": op, "args": operands, "kwargs": tuple(kwargs.items()), "result": result, "layer": layer}
+        m.observe(events.Operation, node, world, frame, **told)
 
 
 def tell_cast(m: Machine, tensor: Tensor, result: Value, node: ast.AST, world: World, frame: Frame) -> None:

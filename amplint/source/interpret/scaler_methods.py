@@ -62,7 +62,7 @@ def scaler_method(
         case "state_dict":
             return [(StateDict(scaler), world)]
         case "load_state_dict" if args:
-            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, scaler, args[0]))
+            m.observe(events.Load, node, world, frame, target=scaler, source=args[0])
             return [(NONE, world)]
         case "is_enabled":
             formula = conditions.truth(scaler.enabled)
@@ -160,7 +160,7 @@ def optimizer_method(
         case "state_dict":
             return [(StateDict(optimizer), world)]
         case "load_state_dict" if given.args:
-            m.observe(events.Load(node, frame, world.contexts, world.loops, world.facts, optimizer, given.args[0]))
+            m.observe(events.Load, node, world, frame, target=optimizer, source=given.args[0])
             return [(NONE, world)]
         case "add_param_group" | "train" | "eval" | "register_step_post_hook":
             return [(NONE, world)]

@@ -110,7 +110,7 @@ def _expression(m: Machine, node: ast.Expr, world: World, frame: Frame, flow: Fl
     after = []
     for value, world_after in expressions.evaluate(m, inner, world, frame):
         if isinstance(value, Autocast) or (isinstance(value, Tensor) and value.made == "scale" and value.scaler):
-            m.observe(events.Discard(node, frame, world_after.contexts, world_after.loops, world_after.facts, value))
+            m.observe(events.Discard, node, world_after, frame, value=value)
         if not isinstance(value, Const) or value.value is not NEVER:
             after.append(world_after)
     return after
@@ -128,8 +128,7 @@ def _with(
     inner = Flow()
     for value, before in expressions.evaluate(m, first.context_expr, world, frame):
         for wrong in filter(contexts.is_class, conditions.sides(value, before.facts)):
-            where = (first.context_expr, frame, before.contexts, before.loops, before.facts)
-            m.observe(events.CannotEnter(*where, wrong, False))
+            m.observe(events.CannotEnter, first.context_expr, before, frame, value=wrong, called=False)
         for bound, entered in contexts.enter(m, value, first.context_expr, node, before, frame):
             started = [entered]
             if first.optional_vars is not None:

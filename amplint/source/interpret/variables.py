@@ -67,9 +67,7 @@ def perhaps_unbound(
         and conditions.possible(conditions.negate(bound), world.facts)
         and m.once("unbound", node, frozenset(world.facts.items()))
     ):
-        m.observe(
-            events.Unbound(node, frame, world.contexts, world.loops, world.facts, name, value, owner, bound, home)
-        )
+        m.observe(events.Unbound, node, world, frame, name=name, value=value, owner=owner, bound=bound, home=home)
 
 
 def typed(m: Machine, value: Value, node: ast.AST, world: World, frame: Frame) -> Value:
