@@ -110,7 +110,7 @@ class _Writer:
         if kind == "rnn":
             return self.graph.call_function(without_mkldnn, (target, *args), kwargs)
         if not kind and _inside(node, self.captured.precision):
-            return self._inline(node, args, kwargs)
+            return self._inline(node)
         return self.graph.call_function(target, args, kwargs)
 
     def _given(self, user: fx.Node, value: Any, dtype: torch.dtype | None) -> Any:
@@ -150,7 +150,7 @@ class _Writer:
             self.users.setdefault((first, torch.float32, None), []).append(node)
         return target, args, kwargs
 
-    def _inline(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    def _inline(self, node: fx.Node) -> fx.Node:
         """An operation that consists of others, some of which autocast casts, as what runs then."""
         outer = [one for one in torch.utils._pytree.tree_leaves((node.args, node.kwargs)) if isinstance(one, fx.Node)]
         outer = list(dict.fromkeys(outer))

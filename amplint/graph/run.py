@@ -32,7 +32,7 @@ class _Runner(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if self.full:  # what casts to half casts to float32
-            args, kwargs = (fx.node.map_aggregate(one, _full) for one in (args, kwargs))
+            args, kwargs = (fx.node.map_aggregate(one, in_full) for one in (args, kwargs))
         with without_mkldnn() if _name(target) in RNN and not self.full else nullcontext():
             return super().call_function(target, args, kwargs)
 
@@ -42,7 +42,7 @@ def _name(target: Any) -> str:
     return str(name()) if callable(name) else ""
 
 
-def _full(value: Any) -> Any:
+def in_full(value: Any) -> Any:
     return torch.float32 if value in HALVES and isinstance(value, torch.dtype) else value
 
 

@@ -49,8 +49,6 @@ class ReadOnly(Exception):
 class Forge(Protocol):
     """GitHub or GitLab, one request at it."""
 
-    fence: str  # what a suggestion's block of code is called
-
     def change(self) -> Change: ...
 
     def head(self) -> str:

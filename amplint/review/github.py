@@ -22,8 +22,6 @@ _DENIED = (401, 403, 404)
 class GitHub:
     """One pull request."""
 
-    fence = "suggestion"
-
     def __init__(self, api: Api, repository: str, number: int) -> None:
         self.api, self.number = api, number
         self.pull = f"/repos/{quote(repository)}/pulls/{number}"

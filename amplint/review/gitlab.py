@@ -18,8 +18,6 @@ _BODY = 1_000_000  # characters of a note at most
 class GitLab:
     """One merge request."""
 
-    fence = "suggestion"
-
     def __init__(self, api: Api, project: str, number: int) -> None:
         self.api = api
         self.request = f"/projects/{quote(project, safe='')}/merge_requests/{number}"

@@ -7,6 +7,7 @@ import re
 
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 
 # What half precision makes faster: layers and products; a model of a library may hold any of them.
 _HEAVY = re.compile(r"linear|conv|lstm|gru|rnn|attention|transformer|matmul|einsum|^b?mm$|baddbmm|pretrained")
@@ -40,7 +41,7 @@ def _by_name(module: Module) -> int | None:
 
 def _only_looks_up(reading: Reading) -> bool:
     nodes = list(ast.walk(reading.module.tree))
-    names = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
+    names = {last_name(node) for node in nodes}
     imported = {name.partition(".")[0] for found in reading.module.imports.values() for name in found}
     if not names & set(_LIGHT) or imported & _LIBRARIES or any(_HEAVY.search(name.lower()) for name in names):
         return False

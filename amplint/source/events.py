@@ -252,7 +252,6 @@ class Operation(Event):
     args: tuple[Value, ...]
     kwargs: tuple[tuple[str, Value], ...]
     result: Tensor
-    arg_nodes: tuple[ast.AST, ...] = ()
     layer: str = ""  # the dtype of the weights of the layer that runs it, if that is known
 
 

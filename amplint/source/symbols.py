@@ -71,21 +71,22 @@ def instance(cls: Class, site: Hashable) -> Instance:
     return found
 
 
-def weight(value: Value, most: int = MOST_PARTS) -> int:
-    """How many values a container holds, counted up to a little more than `most`."""
+def held_in(value: object) -> tuple[Value, ...]:
+    """What a container holds, as far as that is known; of anything else nothing."""
     match value:
         case Items():
-            inner: tuple[Value, ...] = value.items
+            return value.items
         case Mapping():
-            inner = tuple(item for _, item in value.items)
+            return tuple(item for _, item in value.items)
         case Many():
-            inner = (value.item,)
-        case Choice():
-            inner = (value.yes, value.no)
-        case _:
-            return 1
+            return (value.item,)
+    return ()
+
+
+def weight(value: Value, most: int = MOST_PARTS) -> int:
+    """How many values a container holds, counted up to a little more than `most`."""
     total = 1
-    for item in inner:
+    for item in (value.yes, value.no) if isinstance(value, Choice) else held_in(value):
         total += weight(item, most - total)
         if total > most:
             break

@@ -17,7 +17,7 @@ def calls_in(tree: ast.AST) -> Iterator[ast.Call]:
     return (node for node in walk(tree) if isinstance(node, ast.Call))
 
 
-def last_name(node: ast.AST) -> str:
+def last_name(node: ast.AST | None) -> str:
     """The last part of a dotted name: `scaler` of `trainer.scaler`."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
@@ -44,6 +44,25 @@ def is_differentiable(node: ast.AST) -> bool:
 def positional(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
     """The parameters that a call can fill by their place."""
     return [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+
+
+def defaults(arguments: ast.arguments) -> list[tuple[str, ast.expr]]:
+    """What parameters are unless they are given."""
+    places = [*arguments.posonlyargs, *arguments.args]
+    plain = zip(places[len(places) - len(arguments.defaults) :], arguments.defaults, strict=True)
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return [(one.arg, value) for one, value in (*plain, *named) if value is not None]
+
+
+def passed(function: ast.FunctionDef, call: ast.Call, name: str, bound: bool) -> ast.expr | None:
+    """What a call passes for a parameter; `bound`: of a method, which is given its object, too."""
+    if (named := named_argument(call, name)) is not None:
+        return named
+    places = positional(function)[bound:]
+    index = places.index(name) if name in places else len(call.args)
+    if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
+        return None
+    return call.args[index]
 
 
 def names_in(*trees: ast.AST) -> set[str]:

@@ -10,6 +10,7 @@ from amplint.checks.registry import Script, text
 from amplint.source.interpret import classes
 from amplint.source.interpret.world import World
 from amplint.source.module import Module
+from amplint.source.tree import defaults, stored_names
 from amplint.source.values import Device, Instance, Model, Sym, Value
 from amplint.source.walk import walk
 
@@ -59,14 +60,8 @@ def is_by_default(module: Module, argument: ast.expr) -> bool:
     function = module.function(argument)
     match argument:
         case ast.Name(id=name) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            given = [*function.args.posonlyargs, *function.args.args]
-            defaults = function.args.defaults
-            pairs = [*zip(given[len(given) - len(defaults) :], defaults, strict=True)]
-            pairs += [(one, v) for one, v in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True) if v]
-            again = any(
-                isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in walk(function)
-            )
-            return not again and any(one.arg == name and _makes_device(module, value) for one, value in pairs)
+            given = [value for one, value in defaults(function.args) if one == name]
+            return name not in stored_names(function) and any(_makes_device(module, value) for value in given)
         case ast.Attribute(value=owner, attr=field):
             for cls in _annotated(module, owner):
                 for node in cls.body:

@@ -13,7 +13,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
-from amplint.source.tree import named_argument
+from amplint.source.tree import defaults, named_argument
 from amplint.source.values import FALSE, Region, Sym, Tensor
 
 
@@ -56,16 +56,10 @@ def _off_by_default(event: events.Event, region: Region) -> bool:
     given = named_argument(call, "enabled")
     name = given.attr if isinstance(given, ast.Attribute) else given.id if isinstance(given, ast.Name) else ""
     return any(
-        (argument.arg, getattr(default, "value", None)) == (name, False)
+        (argument, getattr(default, "value", None)) == (name, False)
         for function in event.module.nodes(ast.FunctionDef)
-        for argument, default in _defaults(function.args)
+        for argument, default in defaults(function.args)
     )
-
-
-def _defaults(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr]]:
-    positional = [*arguments.posonlyargs, *arguments.args]
-    yield from zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)
-    yield from ((one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value)
 
 
 def _other_arm_leaves(script: Script, event: events.Event) -> bool:

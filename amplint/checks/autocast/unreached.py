@@ -10,7 +10,7 @@ from amplint.checks.autocast.switches import switches
 from amplint.checks.registry import Script, found_at, rule
 from amplint.findings import Finding, Severity
 from amplint.source.module import Module
-from amplint.source.tree import positional
+from amplint.source.tree import defaults, positional
 from amplint.source.walk import walk
 
 _SHOWS = frozenset("print pprint str repr info debug warning format".split())  # what only shows the options it is given
@@ -85,14 +85,7 @@ def _switched(module: Module) -> Iterator[tuple[ast.FunctionDef, str]]:
         function = module.function(test)
         if not isinstance(function, ast.FunctionDef):
             continue
-        given = function.args
-        places = [*given.posonlyargs, *given.args]
-        defaults = [*zip(places[len(places) - len(given.defaults) :], given.defaults, strict=True)]
-        off = {
-            one.arg
-            for one, default in (*defaults, *zip(given.kwonlyargs, given.kw_defaults, strict=True))
-            if isinstance(default, ast.Constant) and default.value is False
-        }
+        off = {name for name, value in defaults(function.args) if getattr(value, "value", None) is False}
         found |= {(function, one.id) for one in walk(test) if isinstance(one, ast.Name) and one.id in off}
     yield from sorted(found, key=lambda one: (one[0].lineno, one[1]))
 

@@ -13,7 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
-from amplint.source.tree import named_argument
+from amplint.source.tree import calls_in, named_argument
 from amplint.source.values import Scaler
 from amplint.source.walk import walk
 
@@ -172,12 +172,8 @@ def compiled_step(script: Script) -> Iterator[Finding]:
 
 def _steps(function: ast.FunctionDef) -> bool:
     """Whether a function runs a backward pass and steps through a scaler."""
-    methods = {node.func.attr for node in walk(function) if _is_method(node)}  # type: ignore[attr-defined]
+    methods = {call.func.attr for call in calls_in(function) if isinstance(call.func, ast.Attribute)}
     return "backward" in methods and {"scale", "step"} <= methods
-
-
-def _is_method(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
 
 
 def _compiled(module: Module, node: ast.AST) -> Finding:

@@ -12,7 +12,7 @@ from amplint.rewrite.fixes import migration as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
-from amplint.source.tree import named_argument, names_in
+from amplint.source.tree import defaults, named_argument, names_in
 from amplint.source.values import Autocast, Const, Lib, Scaler, Sym, Test, Value
 from amplint.source.walk import walk
 
@@ -264,15 +264,10 @@ def _is_flag(module: Module, argument: ast.expr) -> bool:
     for node in module.all_nodes:
         match node:
             case ast.arguments():
-                given = [*node.posonlyargs, *node.args]
-                defaults = [*zip(given[len(given) - len(node.defaults) :], node.defaults, strict=True)]
-                defaults += [
-                    (one, value) for one, value in zip(node.kwonlyargs, node.kw_defaults, strict=True) if value
-                ]
-                for parameter, value in defaults:
-                    if parameter.arg == public and isinstance(value, ast.Constant) and isinstance(value.value, bool):
-                        return True
-                for parameter in (*given, *node.kwonlyargs):
+                told = [getattr(value, "value", None) for one, value in defaults(node) if one == public]
+                if any(isinstance(value, bool) for value in told):
+                    return True
+                for parameter in (*node.posonlyargs, *node.args, *node.kwonlyargs):
                     if parameter.arg == public and isinstance(parameter.annotation, ast.Name):
                         return parameter.annotation.id == "bool"
             case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str() as option), *_]):

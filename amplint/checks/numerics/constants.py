@@ -13,6 +13,7 @@ from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.promotion import has_no_dimension
+from amplint.source.tree import last_name
 from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -161,7 +162,7 @@ def _is_ones(value: Value) -> bool:
 
 
 def _called_mask(node: ast.AST) -> bool:
-    return any("mask" in getattr(one, "id", getattr(one, "attr", "")).lower() for one in walk(node))
+    return any("mask" in last_name(one).lower() for one in walk(node))
 
 
 def _filled(event: events.Operation) -> Tensor | None:

@@ -12,7 +12,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.tree import called_name
+from amplint.source.tree import called_name, last_name
 from amplint.source.walk import walk
 
 _HALF = re.compile(r"\.half\(\)|float16|fp16|autocast|HalfTensor")
@@ -109,7 +109,7 @@ def _is_scale(node: ast.expr) -> bool:
 def _same(one: ast.expr, other: ast.expr) -> bool:
     if isinstance(one, ast.Constant) and isinstance(other, ast.Constant):
         return bool(one.value == other.value)
-    last = [getattr(node, "attr", getattr(node, "id", "")) for node in (one, other)]
+    last = [last_name(node) for node in (one, other)]
     return ast.dump(one) == ast.dump(other) or (bool(last[0]) and last[0] == last[1])
 
 

@@ -13,6 +13,7 @@ from amplint.findings import Finding
 from amplint.rewrite.apex.uses import ONLY_APEX
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 from amplint.source.values import (
     Autocast,
     Choice,
@@ -249,7 +250,7 @@ def _steps(method: ast.expr) -> bool:
 
 def _last(node: ast.AST) -> str:
     """The last name of a chain: `scaler` of `self.scaler`."""
-    return str(getattr(node, "attr", getattr(node, "id", "")))
+    return last_name(node)
 
 
 def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:

@@ -22,7 +22,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import unscale as fixes
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.tree import names_in, place_of
+from amplint.source.tree import last_name, names_in, place_of
 from amplint.source.values import Instance, Optimizer, Scaler
 from amplint.source.walk import walk
 
@@ -288,7 +288,7 @@ def _may_be_another(step: events.Step) -> bool:
     """Whether the file stores a scaler that is none of torch's under the same name: its step may run closures."""
     name = receiver(step).rpartition(".")[2]
     for node in step.module.nodes(ast.Assign):
-        if any(getattr(target, "attr", getattr(target, "id", "")) == name for target in node.targets):
+        if any(last_name(target) == name for target in node.targets):
             for call in walk(node.value):
                 made = step.module.dotted(call.func) if isinstance(call, ast.Call) else set()
                 if any(one.endswith("Scaler") and not one.startswith("torch.") for one in made):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import last_name
 from amplint.source.walk import children, walk
 
 _BUILTINS = frozenset((*dir(builtins), "__file__", "__name__", "__class__"))
@@ -144,7 +145,7 @@ def asked_before(module: Module, node: ast.AST, conditions: list[str]) -> bool:
 def _catches(handler: ast.ExceptHandler) -> bool:
     caught = handler.type
     names = [caught] if not isinstance(caught, ast.Tuple) else list(caught.elts)
-    return caught is None or any(getattr(n, "id", getattr(n, "attr", "")) in _CATCHES for n in names)
+    return caught is None or any(last_name(n) in _CATCHES for n in names)
 
 
 def born(module: Module, node: ast.ClassDef) -> set[ast.AST | None]:

@@ -9,7 +9,8 @@ from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.values import Instance, Items, Many, Mapping, Model, Value
+from amplint.source.symbols import held_in
+from amplint.source.values import Instance, Model, Value
 from amplint.source.walk import walk
 
 _UPDATES = frozenset("mul_ add_ copy_ lerp_ index_add_ scatter_add_ sub_ div_".split())
@@ -104,14 +105,8 @@ def _classes(script: Script, model: Value, depth: int = 5) -> Iterator[tuple[ast
             inner = script.fields_of(model) or [value for value in top.values() if isinstance(value, Value)]
         case Model():
             inner = [*model.args]
-        case Items():
-            inner = list(model.items)
-        case Mapping():
-            inner = [value for _, value in model.items]
-        case Many():
-            inner = [model.item]
         case _:
-            return
+            inner = [*held_in(model)]
     for part in inner:
         yield from _classes(script, part, depth - 1)
 

@@ -10,7 +10,8 @@ from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
-from amplint.source.values import Instance, Items, Many, Mapping, Model, Optimizer, Scaler, Sym, Value
+from amplint.source.symbols import held_in
+from amplint.source.values import Instance, Model, Optimizer, Scaler, Sym, Value
 
 # Library models and layers that hold batch normalisation: torchvision's and timm's common families by constructor name.
 _BATCHNORM = re.compile(
@@ -159,14 +160,8 @@ def _has_batchnorm(script: Script, model: Value, depth: int = 5) -> bool:
                 return True
         case Instance():
             inner = script.fields_of(model)
-        case Items():
-            inner = list(model.items)
-        case Mapping():
-            inner = [value for _, value in model.items]
-        case Many():
-            inner = [model.item]
         case _:
-            return False
+            inner = [*held_in(model)]
     return any(_has_batchnorm(script, part, depth - 1) for part in inner)
 
 

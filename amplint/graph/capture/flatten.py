@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def _copy(module: fx.GraphModule, graph: fx.Graph, copies: dict[fx.Node, Any], s
             case "output":
                 return fx.map_arg(node.args[0], lambda one: copies[one])
             case "get_attr":
-                copies[node] = _Held(_attribute(module, node.target))
+                copies[node] = _Held(attrgetter(node.target)(module))
             case "call_function" if node.target in (wrap_with_autocast, wrap_with_set_grad_enabled):
                 inner, rest = _region(node)
                 inside = copies[inner].value
@@ -99,13 +100,6 @@ def _region(node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """The graph of a region, and what it is given. wrap_with_autocast(device, dtype, enabled, cache, graph, *given)."""
     at = 4 if node.target is wrap_with_autocast else 1
     return node.args[at], node.args[at + 1 :]
-
-
-def _attribute(module: fx.GraphModule, target: str) -> Any:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _described(node: fx.Node) -> dict[str, Any]:

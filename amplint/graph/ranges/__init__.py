@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from amplint.graph.ranges.domain import Box, Declared, Range, blank, finish, mak
 from amplint.graph.ranges.inputs import given
 from amplint.graph.ranges.transfer import TABLE
 from amplint.graph.ranges.transfer.table import HALVES, STRUCTURAL, call_of, name_of
+from amplint.graph.run import in_full
 
 __all__ = ["Declared", "Range", "analyse"]
 
@@ -57,7 +59,7 @@ def _boxes(captured: Captured, declared: dict[str, Declared], strict: bool) -> d
                 case "placeholder":
                     box = given(captured, node, declared)
                 case "get_attr":
-                    held = _attribute(captured.graph, node.target)
+                    held = attrgetter(node.target)(captured.graph)
                     box = of_tensor(held.detach()) if isinstance(held, Tensor) and not held.is_meta else None
                 case "call_function":
                     box = _called(node, state, strict)
@@ -234,8 +236,8 @@ def _folded(node: fx.Node, inputs: list[Any], state: _State) -> Any:
         exact = exact.float() if exact.dtype in HALVES else exact
         return exact.clone() if copied else exact
 
-    args: Any = fx.node.map_aggregate(fx.map_arg(node.args, tensor), _full)
-    kwargs: Any = fx.node.map_aggregate(fx.map_arg(node.kwargs, tensor), _full)
+    args: Any = fx.node.map_aggregate(fx.map_arg(node.args, tensor), in_full)
+    kwargs: Any = fx.node.map_aggregate(fx.map_arg(node.kwargs, tensor), in_full)
     try:
         value = node.target(*args, **kwargs)
     except Exception:
@@ -243,20 +245,9 @@ def _folded(node: fx.Node, inputs: list[Any], state: _State) -> Any:
     return of_tensor(value.detach()) if isinstance(value, Tensor) and tuple(value.shape) == tuple(vals.shape) else None
 
 
-def _full(value: Any) -> Any:
-    return torch.float32 if value in HALVES and isinstance(value, torch.dtype) else value
-
-
 def _float(node: fx.Node) -> bool:
     val = node.meta.get("val")
     return isinstance(val, Tensor) and val.dtype.is_floating_point
-
-
-def _attribute(module: fx.GraphModule, target: str) -> Any:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
 
 
 _DISCARD: Callable[[str], bool] = frozenset(

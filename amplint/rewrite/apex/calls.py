@@ -14,7 +14,7 @@ from amplint.rewrite.models.used import paths_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import FunctionNode, Module, Unreadable
-from amplint.source.tree import positional
+from amplint.source.tree import last_name, passed, positional
 
 Seen = dict[ast.AST, set[ast.AST]]  # calls that the reading followed, each with the code it entered
 MOST_HOPS = 6
@@ -168,7 +168,7 @@ class _Flow:
                 if (
                     isinstance(node, ast.Name | ast.Attribute)
                     and isinstance(node.ctx, ast.Load)
-                    and getattr(node, "id", getattr(node, "attr", "")) in names
+                    and last_name(node) in names
                     and resolved(self.group, module, node) is function
                 ):
                     yield module, node
@@ -339,16 +339,7 @@ def given_to(function: ast.FunctionDef, call: ast.Call, value: ast.expr) -> str 
 
 def argument_of(function: ast.FunctionDef, call: ast.Call, name: str) -> ast.expr | None:
     """What a call of a function passes for a parameter."""
-    for keyword in call.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    names = positional(function)
-    if names[:1] == ["self"]:
-        names = names[1:]
-    index = names.index(name) if name in names else len(call.args)
-    if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
-        return None
-    return call.args[index]
+    return passed(function, call, name, positional(function)[:1] == ["self"])
 
 
 def _refuse_outside(group: Group, function: ast.FunctionDef) -> None:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable
 
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import defaults
 
 
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
@@ -93,11 +94,10 @@ def perhaps_none(module: Module, text: str, place: ast.stmt) -> bool:
 
 def may_be_none(function: FunctionNode, name: str) -> bool:
     """Whether a parameter has None for its default, and nothing replaces that."""
-    arguments = function.args
-    plain = [*arguments.posonlyargs, *arguments.args]
-    paired = [*zip(plain[::-1], arguments.defaults[::-1], strict=False)]
-    paired += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
-    none = any(one.arg == name and isinstance(value, ast.Constant) and value.value is None for one, value in paired)
+    none = any(
+        one == name and isinstance(value, ast.Constant) and value.value is None
+        for one, value in defaults(function.args)
+    )
     return none and not assigned_in(function, name)
 
 

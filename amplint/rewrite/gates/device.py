@@ -14,7 +14,7 @@ from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before,
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import place_of
+from amplint.source.tree import called_name, last_name, place_of
 
 AUTO = "amp_dtype"
 
@@ -278,7 +278,7 @@ def _is_rank(module: Module, text: str) -> bool:
                 if isinstance(value, ast.Name | ast.Attribute):
                     continue  # what else it is called
                 function = value.func if isinstance(value, ast.Call) else None
-                name = getattr(function, "id", getattr(function, "attr", ""))
+                name = last_name(function)
                 if name not in ("int", "get_rank", "current_device"):
                     return False
                 told = True
@@ -303,7 +303,7 @@ def given_another(module: Module, name: str, place: ast.AST) -> bool:
         if name not in names:
             continue
         for call in module.nodes(ast.Call):
-            if getattr(call.func, "id", getattr(call.func, "attr", "")) != function.name:
+            if called_name(call) != function.name:
                 continue
             given = [keyword.value for keyword in call.keywords if keyword.arg == name]
             given += [value for one, value in zip(names, call.args, strict=False) if one == name]

@@ -9,6 +9,7 @@ from amplint.rewrite.gates.device import Gate, given_another, is_device_object, 
 from amplint.rewrite.scaler.definitions import classes_of, definition, named_elsewhere, sources_of
 from amplint.rewrite.scaler.reach import Files
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name
 
 DEPTH = 3
 
@@ -82,7 +83,7 @@ def _given(files: Files, module: Module, text: str, place: ast.AST) -> Iterator[
         return  # it may be given a string there
     for one in files.named:
         for call in (node for node in ast.walk(one.tree) if isinstance(node, ast.Call)):
-            if getattr(call.func, "id", getattr(call.func, "attr", "")) != getattr(called, "name", ""):
+            if called_name(call) != getattr(called, "name", ""):
                 continue
             match definition(one, call.func, files.roots):
                 case (_, found) if found is called:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from amplint.rewrite.fixes import suite_of
-from amplint.rewrite.islands.sigmoids import VIEWS
+from amplint.rewrite.islands.sigmoids import VIEWS, unviewed
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -143,6 +143,39 @@ class Bindings:
         here = self.module.statement(load)
         before = [one for one in self.stores.get(load.id, ()) if one.lineno < here.lineno]
         return before[-1] if before else None
+
+
+def read_outside(
+    reading: Reading, low: Sequence[Sequence[ast.stmt]], outside: Sequence[ast.stmt], after: dict[ast.AST, int | None]
+) -> Iterator[tuple[ast.Name, str, Bindings]]:
+    """Where code outside of these stretches reads what may be in half precision there, and how that was made."""
+    module = reading.module
+    for code in dict.fromkeys(map(module.scope, outside)):
+        names: dict[str, str] = {}
+        for run in (one for one in low if module.scope(one[0]) is code):
+            names |= tensors_made(reading, run)
+            for name in _names_in_float32(module, run, after):
+                names.pop(name, None)
+        bindings = Bindings(module, code, low)
+        for node in (node for one in outside if module.scope(one) is code for node in ast.walk(one)):
+            if not isinstance(node, ast.Name) or node.id not in names or not isinstance(node.ctx, ast.Load):
+                continue
+            if not bindings.float32(node):
+                yield node, names[node.id], bindings
+
+
+def _names_in_float32(module: Module, region: Sequence[ast.stmt], after: dict[ast.AST, int | None]) -> set[str]:
+    """The names that hold nothing but float32 results of these forwards."""
+    found: dict[str, bool] = {}
+    for node in (node for statement in region for node in ast.walk(statement)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            above = module.parents[node]
+            index = above.elts.index(node) if isinstance(above, ast.Tuple) else None
+            above = module.parents[above] if isinstance(above, ast.Tuple) else above
+            value = unviewed(above.value) if isinstance(above, ast.Assign) else None
+            sure = value in after and after[value] == index
+            found[node.id] = found.get(node.id, True) and sure
+    return {name for name, sure in found.items() if sure}
 
 
 def operand(module: Module, name: ast.Name, kind: str) -> ast.expr | None:

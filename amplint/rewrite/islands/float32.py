@@ -14,11 +14,11 @@ from typing import NamedTuple
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.islands import penalties
-from amplint.rewrite.islands.casts import Bindings, Uncast, called, operand, tensors_made
+from amplint.rewrite.islands.casts import Uncast, called, operand, read_outside
 from amplint.rewrite.islands.islands import islands, keep, words
 from amplint.rewrite.islands.logarithms import logarithms
 from amplint.rewrite.islands.logits import Logits, logits
-from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, There, returned_by, sigmoid_before, unviewed
+from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, There, returned_by, sigmoid_before
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.derivation import of_model
 from amplint.rewrite.regions.lifts import lifts_of, shown, standing
@@ -183,22 +183,14 @@ def _partition(
         text = one.name if one.call not in bare and after.get(one.call, 0) is None else f"{one.name}.float()"
         casts.append(Use(one.call, f"{{torch}}.sigmoid({text})" if one.call in bare else text))
     apart_nodes = {node for one in moved for node in ast.walk(one.call)}
-    for code in dict.fromkeys(module.scope(one) for one in outside):
-        names: dict[str, str] = {}
-        for run in (one.region for one in runs if one.region and module.scope(one.region[0]) is code):
-            names |= tensors_made(reading, run)
-            for name in _sure(module, run, after):
-                names.pop(name, None)
-        bindings = Bindings(module, code, [one.region for one in runs if one.region])
-        for node in (node for one in outside if module.scope(one) is code for node in ast.walk(one)):
-            if not isinstance(node, ast.Name) or node.id not in names or not isinstance(node.ctx, ast.Load):
-                continue
-            if node in apart_nodes or bindings.float32(node):
-                continue
-            if node.id in identical:  # a gradient is taken by the tensor that it names
-                casts += bindings.values(node)
-            elif (cast := operand(module, node, names[node.id])) is not None:
-                casts.append(cast)
+    regions_low = [one.region for one in runs if one.region]
+    for node, kind, bindings in read_outside(reading, regions_low, outside, after):
+        if node in apart_nodes:
+            continue
+        if node.id in identical:  # a gradient is taken by the tensor that it names
+            casts += bindings.values(node)
+        elif (cast := operand(module, node, kind)) is not None:
+            casts.append(cast)
     given_once = tuple(cast for cast in dict.fromkeys(casts) if cast not in {one.call for one in moved})
     made.low = [one._replace(casts=() if index else given_once) for index, one in enumerate(runs)]
     made.kept = list(dict.fromkeys(made.kept))
@@ -359,20 +351,6 @@ def _float32_after(reading: Reading, casts: list[Cast]) -> dict[ast.AST, int | N
         for event in reading.events
         if isinstance(event, events.Forward) and isinstance(event.model, Instance) and event.model.cls.node in classes
     }
-
-
-def _sure(module: Module, region: Region, after: dict[ast.AST, int | None]) -> set[str]:
-    """The names that hold nothing but float32 results of these forwards."""
-    found: dict[str, bool] = {}
-    for node in (node for statement in region for node in ast.walk(statement)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            above = module.parents[node]
-            index = above.elts.index(node) if isinstance(above, ast.Tuple) else None
-            above = module.parents[above] if isinstance(above, ast.Tuple) else above
-            value = unviewed(above.value) if isinstance(above, ast.Assign) else None
-            sure = value in after and after[value] == index
-            found[node.id] = found.get(node.id, True) and sure
-    return {name for name, sure in found.items() if sure}
 
 
 def _probabilities(reading: Reading, statement: ast.stmt) -> list[events.Operation]:

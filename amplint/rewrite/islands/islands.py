@@ -17,7 +17,7 @@ from amplint.rewrite.regions.lifts import BOOKKEEPING, Through
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.tree import calls_in, names_in, positional
+from amplint.source.tree import calls_in, last_name, names_in, positional
 from amplint.source.values import Instance
 
 _SIGMOID = ("sigmoid", "Sigmoid", "sigmoid_")
@@ -152,11 +152,7 @@ def _own_functions(search: Search, call: ast.Call) -> list[ast.AST]:
 
 
 def _says_sigmoid(search: Search, names: Collection[str]) -> bool:
-    return any(
-        getattr(node, "attr", getattr(node, "id", "")) in _SIGMOID
-        for _, code in search.reached(names)
-        for node in ast.walk(code)
-    )
+    return any(last_name(node) in _SIGMOID for _, code in search.reached(names) for node in ast.walk(code))
 
 
 def _passed(search: Search, call: ast.Call) -> Iterator[tuple[ast.expr, bool]]:

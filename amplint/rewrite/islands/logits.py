@@ -13,6 +13,7 @@ from amplint.rewrite.islands.sigmoids import forwards_behind, is_layer, sigmoid_
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.values import Instance, Value
 
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "rand_like", "empty_like"))
@@ -239,7 +240,7 @@ def _check_class(reading: Reading, cls: ast.ClassDef, models: Collection[ast.AST
                     raise _NotProved
                 if load in above.args and module.dotted(above.func) & _WHOLE:
                     raise _NotProved
-                callee = functions.get(getattr(above.func, "id", getattr(above.func, "attr", "")))
+                callee = functions.get(called_name(above))
                 if above.func is not load and callee is not None and callee not in entered:
                     raise _NotProved
 

@@ -13,6 +13,7 @@ from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.scaler.reach import must_change
 from amplint.rewrite.syntax.apply import apply
 from amplint.source.module import Module, parse
+from amplint.source.tree import last_name
 from amplint.source.walk import walk
 
 _VANISHES = 2.0**-25  # and below: zero in float16
@@ -95,4 +96,4 @@ def _eps(module: Module, init: ast.FunctionDef | None, value: ast.expr) -> float
 
 def _binds(assign: ast.Assign, name: str) -> bool:
     """Whether an assignment is to a name, or to a field of that name."""
-    return any(getattr(one, "id", getattr(one, "attr", "")) == name for one in assign.targets)
+    return any(last_name(one) == name for one in assign.targets)

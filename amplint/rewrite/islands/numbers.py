@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from amplint.rewrite.islands.sigmoids import sigmoid_of
 from amplint.source.module import Module
+from amplint.source.tree import called_name, defaults, last_name
 
 BOUND, BUFFER, PIXELS, PARAMETER, ANGLES = "a bound", "a buffer", "pixels", "a parameter", "angles"
 LOGARITHM, VARIANCE = "a logarithm", "a variance"
@@ -40,7 +41,7 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
     if _differs(module, call):
         return VARIANCE
     if _multiplies(call):
-        if any(_CAMERA.fullmatch(getattr(node, "attr", getattr(node, "id", ""))) for node in ast.walk(call)):
+        if any(_CAMERA.fullmatch(last_name(node)) for node in ast.walk(call)):
             return PIXELS
         if _turned(module, call) and any(_counts(module, one) for one in call.args) and not _at_start(module, call):
             return ANGLES
@@ -74,7 +75,7 @@ def _turned(module: Module, product: ast.Call) -> bool:
 def _at_start(module: Module, node: ast.AST) -> bool:
     """Whether a function is called where objects are made only, outside autocast: tables of sines."""
     name = getattr(module.function(node), "name", "")
-    calls = [one for one in module.nodes(ast.Call) if getattr(one.func, "id", getattr(one.func, "attr", "")) == name]
+    calls = [one for one in module.nodes(ast.Call) if called_name(one) == name]
     return bool(calls) and all(getattr(module.function(one), "name", "__init__") == "__init__" for one in calls)
 
 
@@ -284,13 +285,7 @@ def _default(module: Module, value: ast.expr) -> Iterator[ast.expr]:
     function = module.function(value)
     if not isinstance(value, ast.Name) or not isinstance(function, ast.FunctionDef):
         return
-    arguments = function.args
-    parameters = [*arguments.posonlyargs, *arguments.args]
-    pairs = [*zip(reversed(parameters), reversed(arguments.defaults), strict=False)]
-    pairs += [
-        (one, default) for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
-    ]
-    yield from (default for one, default in pairs if one.arg == value.id)
+    yield from (default for one, default in defaults(function.args) if one == value.id)
 
 
 def _text(node: ast.AST) -> str:

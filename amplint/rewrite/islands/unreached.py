@@ -7,7 +7,7 @@ import ast
 from collections.abc import Collection, Iterator
 
 from amplint.source.module import Module
-from amplint.source.tree import called_name
+from amplint.source.tree import called_name, defaults
 
 MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
 _DECORATORS = ("torch.", "staticmethod", "classmethod", "property")
@@ -102,11 +102,7 @@ def _off(name: str, files: Collection[Module]) -> bool:
 
 def _defaults(module: Module, name: str) -> Iterator[ast.expr]:
     for function in module.nodes(ast.FunctionDef):
-        arguments = function.args
-        last = arguments.args[len(arguments.args) - len(arguments.defaults) :]
-        pairs = [*zip(last, arguments.defaults, strict=True)]
-        pairs += [(one, value) for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value]
-        yield from (value for one, value in pairs if one.arg == name)
+        yield from (value for one, value in defaults(function.args) if one == name)
 
 
 def _uses(module: Module, function: ast.FunctionDef) -> Iterator[ast.AST]:

@@ -15,6 +15,7 @@ from amplint.rewrite.syntax.apply import Conflict, apply
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module, Unreadable, parse
+from amplint.source.tree import last_name
 
 _HALF = {"torch.float16", "torch.half"}
 
@@ -124,7 +125,7 @@ def flag_of(module: Module, cast: ast.Call) -> str:
 
 
 def _is_flag(test: ast.expr) -> bool:
-    last = getattr(test, "id", getattr(test, "attr", "")).lower()
+    last = last_name(test).lower()
     return isinstance(test, ast.Name | ast.Attribute) and any(
         word in last for word in ("half", "fp16", "amp", "float16")
     )
@@ -144,7 +145,7 @@ def scales_by_hand(module: Module) -> bool:
                 ast.BinOp(op=ast.Mult(), left=left, right=right)
                 | ast.AugAssign(op=ast.Mult(), target=left, value=right)
             ):
-                names = [str(getattr(one, "id", getattr(one, "attr", ""))).lower() for one in (left, right)]
+                names = [last_name(one).lower() for one in (left, right)]
                 if any("loss" in name for name in names) and any("scale" in name for name in names):
                     return True
     return False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.module import Module
+from amplint.source.tree import called_name, last_name
 
 SCALER = "from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler"
 _WRAPS = {"FSDP", "FullyShardedDataParallel"}
@@ -33,9 +34,9 @@ def sharded(module: Module) -> bool:
 
 
 def _names(module: Module) -> set[str]:
-    return {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(module.tree)}
+    return {last_name(node) for node in ast.walk(module.tree)}
 
 
 def _wrapping(module: Module) -> list[ast.Call]:
     calls = (node for node in ast.walk(module.tree) if isinstance(node, ast.Call))
-    return [call for call in calls if getattr(call.func, "id", getattr(call.func, "attr", "")) in _WRAPS]
+    return [call for call in calls if called_name(call) in _WRAPS]

@@ -17,6 +17,7 @@ from amplint.rewrite.refusals.sharding import check_sharding
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _ZEROES = re.compile(r"zero|\.grad\s*=|grad_to_none")
@@ -245,7 +246,7 @@ def by_hand(module: Module) -> bool:
                 pass
             case _:
                 continue
-        if any(getattr(one, "attr", getattr(one, "id", "")) in ("grad", "grads") for one in ast.walk(value)):
+        if any(last_name(one) in ("grad", "grads") for one in ast.walk(value)):
             return True
     return False
 

@@ -16,7 +16,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.interpret.functions import abstract
-from amplint.source.tree import positional
+from amplint.source.tree import last_name, passed
 from amplint.source.values import Model, Sym, Value
 
 BOOKKEEPING = frozenset(
@@ -99,8 +99,7 @@ def lifts_of(reading: Reading) -> Lifts:
                 found.taken.add(name)
         match node.targets, _moved(node.value):
             case [ast.Name(id=name)], ast.Call(func=made, args=[given, *_]) if (
-                getattr(made, "id", getattr(made, "attr", ""))[:1].isupper()
-                and ast.unparse(given) in found.models | found.wrappers
+                last_name(made)[:1].isupper() and ast.unparse(given) in found.models | found.wrappers
             ):
                 found.wrappers.add(name)
     functions = module.nodes(ast.FunctionDef)
@@ -243,13 +242,4 @@ def argument(frame: Frame, name: str) -> ast.expr | None:
     call, code = frame.call, frame.code
     if not isinstance(call, ast.Call) or not isinstance(code, ast.FunctionDef):
         return None
-    for keyword in call.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    names = positional(code)[frame.owner is not None :]
-    if name not in names:
-        return None
-    index = names.index(name)
-    if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
-        return None
-    return call.args[index]
+    return passed(code, call, name, frame.owner is not None)

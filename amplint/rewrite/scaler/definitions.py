@@ -12,6 +12,7 @@ from amplint.rewrite.around import files_around
 from amplint.source.interpret import entries
 from amplint.source.interpret.project import Project, now_together
 from amplint.source.module import FunctionNode, Module, Unreadable
+from amplint.source.tree import last_name
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = tuple[Module, ast.AST]
@@ -193,7 +194,7 @@ def uses_in(module: Module, function: ast.FunctionDef, home: Module, roots: Sequ
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Name | ast.Attribute) or not isinstance(node.ctx, ast.Load):
             continue
-        if getattr(node, "id", getattr(node, "attr", "")) not in names:
+        if last_name(node) not in names:
             continue
         project = project or _project(module, tuple(roots))
         if cls is not None:

@@ -14,7 +14,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import place_of
+from amplint.source.tree import last_name, place_of
 
 Condition = tuple[ast.AST, str]
 _LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))
@@ -241,7 +241,7 @@ def _explained(module: Module, node: ast.Attribute, seen: set[ast.AST]) -> bool:
             case ast.Call(func=function) if function is inner:
                 pass
             case ast.Call(func=function, args=[first, *_]) if inner is first:
-                name = getattr(function, "attr", getattr(function, "id", ""))
+                name = last_name(function)
                 return "reduce" in name or name in ("isinstance", "hasattr", "id", "type")
             case ast.Compare(ops=[ast.Is() | ast.IsNot(), *_]) | ast.Delete():
                 return True

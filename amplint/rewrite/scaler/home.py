@@ -20,7 +20,7 @@ from amplint.rewrite.scaler.definitions import classes_of, places_binding
 from amplint.source import events
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import named_argument, positional
+from amplint.source.tree import called_name, passed
 
 MOST_NAMES = 12
 ONE_LINE = "give it one line of its own"
@@ -255,17 +255,13 @@ def _argument(frame: Frame, name: str) -> str:
         raise Elsewhere(frame)
     if not isinstance(function, ast.FunctionDef):
         raise Refused("the step is in an unusual kind of function", BY_HAND)
-    called = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    called = called_name(call)
     imported = frame.caller.module.imports.get(called, set())
     if called != function.name and not any(one.rpartition(".")[2] == function.name for one in imported):
         raise Refused(f"{function.name}() is not called by its name", BY_HAND)
-    named = named_argument(call, name)
-    if named is None:
-        names = positional(function)
-        index = names.index(name) - (frame.owner is not None) if name in names else len(call.args)
-        if index >= len(call.args) or any(isinstance(one, ast.Starred) for one in call.args[: index + 1]):
-            raise Refused(f"it cannot be seen what {function.name}() is given as {name}", BY_HAND)
-        named = call.args[index]
-    if not isinstance(named, ast.Name | ast.Attribute):
+    given = passed(function, call, name, frame.owner is not None)
+    if given is None:
+        raise Refused(f"it cannot be seen what {function.name}() is given as {name}", BY_HAND)
+    if not isinstance(given, ast.Name | ast.Attribute):
         raise Refused(f"the optimizer is made inside a call of {function.name}()", ONE_LINE)
-    return ast.unparse(named)
+    return ast.unparse(given)

@@ -20,7 +20,7 @@ from amplint.rewrite.scaler.definitions import classes_of
 from amplint.rewrite.scaler.gradients import decided
 from amplint.rewrite.scaler.home import Home
 from amplint.source.module import Module
-from amplint.source.tree import place_of
+from amplint.source.tree import last_name, place_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def scalers_for(module: Module, plans: Sequence[StepPlan], files: Sequence[Modul
         made_at = _homes(plans)
         return [ScalerPlan(name, made_at[0][0], tuple(plans), updates, made_at)]
     trees = dict.fromkeys(one.tree for one in (module, *files))
-    taken = {getattr(node, "id", getattr(node, "attr", "")) for tree in trees for node in ast.walk(tree)}
+    taken = {last_name(node) for tree in trees for node in ast.walk(tree)}
     made: list[ScalerPlan] = []
     for statement, optimizer in homes:
         mine = [plan for plan in plans if (plan.home.statement, plan.home.optimizer) == (statement, optimizer)]

@@ -14,6 +14,7 @@ from amplint.rewrite.syntax.layout import begins_line, end, line_end, margin_of,
 from amplint.rewrite.syntax.lines import delete, insert_after, insert_before
 from amplint.rewrite.syntax.text import CannotEdit, changed, edit, edit_within, plain
 from amplint.source.module import Module
+from amplint.source.tree import last_name
 
 _DIRECTIVE = re.compile(r"#\s*(noqa|type:|pragma|pylint|isort|ruff|pyright|mypy)")
 Import = ast.Import | ast.ImportFrom
@@ -56,7 +57,7 @@ def _scope(module: Module, node: ast.AST) -> ast.AST:
 
 def _for_types_only(module: Module, node: ast.AST) -> bool:
     tests = (above.test for above in module.ancestors(node) if isinstance(above, ast.If))
-    return any(getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING" for test in tests)
+    return any(last_name(test) == "TYPE_CHECKING" for test in tests)
 
 
 # -- add --------------------------------------------------------------------------------------------------------------

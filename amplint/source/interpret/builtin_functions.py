@@ -41,16 +41,10 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
             target = ast.copy_location(ast.Attribute(ast.Constant(None), args[1].value, ast.Store()), node)
             return [(NONE, after) for after in attributes.set_attribute(m, args[0], target, args[2], world, frame)]
         case "list" | "tuple" | "set" | "sorted" | "reversed" | "iter" if first is not None:
-            known = first.items if isinstance(first, Items) else None
-            value: Value = Items(known, "list") if known is not None else first
-            return [
-                (
-                    value
-                    if isinstance(value, Items | Many | Parameters | Mapping)
-                    else Many(containers.element(value)),
-                    world,
-                )
-            ]
+            if isinstance(first, Items):
+                return [(Items(first.items, "list"), world)]
+            known = isinstance(first, Many | Parameters | Mapping)
+            return [(first if known else Many(containers.element(first)), world)]
         case "next" if first is not None:
             return [(containers.element(first), world)]
         case "enumerate" if first is not None:
@@ -64,28 +58,16 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
         case "map" if len(args) == 2 and first is not None:
             listed = containers.elements(args[1])
             one = listed[0] if listed else containers.element(args[1])
-            return [
-                (Many(value), after) for value, after in calls.call(m, first, Arguments((one,)), node, world, frame)
-            ]
+            results = calls.call(m, first, Arguments((one,)), node, world, frame)
+            return [(Many(value), after) for value, after in results]
         case "filter" if len(args) == 2:
-            return [
-                (
-                    args[1] if isinstance(args[1], Parameters | Items | Many) else Many(containers.element(args[1])),
-                    world,
-                )
-            ]
+            left = args[1]
+            return [(left if isinstance(left, Parameters | Items | Many) else Many(containers.element(left)), world)]
         case "dict":
-            items = tuple((Const(key), value) for key, value in given.kwargs.items())
-            base = first if isinstance(first, Mapping) else None
-            call_node = node if isinstance(node, ast.Call) else None
-            return [
-                (
-                    Mapping(
-                        (*(base.items if base else ()), *items), given.open or (bool(args) and base is None), call_node
-                    ),
-                    world,
-                )
-            ]
+            named = tuple((Const(key), value) for key, value in given.kwargs.items())
+            base = first.items if isinstance(first, Mapping) else ()
+            is_open = given.open or (bool(args) and not isinstance(first, Mapping))
+            return [(Mapping((*base, *named), is_open, node if isinstance(node, ast.Call) else None), world)]
         case "bool" if first is not None:
             formula = conditions.truth(first)
             return [(Const(formula) if isinstance(formula, bool) else Test(formula), world)]
@@ -119,11 +101,9 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
         case "len" | "min" | "max" | "round" | "id" | "type" | "str" | "any" | "all" | "repr":
             tensor = tensors.opaque(args, world, node) if name in ("min", "max") else None
             return [(tensor or sym("call", name, *map(conditions.key, args)), world)]
-        case "print" | "open" | "input":
-            return [(NONE if name == "print" else fresh("call"), world)]
-        case "eval":
-            return [(fresh("call"), world)]
-        case "vars" | "super":
+        case "print":
+            return [(NONE, world)]
+        case "open" | "input" | "eval" | "vars" | "super":
             return [(fresh("call"), world)]
     return calls.unknown(m, Lib(f"builtins.{name}"), given, node, world, frame)
 

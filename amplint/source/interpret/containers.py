@@ -6,7 +6,7 @@ import ast
 
 from amplint.source.interpret import conditions, operations, tensors
 from amplint.source.interpret.promotion import promote
-from amplint.source.symbols import fresh, sym
+from amplint.source.symbols import fresh, held_in, sym
 from amplint.source.values import (
     Choice,
     Const,
@@ -95,17 +95,12 @@ def contents(value: Value) -> list[Value]:
     pending = [value]
     while pending:
         one = pending.pop()
-        match one:
-            case Items():
-                pending += reversed(one.items)
-            case Many():
-                pending.append(one.item)
-            case Mapping():
-                pending += [item for _, item in reversed(one.items)]
-            case Choice():
-                pending += (one.no, one.yes)
-            case _:
-                found.append(one)
+        if isinstance(one, Items | Many | Mapping):
+            pending += reversed(held_in(one))
+        elif isinstance(one, Choice):
+            pending += (one.no, one.yes)
+        else:
+            found.append(one)
     return found
 
 

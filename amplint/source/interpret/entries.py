@@ -21,6 +21,7 @@ from amplint.source.interpret.project import Project
 from amplint.source.interpret.world import World, join_all
 from amplint.source.module import FunctionNode, Module
 from amplint.source.symbols import sym
+from amplint.source.tree import last_name
 from amplint.source.values import Autocast, Class, Function, Region, Value
 from amplint.source.walk import walk
 
@@ -223,7 +224,7 @@ def _activations(function: Function) -> tuple[Value, ...]:
 
 def _whole(annotation: ast.expr | None) -> str:
     """ "integer" for what is annotated as a tensor of whole numbers: `torch.LongTensor`."""
-    said = {getattr(node, "id", getattr(node, "attr", "")) for node in walk(annotation)} if annotation else set()
+    said = {last_name(node) for node in walk(annotation)} if annotation else set()
     return "integer" if said & _WHOLE and "Tensor" not in said and "FloatTensor" not in said else ""
 
 

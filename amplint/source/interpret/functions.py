@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from functools import lru_cache
 
+from amplint.source import tree
 from amplint.source.interpret import (
     calls,
     classes,
@@ -23,6 +24,7 @@ from amplint.source.interpret.machine import MOST_ASIDE, MOST_FRAMES, MOST_STEPS
 from amplint.source.interpret.world import PROTOCOL, World, join_all
 from amplint.source.module import FunctionNode
 from amplint.source.symbols import ask, fresh, sym
+from amplint.source.tree import last_name
 from amplint.source.values import (
     NONE,
     Const,
@@ -57,9 +59,7 @@ def defaults(
     m: Machine, args: ast.arguments, world: World, frame: Frame
 ) -> list[tuple[tuple[tuple[str, Value], ...], World]]:
     """The values of a function's defaults, by parameter, as its definition evaluates them."""
-    positional = [*args.posonlyargs, *args.args]
-    named = [(p.arg, d) for p, d in zip(positional[len(positional) - len(args.defaults) :], args.defaults, strict=True)]
-    named += [(p.arg, d) for p, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None]
+    named = tree.defaults(args)
     return [
         (tuple((name, value) for (name, _), value in zip(named, values, strict=True)), after)
         for values, after in expressions.each(m, [default for _, default in named], world, frame)
@@ -70,7 +70,7 @@ def defaults(
 def abstract(node: FunctionNode) -> bool:
     """Whether a function is there to be overridden: it says so, or only raises NotImplementedError."""
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
-    if any(getattr(one, "attr", getattr(one, "id", "")) == "abstractmethod" for one in decorators):
+    if any(last_name(one) == "abstractmethod" for one in decorators):
         return True
     body = node.body if isinstance(node.body, list) else []
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -106,7 +106,7 @@ def keeps_results(node: FunctionNode) -> bool:
     """Whether a function runs once for the same arguments: @cache, @lru_cache(…), @cached_property."""
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
     makers = [one.func if isinstance(one, ast.Call) else one for one in decorators]
-    names = [getattr(maker, "attr", getattr(maker, "id", "")) for maker in makers]
+    names = [last_name(maker) for maker in makers]
     return any(name in ("cache", "lru_cache", "cached_property") for name in names)
 
 

@@ -178,23 +178,17 @@ def _unknown(
         result = models.model_method(m, owner, name, given, node, world, frame)
         if result is not None:
             return result
-    if name == "unscale_" and given.args:
-        return scaler_methods.scaler_method(
-            m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
-        )
-    if name == "step" and given.args and isinstance(given.args[0], Optimizer) and not _more_than_steps(given):
-        return scaler_methods.scaler_method(
-            m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
-        )
-    if name == "update" and any(
-        key[0] == Scaler(owner, sym("attr", owner, "is_enabled")) for key in world.space("updates")
-    ):
-        return scaler_methods.scaler_method(
-            m, Scaler(owner, sym("attr", owner, "is_enabled")), name, given, node, world, frame
-        )
-    if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
+    if name in ("unscale_", "step", "update", "scale"):
         scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
-        return [(scaler_methods.scaled(m, given.args[0], scaler, node, world), world)]
+        first = next(iter(given.args), None)
+        if (
+            (name == "unscale_" and first is not None)
+            or (name == "step" and isinstance(first, Optimizer) and not _more_than_steps(given))
+            or (name == "update" and any(key[0] == scaler for key in world.space("updates")))
+        ):
+            return scaler_methods.scaler_method(m, scaler, name, given, node, world, frame)
+        if name == "scale" and len(given.args) == 1 and any(t.of or t.region for t in tensors.tensors_in(given.args)):
+            return [(scaler_methods.scaled(m, given.args[0], scaler, node, world), world)]
     if name == "get_scale" and not given.args:
         return [(sym("scale of", owner, serial()), world)]
     if name == "enter_context" and given.args:  # an ExitStack: left together with the `with` that it is used in

@@ -13,7 +13,7 @@ from typing import Any
 from amplint.source.events import Event, Gradients, Update
 from amplint.source.interpret import containers
 from amplint.source.interpret.world import World
-from amplint.source.symbols import options
+from amplint.source.symbols import held_in, options
 from amplint.source.values import (
     Instance,
     Items,
@@ -145,16 +145,10 @@ def _children(world: World, whole: Value) -> list[Value]:
             inner = [value for value in world.space(whole).values() if isinstance(value, Value)]
         case Model():
             inner = [*whole.args, *(value for _, value in whole.kwargs)]
-        case Items():
-            inner = list(whole.items)
-        case Mapping():
-            inner = [value for _, value in whole.items]
-        case Many():
-            inner = [whole.item]
         case Sym():
             inner = made_with(world, whole)
         case _:
-            inner = []
+            inner = [*held_in(whole)]
     return [value for value in inner if isinstance(value, Instance | Model | Items | Many | Mapping | Sym)]
 
 

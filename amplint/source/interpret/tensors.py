@@ -15,7 +15,7 @@ from amplint import knowledge
 from amplint.source.interpret import conditions
 from amplint.source.interpret.promotion import promote
 from amplint.source.interpret.world import World
-from amplint.source.symbols import fresh, serial
+from amplint.source.symbols import fresh, held_in, serial
 from amplint.source.values import (
     ASSUMED,
     FALSE,
@@ -185,17 +185,10 @@ def device_type(value: Value | None) -> str:
 def tensors_in(values: Iterable[Value]) -> Iterator[Tensor]:
     """All tensors in values, inside containers too."""
     for value in values:
-        match value:
-            case Tensor():
-                yield value
-            case Items():
-                yield from tensors_in(value.items)
-            case Many():
-                yield from tensors_in((value.item,))
-            case Mapping():
-                yield from tensors_in(item for _, item in value.items)
-            case Choice():
-                yield from tensors_in((value.yes, value.no))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Items | Many | Mapping | Choice):
+            yield from tensors_in((value.yes, value.no) if isinstance(value, Choice) else held_in(value))
 
 
 def provenance(values: Iterable[Value]) -> tuple[Owners, Region | None, Any]:
