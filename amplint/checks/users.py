@@ -13,13 +13,13 @@ from pathlib import Path
 
 from amplint.checks.registry import Script
 from amplint.rewrite import said
+from amplint.rewrite.said import WORD
 from amplint.source.module import Module
 
 _HOPS = 5
 _MANY = 40  # files that use one name: it is too common to say whose it is
 _RUNS = re.compile(rb"__main__|\.backward\(|no_grad|inference_mode|\.eval\(\)")
 _BLOCK = re.compile(rb"^(?:class|def)[ \t]+(\w+)[^\n]*\n(?:[ \t)][^\n]*\n|[ \t]*\n)*", re.MULTILINE)
-_WORD = re.compile(rb"[A-Za-z_]\w*")
 
 
 def used_in_half(script: Script, node: ast.AST, half: re.Pattern[bytes]) -> bool:
@@ -74,5 +74,5 @@ def _module_name(path: str) -> bytes:
 def _users_in(file: said.Words, names: set[bytes]) -> Iterator[bytes]:
     """The classes and functions of a file that use one of the names."""
     for block in _BLOCK.finditer(file.text):
-        if not names.isdisjoint(_WORD.findall(file.text, block.end(1), block.end())):
+        if not names.isdisjoint(WORD.findall(file.text, block.end(1), block.end())):
             yield block.group(1)

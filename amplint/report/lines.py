@@ -7,10 +7,10 @@ import unicodedata
 from functools import lru_cache
 
 from amplint.findings import Location, Range
+from amplint.source.module import LINE_END
 
 WIDTH = 100  # of the source part of an excerpt
 TAB = 4
-_LINE_END = re.compile(r"\r\n|\r|\n")
 # besides what commands a terminal: what turns the direction of text, ends lines elsewhere, or is no text at all
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -23,7 +23,7 @@ def path_text(path: str) -> str:
 @lru_cache(8)
 def split(text: str) -> tuple[str, ...]:
     """The rows of a text, without their ends. Rows end where Python's do."""
-    rows = _LINE_END.split(text)
+    rows = LINE_END.split(text)
     return tuple(rows[:-1] if len(rows) > 1 and not rows[-1] else rows)
 
 

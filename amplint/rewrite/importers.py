@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from amplint import files
 from amplint.rewrite.around import around, files_below
+from amplint.rewrite.said import COMMENT
 from amplint.source.interpret.project import project_root
 from amplint.source.module import Module, Unreadable
 
@@ -21,7 +22,6 @@ _WORDS = b"|".join(sorted(_USUAL))
 _HINTS = {b"amp": (b" amp", b".amp")}  # where a name is part of common words: example, sample
 _ATTRIBUTE = re.compile(rb"\b(\w+)\.(%s)\b" % _WORDS)
 _WORD = re.compile(rb"\b(?:%s)\b" % _WORDS)
-_COMMENT = re.compile(rb"#[^\n]*")
 
 
 class Taken(NamedTuple):
@@ -66,7 +66,7 @@ def _taken_below(top: Path, alone: bool, wanted: tuple[bytes, ...]) -> tuple[Tak
         own = {name for _, items in imports for name in re.findall(rb"\w+", items)}
         said = frozenset(_WORD.findall(text)) - own  # what an own import binds is not the star's
         for source, items in imports:
-            names = frozenset(re.findall(rb"\w+|\*", _COMMENT.sub(b"", items)))
+            names = frozenset(re.findall(rb"\w+|\*", COMMENT.sub(b"", items)))
             if not _OF_TORCH.match(source):
                 found.append(Taken(by, source.rpartition(b".")[2], names, said if b"*" in names else frozenset()))
         found += [Taken(by, owner, frozenset((name,))) for owner, name in set(_ATTRIBUTE.findall(text))]

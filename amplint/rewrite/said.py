@@ -17,8 +17,8 @@ from amplint.source.module import Module, Unreadable
 _MOST = 2000  # files and folders of a project that are looked through; of a larger one nothing is said
 _ENTRIES = 50_000  # of these folders
 _LARGEST = 2_000_000  # bytes of a notebook
-_COMMENT = re.compile(rb"#[^\n]*")
-_WORD = re.compile(rb"[A-Za-z_]\w*")
+COMMENT = re.compile(rb"#[^\n]*")
+WORD = re.compile(rb"[A-Za-z_]\w*")
 _WHOLE = re.compile(
     rb"^[ \t]*(?:import[ \t][^\n]*|from[^\n]*[ \t]import[ \t]+\*|from[ \t]+\.+[ \t]+import[^\n]*)", re.MULTILINE
 )
@@ -62,9 +62,9 @@ def _words(top: Path, alone: bool) -> tuple[Words, ...] | None:
             read = files.read(str(path)) if path.stat().st_size <= _LARGEST else b""
         except (OSError, Unreadable, ValueError):
             continue
-        text = _COMMENT.sub(b"", read)
-        modules = (one for line in _WHOLE.findall(text) for one in _WORD.findall(line))
-        found.append(Words(str(path), text, frozenset(_WORD.findall(text)), frozenset(modules)))
+        text = COMMENT.sub(b"", read)
+        modules = (one for line in _WHOLE.findall(text) for one in WORD.findall(line))
+        found.append(Words(str(path), text, frozenset(WORD.findall(text)), frozenset(modules)))
     return tuple(found)
 
 

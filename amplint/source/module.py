@@ -27,7 +27,7 @@ from amplint.source.walk import children, walk
 N = TypeVar("N", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FOREIGN = frozenset(("paddle", "megengine", "mindspore", "jittor", "oneflow"))
-_LINE_END = re.compile(r"\r\n|\r|\n")
+LINE_END = re.compile(r"\r\n|\r|\n")
 _KEYWORD = re.compile(r"[(,\s]async\s*=[^=]")
 _PYTHON_2 = re.compile(  # in a line that Python 3 does not take
     r"^\s*(print|exec)\s+[^(=]|^\s*except\s.*,|^\s*raise\s+[\w.]+\s*,|<>|`|\b0[0-7]+\b|\bur['\"]"
@@ -144,7 +144,7 @@ class Module:
     @cached_property
     def starts(self) -> list[int]:
         """Offset of the first character of each row. Rows end where Python's do: LF, CR LF or CR, nothing else."""
-        return [0, *(match.end() for match in _LINE_END.finditer(self.text))]
+        return [0, *(match.end() for match in LINE_END.finditer(self.text))]
 
     def line(self, row: int) -> str:
         """The text of a row, without its line end."""
@@ -181,7 +181,7 @@ class Module:
     @cached_property
     def newline(self) -> str:
         """The line end that new lines get: the file's first one."""
-        match = _LINE_END.search(self.text)
+        match = LINE_END.search(self.text)
         return match[0] if match else "\n"
 
     def rows(self, node: ast.AST) -> str:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from amplint.findings import Finding, Location, Range
+from amplint.source.module import LINE_END
 
 _MARK = re.compile(r"amplint:|noqa", re.IGNORECASE)
 _OURS = re.compile(r"amplint:|[Aa][Mm][Pp]\d")
 _DIRECTIVE = re.compile(r"#\s*amplint:\s*([\w-]*)(?:\s*\[([^\]]*)\])?")
 _NOQA = re.compile(r"#\s*noqa\b(\s*:\s*([a-z]+\d+(?:[\s,]+[a-z]+\d+)*)?)?", re.IGNORECASE)
 _CODE = re.compile(r"AMP\d{1,3}")
-_BREAK = re.compile(r"\r\n|\r|\n")
 _EXAMPLE = "write # amplint: ignore[AMP105] why"
 
 
@@ -120,7 +120,7 @@ def _scan(text: str) -> tuple[list[_Line], list[_Comment], list[int]]:
     lines: list[_Line] = []
     comments: list[_Comment] = []
     ends: list[int] = []
-    rows = _BREAK.split(text)
+    rows = LINE_END.split(text)
     first, fresh, decorator = 0, True, False
     for token in _tokens(rows):
         row, column = token.start

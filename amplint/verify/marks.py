@@ -18,7 +18,7 @@ from amplint.findings import Finding
 from amplint.report.numbers import many, times
 from amplint.verify.convert import Conversion
 from amplint.verify.places import Places
-from amplint.verify.runs import Launch, Run
+from amplint.verify.runs import START, Launch, Run
 from amplint.verify.workspace import Workspace
 
 CONFIRMED, REFUTED, UNSEEN = "confirmed", "refuted", "not exercised"
@@ -33,7 +33,6 @@ _ANGLE = 0.05  # radians: an angle's rounding that is no longer small
 _KEPT = 4.0  # bits of a difference's operands that must be left in it
 _TERMS = 64  # added one after another
 _SWALLOWED = 0.25  # of the first updates
-_START = Path(__file__).parents[1] / "graph" / "child" / "start.py"
 Claim = tuple[Finding, str]  # and what about, where its code makes several (graph/marks/mark.py)
 Lines = Sequence[dict[str, Any]]  # counters
 _NO_INPUTS = {"input": (), "inputs": None, "eval": False, "meta": False, "precision": None, "frontend": "auto"}
@@ -57,7 +56,7 @@ def traced(target: str, space: Workspace, settings: Settings, dtype: str, how: L
         env["PYTHONPATH"] = space.told(env["PYTHONPATH"])
     how.tell("trace")
     with open(os.path.join(folder, "output.txt"), "wb") as output:
-        command = [how.python, str(_START), folder]
+        command = [how.python, str(START), folder]
         with contextlib.suppress(OSError):
             process.run(command, how.timeout, answered.exists, env, space.inside(os.getcwd()), output.fileno())
     how.tell("")

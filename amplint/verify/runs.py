@@ -19,7 +19,7 @@ from typing import Any
 from amplint import process
 from amplint.verify.workspace import Workspace
 
-_START = Path(__file__).parents[1] / "graph" / "child" / "start.py"
+START = Path(__file__).parents[1] / "graph" / "child" / "start.py"
 _GRACE = 20.0  # seconds that other ranks have for their answers
 _PHASES = {
     "": "Python did not get as far as to amplint",
@@ -86,7 +86,7 @@ def run(name: str, target: str, space: Workspace, job: dict[str, Any], how: Laun
     moved = [list(tree) for tree in space.trees]
     job = {"door": "verify", "target": _named(target, space), "arguments": arguments, "moved": moved} | job
     Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-    command = [*how.launcher, str(_START), folder] if how.launcher else [how.python, str(_START), folder]
+    command = [*how.launcher, str(START), folder] if how.launcher else [how.python, str(START), folder]
     env = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "PYTHONHASHSEED": "0"}
     for key in ("PYTHONPATH", "PWD"):
         if env.get(key):

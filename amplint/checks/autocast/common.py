@@ -13,6 +13,7 @@ from amplint.source.module import Module
 from amplint.source.tree import called_name, named_argument
 from amplint.source.values import Instance, Region
 
+MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")  # words of who else enters autocast
 AUTOCASTS = frozenset(
     (
         "torch.autocast torch.amp.autocast torch.amp.autocast_mode.autocast "

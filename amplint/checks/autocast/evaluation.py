@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from itertools import takewhile
 
-from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in
+from amplint.checks.autocast.common import MANAGED, MODEL_NAMES, brings_autocast, real_region, regions_in
 from amplint.checks.registry import Script, found_at, may_both_run, rule, text
 from amplint.findings import Finding
 from amplint.source import events
@@ -16,13 +16,12 @@ from amplint.source.tree import place_of
 from amplint.source.walk import walk
 
 # They run every forward of the models they prepare under autocast, wherever it stands.
-_MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")
 
 
 @rule("AMP221")
 def eval_outside_autocast(script: Script) -> Iterator[Finding]:
     """A model is trained under autocast, and its evaluation runs in float32."""
-    if any(word in script.module.text for word in _MANAGED) or not any(True for _ in script.events(events.Backward)):
+    if any(word in script.module.text for word in MANAGED) or not any(True for _ in script.events(events.Backward)):
         return
     forwards = list(script.events(events.Forward))
     trained = [one for one in forwards if one.grad and real_region(one) is not None]
@@ -123,7 +122,7 @@ def eval_function_outside_autocast(script: Script) -> Iterator[Finding]:
     """A function trains what it is given (or its object's forward) under autocast, and another of the same class or
     file evaluates it without."""
     module = script.module
-    if any(word in module.text for word in _MANAGED) or "backward" not in module.text:
+    if any(word in module.text for word in MANAGED) or "backward" not in module.text:
         return
     regions = list(regions_in(module))
     trained: dict[_Home, ast.Call] = {}

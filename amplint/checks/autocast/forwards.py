@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import MODEL_NAMES, brings_autocast, real_region, regions_in, within
+from amplint.checks.autocast.common import MANAGED, MODEL_NAMES, brings_autocast, real_region, regions_in, within
 from amplint.checks.registry import Script, alternatives, found, found_at, may_both_run, rule, same_function, text
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.findings import Finding, Severity
@@ -18,7 +18,6 @@ from amplint.source.values import Instance, Model, Scaler, Tensor
 from amplint.source.walk import walk
 
 _HALF = re.compile(r"float16|bfloat16|fp16|bf16|\bhalf\b")
-_MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")
 _NO_MODEL = frozenset(  # what schedulers and data do, not models
     "add_noise get_velocity zero_grad to cuda sample_timesteps randn_like randint normalize".split()
 )
@@ -27,7 +26,7 @@ _NO_MODEL = frozenset(  # what schedulers and data do, not models
 @rule("AMP223")
 def forward_outside_region(script: Script) -> Iterator[Finding]:
     """The loss is computed in an autocast region, and the forward that it comes from was not."""
-    if any(word in script.module.text for word in _MANAGED) or not any(True for _ in script.events(events.Backward)):
+    if any(word in script.module.text for word in MANAGED) or not any(True for _ in script.events(events.Backward)):
         return
     forwards = list(script.events(events.Forward))
     covered = {one.model for one in forwards if one.region is not None}
@@ -59,7 +58,7 @@ def forward_outside_region(script: Script) -> Iterator[Finding]:
 @rule("AMP223")
 def second_forward_outside_region(script: Script) -> Iterator[Finding]:
     """A model runs under autocast in a step, and once more outside, for a loss that is scaled like the first."""
-    if any(word in script.module.text for word in _MANAGED):
+    if any(word in script.module.text for word in MANAGED):
         return
     forwards = [one for one in script.events(events.Forward) if one.grad]
     inside = [one for one in forwards if one.region is not None and not one.region.assumed]

@@ -9,9 +9,8 @@ from amplint.checks.registry import Evidence, Script
 from amplint.findings import Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.interpret.tensors import HALF
 from amplint.source.values import KNOWN, Choice, Region, Tensor, Value
-
-HALF = ("float16", "bfloat16", "low")
 
 
 def half(value: Value, event: events.Event) -> Tensor | None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from amplint import knowledge
 from amplint.checks.autocast.leaving import may_leave
 from amplint.checks.crashes.common import (
-    HALF,
     enabled,
     evidence,
     half,
@@ -22,6 +21,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import crashes as fixes
 from amplint.rewrite.fixes.autocast import float32_island
 from amplint.source import events
+from amplint.source.interpret.tensors import HALF
 from amplint.source.values import GIVEN, KNOWN, Const, Tensor
 
 _THROUGH_PRODUCTS = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.crashes.common import HALF, clash, enabled, evidence, in_place, operand_node, policy
+from amplint.checks.crashes.common import clash, enabled, evidence, in_place, operand_node, policy
 from amplint.checks.numerics.common import guarded, named
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.checks.state.casts import half_cast
@@ -13,6 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import crashes as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.interpret.tensors import HALF
 from amplint.source.module import Module
 from amplint.source.values import KNOWN, Items, Many, Object, Sym, Tensor
 from amplint.source.walk import walk

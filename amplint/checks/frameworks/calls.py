@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from amplint.source.module import Module
 
+ACCELERATORS = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
+
 
 def calls_of(module: Module, *names: str) -> Iterator[ast.Call]:
     """Calls of one of these dotted names, and of nothing else that the name may stand for."""

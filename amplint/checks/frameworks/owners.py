@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.frameworks.calls import calls_of, is_true, methods, subclasses, targets
+from amplint.checks.frameworks.calls import ACCELERATORS, calls_of, is_true, methods, subclasses, targets
 from amplint.checks.registry import Script, alternatives, found, found_at, receiver, rule
 from amplint.checks.scaler.protocol import is_disabled
 from amplint.checks.scaler.scaling import frozen
@@ -17,7 +17,6 @@ from amplint.source.module import Module
 from amplint.source.tree import calls_in, named_argument
 from amplint.source.values import TRUE, Autocast, Region, Scaler, Tensor
 
-_ACCELERATOR = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
 _CLIPS = {
     f"torch.nn.utils.{prefix}{name}"
     for prefix in ("", "clip_grad.")
@@ -47,7 +46,7 @@ _XLA_STEP = ("torch_xla.core.xla_model.optimizer_step", "xm.optimizer_step")
 def clip_past_accelerate(script: Script) -> Iterator[Finding]:
     """torch clips gradients that Accelerate has scaled."""
     module = script.module
-    made = list(calls_of(module, *_ACCELERATOR))
+    made = list(calls_of(module, *ACCELERATORS))
     if len(made) != 1:
         return
     precision = named_argument(made[0], "mixed_precision")
@@ -85,7 +84,7 @@ def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
     module = script.module
     for backward in script.events(events.Backward):
         if isinstance(backward.scaler, Scaler) and backward.managed and not is_disabled(backward.scaler):
-            made = next(iter(calls_of(module, *_ACCELERATOR)), None)
+            made = next(iter(calls_of(module, *ACCELERATORS)), None)
             if made is None or receiver(backward) not in targets(module, made):
                 continue
             precision = named_argument(made, "mixed_precision")
@@ -105,7 +104,7 @@ def scaler_beside_accelerate(script: Script) -> Iterator[Finding]:
 def autocast_past_accelerate(script: Script) -> Iterator[Finding]:
     """A region that is always float16, around the loss of a run whose precision is the Accelerator's to choose."""
     module = script.module
-    made = list(calls_of(module, *_ACCELERATOR))
+    made = list(calls_of(module, *ACCELERATORS))
     precisions = [named_argument(call, "mixed_precision") for call in made]
     if any(isinstance(one, ast.Constant) and one.value == "fp16" for one in precisions):
         return

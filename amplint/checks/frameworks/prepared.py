@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.frameworks.calls import calls_of, targets
+from amplint.checks.frameworks.calls import ACCELERATORS, calls_of, targets
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.source.module import Module
 from amplint.source.tree import named_argument
 from amplint.source.walk import walk
 
-_ACCELERATORS = ("accelerate.Accelerator", "accelerate.accelerator.Accelerator")
 _FABRICS = ("lightning.Fabric", "lightning.fabric.Fabric", "lightning.fabric.fabric.Fabric", "lightning_fabric.Fabric")
 _CLIPS = {
     f"torch.nn.utils.{where}clip_grad_{how}" for where in ("", "clip_grad.") for how in ("norm_", "value_", "norm")
@@ -23,7 +22,7 @@ _CLIPS = {
 def backward_past_accelerate(script: Script) -> Iterator[Finding]:
     """A loss is differentiated by itself, and an optimizer that Accelerate has prepared steps."""
     module = script.module
-    made = list(calls_of(module, *_ACCELERATORS))
+    made = list(calls_of(module, *ACCELERATORS))
     severity = _float16(named_argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else None
     if severity is None:
         return
@@ -47,7 +46,7 @@ def unscaled_twice(script: Script) -> Iterator[Finding]:
     module = script.module
     if "unscale_gradients(" not in module.text:
         return
-    made = list(calls_of(module, *_ACCELERATORS))
+    made = list(calls_of(module, *ACCELERATORS))
     severity = _float16(named_argument(made[0], "mixed_precision"), ("fp16",)) if len(made) == 1 else Severity.WARNING
     called = [(call, call.func) for call in module.nodes(ast.Call) if isinstance(call.func, ast.Attribute)]
     for first, unscales in called if severity is not None else ():

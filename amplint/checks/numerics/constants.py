@@ -12,6 +12,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import numerics as fixes
 from amplint.source import events
 from amplint.source.interpret import tensors
+from amplint.source.interpret.operations import FILLED
 from amplint.source.interpret.promotion import has_no_dimension
 from amplint.source.tree import last_name
 from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
@@ -24,7 +25,6 @@ _FILLS = frozenset(
 # an infinity without an error.
 _LOUD = frozenset("masked_fill fill index_fill pad full full_like clamp".split())
 _RAISES = {"cpu": _LOUD, "cuda": _LOUD - {"clamp"} | {"where"}}
-_MAKES = frozenset("full full_like tensor as_tensor".split())  # the result is what is filled
 
 _BOUNDED = frozenset(("sigmoid", "hardsigmoid", "tanh"))
 _PASSES = frozenset("add div squeeze unsqueeze view reshape flatten transpose permute contiguous".split())
@@ -167,7 +167,7 @@ def _called_mask(node: ast.AST) -> bool:
 
 def _filled(event: events.Operation) -> Tensor | None:
     """The tensor that the constant is written to or added to."""
-    if event.name in _MAKES and event.result.dtype:
+    if event.name in FILLED and event.result.dtype:
         return event.result
     operands = (
         event.args[1:] if event.name == "where" else event.args if event.name in ("add", "sub") else event.args[:1]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from amplint.checks.registry import Script, found_at, rule, text
 from amplint.checks.state.casts import assigned, may_be_float16
 from amplint.findings import Finding
+from amplint.source.interpret.library_calls import QUANTISES
 from amplint.source.module import Module
 from amplint.source.walk import walk
 
-_QUANTISES = {"load_in_8bit", "load_in_4bit", "quantization_config"}
 # Who keeps float32 copies, or trains adapters in float32: nothing to say where these are.
 _MASTERS = ("deepspeed", "DeepSpeed", "FullyShardedDataParallel", "prepare_model_for_kbit_training", "get_peft_model")
 
@@ -58,7 +58,7 @@ def _in_float16(module: Module, call: ast.Call) -> bool:
     dtypes = [keyword for keyword in keywords if keyword.arg in ("torch_dtype", "dtype")]
     if not any(may_be_float16(module, dtype.value) and _whatever_for(module, dtype.value) for dtype in dtypes):
         return False
-    if any(keyword.arg in (None, *_QUANTISES) for keyword in keywords):
+    if any(keyword.arg in (None, *QUANTISES) for keyword in keywords):
         return False
     match call.func:
         case ast.Attribute(attr="from_pretrained", value=owner):
@@ -84,7 +84,7 @@ def _hands_on(module: Module, loader: ast.FunctionDef, dtypes: list[ast.keyword]
             given = {(one.arg, one.value.id) for one in keywords if isinstance(one.value, ast.Name)}
         case _:
             return False
-    if "Pipeline" in text(module, owner) or any(keyword.arg in _QUANTISES for keyword in keywords):
+    if "Pipeline" in text(module, owner) or any(keyword.arg in QUANTISES for keyword in keywords):
         return False
     named = {(dtype.arg, dtype.arg) for dtype in dtypes}
     return bool(given & named) or (rest is not None and (None, rest.arg) in given)

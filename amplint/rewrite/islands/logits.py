@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from amplint.findings import Edit
 from amplint.rewrite import edits
+from amplint.rewrite.islands.chosen import PROBABILITIES
 from amplint.rewrite.islands.sigmoids import forwards_behind, is_layer, sigmoid_of, tail_of, unviewed
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -19,7 +20,6 @@ from amplint.source.values import Instance, Value
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "rand_like", "empty_like"))
 _ABOUT = frozenset(("shape", "size", "device", "dtype", "dim", "ndim", "numel", "new_ones", "new_zeros", "new_full"))
 _MOVES = frozenset(("cuda", "to", "cpu", "train", "eval"))
-_LOSSES = frozenset(("torch.nn.BCELoss", "torch.nn.functional.binary_cross_entropy"))
 _WHOLE = frozenset(("torch.save", "torch.onnx.export", "torch.jit.script", "torch.jit.trace", "copy.deepcopy"))
 
 
@@ -89,7 +89,7 @@ def _criteria(module: Module, losses: Collection[ast.AST]) -> list[Edit]:
             if not moved and not (isinstance(above, ast.Call) and above.func is node and above in calls):
                 raise _NotProved
     named = (one for one in ast.walk(module.tree) if isinstance(one, ast.Name | ast.Attribute) and one not in known)
-    if any(module.dotted(one) & _LOSSES for one in named):
+    if any(module.dotted(one) & PROBABILITIES for one in named):
         raise _NotProved
     return made
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 from amplint.findings import Applicability, Edit, Finding, Fix, Location
+from amplint.source.module import LINE_END
 from amplint.source.notebook import split_path
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class Change(NamedTuple):
@@ -38,7 +36,7 @@ def fixable(finding: Finding, allowed: Container[Applicability]) -> bool:
 @lru_cache(8)
 def row_starts(text: str) -> tuple[int, ...]:
     """Offset of the first character of each row. Rows end where Python's do: LF, CR LF or CR, nothing else."""
-    return (0, *(match.end() for match in _LINE_END.finditer(text)))
+    return (0, *(match.end() for match in LINE_END.finditer(text)))
 
 
 def changes(text: str, edits: Iterable[Edit]) -> list[Change]:

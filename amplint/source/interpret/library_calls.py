@@ -60,7 +60,7 @@ _NEVER_HERE = {  # the script runs as it is written
     "torch._dynamo.is_compiling",
     "torch.onnx.is_in_onnx_export",
 }
-_QUANTISES = {"load_in_8bit", "load_in_4bit", "quantization_config"}  # the dtype is then that of what is computed
+QUANTISES = {"load_in_8bit", "load_in_4bit", "quantization_config"}  # the dtype is then that of what is computed
 _MAKES = {"optimizer", "scaler", "model", "autocast", "callable-scaler", "managed"}
 
 
@@ -248,7 +248,7 @@ def apply(
         case "model":
             made = Model(name, site(node, frame), given.args, tuple(given.kwargs.items()))
             dtype = tensors.dtype_of(role("dtype"))
-            if dtype in tensors.HALF and not _QUANTISES & set(given.kwargs):
+            if dtype in tensors.HALF and not QUANTISES & set(given.kwargs):
                 training.cast_model(m, made, dtype, node, world, frame)
             if name.endswith(".from_pretrained"):
                 _tell(m, name, given, made, node, world, frame)

@@ -134,12 +134,9 @@ def view(tensor: Tensor, deeper: bool = False, shaped: bool = False) -> Tensor:
     return replace(tensor, identity=serial(), parents=(tensor,) if tensor.made == "" else tensor.parents)
 
 
-_PAIRS = frozenset("max min topk sort kthvalue median nanmedian mode cummax cummin".split())
-
-
 def pair(tensor: Tensor, index: object) -> Tensor | None:
     """A part of what gives values and indices: `values, indices = x.max(dim)`; None for any other tensor."""
-    whole = tensor.made in _PAIRS and not any(isinstance(part, Tensor) for part in tensor.parents[1:])
+    whole = tensor.made in PICKS and not any(isinstance(part, Tensor) for part in tensor.parents[1:])
     if not whole or type(index) is not int or index not in (0, 1):
         return None
     values = replace(tensor, made="values", parents=(tensor,), identity=serial())
