@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -278,19 +278,7 @@ def _own_steps(draft: Draft, group: list[Draft], known: Sequence[Draft]) -> Iter
             draft.migrated = draft.migrated[:1]  # the rest is said once
     off = {node for one in readers for node in one.plans[module].off} | _taken_inside(group)
     own = [refusal for _, refusal in draft.plans[module].refused]  # read alone, without what its callers pass
-    merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
-    refused: dict[ast.AST, Refused] = {}
-    for one in readers:
-        halves = [half for node, half in one.plans[module].halves.items() if node in unfinished]
-        for plan in [*one.plans[module].plans, *(half for half in halves if isinstance(half, StepPlan))]:
-            node = plan.step.node
-            runs, first = merged.get(node, (one, plan))
-            others = [home for home in plan.homes if not any(home.same(other) for other in first.homes)]
-            merged[node] = runs, replace(first, others=(*first.others, *others))
-        lacking = [(node, half) for node, half in one.plans[module].halves.items() if node in unfinished]
-        for node, refusal in [*one.plans[module].refused, *((n, h) for n, h in lacking if isinstance(h, Refused))]:
-            if node not in refused or isinstance(refused[node], Elsewhere) or refused[node] in own:
-                refused[node] = refusal
+    merged, refused = _merged(module, readers, unfinished, own)
     for node, refusal in refused.items():
         if node in already or node in off or (node in merged and (isinstance(refusal, Elsewhere) or refusal in own)):
             continue  # a script that runs it tells more
@@ -303,6 +291,27 @@ def _own_steps(draft: Draft, group: list[Draft], known: Sequence[Draft]) -> Iter
             told = Refused(f"half done ({broken.code}: {broken.message}), and {told.reason}", told.advice)
         draft.refuse(node, told)
     yield from (one for node, one in merged.items() if node not in already and node not in off)
+
+
+def _merged(
+    module: Module, readers: Sequence[Draft], unfinished: Collection[ast.AST], own: Collection[Refused]
+) -> tuple[dict[ast.AST, tuple[Draft, StepPlan]], dict[ast.AST, Refused]]:
+    """The plans of all scripts for each step of a file, and the refusals, where one that another script has tells more
+    than the file's own."""
+    merged: dict[ast.AST, tuple[Draft, StepPlan]] = {}
+    refused: dict[ast.AST, Refused] = {}
+    for one in readers:
+        plans = one.plans[module]
+        halves = [(node, half) for node, half in plans.halves.items() if node in unfinished]
+        for plan in [*plans.plans, *(half for _, half in halves if isinstance(half, StepPlan))]:
+            node = plan.step.node
+            runs, first = merged.get(node, (one, plan))
+            others = [home for home in plan.homes if not any(home.same(other) for other in first.homes)]
+            merged[node] = runs, replace(first, others=(*first.others, *others))
+        for node, refusal in [*plans.refused, *((node, half) for node, half in halves if isinstance(half, Refused))]:
+            if node not in refused or isinstance(refused[node], Elsewhere) or refused[node] in own:
+                refused[node] = refusal
+    return merged, refused
 
 
 def _taken_inside(group: Sequence[Draft]) -> set[ast.AST]:
