@@ -11,8 +11,9 @@ from amplint.checks.registry import Script
 from amplint.checks.scaler.scopes import asked_before
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.interpret.conditions import atoms_of
 from amplint.source.module import Module
-from amplint.source.values import Choice, Formula, Question, Region, Scaler, Sym
+from amplint.source.values import Choice, Question, Region, Scaler, Sym
 
 # What a condition says that may have to do with AMP, or with the device, by whatever names the script has for it.
 _AMP_WORDS = re.compile(
@@ -24,19 +25,10 @@ _PATHS = re.compile(r"\S*/\S*")  # of files, in what a symbol is named by
 _FORGOTTEN = {"either", "formula", "joined", "unknown", "matched", "element"}
 
 
-def _atoms(formula: Formula) -> Iterator[Question]:
-    if isinstance(formula, Question):
-        if formula.kind in ("and", "or", "not"):
-            for part in formula.parts:
-                yield from _atoms(part)
-        else:
-            yield formula
-
-
 def certain(event: events.Unbound | events.NoneUsed) -> bool:
     """Whether what decides is something that the script asks, not what amplint forgot, and not an import that may
     fail: the name is unbound where none does, and where one fails, or for what the script asks behind an import."""
-    atoms = list(_atoms(event.bound))
+    atoms = list(atoms_of(event.bound))
     if any(set(_kinds(part)) & _FORGOTTEN for atom in atoms for part in atom.parts):
         return False
     failing = {atom for atom in atoms if "fails" in {kind for part in atom.parts for kind in _kinds(part)}}
@@ -55,7 +47,7 @@ def _kinds(part: Any, depth: int = 6) -> Iterator[str]:
         yield "unknown"
     inner = part if isinstance(part, tuple | frozenset) else part.parts if isinstance(part, Sym | Question) else ()
     if isinstance(part, Choice):
-        inner = (*_atoms(part.formula), part.yes, part.no)
+        inner = (*atoms_of(part.formula), part.yes, part.no)
     for one in inner if depth else ():
         yield from _kinds(one, depth - 1)
 
@@ -63,12 +55,12 @@ def _kinds(part: Any, depth: int = 6) -> Iterator[str]:
 def excused(script: Script, event: events.Unbound | events.NoneUsed) -> bool:
     """Whether an answer on the way to the use may have to do with AMP (or with the device, where that decides), and is
     none of those that decide."""
-    deciding = set(_atoms(event.bound))
+    deciding = set(atoms_of(event.bound))
     if asked_before(event.module, event.node, [said(script, question) for question in deciding]):
         return True
     words = [_AMP_WORDS, *([_DEVICE_WORDS] if any(_DEVICE_WORDS.search(said(script, q)) for q in deciding) else [])]
     for asked in event.facts:
-        atoms = set(_atoms(asked)) if isinstance(asked, Question) else set()
+        atoms = set(atoms_of(asked)) if isinstance(asked, Question) else set()
         if not atoms or atoms & deciding:
             continue
         if any(word.search(said(script, question)) for question in (asked, *atoms) for word in words):

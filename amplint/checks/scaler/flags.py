@@ -13,6 +13,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
 from amplint.source import events
 from amplint.source.interpret import conditions
+from amplint.source.interpret.conditions import atoms_of
 from amplint.source.interpret.tensors import device_type, dtype_of, tensors_in
 from amplint.source.module import Module
 from amplint.source.values import (
@@ -254,7 +255,7 @@ def _flag(call: ast.AST | None) -> str | None:
 def _roots(formula: Formula) -> set[object]:
     """What the flags of a formula belong to: the object whose attributes they are, the function whose arguments."""
     roots: set[object] = set()
-    for atom in _atoms(formula):
+    for atom in atoms_of(formula):
         root = atom.parts[0] if atom.parts else None
         while isinstance(root, Sym) and root.kind in ("attr", "item") and isinstance(root.parts[0], Value):
             root = root.parts[0]
@@ -262,19 +263,9 @@ def _roots(formula: Formula) -> set[object]:
     return roots
 
 
-def _atoms(formula: Formula) -> Iterator[Question]:
-    if isinstance(formula, bool):
-        return
-    if formula.kind in ("and", "or", "not"):
-        for part in formula.parts:
-            yield from _atoms(part)
-    else:
-        yield formula
-
-
 def _decided_by_flags(formula: Formula) -> bool:
     """Whether only things with a name decide, and no device."""
-    atoms = [repr(atom) for atom in _atoms(formula)]
+    atoms = [repr(atom) for atom in atoms_of(formula)]
     return (
         bool(atoms)
         and not any(_DEVICE.search(one) or _NOT_AMP.search(one) for one in atoms)
@@ -361,11 +352,11 @@ def _names(*sides: ast.expr) -> bool | None:
 def _enabled_in_bfloat16(scaler: Value) -> bool | None:
     """Whether a scaler is on in bfloat16 runs, where its flag names them; None where it does not."""
     enabled = conditions.truth(scaler.enabled) if isinstance(scaler, Scaler) else True
-    named = [atom for atom in _atoms(enabled) if _BFLOAT16.search(_words(atom))]
+    named = [atom for atom in atoms_of(enabled) if _BFLOAT16.search(_words(atom))]
     if not named:
         return None
     facts: conditions.Facts = {}
-    for atom in _atoms(enabled):
+    for atom in atoms_of(enabled):
         source = _words(atom)
         if _BFLOAT16.search(source) or _FLOAT16.search(source):
             facts = conditions.assume(atom, bool(_BFLOAT16.search(source)), facts) or facts

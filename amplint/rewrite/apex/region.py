@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from amplint.rewrite.apex.group import Group
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.regions.lifts import nodes_of, place_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
@@ -74,7 +75,7 @@ def _in(event: events.Event, frame: Frame) -> bool:
 def _climb(module: Module, place: ast.AST, needed: set[str], forwards: list[events.Forward]) -> Derivation | None:
     """What computes the names in the block of a place, or in one around it that the same iteration runs."""
     statement = module.statement(place)
-    if any(statement in module.ancestors(node) for event in forwards for node in _nodes(event)) and not isinstance(
+    if any(statement in module.ancestors(node) for event in forwards for node in nodes_of(event)) and not isinstance(
         statement, ast.With
     ):
         raise Refused("forward and backward are one statement", "name the loss on a line of its own first")
@@ -112,24 +113,6 @@ def _derivation(
     if len(deriving) == 1 and isinstance(only, ast.With):
         return _derivation(module, only.body, needed, forwards)
     return places[min(starts)], block, deriving
-
-
-def place_in(module: Module, block: list[ast.stmt], event: events.Event) -> int | None:
-    """Which statement of a block makes an event happen, itself or by a call."""
-    for node in _nodes(event):
-        if node in module.parents:
-            around = {node, *module.ancestors(node)}
-            found = next((index for index, one in enumerate(block) if one in around), None)
-            if found is not None:
-                return found
-    return None
-
-
-def _nodes(event: events.Event) -> Iterator[ast.AST]:
-    yield event.node
-    for frame in event.frame.stack():
-        if frame.call is not None:
-            yield frame.call
 
 
 def _loaded(module: Module, *nodes: ast.AST) -> set[str]:

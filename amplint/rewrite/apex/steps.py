@@ -13,6 +13,7 @@ from amplint.rewrite.apex.scaled import ScaledLoss
 from amplint.rewrite.apex.scope import Scope
 from amplint.rewrite.fixes import conditions_above, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
+from amplint.rewrite.regions.lifts import nodes_of
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
@@ -186,7 +187,7 @@ def _uses(
             (one == optimizer or optimizer is None) and gradients.kind in ("managed", "unknown", "entry")
             for one, gradients in event.touched
         ):
-            calls = (event.node, *(frame.call for frame in event.frame.stack() if frame.call is not None))
+            calls = nodes_of(event)
             here = (node for node in calls if node in module.parents)
             place = next((node for node in here if module.function(node) is module.function(step)), None)
             if place is None and (event.frame.entry or any(frame.code in training for frame in event.frame.stack())):

@@ -21,7 +21,7 @@ from amplint.rewrite.islands.logits import Logits, logits
 from amplint.rewrite.islands.sigmoids import ADVICE, REASON, Bare, Tail, There, returned_by, sigmoid_before
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.regions.derivation import of_model
-from amplint.rewrite.regions.lifts import lifts_of, shown, standing
+from amplint.rewrite.regions.lifts import lifts_of, nodes_of, shown, standing
 from amplint.rewrite.regions.named import Named, may_move, named, taken_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -163,8 +163,7 @@ def _partition(
         for index, given in enumerate(losses):
             casts += [sigmoid_before(reading, event) for event in given]
             if given and not apart[index]:
-                ways = {frame.call for loss in given for frame in loss.frame.stack() if frame.call is not None}
-                ways |= {loss.node for loss in given}
+                ways = {node for loss in given for node in nodes_of(loss)}
                 hoisted[region[index]] = _hoisted(module, region[index], ways, forwards, taken)
             apart[index] = apart[index] or bool(given)
         low, rest = _runs(reading, forward, region, apart, forwards, hoisted, stay)

@@ -11,7 +11,7 @@ from amplint.rewrite.islands.casts import OUTPUT, tensors_made
 from amplint.rewrite.islands.float32 import Cast, split
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import Refused
-from amplint.rewrite.regions.lifts import lifts_of
+from amplint.rewrite.regions.lifts import lifts_of, place_in
 from amplint.rewrite.regions.regions import stored
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -60,7 +60,7 @@ def evaluation_regions(
             continue
         block = suite_of(module, first)
         start = block.index(first)
-        ends = [index for loss in losses if (index := _place(module, block, loss)) is not None and index >= start]
+        ends = [index for loss in losses if (index := place_in(module, block, loss)) is not None and index >= start]
         ends += [index for index in range(start, len(block)) if _called(block[index]) & criteria]
         behind = _models_behind(reading, first)
         ends += [index for index in range(start, len(block)) if block[index] in behind]
@@ -190,17 +190,6 @@ def _takes(call: ast.AST, names: Collection[str]) -> bool:
     """Whether a call is given one of some names."""
     given = [*call.args, *(one.value for one in call.keywords)] if isinstance(call, ast.Call) else []
     return any(isinstance(node, ast.Name) and node.id in names for one in given for node in ast.walk(one))
-
-
-def _place(module: Module, block: list[ast.stmt], loss: events.Loss) -> int | None:
-    """Which statement of a block computes a loss, itself or by a call."""
-    for node in (loss.node, *(frame.call for frame in loss.frame.stack())):
-        if node is not None and node in module.parents:
-            around = {node, *module.ancestors(node)}
-            found = next((index for index, one in enumerate(block) if one in around), None)
-            if found is not None:
-                return found
-    return None
 
 
 def _same_call(one: ast.AST, other: ast.AST) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.refusals.refused import Refused
-from amplint.rewrite.regions.lifts import Through, lifts_of, shown
+from amplint.rewrite.regions.lifts import Through, lifts_of, nodes_of, shown
 from amplint.rewrite.regions.named import Named, taken_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
@@ -77,7 +77,7 @@ def _strict(reading: Reading, statement: ast.stmt) -> bool:
     return any(
         isinstance(event, events.Operation)
         and event.name in ("binary_cross_entropy", "grad")
-        and any(node in inside for node in (event.node, *(frame.call for frame in event.frame.stack())))
+        and any(node in inside for node in nodes_of(event))
         for event in reading.events
     )
 

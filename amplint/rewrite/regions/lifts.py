@@ -16,6 +16,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code, Frame
 from amplint.source.interpret.functions import abstract
+from amplint.source.module import Module
 from amplint.source.tree import last_name, passed
 from amplint.source.values import Model, Sym, Value
 
@@ -243,3 +244,19 @@ def argument(frame: Frame, name: str) -> ast.expr | None:
     if not isinstance(call, ast.Call) or not isinstance(code, ast.FunctionDef):
         return None
     return passed(code, call, name, frame.owner is not None)
+
+
+def nodes_of(event: events.Event) -> list[ast.AST]:
+    """Where an event stands: its node, and every call that leads to it."""
+    return [event.node, *(frame.call for frame in event.frame.stack() if frame.call is not None)]
+
+
+def place_in(module: Module, block: list[ast.stmt], event: events.Event) -> int | None:
+    """Which statement of a block makes an event happen, itself or by a call."""
+    for node in nodes_of(event):
+        if node in module.parents:
+            around = {node, *module.ancestors(node)}
+            found = next((index for index, one in enumerate(block) if one in around), None)
+            if found is not None:
+                return found
+    return None

@@ -7,6 +7,7 @@ what makes `if args.amp:` early and late agree. Facts map questions to their ans
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from amplint.source.interpret import bounds
@@ -295,6 +296,17 @@ def possible(formula: Formula, facts: Facts, atoms: int = 6) -> bool:
     atom = _undecided(formula, facts)
     tried = (assume(atom, answer, facts) for answer in (True, False)) if atom is not None else ()
     return atom is None or any(after is not None and possible(formula, after, atoms - 1) for after in tried)
+
+
+def atoms_of(formula: Formula) -> Iterator[Question]:
+    """The questions that a formula is made of."""
+    if isinstance(formula, bool):
+        return
+    if formula.kind in ("and", "or", "not"):
+        for part in formula.parts:
+            yield from atoms_of(part)
+    else:
+        yield formula
 
 
 def _undecided(formula: Formula, facts: Facts) -> Question | None:
