@@ -294,13 +294,22 @@ def fix(paths: Sequence[str], settings: Settings, options: Options) -> int:
 
 def _nothing(modules: list[Module], settings: Settings) -> str:
     """That no training step was found, and where one may be."""
-    from amplint.rewrite.models.used import training
+    from amplint.rewrite.models.used import by_name, training
 
     said = f"no training step found in {many(len(modules), 'file')}"
-    if len(modules) > FEW or not (found := training(modules, settings.roots)[:MOST_TOLD]):
+    if len(modules) > FEW:
         return said
+    how, found = ("imports" if len(modules) == 1 else "import"), training(modules, settings.roots)[:MOST_TOLD]
+    if not found:
+        how, found = ("loads by name" if len(modules) == 1 else "load by name"), by_name(modules, settings.roots)
+        if len(found) > FEW:
+            return f"{said}; what {_it(modules)} {how} may train: name it, too ({', '.join(found[:MOST_TOLD])} …)"
     command = shlex.join(sorted({*(one.path for one in modules), *found}))
-    return f"{said}; what {'it imports' if len(modules) == 1 else 'they import'} may train: amplint fix {command}"
+    return f"{said}; what {_it(modules)} {how} may train: amplint fix {command}" if found else said
+
+
+def _it(modules: list[Module]) -> str:
+    return "it" if len(modules) == 1 else "they"
 
 
 def _guarded(module: Module, work: Callable[[], T]) -> T | None:

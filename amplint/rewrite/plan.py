@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from amplint.rewrite.islands.arrays import array_casts
 from amplint.rewrite.islands.float32 import Cast, partition
+from amplint.rewrite.islands.handed import handed_logarithms
 from amplint.rewrite.islands.stores import index_stores
 from amplint.rewrite.refusals.frameworks import framework, runs_backward
 from amplint.rewrite.refusals.idle import idle
@@ -312,9 +313,9 @@ def _parts(
     """The stretches under autocast, and what stays in float32 between them. A loss without a name ends its stretch."""
     made = partition(reading, regions, dtype, whole)
     parts = [Part(*low, cached=not without_gradients_first(reading, low.region)) for low in made.low]
-    parts = [
-        one._replace(casts=(*one.casts, *index_stores(reading, one.region))) if one.region else one for one in parts
-    ]
+    more = [index_stores(reading, one.region) if one.region else () for one in parts]
+    more[:1] = [(*one, *handed_logarithms(reading.module)) for one in more[:1]]
+    parts = [one._replace(casts=(*one.casts, *casts)) for one, casts in zip(parts, more, strict=True)]
     for line in lines_for(reading, backwards):
         index = next((i for i, one in enumerate(parts) if follows(reading.module, line.statement, one.region)), None)
         if index is None:

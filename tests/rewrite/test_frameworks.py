@@ -24,6 +24,9 @@ for x in loader:
 """
 # What is said, and scripts of which it is said.
 REFUSED = {
+    "torchnet's Engine runs the training step; write its loop out instead": [
+        "from torchnet.engine import Engine\nengine = Engine()\nengine.train(loss, loader, 3, optimizer)\n",
+    ],
     'Lightning runs the training step; pass precision="16-mixed" to Trainer (precision=16 before 2.0) instead': [
         "import lightning as L\nL.Trainer(max_epochs=3).fit(task, loader)\n",
         "from lightning.pytorch import Trainer\nTrainer(max_epochs=3, precision=32).fit(task, loader)\n",

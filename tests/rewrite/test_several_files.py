@@ -417,6 +417,27 @@ def test_what_nothing_shows_the_caller_of_is_told() -> None:
     assert amplint("train.py").stderr == "no training step found in 1 file\n"
 
 
+def test_what_is_loaded_by_its_name_is_told() -> None:
+    put({"models/one.py": ROUNDS, "models/tools.py": "def draw(loss):\n    loss.backward()\n"})
+    fixing.put("import importlib, sys\nimportlib.import_module(f'models.{sys.argv[1]}').Trainer().fit()\n")
+    said = "no training step found in 1 file; what it loads by name may train: "
+    assert amplint("train.py").stderr == f"{said}amplint fix models/one.py train.py\n"
+    put({f"models/more{number}.py": ROUNDS for number in range(5)})
+    assert amplint("train.py").stderr.startswith(f"{said}name it, too (models/more0.py, models/more1.py, ")
+    fixing.put("import sys\nprint(sys.argv)\n")
+    assert amplint("train.py").stderr == "no training step found in 1 file\n"
+
+
+def test_a_folder_of_libraries_beside_a_script_is_looked_into() -> None:
+    put({"tools/paths.py": "import sys\nsys.path.insert(0, '../lib')\n", "pyproject.toml": ""})
+    put({"part/lib/core/run.py": "def run(loss, optimizer):\n    loss.backward()\n    optimizer.step()\n"})
+    put({"part/lib/core/__init__.py": ""})
+    script = fixing.HEAD.replace("import torch\n", "import torch\nfrom core.run import run\n", 1)
+    loss = "for x in [torch.ones(2, 4)]:\n    run(model(x.to(device)).mean(), optimizer)\n"
+    put({"part/tools/train.py": script + loss})
+    assert "its training step is in part/lib/core/run.py:3" in amplint("part/tools/train.py").stdout
+
+
 def test_a_loss_that_is_chosen_by_its_name() -> None:
     losses = "import torch.nn.functional as F\nTABLE = {'mse': F.mse_loss, 'bce': F.binary_cross_entropy}\n"
     losses += "def chosen(name):\n    return TABLE[name]\n"

@@ -12,8 +12,10 @@ from amplint.source.tree import defaults
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
     """Whether a device at a place may be None, and the model there has been moved to it, or left where it is, by then:
     in the same function, and nowhere behind it. Or the device is known only to the function that made the model, which
-    has moved it, or to the `__init__` that has moved a field."""
+    has moved it, or to the `__init__` that has moved a field. Or the object is given the model, and leaves it there."""
     around = module.scope(place)
+    if _as_given(module, model, place):
+        return True
     if model.startswith("self.") and (init := _init_of(module, around)) is not None:
         others = (one for one in ast.iter_child_nodes(module.parents[init]) if one is not init)
         if any(_moves(one, model) for one in others):
@@ -26,6 +28,23 @@ def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[
     if any(perhaps_none(module, one, place) for one in devices):
         return bool(moves)
     return len(made) == 1 and isinstance(made[0].func, ast.Name) and _gives_moved(module, made[0].func.id)
+
+
+def _as_given(module: Module, model: str, place: ast.stmt) -> bool:
+    """Whether a field is nothing but what `__init__` is given, and no method moves that."""
+    cls = next((one for one in module.ancestors(place) if isinstance(one, ast.ClassDef)), None)
+    if cls is None or not model.startswith("self."):
+        return False
+    stores = [one for one in ast.walk(cls) if isinstance(one, ast.Assign) and model in map(ast.unparse, one.targets)]
+    for store in stores:
+        init, value = module.function(store), store.value
+        if getattr(init, "name", "") != "__init__" or not isinstance(init, FunctionNode):
+            return False
+        if not isinstance(value, ast.Name) or value.id not in {one.arg for one in init.args.args}:
+            return False
+        if assigned_in(init, value.id) or _moves(init, value.id):
+            return False
+    return bool(stores) and not any(_moves(one, model) for one in cls.body)
 
 
 def _init_of(module: Module, method: ast.AST) -> ast.FunctionDef | None:

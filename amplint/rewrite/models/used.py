@@ -21,6 +21,8 @@ MOST = 40
 MOST_FAR = 200
 FEW = 8
 _STEPS = re.compile(r"\.(?:\w+_)?step(?:_\w+)?\(")  # of an optimizer, or of what wraps it: `schedule.step_and_update()`
+_LOADS = re.compile(r"\b(?:importlib|import_module|instantiate|__import__|globals|locate)\b")
+_ASIDE = frozenset(("tests", "test", "docs", "build", "dist", "node_modules"))
 Find = Callable[[Module, frozenset[str]], Sequence[Finding]]
 
 
@@ -80,6 +82,37 @@ def training(modules: Sequence[Module], roots: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(path for path in found if os.path.realpath(path) not in named))
 
 
+def by_name(modules: Sequence[Module], roots: tuple[str, ...]) -> list[str]:
+    """The files that train of those that a script may load by their names, which stand in its settings: as
+    importlib, Hydra's instantiate() and the like do."""
+    reached = [*modules]
+    for module in modules:
+        reached += _imported(module, Project.around(module, roots), MOST_FAR)
+    if not any(_LOADS.search(one.text) for one in reached):
+        return []
+    known = {os.path.realpath(one.path) for one in reached}
+    found = []
+    for module in modules:
+        for folder, folders, names in os.walk(os.path.dirname(module.path) or "."):
+            folders[:] = sorted(one for one in folders if one[:1] not in "._" and one not in _ASIDE)
+            for path in (os.path.normpath(os.path.join(folder, one)) for one in sorted(names) if one.endswith(".py")):
+                if len(known) > MOST_FAR:
+                    return []
+                if os.path.realpath(path) not in known:
+                    known.add(os.path.realpath(path))
+                    found += [path] if _steps(path) else []
+    return found
+
+
+def _steps(path: str) -> bool:
+    """Whether a file trains, and is no script of its own."""
+    try:
+        text = files.read(path).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return False
+    return ".backward(" in text and _STEPS.search(text) is not None and "__main__" not in text
+
+
 def _imported(module: Module, project: Project, most: int = MOST) -> Iterator[Module]:
     """The project's files that a module imports, and what these import."""
     pending, known = [module], {Path(module.path).resolve()}
@@ -125,5 +158,6 @@ def places_from(importer: Module, roots: Sequence[Path]) -> list[Path]:
     """Where a file may import from: the roots, and the folders between them and the file, one of which the script may
     have put on its path."""
     folder = Path(importer.path).resolve().parent
-    between = (one for one in (folder, *folder.parents) if any(one != r and one.is_relative_to(r) for r in roots))
-    return list(dict.fromkeys((*roots, *between)))
+    between = [one for one in (folder, *folder.parents) if any(one != r and one.is_relative_to(r) for r in roots)]
+    inner = [place for one in between for place in (one / "lib", one / "src")]
+    return list(dict.fromkeys((*roots, *between, *inner)))

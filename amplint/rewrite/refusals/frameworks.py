@@ -62,6 +62,7 @@ _KNOWN: dict[str, tuple[_Known, ...]] = {
     **dict.fromkeys(("Learner", "cnn_learner", "vision_learner", "text_classifier_learner"), (_FASTAI,)),
     "DefaultTrainer": (_Known(("detectron2",), "detectron2", "set SOLVER.AMP.ENABLED to True in its config"),),
     "GradientDescentTrainer": (_Known(("allennlp",), "AllenNLP", "pass use_amp=True to the trainer", ("use_amp",)),),
+    "Engine": (_Known(("torchnet",), "torchnet's Engine", "write its loop out"),),
     # derived from
     "LightningModule": (
         _Known(_LIGHTNING, "Lightning", f'pass precision="16-mixed" to its Trainer {_BEFORE_2}', base=True),

@@ -38,9 +38,11 @@ def evaluation_regions(
     forward to the last that computes a loss from it, and what a loss behind them needs in float32. `trained` are the
     regions of the training steps.
 
-    Code that generates (it calls the model otherwise, or samples from what it says) is left alone."""
+    A function that evaluates does so as a whole or not at all. Code that generates (it calls the model otherwise, or
+    samples from what it says) is left alone."""
     module = reading.module
     regions: dict[ast.stmt, Region] = {}
+    seen: list[ast.AST] = []
     criteria = _criteria(plan)
     losses = [event for event in reading.events if isinstance(event, events.Loss) and not event.grad]
     taken = {node for region in trained for one in region for node in ast.walk(one)}
@@ -53,6 +55,7 @@ def evaluation_regions(
             continue
         if event.model != plan.forward.model and not _same_call(node, plan.forward.node):
             continue
+        seen.append(node)
         first = module.statement(node)
         if not isinstance(first, _SIMPLE) or _shape(node) != _shape(plan.forward.node):
             continue
@@ -69,8 +72,12 @@ def evaluation_regions(
             continue
         if behind <= set(between) and not _mixes(reading, between):
             regions.setdefault(first, tuple(between))
+    inside = {node for region in regions.values() for one in region for node in ast.walk(one)}
+    left = {module.function(node) for node in seen if node not in inside} - {None}
     chosen: list[tuple[Region, tuple[Cast, ...]]] = []
     for region in regions.values():
+        if module.function(region[0]) in left:
+            continue  # a part of it would be in half precision, and another not
         if any(set(region) & set(other) for other, _ in chosen):
             continue
         try:

@@ -179,17 +179,41 @@ def _homes(plans: Sequence[StepPlan]) -> tuple[tuple[Home, tuple[str, ...]], ...
 
 
 def _shared_home(plans: Sequence[StepPlan], homes: Sequence[Home]) -> Home:
-    """Behind the last optimizer that is made; on the way to each step. Of those that one step uses one after the other,
-    behind the first."""
+    """Behind the last optimizer that is made, and the branches that make some; on the way to each step. Of those that
+    one step uses one after the other, behind the first."""
     first = homes[0]
-    block = suite_of(first.module, first.statement)
     used = [next(home for home in homes if home in plan.homes) for plan in plans]
-    for home in used:
-        if home.in_class != first.in_class:
-            raise Refused("the optimizers are made in different functions", BY_HAND)
-        if home.statement not in block:
-            raise Refused("the optimizers are made under different conditions", BY_HAND)
-    return replace(first, statement=max((home.statement for home in used), key=block.index))
+    if any(home.in_class != first.in_class for home in used):
+        raise Refused("the optimizers are made in different functions", BY_HAND)
+    block, places = _common_block(first.module, [home.statement for home in used])
+    if not block:
+        raise Refused("the optimizers are made under different conditions", BY_HAND)
+    return replace(first, statement=max(places, key=block.index))
+
+
+def _common_block(module: Module, statements: Sequence[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """The innermost block of a function that holds some statements, or branches around them, and which of its own
+    statements these are."""
+    code = module.function(statements[0])
+    place: ast.AST | None = statements[0]
+    while isinstance(place, ast.stmt) and place is not code:
+        block = suite_of(module, place)
+        found = [_in_block(module, block, one) for one in statements]
+        held = [one for one in found if one is not None]
+        if len(held) == len(found):
+            return block, held
+        place = module.parents[place]
+    return [], []
+
+
+def _in_block(module: Module, block: list[ast.stmt], statement: ast.stmt) -> ast.stmt | None:
+    """The statement of a block that is, or holds, another; where it holds that, it is a branch that goes on."""
+    if statement in block:
+        return statement
+    held = next((one for one in module.ancestors(statement) if one in block), None)
+    if not isinstance(held, ast.If) or any(isinstance(one, ast.Return | ast.FunctionDef) for one in ast.walk(held)):
+        return None
+    return held
 
 
 def _shares_backwards(plans: Sequence[StepPlan]) -> bool:

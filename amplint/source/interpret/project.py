@@ -156,7 +156,8 @@ def _above(folder: Path, top: Path | None) -> list[Path]:
         return []
     end = top or Path.cwd()
     found = [one for one in (folder, *folder.parents, *_above_together) if one.is_relative_to(end)]
-    return list(dict.fromkeys(found))
+    inner = [place for one in found for place in (one / "lib", one / "src") if place.is_dir()]
+    return list(dict.fromkeys((*found, *inner)))
 
 
 def _package_home(folder: Path) -> Path:
