@@ -202,38 +202,3 @@ def _in_region(module: Module, node: ast.AST, function: ast.AST) -> bool:
         if isinstance(above, ast.With):
             return True
     return False
-
-
-# -- methods of one class that do not agree ----------------------------------------------------------------------------
-
-
-@rule("AMP223")
-def forward_unlike_in_other_methods(script: Script) -> Iterator[Finding]:
-    """A note: a part of a model runs under autocast in two methods, and in a third, which enters it too, outside."""
-    module = script.module
-    regions = list(regions_in(module))
-    for cls in {above for region in regions for above in module.ancestors(region) if isinstance(above, ast.ClassDef)}:
-        inside: dict[str, dict[ast.FunctionDef, ast.Call]] = {}
-        outside: list[tuple[str, ast.FunctionDef, ast.Call]] = []
-        for method in (one for one in cls.body if isinstance(one, ast.FunctionDef)):
-            own = [region for region in regions if within(module, region, method)]
-            decorated = any("autocast" in module.source(decorator) for decorator in method.decorator_list)
-            for node in walk(method) if own and not decorated else ():
-                match node:
-                    case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) if MODEL_NAMES.search(name):
-                        if any(within(module, node, region) for region in own):
-                            inside.setdefault(name, {})[method] = node
-                        else:
-                            outside.append((name, method, node))
-        for name, unlike, call in outside:
-            others = inside.get(name, {})
-            if len(others) > 1 and unlike not in others:
-                yield found_at(
-                    "AMP223",
-                    module,
-                    call,
-                    f"self.{name} runs outside autocast here, and under it in {len(others)} other methods",
-                    severity=Severity.NOTE,
-                    evidence=[(module, other, "under autocast") for other in others.values()],
-                    help="run it in the same precision everywhere",
-                )

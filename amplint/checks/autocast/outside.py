@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from amplint.checks.autocast.common import MODEL_NAMES, entered, is_library_loss, may_be_enabled, regions_in, within
+from amplint.checks.autocast.common import MODEL_NAMES, entered, may_be_enabled, regions_in, within
 from amplint.checks.registry import Script, found, found_at, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
@@ -216,51 +216,3 @@ def _said(module: Module, region: ast.With, loss: ast.stmt) -> bool:
     """Whether a comment between the region and the loss says that it is meant."""
     lines = (module.line(row) for row in range(region.end_lineno or region.lineno, loss.lineno))
     return any(_ON_PURPOSE.search(line.partition("#")[2]) for line in lines)
-
-
-# -- losses that are unlike the ones beside them -----------------------------------------------------------------------
-
-
-@rule("AMP212")
-def loss_unlike_its_neighbour(script: Script) -> Iterator[Finding]:
-    """A note: of two losses of one kind in one block, one casts its inputs to float32, and the other does not."""
-    module = script.module
-    calls = [node for node in module.nodes(ast.Call) if len(node.args) > 1 and is_library_loss(module, node)]
-    careful = [call for call in calls if all(_made_float(arg) for arg in call.args[:2])]
-    for call in calls:
-        names = [arg.id for arg in call.args[:2] if isinstance(arg, ast.Name)]
-        if len(names) < 2 or any(_assigned_float(module, call, name) for name in names):
-            continue
-        block = suite_of(module, module.statement(call))
-        for other in careful:
-            alike = text(module, other.func) == text(module, call.func) and module.statement(other) in block
-            if alike and text(module, other.args[0]).startswith(names[0]):
-                yield found_at(
-                    "AMP212",
-                    module,
-                    call,
-                    "the loss beside this one casts its inputs to float32, this one does not: if they are in half "
-                    "precision, so is the loss",
-                    severity=Severity.NOTE,
-                    evidence=[(module, other, "the loss that does")],
-                    help=f"compute it on {names[0]}.float() and {names[1]}.float()",
-                )
-                break
-
-
-def _made_float(node: ast.expr) -> bool:
-    match node:
-        case ast.Call(func=ast.Attribute(value=ast.Name(), attr="float"), args=[]):
-            return True
-    return False
-
-
-def _assigned_float(module: Module, call: ast.Call, name: str) -> bool:
-    """Whether the function makes a name float32 somewhere: `x = x.float()`."""
-    function = module.scope(call)
-    return any(
-        isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-        and ("float()" in module.source(node.value) or "float32" in module.source(node.value))
-        for node in walk(function)
-    )
