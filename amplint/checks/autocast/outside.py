@@ -14,7 +14,7 @@ from amplint.rewrite.fixes import suite_of
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.tree import called_name, calls_in
+from amplint.source.tree import called_name, calls_in, names_in
 from amplint.source.values import Region, Scaler, Tensor, Value
 from amplint.source.walk import walk
 
@@ -206,7 +206,7 @@ def _runs_backward(statements: list[ast.stmt], loss: str) -> bool:
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "backward"
-        and any(isinstance(name, ast.Name) and name.id == loss for name in walk(node))
+        and loss in names_in(node)
         for statement in statements
         for node in walk(statement)
     )

@@ -243,9 +243,7 @@ def _divides(module: Module, node: ast.AST, test: ast.expr, backward: ast.AST) -
     match node:
         case ast.BinOp(op=ast.Div(), left=divided, right=by) | ast.AugAssign(op=ast.Div(), target=divided, value=by):
             names = names_in(backward)
-            return text(module, by) in counted and any(
-                isinstance(one, ast.Name) and one.id in names for one in walk(divided)
-            )
+            return text(module, by) in counted and not names_in(divided).isdisjoint(names)
     return False
 
 
@@ -258,7 +256,7 @@ def _of_each_round(module: Module, backward: ast.AST, due: ast.If, loop: ast.AST
             case ast.AugAssign(target=ast.Name(id=name)) if name in names:
                 return None
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
-                if any(isinstance(one, ast.Name) and one.id == name for one in walk(value)):
+                if name in names_in(value):
                     return None
     computed = (node for node in outside if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call))
     return next((one for one in computed if isinstance(t := one.targets[0], ast.Name) and t.id in names), None)
@@ -365,7 +363,7 @@ def every_n_batches(event: events.Event) -> bool:
 def counts_batches(module: Module, test: ast.expr) -> bool:
     """Whether a condition asks which of several batches it is."""
     counts = _counts_of(module.scope(test))
-    return _has_modulo(test) or any(isinstance(n, ast.Name) and n.id in counts for n in walk(test))
+    return _has_modulo(test) or not names_in(test).isdisjoint(counts)
 
 
 @lru_cache(256)

@@ -15,7 +15,7 @@ from amplint.checks.registry import (
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
-from amplint.source.tree import named_argument
+from amplint.source.tree import named_argument, names_in
 from amplint.source.values import (
     FALSE,
     Optimizer,
@@ -55,9 +55,7 @@ def _counts(module: Module, branch: ast.AST) -> bool:
         if isinstance(node, ast.Name)
     }
     return any(
-        isinstance(node, ast.BinOp)
-        and isinstance(node.op, ast.Mod)
-        and any(isinstance(one, ast.Name) and one.id in counters for one in walk(node.left))
+        isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and not names_in(node.left).isdisjoint(counters)
         for node in walk(branch.test)
     )
 

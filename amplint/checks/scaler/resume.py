@@ -12,7 +12,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import conditions
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import last_name, stored_names
+from amplint.source.tree import last_name, names_in, stored_names
 from amplint.source.values import Checkpoint, Choice, Optimizer, Scaler, Value
 from amplint.source.walk import walk
 
@@ -317,7 +317,7 @@ def _asks_for(module: Module, node: ast.Call, name: str) -> bool:
 
 
 def _names(test: ast.expr, name: str) -> bool:
-    return any(isinstance(one, ast.Name) and one.id == name for one in walk(test))
+    return name in names_in(test)
 
 
 _GPU = "is_available"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from amplint.source.interpret.tensors import DTYPES
 from amplint.source.module import Module
+from amplint.source.tree import stored_names
 from amplint.source.walk import walk
 
 HALVES = ("float16", "bfloat16")
@@ -114,9 +115,7 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
     function = module.function(path)
     if function is not None and isinstance(root, ast.Name):
         arguments = {one.arg for one in walk(function.args) if isinstance(one, ast.arg)}
-        stored = any(
-            isinstance(one, ast.Name) and one.id == root.id and isinstance(one.ctx, ast.Store) for one in walk(function)
-        )
+        stored = root.id in stored_names(function)
         if root.id in arguments or stored:
             return function
     return module.tree

@@ -13,6 +13,7 @@ from amplint.rewrite.fixes.scaler import free_name
 from amplint.rewrite.gates.device import visible
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import stored_names
 
 
 class Scope:
@@ -169,10 +170,7 @@ class Scope:
             return ""
         names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
         for name in names if len(found.functions) == 1 and not found.partials else ():
-            stored = any(
-                isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-                for node in ast.walk(function)
-            )
+            stored = name in stored_names(function)
             if not stored and all(
                 self._is_switch(argument_of(function, call, name), call, depth) for call in found.calls
             ):

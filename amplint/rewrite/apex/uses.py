@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import names_in
 
 AMP = "apex.amp"
 Import = ast.Import | ast.ImportFrom
@@ -109,7 +110,7 @@ def guard(module: Module, statement: ast.stmt) -> ast.Try | None:
 def _catches(handler: ast.ExceptHandler) -> bool:
     if handler.type is None:
         return True
-    return any(isinstance(node, ast.Name) and node.id in _CATCHES for node in ast.walk(handler.type))
+    return not names_in(handler.type).isdisjoint(_CATCHES)
 
 
 def raises(attempt: ast.Try) -> bool:

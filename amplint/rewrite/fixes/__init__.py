@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import names_in, place_of
+from amplint.source.tree import names_in, place_of, stored_names
 from amplint.source.walk import walk
 
 
@@ -85,9 +85,7 @@ def _binds(block: list[ast.stmt], name: str) -> bool:
             case ast.Raise() | ast.Return() | ast.Continue() | ast.Break():
                 return True
             case _:
-                if any(
-                    isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in walk(statement)
-                ):
+                if name in stored_names(statement):
                     return True
     return False
 

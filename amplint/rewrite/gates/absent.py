@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import defaults
+from amplint.source.tree import defaults, stored_names
 
 
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
@@ -139,7 +139,4 @@ def none_by_default(module: Module, text: str) -> bool:
 
 
 def assigned_in(function: FunctionNode, name: str) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-        for node in ast.walk(function)
-    )
+    return name in stored_names(function)

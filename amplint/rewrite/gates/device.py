@@ -14,7 +14,7 @@ from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before,
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, last_name, place_of
+from amplint.source.tree import called_name, last_name, names_in, place_of
 
 AUTO = "amp_dtype"
 
@@ -228,7 +228,7 @@ def _foreign(module: Module, name: str, place: ast.stmt) -> bool:
     not be there yet while an object of that class is being made."""
     classes = {one.name for one in module.tree.body if isinstance(one, ast.ClassDef)}
     around = module.class_of(place)
-    if around is None or any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(around)):
+    if around is None or name in names_in(around):
         return False
     return any(
         isinstance(one, ast.Assign)

@@ -9,7 +9,7 @@ from amplint.rewrite.gates.device import Gate, given_another, is_device_object, 
 from amplint.rewrite.scaler.definitions import classes_of, definition, named_elsewhere, sources_of
 from amplint.rewrite.scaler.reach import Files
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name
+from amplint.source.tree import called_name, stored_names
 
 DEPTH = 3
 
@@ -74,9 +74,7 @@ def _given(files: Files, module: Module, text: str, place: ast.AST) -> Iterator[
     if not isinstance(function, ast.FunctionDef) or called is None:
         return
     names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
-    if text not in names or any(
-        isinstance(n, ast.Name) and n.id == text and isinstance(n.ctx, ast.Store) for n in ast.walk(function)
-    ):
+    if text not in names or text in stored_names(function):
         return
     method = called is cls or isinstance(module.parents[called], ast.ClassDef)
     if named_elsewhere(getattr(called, "name", ""), module, files.named):

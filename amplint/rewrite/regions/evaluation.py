@@ -142,7 +142,7 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
     for node in ast.walk(scope):
         match node:
             case ast.Call(func=ast.Attribute(attr="exp" | "exp_" | "expm1")) if node.lineno > last:
-                if any(isinstance(one, ast.Name) and one.id in outputs for one in ast.walk(node)):
+                if not names_in(node).isdisjoint(outputs):
                     return True
                 continue
             case ast.Call(func=function, args=given) if node.lineno > last and _MEASURES.search(ast.unparse(function)):
@@ -155,7 +155,7 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
                 pass
             case _:
                 continue
-        if node.lineno > last and any(isinstance(one, ast.Name) and one.id in names for one in ast.walk(node)):
+        if node.lineno > last and not names_in(node).isdisjoint(names):
             return True
     return False
 

@@ -33,7 +33,6 @@ from amplint.source.values import (
     Test,
     Value,
 )
-from amplint.source.walk import walk
 
 _DISPATCHED = (Const, Lib, Function, Class, Partial, Autocast, NullContext)  # what a table is there to choose from
 
@@ -93,7 +92,7 @@ def _by_key(m: Machine, node: ast.AST, world: World) -> None:
     names = names_in(node.slice) if isinstance(node, ast.Subscript) else set()
     for loop in world.loops:
         target = loop.node.target if isinstance(loop.node, ast.For | ast.AsyncFor) else None
-        if target is not None and any(isinstance(one, ast.Name) and one.id in names for one in walk(target)):
+        if target is not None and not names_in(target).isdisjoint(names):
             m.by_key.add(loop.node)
 
 
