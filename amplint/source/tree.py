@@ -65,6 +65,12 @@ def passed(function: ast.FunctionDef, call: ast.Call, name: str, bound: bool) ->
     return call.args[index]
 
 
+def assigned_to(code: ast.AST, text: str) -> list[ast.expr]:
+    """What some code assigns to a name or field."""
+    stores = (node for node in walk(code) if isinstance(node, ast.Assign))
+    return [store.value for store in stores if text in map(ast.unparse, store.targets)]
+
+
 def names_in(*trees: ast.AST) -> set[str]:
     """The names that some code reads or stores."""
     return {node.id for tree in trees for node in walk(tree) if isinstance(node, ast.Name)}

@@ -14,7 +14,7 @@ from amplint.rewrite.models.used import paths_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import FunctionNode, Module, Unreadable
-from amplint.source.tree import last_name, passed, positional
+from amplint.source.tree import assigned_to, last_name, passed, positional
 
 Seen = dict[ast.AST, set[ast.AST]]  # calls that the reading followed, each with the code it entered
 MOST_HOPS = 6
@@ -78,11 +78,7 @@ def _made_as(group: Group, module: Module, node: ast.expr, hops: int = 3) -> ast
         scope = _scope_of(module, node) or module.tree
     elif text.startswith("self.") and text.count(".") == 1:
         scope = module.class_of(node)
-    values = [
-        one.value
-        for one in (ast.walk(scope) if scope is not None else ())
-        if isinstance(one, ast.Assign) and any(ast.unparse(target) == text for target in one.targets)
-    ]
+    values = assigned_to(scope, text) if scope is not None else []
     values = [one for one in values if not (isinstance(one, ast.Constant) and one.value is None)]
     made = {resolved(group, module, one.func) if isinstance(one, ast.Call) else None for one in values}
     if (

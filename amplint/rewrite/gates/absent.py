@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import defaults, stored_names
+from amplint.source.tree import assigned_to, defaults, stored_names
 
 
 def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[str]) -> bool:
@@ -21,7 +21,7 @@ def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[
         if any(_moves(one, model) for one in others):
             return False
         return bool(_moves(init, model))
-    made = [value for value in _assigned(around, model) if isinstance(value, ast.Call)]
+    made = [value for value in assigned_to(around, model) if isinstance(value, ast.Call)]
     moves = _moves(around, model)
     if any(one.lineno >= place.lineno for one in moves):  # type: ignore[attr-defined]
         return False
@@ -88,12 +88,6 @@ def _moves(code: ast.AST, model: str) -> list[ast.AST]:
 
 def _is_move(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("to", "cuda")
-
-
-def _assigned(code: ast.AST, name: str) -> list[ast.expr]:
-    """What a function assigns to a name."""
-    stores = (one for one in ast.walk(code) if isinstance(one, ast.Assign))
-    return [one.value for one in stores if name in map(ast.unparse, one.targets)]
 
 
 def perhaps_none(module: Module, text: str, place: ast.stmt) -> bool:

@@ -14,7 +14,7 @@ from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before,
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, last_name, names_in, place_of
+from amplint.source.tree import assigned_to, called_name, last_name, names_in, place_of
 
 AUTO = "amp_dtype"
 
@@ -60,11 +60,7 @@ class Gate:
 
 def always_on(module: Module, scaler: str) -> bool:
     """Whether every scaler of that name is made here, without being told whether it is enabled."""
-    made = [
-        node.value
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == scaler for target in node.targets)
-    ]
+    made = assigned_to(module.tree, scaler)
     return bool(made) and all(
         isinstance(call, ast.Call) and not any(keyword.arg in ("enabled", None) for keyword in call.keywords)
         for call in made
@@ -117,7 +113,7 @@ _SAYS_DEVICE = re.compile(r"dev|gpu|cuda|cpu|rank|accelerator", re.IGNORECASE)
 
 def _may_be_device(module: Module, text: str) -> bool:
     """`.to(x)` also takes a dtype or a tensor: a device is called one, is made from one, or is given as one."""
-    values = _values(module, text)
+    values = assigned_to(module.tree, text)
     made = [module.source(one.func if isinstance(one, ast.Call) else one) for one in values]
     if any(".dtype" in one or one.startswith(("torch.float", "torch.bfloat", "torch.half")) for one in made):
         return False
@@ -317,24 +313,15 @@ def is_device_object(module: Module, text: str, place: ast.AST | None = None) ->
     be a string. A name of the function around a place is what that assigns to it."""
     owner, _, name = text.rpartition(".")
     function = module.function(place) if place is not None else None
-    if function is not None and not owner and (own := _values(module, text, function)):
+    if function is not None and not owner and (own := assigned_to(function, text)):
         return all(makes_device(module, value) for value in own)
     reads = (one for one in module.nodes(ast.Attribute) if owner and one.attr == "type")
     if any(ast.unparse(one.value) == text and getattr(module.parents[one], "func", None) is not one for one in reads):
         return True
-    if owner and owner != "self" and not _values(module, text):
+    if owner and owner != "self" and not assigned_to(module.tree, text):
         text = f"self.{name}"  # trainer.device
-    made = [makes_device(module, value) for value in _values(module, text)]
+    made = [makes_device(module, value) for value in assigned_to(module.tree, text)]
     return bool(made) and all(made)
-
-
-def _values(module: Module, text: str, scope: ast.AST | None = None) -> list[ast.expr]:
-    """What is assigned to a name or attribute."""
-    return [
-        node.value
-        for node in ast.walk(scope or module.tree)
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == text for target in node.targets)
-    ]
 
 
 def is_type(module: Module, text: str, place: ast.AST) -> bool:
@@ -342,7 +329,7 @@ def is_type(module: Module, text: str, place: ast.AST) -> bool:
     functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
     if any(isinstance(one, ast.arg) and one.arg == text for function in functions for one in ast.walk(function.args)):
         return False
-    values = _values(module, text)
+    values = assigned_to(module.tree, text)
     return bool(values) and all(map(says_type, values))
 
 

@@ -12,7 +12,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.tensors import BOOLEAN, INTEGER, NUMBERS
 from amplint.source.module import Module
-from amplint.source.tree import names_in, place_of
+from amplint.source.tree import called_name, names_in, place_of
 
 OUTPUT, DERIVED, UNKNOWN = "output", "derived", "unknown"
 SAME = VIEWS | {"detach", "cpu", "cuda", "contiguous", "clone", "expand", "expand_as", "repeat"}
@@ -237,8 +237,9 @@ def _sure(module: Module, name: ast.Name, node: ast.expr, kind: str, call: ast.A
 
 def _parameters(module: Module, call: ast.AST | None) -> list[str]:
     """The parameters of the function of this file that is called."""
+    name = called_name(call) if isinstance(call, ast.Call) else ""
     for function in ast.walk(module.tree):
-        if isinstance(function, ast.FunctionDef) and function.name == called(call):
+        if isinstance(function, ast.FunctionDef) and function.name == name:
             return [one.arg for one in (*function.args.posonlyargs, *function.args.args) if one.arg != "self"]
     return []
 
@@ -256,12 +257,6 @@ def _is_tensor(module: Module, name: ast.Name, call: ast.AST | None) -> bool:
         if names and names <= {argument.arg for argument in function.args.args}
         for one in names
     )
-
-
-def called(call: ast.AST | None) -> str:
-    """The last part of the name that a call calls."""
-    function = getattr(call, "func", None)
-    return getattr(function, "id", "") or getattr(function, "attr", "")
 
 
 def whole(module: Module, scope: ast.AST, name: str) -> bool:

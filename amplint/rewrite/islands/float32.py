@@ -14,7 +14,7 @@ from typing import NamedTuple
 from amplint.findings import Edit
 from amplint.rewrite import edits
 from amplint.rewrite.islands import penalties
-from amplint.rewrite.islands.casts import Uncast, called, operand, read_outside
+from amplint.rewrite.islands.casts import Uncast, operand, read_outside
 from amplint.rewrite.islands.islands import islands, keep, words
 from amplint.rewrite.islands.logarithms import logarithms
 from amplint.rewrite.islands.logits import Logits, logits
@@ -26,6 +26,7 @@ from amplint.rewrite.regions.named import Named, may_move, named, taken_in
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.values import Instance
 
 Region = tuple[ast.stmt, ...]
@@ -356,7 +357,7 @@ def _probabilities(reading: Reading, statement: ast.stmt) -> list[events.Operati
     """What a statement computes, calls included, that autocast refuses. In a model's own forward it cannot be helped
     from here."""
     inside = set(ast.walk(statement))
-    calls = {called(node) for node in inside if isinstance(node, ast.Call)}
+    calls = {called_name(node) for node in inside if isinstance(node, ast.Call)}
     around = {statement, *reading.module.ancestors(statement)}
     found = []
     for event in reading.events:

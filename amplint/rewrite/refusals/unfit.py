@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from amplint.rewrite.islands import penalties
 from amplint.rewrite.islands.kernels import check_kernels
@@ -17,7 +17,7 @@ from amplint.rewrite.refusals.sharding import check_sharding
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.tree import last_name
+from amplint.source.tree import assigned_to, last_name
 
 _BY_HAND = {"add_", "sub_", "assigned in place", "assigned .data", "addcmul_", "addcdiv_", "copy_"}
 _ZEROES = re.compile(r"zero|\.grad\s*=|grad_to_none")
@@ -194,11 +194,12 @@ def _self_product(module: Module, product: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr="bmm" | "matmul" | "mm"), args=[left, right]):
             pass
         case ast.Name():
-            made = [one for one in _assigned(module, product) if not isinstance(one, ast.Name)]
+            made = [one for one in assigned_to(module.scope(product), product.id) if not isinstance(one, ast.Name)]
             return any(_self_product(module, one) for one in made)
         case _:
             return False
-    other = next(_assigned(module, right), right)
+    values = assigned_to(module.scope(right), right.id) if isinstance(right, ast.Name) else []
+    other = values[0] if values else right
     match other:
         case ast.Attribute(value=turned, attr="T" | "mT"):
             pass
@@ -209,14 +210,6 @@ def _self_product(module: Module, product: ast.AST) -> bool:
         case _:
             return False
     return module.source(turned) == module.source(left)
-
-
-def _assigned(module: Module, name: ast.AST) -> Iterator[ast.expr]:
-    """What the function around a name assigns to it."""
-    scope = module.scope(name)
-    for node in ast.walk(scope) if isinstance(name, ast.Name) else ():
-        if isinstance(node, ast.Assign) and any(ast.unparse(target) == ast.unparse(name) for target in node.targets):
-            yield node.value
 
 
 def _pairs(nodes: list[ast.AST]) -> list[tuple[str, str]]:
