@@ -41,6 +41,13 @@ def is_differentiable(node: ast.AST) -> bool:
     return getattr(asked, "value", None) is True
 
 
+def parameters(code: ast.AST | None) -> list[str]:
+    """The names of a function's parameters; other code has none."""
+    if not isinstance(code, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return []
+    return [one.arg for one in walk(code.args) if isinstance(one, ast.arg)]
+
+
 def positional(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
     """The parameters that a call can fill by their place."""
     return [one.arg for one in (*function.args.posonlyargs, *function.args.args)]

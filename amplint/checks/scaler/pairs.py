@@ -22,7 +22,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import unscale as fixes
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.tree import last_name, names_in, place_of
+from amplint.source.tree import last_name, names_in, parameters, place_of
 from amplint.source.values import Instance, Optimizer, Scaler
 from amplint.source.walk import walk
 
@@ -311,7 +311,7 @@ def _is_closure(module: Module, node: ast.expr) -> bool:
     if not isinstance(node, ast.Name):
         return False
     function = module.function(node)
-    if function is not None and any(one.arg == node.id for one in walk(function.args) if isinstance(one, ast.arg)):
+    if node.id in parameters(function):
         return False
     return any(
         (isinstance(one, ast.FunctionDef) and one.name == node.id)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from amplint.source.interpret.tensors import DTYPES
 from amplint.source.module import Module
-from amplint.source.tree import stored_names
+from amplint.source.tree import parameters, stored_names
 from amplint.source.walk import walk
 
 HALVES = ("float16", "bfloat16")
@@ -114,8 +114,5 @@ def scope_of(module: Module, path: ast.expr) -> Scope:
         return owner
     function = module.function(path)
     if function is not None and isinstance(root, ast.Name):
-        arguments = {one.arg for one in walk(function.args) if isinstance(one, ast.arg)}
-        stored = root.id in stored_names(function)
-        if root.id in arguments or stored:
-            return function
+        return function if root.id in (*parameters(function), *stored_names(function)) else module.tree
     return module.tree

@@ -14,7 +14,7 @@ from amplint.rewrite.models.used import paths_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.source.interpret.project import Project
 from amplint.source.module import FunctionNode, Module, Unreadable
-from amplint.source.tree import assigned_to, last_name, passed, positional
+from amplint.source.tree import assigned_to, last_name, parameters, passed, positional
 
 Seen = dict[ast.AST, set[ast.AST]]  # calls that the reading followed, each with the code it entered
 MOST_HOPS = 6
@@ -249,7 +249,7 @@ def _scope_of(module: Module, node: ast.Name) -> FunctionNode | None:
 
 def binds(module: Module, function: FunctionNode, name: str) -> bool:
     """Whether a name is a parameter or a variable of a function itself."""
-    if any(one.arg == name for one in ast.walk(function.args) if isinstance(one, ast.arg)):
+    if name in parameters(function):
         return True
     for node in ast.walk(function):
         if isinstance(node, ast.Global) and name in node.names and module.function(node) is function:

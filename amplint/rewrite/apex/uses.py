@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import names_in
+from amplint.source.tree import names_in, parameters, stored_names
 
 AMP = "apex.amp"
 Import = ast.Import | ast.ImportFrom
@@ -90,12 +90,8 @@ def _root(node: ast.AST) -> str:
 def _local(module: Module, node: ast.Name) -> bool:
     """Whether a name is a variable or a parameter of a function around it."""
     for above in module.ancestors(node):
-        if isinstance(above, FunctionNode):
-            if any(argument.arg == node.id for argument in ast.walk(above.args) if isinstance(argument, ast.arg)):
-                return True
-            stores = (n for n in ast.walk(above) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
-            if any(store.id == node.id for store in stores):
-                return True
+        if isinstance(above, FunctionNode) and node.id in (*parameters(above), *stored_names(above)):
+            return True
     return False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from amplint.findings import Applicability, Edit, Fix
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import names_in, place_of, stored_names
+from amplint.source.tree import names_in, parameters, place_of, stored_names
 from amplint.source.walk import walk
 
 
@@ -35,8 +35,7 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     function = module.function(place)
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return True
-    arguments = {a.arg for a in walk(function.args) if isinstance(a, ast.arg)}
-    for name in roots(text) - arguments:
+    for name in roots(text).difference(parameters(function)):
         stores = [
             place_of(node)
             for node in walk(function)

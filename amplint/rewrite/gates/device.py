@@ -14,7 +14,7 @@ from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before,
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import assigned_to, called_name, last_name, names_in, place_of
+from amplint.source.tree import assigned_to, called_name, last_name, names_in, parameters, place_of
 
 AUTO = "amp_dtype"
 
@@ -196,7 +196,7 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
         return _is_field(module, text, place) and not perhaps_none(module, text, place)
     functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
     for function in functions:
-        if root in {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}:
+        if root in parameters(function):
             return "device" not in root or not may_be_none(function, root)
         if assigned_in(function, root):
             return bound_before(module, text, place)
@@ -327,7 +327,7 @@ def is_device_object(module: Module, text: str, place: ast.AST | None = None) ->
 def is_type(module: Module, text: str, place: ast.AST) -> bool:
     """Whether a name (of the module, or of the function around) is "cuda" or "cpu" and no more, such as "cuda:0"."""
     functions = [above for above in module.ancestors(place) if isinstance(above, FunctionNode)]
-    if any(isinstance(one, ast.arg) and one.arg == text for function in functions for one in ast.walk(function.args)):
+    if any(text in parameters(function) for function in functions):
         return False
     values = assigned_to(module.tree, text)
     return bool(values) and all(map(says_type, values))

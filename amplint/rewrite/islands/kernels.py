@@ -25,7 +25,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, positional
+from amplint.source.tree import called_name, parameters, positional
 
 _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
@@ -337,9 +337,8 @@ def _leaves(module: Module, call: ast.Call) -> bool:
             pass
         case _:
             return False
-    function = module.function(call)
-    given = {one.arg for one in ast.walk(function.args) if isinstance(one, ast.arg)} if function is not None else set()
-    return name in given and not isinstance(module.parents[call], ast.Attribute | ast.Return)
+    above = module.parents[call]
+    return name in parameters(module.function(call)) and not isinstance(above, ast.Attribute | ast.Return)
 
 
 def _is_cast(value: ast.expr) -> bool:

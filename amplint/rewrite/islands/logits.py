@@ -14,7 +14,7 @@ from amplint.rewrite.islands.sigmoids import forwards_behind, is_layer, sigmoid_
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.tree import called_name
+from amplint.source.tree import called_name, parameters
 from amplint.source.values import Instance, Value
 
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "rand_like", "empty_like"))
@@ -204,7 +204,7 @@ def _reads_global(function: ast.AST, name: str) -> bool:
         return False
     nodes = [one for one in ast.walk(function) if isinstance(one, ast.Name) and one.id == name]
     bound = any(isinstance(one.ctx, ast.Store) for one in nodes)
-    bound |= any(isinstance(one, ast.arg) and one.arg == name for one in ast.walk(function.args))
+    bound |= name in parameters(function)
     return bool(nodes) and not bound
 
 

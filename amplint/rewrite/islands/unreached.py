@@ -7,7 +7,7 @@ import ast
 from collections.abc import Collection, Iterator
 
 from amplint.source.module import Module
-from amplint.source.tree import called_name, defaults
+from amplint.source.tree import called_name, defaults, parameters
 
 MAKING = frozenset(("__init__", "reset_parameters", "init_weights", "_init_weights", "_reset_parameters"))
 _DECORATORS = ("torch.", "staticmethod", "classmethod", "property")
@@ -113,6 +113,6 @@ def _uses(module: Module, function: ast.FunctionDef) -> Iterator[ast.AST]:
     for name in module.nodes(ast.Name):
         if name.id == function.name and isinstance(name.ctx, ast.Load):
             around = module.function(name)
-            own = [one.arg for one in ast.walk(around.args) if isinstance(one, ast.arg)] if around is not None else []
+            own = parameters(around)
             if name.id not in own:
                 yield name

@@ -231,13 +231,6 @@ def own_name(frame: Frame) -> str:
     return code.args.args[0].arg
 
 
-def parameters(code: Code) -> list[str]:
-    """The names of a function's parameters."""
-    if not isinstance(code, ast.FunctionDef | ast.Lambda | ast.AsyncFunctionDef):
-        return []
-    return [one.arg for one in ast.walk(code.args) if isinstance(one, ast.arg)]
-
-
 def argument(frame: Frame, name: str) -> ast.expr | None:
     """What the caller passes for a parameter."""
     call, code = frame.call, frame.code

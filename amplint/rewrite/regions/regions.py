@@ -21,7 +21,6 @@ from amplint.rewrite.regions.lifts import (
     inside,
     lifts_of,
     outside,
-    parameters,
     shown,
     standing,
 )
@@ -31,6 +30,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
 from amplint.source.symbols import fresh
+from amplint.source.tree import parameters
 
 __all__ = ["Region", "regions_of", "stored"]
 

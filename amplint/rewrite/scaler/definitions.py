@@ -12,7 +12,7 @@ from amplint.rewrite.around import files_around
 from amplint.source.interpret import entries
 from amplint.source.interpret.project import Project, now_together
 from amplint.source.module import FunctionNode, Module, Unreadable
-from amplint.source.tree import last_name
+from amplint.source.tree import last_name, parameters
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = tuple[Module, ast.AST]
@@ -227,8 +227,7 @@ def is_local(module: Module, node: ast.Name, function: ast.FunctionDef) -> bool:
         if isinstance(above, FunctionNode):
             if isinstance(above, ast.FunctionDef) and function in above.body:
                 return False
-            parameters = {argument.arg for argument in ast.walk(above.args) if isinstance(argument, ast.arg)}
-            if node.id in parameters or any(places_binding(above, node.id)):
+            if node.id in parameters(above) or any(places_binding(above, node.id)):
                 return True
     return False
 

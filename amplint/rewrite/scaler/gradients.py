@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from amplint.rewrite.fixes import asks_for, conditions_above, steps_either_way
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
-from amplint.rewrite.regions.lifts import common, node_in, parameters
+from amplint.rewrite.regions.lifts import common, node_in
 from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import last_name, place_of
+from amplint.source.tree import last_name, parameters, place_of
 
 Condition = tuple[ast.AST, str]
 _LINEAR = frozenset(("mul_", "div_", "mul", "div", "neg", "neg_", "zero_", "detach_", "requires_grad_", "copy_"))

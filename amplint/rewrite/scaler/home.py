@@ -18,9 +18,9 @@ from amplint.rewrite.scaler.binding import UNSEEN, bound_at
 from amplint.rewrite.scaler.collected import alias, filled, looped
 from amplint.rewrite.scaler.definitions import classes_of, places_binding
 from amplint.source import events
-from amplint.source.interpret.frames import Code, Frame
+from amplint.source.interpret.frames import Frame
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, passed
+from amplint.source.tree import called_name, parameters, passed
 
 MOST_NAMES = 12
 ONE_LINE = "give it one line of its own"
@@ -100,7 +100,7 @@ def _follow(step: events.Step, use: ast.AST, text: str) -> Home:
             if stores:  # state.optimizer = …
                 statement = bound_at(frame.module, text, [frame.module.statement(one) for one in stores], use)
                 return Home(frame.module, statement, text, frame.code, tuple(path))
-        if root not in _parameters(frame.code):
+        if root not in parameters(frame.code):
             if rest and not any(places_binding(frame.code, root)):
                 raise Refused(f"the optimizer is kept in {text}", BY_HAND)
             statement = _bound(frame.module, frame.code, root, use)
@@ -126,17 +126,11 @@ def _scope(frame: Frame, name: str) -> Frame:
         if isinstance(code, ast.Module) or (
             isinstance(code, FunctionNode)
             and name not in above.outer
-            and (name in _parameters(code) or any(places_binding(code, name)))
+            and (name in parameters(code) or any(places_binding(code, name)))
         ):
             return above
         above = above.parent
     raise Refused("the optimizer's name cannot be found", BY_HAND)
-
-
-def _parameters(code: Code) -> set[str]:
-    if not isinstance(code, FunctionNode):
-        return set()
-    return {argument.arg for argument in ast.walk(code.args) if isinstance(argument, ast.arg)}
 
 
 def _bound(module: Module, code: ast.AST, name: str, use: ast.AST) -> ast.stmt:

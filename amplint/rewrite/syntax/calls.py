@@ -12,6 +12,7 @@ from amplint.rewrite.syntax.expressions import frame_of, replace
 from amplint.rewrite.syntax.layout import end, start
 from amplint.rewrite.syntax.text import CannotEdit, changed, plain
 from amplint.source.module import Module, Unreadable, parse
+from amplint.source.tree import parameters
 
 if TYPE_CHECKING:
     import libcst as cst
@@ -95,7 +96,7 @@ def add_parameter(module: Module, function: ast.FunctionDef | ast.AsyncFunctionD
     if len(sample.params) != 1 or sample.star_arg != cst.MaybeSentinel.DEFAULT or sample.star_kwarg:
         raise CannotEdit(f"{text!r} is not a parameter")
     new = sample.params[0]
-    if any(isinstance(node, ast.arg) and node.arg == new.name.value for node in ast.walk(function.args)):
+    if new.name.value in parameters(function):
         raise CannotEdit(f"the function has a parameter {new.name.value} already")
 
     definition = tree.body[0]

@@ -17,6 +17,7 @@ from typing import TypeVar
 from amplint import knowledge
 from amplint.source import triage
 from amplint.source.module import Module
+from amplint.source.tree import parameters
 from amplint.source.walk import walk
 
 # Words that no training step does without, and those that only matter once a training step is being run.
@@ -134,7 +135,7 @@ def _only_returns(code: ast.FunctionDef) -> bool:
     """Whether a function does nothing but to name values and return one: it calls none of them."""
     if not isinstance(code.body[-1], ast.Return):
         return False
-    bound = {one.arg for one in ast.walk(code.args) if isinstance(one, ast.arg)}
+    bound = set(parameters(code))
     calls = []
     for node in walk(code):
         match node:
