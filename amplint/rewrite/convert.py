@@ -96,13 +96,16 @@ def converted(
             except Unreadable as error:
                 raise Refused(f"the result would not parse ({error.reason})", "please report this") from None
     texts: dict[Module, str] = {}
+    every = [plan for unit in units for plan in unit.plans]
     for module, changed in new.items():
         with together([new.get(one, one) for one in files]):
             mended = settle(changed, module, settings, along)
         texts[module] = mended.module.text
+        mine = [words for plan, words in zip(every, said, strict=True) if plan.module is module]
+        told = mine[0] if mine else said[0]
         if mended.fixed:
-            said[0].append("mended " + in_words(mended.fixed))
-        said[0] += warned(mended.left)
+            told.append("mended " + in_words(mended.fixed))
+        told += warned(mended.left, "" if mine else module.path)
     return texts, said
 
 

@@ -159,10 +159,12 @@ def settle(module: Module, before: Module, settings: Settings, along: frozenset[
     return mended._replace(left=new)
 
 
-def warned(left: tuple[Finding, ...]) -> list[str]:
-    """Words for what may suffer in half precision, each code once, at its first line of the file as it is now."""
+def warned(left: tuple[Finding, ...], path: str = "") -> list[str]:
+    """Words for what may suffer in half precision, each code once, at its first line of the file as it is now: the one
+    that is spoken of, or another, by its path."""
     first = {one.code: one for one in sorted(left, key=lambda one: one.range, reverse=True)}
-    return [f"look at line {one.range.start.row}: {one.message} ({code})" for code, one in sorted(first.items())]
+    place = f"{path}:" if path else "line "
+    return [f"look at {place}{one.range.start.row}: {one.message} ({code})" for code, one in sorted(first.items())]
 
 
 def only_shown(module: Module, finding: Finding) -> bool:

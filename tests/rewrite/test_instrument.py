@@ -63,6 +63,19 @@ def test_a_scale_that_a_resumed_run_finds_anew_is_said() -> None:
     assert "the checkpoint holds the optimizer's state but not the scaler's" in result.stdout
 
 
+def test_a_folder_of_its_own_is_not_there_for_the_scaler() -> None:
+    """Only the last part of a path is another one for the scaler: the folder of its name would have to be made."""
+    path = put("import os\n" + HEAD + STEP + "torch.save(optimizer.state_dict(), os.path.join('state_opt/last.pt'))\n")
+    result = amplint("train.py")
+    assert "the checkpoint holds the optimizer's state but not the scaler's" in result.stdout
+    assert "state_scaler" not in path.read_text(encoding="utf-8")
+    put("import os\n" + HEAD + STEP + "torch.save(optimizer.state_dict(), os.path.join('state/opt/', 'opt.pt'))\n")
+    assert "the scaler's" in amplint("train.py").stdout
+    put("import os\n" + HEAD + STEP + "torch.save(optimizer.state_dict(), os.path.join('state', 'opt.pt'))\n")
+    assert amplint("train.py").exit_code == 0
+    assert "torch.save(scaler.state_dict(), os.path.join('state', 'scaler.pt'))" in path.read_text(encoding="utf-8")
+
+
 def test_a_function_that_evaluates_twice_is_said_once() -> None:
     rate = "def rate(x, more):\n    with torch.no_grad():\n        first = model(x)\n        if more:\n"
     rate += "            second = model(x + 1)\n            first += second\n    return first.argmax(1)\n"
@@ -206,8 +219,8 @@ def test_what_hands_tensors_to_compiled_code_stays_in_float32() -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
-def test_exponentials_in_place_stay_in_float32() -> None:
-    forward = "return torch.mm(x, x.t()).div_(0.07).exp_()"
+@pytest.mark.parametrize("forward", ["return torch.mm(x, x.t()).div_(0.07).exp_()", "return torch.mm(sp_mm, x)"])
+def test_exponentials_in_place_and_sparse_products_stay_in_float32(forward: str) -> None:
     path = put(FUNCTION.replace("return fused.add_bias(x)", forward).replace("fused.add_bias_backward", ""), "model.py")
     put(USES)
     assert amplint("train.py", "model.py").exit_code == 0

@@ -3,12 +3,14 @@
 Under autocast, `forward` may be handed half and float32 tensors together, and `backward` runs outside the region: a
 matrix product of a saved float32 weight and a half gradient raises. torch.amp.custom_fwd and custom_bwd give both the
 state of the region. Functions that go element by element need nothing (most do: straight-through, gradient reversal);
-those that hand tensors to compiled code, or to NumPy, or that take exponentials in place, run in float32 as before.
+those that hand tensors to compiled code, or to NumPy, that take exponentials in place, or whose file speaks of sparse
+matrices, run in float32 as before.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint import knowledge
@@ -18,6 +20,7 @@ from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.syntax.text import edit, margin, row_start
 from amplint.source.module import Module
 
+_SPARSE = re.compile(r"sparse|sp_?mm(?![a-z])", re.IGNORECASE)
 _PLAIN = {"torch", "math", "typing", "numbers", "functools", "operator", "einops", "warnings"}
 _SINCE = (2, 4)  # where torch.amp.custom_fwd came
 
@@ -27,6 +30,7 @@ def custom_functions(module: Module) -> Iterator[tuple[ast.ClassDef, bool]]:
     if "Function" not in module.text:
         return
     lower = set(knowledge.ops()["cuda"]["lower"])
+    sparse = _SPARSE.search(module.text) is not None  # half products of sparse matrices have no kernels everywhere
     for cls in ast.walk(module.tree):
         if not isinstance(cls, ast.ClassDef) or not any(_is_function(module, base) for base in cls.bases):
             continue
@@ -36,7 +40,7 @@ def custom_functions(module: Module) -> Iterator[tuple[ast.ClassDef, bool]]:
         nodes = [node for method in methods for node in ast.walk(method)]
         foreign, lowered = any(_foreign(module, node) for node in nodes), any(_lowered(node, lower) for node in nodes)
         if foreign or lowered:
-            yield cls, foreign or any(map(_chooses, nodes)) or any(map(_exponentiates, nodes))
+            yield cls, sparse or foreign or any(map(_chooses, nodes)) or any(map(_exponentiates, nodes))
 
 
 def _is_function(module: Module, base: ast.expr) -> bool:

@@ -72,14 +72,25 @@ def own_file(module: Module, node: ast.AST, optimizer: str) -> ast.expr | None:
         case _:
             return None
     text = module.source(path)
-    words = [
-        word
-        for part in ast.walk(path)
-        if isinstance(part, ast.Constant) and isinstance(part.value, str)
-        for word in _OPTIMIZER.findall(part.value)
-    ]
+    words = _OPTIMIZER.findall("".join(_file_name(path)))
     named = len(words) == 1 and len(_OPTIMIZER.findall(text)) == 1 and "\n" not in module.source(node)
     return path if named and ast.unparse(owner) == optimizer else None
+
+
+def _file_name(path: ast.expr) -> list[str]:
+    """What is written of a file's own name: a folder that is called by another name may not be there."""
+    match path:
+        case ast.Call(func=ast.Name(id="join") | ast.Attribute(attr="join"), args=[*_, last]):
+            path = last
+        case ast.BinOp(op=ast.Div(), right=last):
+            path = last
+    parts = (one for one in ast.walk(path) if isinstance(one, ast.Constant) and isinstance(one.value, str))
+    written = [str(one.value) for one in sorted(parts, key=lambda one: (one.lineno, one.col_offset))]
+    found: list[str] = []
+    for one in written:
+        _, slash, name = one.rpartition("/")
+        found = [name] if slash else [*found, one]
+    return found
 
 
 def _is(module: Module, how: ast.expr, name: str) -> bool:
