@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from amplint.source.values import Choice, Class, Const, Instance, Items, Many, Mapping, Question, Sym, Value
+from amplint.source.values import Choice, Class, Const, Instance, Items, Many, Mapping, Optimizer, Question, Sym, Value
 
 
 def ask(kind: str, *parts: Any) -> Question:
@@ -96,6 +96,14 @@ def weight(value: Value, most: int = MOST_PARTS) -> int:
 def fresh(kind: str = "unknown") -> Sym:
     """A symbol that equals no other."""
     return Sym(kind, (next(_fresh),))
+
+
+def is_any_of_several(value: Value) -> bool:
+    """Whether a loop takes this optimizer, or what has it, out of something unknown."""
+    origin = value.site if isinstance(value, Optimizer) else None
+    while isinstance(origin, Sym) and origin.kind != "element":
+        origin = origin.parts[0] if origin.parts else None
+    return isinstance(origin, Sym)
 
 
 def serial() -> int:

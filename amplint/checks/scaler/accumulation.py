@@ -23,6 +23,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.symbols import is_any_of_several
 from amplint.source.tree import names_in
 from amplint.source.values import (
     Scaled,
@@ -47,6 +48,8 @@ def wrong_scaler_or_optimizer(script: Script) -> Iterator[Finding]:
         if step.scaler is None or odd is None or step.optimizer in optimizers[key]:
             continue
         if first_argument(odd) == first_argument(step):  # `for opt in optimizers:` twice
+            continue
+        if any(is_any_of_several(one.optimizer) for one in (odd, step)):
             continue
         yield found(
             "AMP134",

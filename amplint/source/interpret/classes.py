@@ -84,6 +84,24 @@ def is_module(m: Machine, cls: Class, world: World, frame: Frame) -> bool:
     return method(m, cls, "forward", world, frame) is not None and bool(cls.bases)
 
 
+def handed_on(m: Machine, owner: Value, name: str, world: World, frame: Frame) -> Value:
+    """What an object of the project holds, if its `__iter__` or `__getitem__` only hands that on; or the object."""
+    function = method(m, owner.cls, name, world, frame) if isinstance(owner, Instance) else None
+    if function is None or not isinstance(function.node, ast.FunctionDef):
+        return owner
+    match [
+        one for one in function.node.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+    ]:
+        case [
+            ast.Return(ast.Call(ast.Name("iter"), [ast.Attribute(ast.Name(), field)]))
+            | ast.Return(ast.Subscript(ast.Attribute(ast.Name(), field), ast.Name()))
+            | ast.Expr(ast.YieldFrom(ast.Attribute(ast.Name(), field)))
+        ]:
+            held = world.get(owner, field)
+            return held if isinstance(held, Value) else owner
+    return owner
+
+
 def overrides(cls: Class, names: tuple[str, ...]) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name in names for node in cls.node.body)
 

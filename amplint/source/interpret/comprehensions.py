@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, containers, expressions
+from amplint.source.interpret import assignment, classes, containers, expressions
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -24,7 +24,8 @@ def comprehension(
     results: Results = []
     element = node.value if isinstance(node, ast.DictComp) else node.elt
     first = node.generators[0]
-    for iterable, before in expressions.evaluate(m, first.iter, world, frame):
+    for whole, before in expressions.evaluate(m, first.iter, world, frame):
+        iterable = classes.handed_on(m, whole, "__iter__", before, frame)
         known = containers.elements(iterable)
         if known is not None and len(node.generators) == 1 and not first.ifs:
             parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [element]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from amplint.source import events
-from amplint.source.interpret import assignment, branches, choices, containers, expressions, statements
+from amplint.source.interpret import assignment, branches, choices, classes, containers, expressions, statements
 from amplint.source.interpret.frames import Flow, Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import PROTOCOL, World, join_all
@@ -22,7 +22,8 @@ DEEP = 5  # loops around a loop, from which on it gets one round
 def run_for(m: Machine, node: ast.For | ast.AsyncFor, world: World, frame: Frame, flow: Flow) -> list[World]:
     after: list[World] = []
     for iterable, start in expressions.evaluate(m, node.iter, world, frame):
-        for plain, before in choices.split(m, iterable, start):
+        for whole, before in choices.split(m, iterable, start):
+            plain = classes.handed_on(m, whole, "__iter__", before, frame)
             known = containers.elements(plain)
             if known is not None:
                 after += _unrolled(m, node, known, before, frame, flow)

@@ -13,7 +13,7 @@ from typing import Any
 from amplint.source.events import Event, Gradients, Update
 from amplint.source.interpret import containers
 from amplint.source.interpret.world import World
-from amplint.source.symbols import held_in, options
+from amplint.source.symbols import held_in, is_any_of_several, options
 from amplint.source.values import (
     Instance,
     Items,
@@ -206,7 +206,7 @@ def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) ->
 def _forget_for_an_element(world: World, scaler: Value, optimizer: Optimizer) -> None:
     """An element of a collection that is not known may be any optimizer there is: what becomes of its gradients may
     become of theirs (`for opt in self.optimizers.values(): scaler.unscale_(opt)`)."""
-    if not (isinstance(optimizer.site, Sym) and optimizer.site.kind == "element"):
+    if not is_any_of_several(optimizer):
         return
     for other in optimizers(world):
         state = gradients(world, other)

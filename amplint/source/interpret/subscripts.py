@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from amplint.source.interpret import assignment, conditions, containers, operations
+from amplint.source.interpret import assignment, classes, conditions, containers, operations
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
@@ -18,6 +18,7 @@ from amplint.source.values import (
     Const,
     Function,
     Gradient,
+    Instance,
     Items,
     Lib,
     Many,
@@ -78,6 +79,10 @@ def item(m: Machine, owner: Value, index: Value, node: ast.AST, world: World, fr
             return Parameter(owner.of)
         case Gradient():
             return owner
+        case Instance():
+            held = classes.handed_on(m, owner, "__getitem__", world, frame)
+            if held is not owner:
+                return item(m, held, index, node, world, frame)
     stored = world.get(("items", owner), index)
     if stored is not None:
         return stored  # type: ignore[no-any-return]
