@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from told import told
 
+from amplint.source.interpret.calls import says_it_clips
+
 MODEL = """
 model = nn.Linear(8, 1).cuda()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -641,3 +643,10 @@ for x in loader:
 @pytest.mark.parametrize(("script", "expected"), CASES.values(), ids=CASES)
 def test_calls(script: str, expected: str) -> None:
     assert told(script) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "clips"), [("clip_grad", True), ("grad_clipping", True), ("_set_grad_clip_per_optimizer", False)]
+)
+def test_a_name_says_whether_a_function_clips(name: str, clips: bool) -> None:
+    assert says_it_clips(name) is clips

@@ -71,12 +71,37 @@ def _by_index(event: events.Operation) -> bool:
     """Whether a subscript surely holds a mask or a tensor of indices: with slices and numbers the store casts."""
     index = dict(event.kwargs).get("index")
     parts = index.items if isinstance(index, Items) else (index,)
-    if any(isinstance(part, Tensor) and part.dtype in ("integer", "bool") for part in parts):
-        return True
     assert isinstance(event.node, ast.Subscript)
     written = event.node.slice
     nodes = written.elts if isinstance(written, ast.Tuple) else [written]
+    if any(
+        isinstance(part, Tensor) and part.dtype in ("integer", "bool") and not _is_element(event.module, node)
+        for part, node in zip(parts, nodes, strict=False)
+    ):
+        return True
     return any(_is_mask(event.module, node) for node in nodes)
+
+
+def _is_element(module: Module, node: ast.expr) -> bool:
+    """Whether this may be one number of a tensor, `lengths[b] - 1`: without dimensions it is as good as a number."""
+    match node:
+        case ast.BinOp(left=one, right=ast.Constant()) | ast.UnaryOp(operand=one):
+            return _is_element(module, one)
+        case ast.Subscript(slice=ast.Constant() | ast.UnaryOp(operand=ast.Constant())):
+            return True
+        case ast.Subscript(slice=ast.Name(id=name) | ast.Tuple(elts=[*_, ast.Name(id=name)])):
+            return any(_counts(above, name) for above in module.ancestors(node))
+    return False
+
+
+def _counts(loop: ast.AST, name: str) -> bool:
+    """Whether a loop counts with this name."""
+    match loop:
+        case ast.For(target=ast.Name(id=target), iter=ast.Call(func=ast.Name(id="range"))):
+            return target == name
+        case ast.For(target=ast.Tuple(elts=[ast.Name(id=target), _]), iter=ast.Call(func=ast.Name(id="enumerate"))):
+            return target == name
+    return False
 
 
 def _is_mask(module: Module, node: ast.expr, depth: int = 2) -> bool:

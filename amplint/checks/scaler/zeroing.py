@@ -25,6 +25,7 @@ from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.walk import walk
 
 _ZEROES = re.compile(r"zero|\.grad\s*=|\bdel\b.*\.grad|grad_to_none|set_to_none")
 
@@ -41,6 +42,8 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             continue  # AMP125
         if _of_some(zero):
             continue
+        if _ends_its_round(zero, step):
+            continue  # the step is one of a later round, which has its own backward
         if every_n_batches(zero) and len(step.loops) < len(zero.loops):
             continue  # a step behind the loop is for the micro-batches that came after it
         if _own_backward_follows(script, zero, step):
@@ -60,6 +63,18 @@ def misplaced_zero_grad(script: Script) -> Iterator[Finding]:
             help="call it after the step, or before the forward",
             fix=_zero_after(script, zero, step),
         )
+
+
+def _ends_its_round(zero: events.Event, step: events.Event) -> bool:
+    """Whether gradients are thrown away where the loop goes on to its next round, in an arm without the step."""
+    for above in zero.module.ancestors(zero.node):
+        if isinstance(above, ast.For | ast.While | ast.FunctionDef):
+            return False
+        if isinstance(above, ast.If):
+            arm = next((one for one in (above.body, above.orelse) if any(zero.node in walk(part) for part in one)), [])
+            if arm and isinstance(arm[-1], ast.Continue):
+                return not any(step.node in walk(part) for part in arm)
+    return False
 
 
 @rule("AMP136")

@@ -58,6 +58,7 @@ from amplint.source.values import (
 )
 
 _CLIPPING = re.compile(r"clip_?grad|grad(ient)?s?_?clip", re.IGNORECASE)
+_ASKS = re.compile(r"_*(get|set|is|has|use|should|needs?|make|build|create|parse|configure|check|log)_")
 _BACKWARD = re.compile(r"(?:^|_)backwards?$")  # what something unknown that runs backward is called: manual_backward
 
 
@@ -276,7 +277,7 @@ def unknown(
     if receiver is None and _clips(node, values):
         training.clip(m, containers.owners_in(values[0]), "norm", node, world, frame)
         return [(fresh("norm"), world)]
-    if isinstance(receiver, Instance) and _CLIPPING.search(_last_name(callee)):
+    if isinstance(receiver, Instance) and says_it_clips(_last_name(callee)):
         training.clip_by_method(node, world, frame)
     for value in values:
         protocol.hand_over(world, value)
@@ -321,7 +322,7 @@ def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
     """Whether something that is called as a function says that it clips gradients, and is given whose (not a tensor, as
     what clips in backward is); what is given a scaler or an optimizer may unscale them first."""
     match node:
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if _CLIPPING.search(name):
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if says_it_clips(name):
             others = (value for value in values if isinstance(value, Scaler | Optimizer | Object | Instance))
             return (
                 bool(values)
@@ -330,6 +331,10 @@ def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
                 and bool(containers.owners_in(values[0]))
             )
     return False
+
+
+def says_it_clips(name: str) -> bool:
+    return _CLIPPING.search(name) is not None and _ASKS.match(name) is None
 
 
 def _last_name(callee: Value) -> str:
