@@ -255,14 +255,10 @@ def _receiver(call: ast.AST) -> ast.AST | None:
 
 def _schedules(module: Module, step: ast.Call) -> bool:
     """Whether the loop that steps the optimizer steps a scheduler, too."""
-    loop = _loop(module, step)
+    loop = module.loop(step)
     for node in ast.walk(loop) if loop is not None else ():
         match node:
             case ast.Call(func=ast.Attribute(attr="step", value=ast.Name(id=name) | ast.Attribute(attr=name))):
-                if "sched" in name.lower() and _loop(module, node) is loop:
+                if "sched" in name.lower() and module.loop(node) is loop:
                     return True
     return False
-
-
-def _loop(module: Module, node: ast.AST) -> ast.AST | None:
-    return next((above for above in module.ancestors(node) if isinstance(above, ast.For | ast.While)), None)

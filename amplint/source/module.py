@@ -238,6 +238,10 @@ class Module:
         """The innermost function that holds `node`, or the module."""
         return self.function(node) or self.tree
 
+    def loop(self, node: ast.AST) -> ast.For | ast.While | None:
+        """The innermost loop that holds `node`."""
+        return next((above for above in self.ancestors(node) if isinstance(above, ast.For | ast.While)), None)
+
     def class_of(self, node: ast.AST) -> ast.ClassDef | None:
         """The innermost class that holds `node`."""
         return next((above for above in self.ancestors(node) if isinstance(above, ast.ClassDef)), None)

@@ -83,6 +83,11 @@ def names_in(*trees: ast.AST) -> set[str]:
     return {node.id for tree in trees for node in walk(tree) if isinstance(node, ast.Name)}
 
 
+def uses_of(code: ast.AST, name: str) -> list[ast.Name]:
+    """Where some code reads or stores a name."""
+    return [node for node in walk(code) if isinstance(node, ast.Name) and node.id == name]
+
+
 def stored_names(*trees: ast.AST) -> set[str]:
     """The names that some code stores."""
     nodes = (node for tree in trees for node in walk(tree) if isinstance(node, ast.Name))

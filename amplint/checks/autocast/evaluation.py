@@ -60,7 +60,7 @@ def _around(forward: events.Forward, step: events.Forward) -> Iterator[str]:
         yield _rows(frame.module, frame.code, place, step.node)
         if not isinstance(frame.code, FunctionNode) or frame.call is None or frame.caller is None:
             return
-        if _loops(frame.caller.module, frame.call):
+        if frame.caller.module.loop(frame.call) is not None:
             return
 
 
@@ -88,10 +88,6 @@ def _rows(module: Module, code: ast.AST, place: ast.AST | None, step: ast.AST) -
             break
         inner = node
     return module.rows(inner) if inner is not None else ""
-
-
-def _loops(module: Module, node: ast.AST) -> bool:
-    return any(isinstance(above, ast.For | ast.While) for above in module.ancestors(node))
 
 
 def _callee(event: events.Event) -> str:
@@ -173,7 +169,7 @@ def _forwards(module: Module, function: ast.FunctionDef, inside: ast.AST) -> Ite
     for call in sorted(calls, key=place_of):
         match call.func:
             case ast.Name(id=name) if name in parameters and MODEL_NAMES.search(name) and isinstance(home, ast.Module):
-                if _loops(module, call):
+                if module.loop(call) is not None:
                     yield (home, name), call
             case ast.Attribute(value=ast.Name(id="self"), attr=name) if isinstance(home, ast.ClassDef):
                 if MODEL_NAMES.search(name):

@@ -13,6 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
+from amplint.source.tree import uses_of
 from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -144,7 +145,7 @@ def _fractions(module: Module, count: ast.AST) -> bool:
     ends = [module.source(one) for one in (*count.args, *(keyword.value for keyword in count.keywords))]
     match module.parents[count], module.function(count):
         case ast.Assign(targets=[ast.Name(id=name)]), (ast.FunctionDef() as function):
-            loads = [one for one in walk(function) if isinstance(one, ast.Name) and one.id == name]
+            loads = uses_of(function, name)
             parts = [module.parents[one] for one in loads if isinstance(one.ctx, ast.Load)]
             if parts and all(isinstance(one, ast.BinOp) and _divided_by(module, one, ends) for one in parts):
                 return True

@@ -12,7 +12,7 @@ from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
 from amplint.source.interpret.roles import path_of
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, place_of
+from amplint.source.tree import called_name, place_of, uses_of
 from amplint.source.values import FALSE, TRUE, Scaler
 from amplint.source.walk import walk
 
@@ -220,7 +220,7 @@ def _unscales(module: Module, node: ast.AST) -> bool:
 def _reads(module: Module, assign: ast.stmt, name: str) -> list[ast.Name]:
     """Where a name is read with the value that a statement gave it: behind it, before it is assigned again."""
     scope = module.scope(assign)
-    names = [n for n in walk(scope) if isinstance(n, ast.Name) and n.id == name]
+    names = uses_of(scope, name)
     place = (assign.end_lineno or assign.lineno, assign.end_col_offset or 0)
     stores = [place_of(n) for n in names if isinstance(n.ctx, ast.Store)]
     next_store = min((one for one in stores if one > place), default=(1 << 30, 0))

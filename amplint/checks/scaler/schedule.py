@@ -69,7 +69,7 @@ def _schedules(module: Module, call: ast.Call) -> bool:
 def _every_step(module: Module, call: ast.Call, step: ast.AST) -> bool:
     """Whether the schedule steps as often as the optimizer: in its loop, or in a function of one step; not once an
     epoch."""
-    loop = next((one for one in module.ancestors(call) if isinstance(one, ast.For | ast.While)), None)
+    loop = module.loop(call)
     if loop is None or module.function(call) is not module.function(loop):
         return not any(isinstance(one, ast.For | ast.While) for one in _inside(module, step))
     around = list(module.ancestors(step))

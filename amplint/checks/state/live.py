@@ -96,7 +96,7 @@ def _called_in_loop(module: Module, function: Definition) -> bool:
                     continue
             case _:
                 continue
-        if any(isinstance(above, ast.For | ast.While) for above in module.ancestors(call)):
+        if module.loop(call) is not None:
             return True
     return False
 

@@ -43,7 +43,7 @@ class Scope:
         home, setup = self.home, self.setup.statement
         if self.group.of(place) is not home or home.function(place) is not home.function(setup):
             return False
-        looped = any(isinstance(one, ast.For | ast.While) for one in home.ancestors(setup))
+        looped = home.loop(setup) is not None
         return not looped and home.offset(home.range(place).start) < home.offset(home.range(setup).start)
 
     def _in_class(self, place: ast.AST) -> bool:

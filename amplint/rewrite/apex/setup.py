@@ -11,7 +11,7 @@ from amplint.rewrite.fixes import bound_before, suite_of
 from amplint.rewrite.refusals.refused import BY_HAND, Refused
 from amplint.rewrite.syntax.layout import is_elif
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, names_in
+from amplint.source.tree import called_name, names_in, uses_of
 
 _ORDER = tuple(
     "models optimizers enabled opt_level cast_model_type patch_torch_functions keep_batchnorm_fp32 master_weights "
@@ -202,7 +202,7 @@ def _chosen(module: Module, level: ast.Name) -> tuple[ast.expr, str, ast.stmt] |
     """The condition behind `level = "O1" if half else "O0"`, what it chooses, and the statement, if that is for nothing
     else."""
     scope = module.scope(level)
-    uses = [node for node in ast.walk(scope) if isinstance(node, ast.Name) and node.id == level.id]
+    uses = uses_of(scope, level.id)
     if len(uses) != 2:
         return None
     for node in ast.walk(scope):

@@ -11,6 +11,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import uses_of
 from amplint.source.values import Tensor, Value
 
 # Ops whose result is floating-point whatever the reading knows of their operands.
@@ -160,7 +161,7 @@ def _takes_indices(module: Module, receiver: ast.expr) -> bool:
         root = root.func if isinstance(root, ast.Call) else root.value
     if isinstance(root, ast.Name):
         scope = module.scope(receiver)
-        stores = [n for n in ast.walk(scope) if isinstance(n, ast.Name) and n.id == root.id]
+        stores = uses_of(scope, root.id)
         made = [module.parents[node] for node in stores if isinstance(node.ctx, ast.Store)]
         return any(isinstance(one, ast.Tuple) and getattr(one.elts[-1], "id", "") == root.id for one in made) and all(
             isinstance(one, ast.Tuple) or (isinstance(one, ast.Assign) and receiver in ast.walk(one.value))

@@ -25,7 +25,7 @@ from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name, parameters, positional
+from amplint.source.tree import called_name, parameters, positional, uses_of
 
 _LINEAR = frozenset(
     "svd svd_lowrank pca_lowrank qr cholesky cholesky_inverse cholesky_solve inverse pinverse det logdet slogdet lstsq "
@@ -357,7 +357,7 @@ def _is_fresh(module: Module, call: ast.AST, value: ast.expr) -> bool:
         value = value.func.value
     if isinstance(value, ast.Name):
         code = module.scope(call)
-        bound = [node for node in ast.walk(code) if isinstance(node, ast.Name) and node.id == value.id]
+        bound = uses_of(code, value.id)
         stores = [node for node in bound if not isinstance(node.ctx, ast.Load)]
         made = module.parents[stores[0]] if len(stores) == 1 else None
         value = made.value if isinstance(made, ast.Assign) and made.targets == stores else value

@@ -14,7 +14,7 @@ from amplint.rewrite.islands.sigmoids import forwards_behind, is_layer, sigmoid_
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
-from amplint.source.tree import called_name, parameters
+from amplint.source.tree import called_name, parameters, uses_of
 from amplint.source.values import Instance, Value
 
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "rand_like", "empty_like"))
@@ -202,7 +202,7 @@ def _reads_global(function: ast.AST, name: str) -> bool:
     """Whether a function reads a name that it does not bind itself."""
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         return False
-    nodes = [one for one in ast.walk(function) if isinstance(one, ast.Name) and one.id == name]
+    nodes = uses_of(function, name)
     bound = any(isinstance(one.ctx, ast.Store) for one in nodes)
     bound |= name in parameters(function)
     return bool(nodes) and not bound
@@ -266,7 +266,7 @@ def _without_sigmoid(module: Module, cls: ast.ClassDef, index: int | None) -> li
         return _unwrapped(module, root, operand)
     if isinstance(root, ast.Name):
         stores = [one for one in forward.body if isinstance(one, ast.Assign) and _binds(module, one, root.id)]
-        nodes = [one for one in ast.walk(forward) if isinstance(one, ast.Name) and one.id == root.id]
+        nodes = uses_of(forward, root.id)
         last = stores[-1] if stores else None
         later = [one for one in nodes if last is not None and one.lineno > (last.end_lineno or 0)]
         if last is not None and later == [root]:

@@ -10,6 +10,7 @@ from amplint.rewrite.refusals.refused import Refused, command
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import uses_of
 from amplint.source.values import Instance, Model, Sym, Tensor, Value
 
 REASON = "its loss is binary cross entropy on probabilities, which CUDA autocast refuses"
@@ -261,7 +262,7 @@ def tail_of(module: Module, layer: ast.Call) -> Tail | None:
             return Tail(made, part) if len(outputs) == 1 else None
         if not isinstance(root, ast.Name):
             continue
-        uses_of_it = [node for node in ast.walk(forward) if isinstance(node, ast.Name) and node.id == root.id]
+        uses_of_it = uses_of(forward, root.id)
         stores = [module.parents[node] for node in uses_of_it if isinstance(node.ctx, ast.Store)]
         last = next((one for one in reversed(forward.body) if one in stores), None)
         behind = [one for one in uses_of_it if last is not None and one.lineno > (last.end_lineno or 0)]

@@ -137,7 +137,7 @@ def _round(module: Module, plan: StepPlan) -> ast.stmt:
     """The statement that has made all steps of a round when it is over: the step, or the innermost loop around it
     where that goes over optimizers."""
     step = plan.step.node
-    loop = next((one for one in module.ancestors(step) if isinstance(one, ast.For | ast.While)), None)
+    loop = module.loop(step)
     if loop is not None and loop is plan.home.loop:
         return loop
     unscaled = plan.unscale_at(module)
