@@ -36,17 +36,15 @@ def scaler_state_not_saved(script: Script) -> Iterator[Finding]:
     scalers = {one for one in scalers - anew if _scales(one) and not only_bfloat16(script, one)}
     if not scalers or _saves_scaler(script):
         return
+    maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
     for save in script.events(events.Save):
         call = _call_here(script, save)
         if call is None or not _holds_optimizer(save):
             continue
-        if not save.complete and not save.registers and save.mapping is None:
-            continue
-        if _is_temporary(save):
+        if not (save.complete or save.registers or save.mapping is not None) or _is_temporary(save):
             continue
         if _never_scaled(script, save) or (save.mapping is save.node and not _holds_no_scaler(save.module, save.node)):
             continue
-        maker = next((c for c in script.events(events.Create) if c.value in scalers), None)
         if save.registers and maker is None:
             continue  # whoever makes the scaler may register it there
         if call is not save.node:

@@ -50,24 +50,27 @@ def grown(node: fx.Node, facts: Facts) -> str:
     tensors = [one for one in node.all_input_nodes if shape(one) or name(one)]
     sizes = {one: size for one in tensors if (size := facts.largest(one)) is not None}
     called = name(node)
+
+    def up_to(what: str, nodes: list[fx.Node]) -> list[str]:
+        return [f"{what} up to {number(sizes[one])}" for one in nodes if one in sizes]
+
     if called in PRODUCTS or called in LAYERS:
         given = [one for one in tensors if facts.captured.kinds.get(one.name) != "parameter"]
         weights = [one for one in tensors if facts.captured.kinds.get(one.name) == "parameter"]
         length = _length(node, called, tensors)
         if length:
             parts.append(f"a sum over {length} products")
-        parts += [f"values up to {number(sizes[one])}" for one in given[:2] if one in sizes]
-        parts += [f"weights up to {number(sizes[one])}" for one in weights[:1] if one in sizes]
+        parts += [*up_to("values", given[:2]), *up_to("weights", weights[:1])]
         if len(given) >= 2 and origin(given[0], True) is origin(given[1], True):
             parts.append("a product with itself, whose diagonal is a sum of squares")
     elif called in SUMS and tensors:
         length = _reduced(node, tensors[0])
         parts += [f"a sum over {length} values"] if length > 1 and called != "mean" else []
-        parts += [f"values up to {number(sizes[one])}" for one in tensors[:1] if one in sizes]
+        parts += up_to("values", tensors[:1])
     elif called in ("mul", "square", "pow"):
         same = len(tensors) == 2 and origin(tensors[0], True) is origin(tensors[1], True)
         if called != "mul" or same or len(node.all_input_nodes) == 1 == len(set(node.args[:2])):
-            parts += [f"a power of values up to {number(sizes[one])}" for one in tensors[:1] if one in sizes]
+            parts += up_to("a power of values", tensors[:1])
         else:
             parts += [f"a product of {_and(number(sizes[one]) for one in tensors if one in sizes)}"] if sizes else []
             scalars = [one for one in node.args[:2] if isinstance(one, int | float)]

@@ -287,15 +287,7 @@ def unknown(
             for inner in containers.contents(value):
                 protocol.hand_over(world, inner)
     if "save" in _last_name(callee):
-        named = (value for name, value in given.kwargs.items() if "meta" not in name)  # a label on what is saved
-        saved = [containers.saved_parts(value) for value in (*given.args, *named)]
-        parts = tuple(part for held, _, _ in saved for part in held)
-        mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
-        optimizers = [one for value in given.args for one in map(partial(_stepped, world), options(value)) if one]
-        if mapping is None and receiver is None and optimizers:
-            mapping, parts = node, (*parts, *optimizers)  # a helper that takes the states of what it is handed
-        if mapping is not None or any(isinstance(part, Scaler) for part in parts):
-            m.observe(events.Save, node, world, frame, parts=parts, complete=False, mapping=mapping)
+        _perhaps_saved(m, given, node, world, frame, alone=receiver is None)
     carried = (receiver, *values) if isinstance(receiver, Tensor) else values
     plain = isinstance(callee, Sym) and not isinstance(next(iter(callee.parts), None), Tensor)
     in_region = tensors.region_of(world) is not None and plain and isinstance(node, ast.Call)
@@ -309,6 +301,19 @@ def unknown(
         of = frozenset((callee if runner is None else runner,)) | (result.of if result else frozenset())
         result = tensors.opaque((), world, node, of)
     return [(result if result is not None else fresh("call"), world)]
+
+
+def _perhaps_saved(m: Machine, given: Arguments, node: ast.AST, world: World, frame: Frame, alone: bool) -> None:
+    """What says that it saves is given states; a function, no method (`alone`), may take those of optimizers itself."""
+    named = (value for name, value in given.kwargs.items() if "meta" not in name)  # a label on what is saved
+    saved = [containers.saved_parts(value) for value in (*given.args, *named)]
+    parts = tuple(part for held, _, _ in saved for part in held)
+    mapping = next((made for held, _, made in saved if any(isinstance(part, Optimizer) for part in held)), None)
+    optimizers = [one for value in given.args for one in map(partial(_stepped, world), options(value)) if one]
+    if mapping is None and alone and optimizers:
+        mapping, parts = node, (*parts, *optimizers)  # a helper that takes the states of what it is handed
+    if mapping is not None or any(isinstance(part, Scaler) for part in parts):
+        m.observe(events.Save, node, world, frame, parts=parts, complete=False, mapping=mapping)
 
 
 def _stepped(world: World, value: Value) -> Optimizer | None:
