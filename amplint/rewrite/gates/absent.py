@@ -32,7 +32,7 @@ def moved_before(module: Module, model: str, place: ast.stmt, devices: Iterable[
 
 def _as_given(module: Module, model: str, place: ast.stmt) -> bool:
     """Whether a field is nothing but what `__init__` is given, and no method moves that."""
-    cls = next((one for one in module.ancestors(place) if isinstance(one, ast.ClassDef)), None)
+    cls = module.class_of(place)
     if cls is None or not model.startswith("self."):
         return False
     stores = [one for one in ast.walk(cls) if isinstance(one, ast.Assign) and model in map(ast.unparse, one.targets)]

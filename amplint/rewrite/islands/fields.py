@@ -32,7 +32,7 @@ def calls_of(module: Module, made: ast.Call) -> list[ast.Call]:
         case _:
             return []
     calls = [one for one in module.nodes(ast.Call) if ast.unparse(one.func) == text]
-    cls = next((one for one in module.ancestors(made) if isinstance(one, ast.ClassDef)), None)
+    cls = module.class_of(made)
     if cls is None or not text.startswith("self."):
         return calls
     known = {cls.name}

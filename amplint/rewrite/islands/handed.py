@@ -7,6 +7,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.source.module import Module
+from amplint.source.tree import stored_names
 
 _ZERO = 2.0**-25  # what float16 rounds to 0
 _LOGARITHMS = frozenset(("log", "log2", "log10"))
@@ -22,7 +23,7 @@ def handed_logarithms(module: Module) -> tuple[ast.Name, ...]:
         if any(word in module.rows(function) for word in _WIDE):
             continue
         names = {one.arg for one in function.args.args}
-        stored = {one.id for one in ast.walk(function) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+        stored = stored_names(function)
         for node in ast.walk(function):
             operand = _operand(node)
             if operand is not None and any(map(_vanishes, ast.walk(operand))):

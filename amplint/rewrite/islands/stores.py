@@ -13,6 +13,7 @@ from amplint.rewrite.islands.casts import OUTPUT, SAME, tensors_made
 from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 
 _METHODS = {  # stores in place, with the place of what is stored
     **dict.fromkeys(("index_add_", "index_copy_", "scatter_", "scatter_add_"), 2),
@@ -40,7 +41,7 @@ def index_stores(reading: Reading, region: Sequence[ast.stmt]) -> tuple[ast.expr
     boxes: set[str] = set()  # those that hold no tensor, or one that is made like a half one
     found: list[ast.expr] = []
     for node in sorted(nodes, key=lambda one: (getattr(one, "lineno", 0), getattr(one, "col_offset", 0))):
-        if isinstance(node, ast.Assign | ast.Expr) and (module.function(node) or module.tree) is scope:
+        if isinstance(node, ast.Assign | ast.Expr) and module.scope(node) is scope:
             for index, value in _stored(node):
                 into = _root(node.targets[0] if isinstance(node, ast.Assign) else node.value)
                 if into and not {into, ast.unparse(_whole(node))} & (low | boxes) and _is_half(value, low, runs):
@@ -138,11 +139,11 @@ def _picks(module: Module, index: ast.expr, scope: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr=name, value=owner)):
             return name in _MASKS or _picks(module, owner, scope)
         case ast.Name(id=name):
-            return _made_as_index(module, name, scope)
+            return _made_as_index(name, scope)
     return False
 
 
-def _made_as_index(module: Module, name: str, scope: ast.AST) -> bool:
+def _made_as_index(name: str, scope: ast.AST) -> bool:
     """Whether a name is one of those that a loader hands out, or is made by a call of what gives no number."""
     for node in ast.walk(scope):
         match node:
@@ -161,7 +162,7 @@ def _first(target: ast.expr) -> ast.expr:
 
 
 def _function(call: ast.Call) -> str:
-    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return called_name(call)
 
 
 def _names(code: ast.AST) -> Iterator[ast.Name]:
