@@ -82,6 +82,19 @@ def abstract(node: FunctionNode) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def hollow(node: FunctionNode) -> bool:
+    """Whether a function says nothing but what it is for: `...`, `pass`, a docstring."""
+    body = node.body if isinstance(node.body, list) else [ast.Return()]
+    return all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in body)
+
+
+def _gives_nothing(node: FunctionNode, call: ast.AST | None, caller: Frame) -> bool:
+    """Whether a call's result is used although the function returns none: what it stands for is defined elsewhere, in a
+    subclass. Where nothing is made of the result it is a hook, which does nothing as it is."""
+    return hollow(node) and not isinstance(caller.module.parents.get(call), ast.Expr)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
 def shape(node: FunctionNode) -> tuple[bool, bool, frozenset[str]]:
     """(is a generator, defines functions or classes inside, names declared global or nonlocal)."""
     generator, nested = False, False
@@ -156,7 +169,7 @@ def call_function(
         return calls.unknown(m, sym("recursive", id(code)), given, node, world, caller)
     idle = not _asked_for(m, function, caller) and not m.relevance(function.frame.module).matters(code, m.alone)
     idle = idle and not _in_region(m, function, world, caller)
-    if caller is not None and (abstract(code) or idle):
+    if caller is not None and (abstract(code) or idle or _gives_nothing(code, node, caller)):
         return calls.unknown(m, sym("attr", function.owner or NONE, function.name), given, node, world, caller)
     generator, nested, _ = shape(code)
     manager = any(isinstance(d, Lib) and d.name.endswith("contextmanager") for d in function.decorators)
