@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from amplint.checks.registry import (
     Script,
     first_argument,
+    fork,
     found,
     own_condition,
     rule,
@@ -268,3 +269,48 @@ def never_zeroed(script: Script) -> Iterator[Finding]:
             ],
             help="zero_grad() in every round: before the backward, or after the step",
         )
+
+
+@rule("AMP136")
+def zeroed_without_the_scaler_only(script: Script) -> Iterator[Finding]:
+    """All that sets gradients to zero stands beside the step of a run without AMP (`else: step(); zero_grad()`): where
+    the scaler steps, the gradients of all steps before stay."""
+    module = script.module
+    zeroes = [node for node in module.all_nodes if _sets_to_zero(node)] if "zero_grad" in module.text else []
+    told: set[ast.AST] = set()
+    for step in script.events(events.Step) if zeroes else ():
+        branches = [fork(module, step.node, zero) for zero in zeroes] if step.module is module else [None]
+        branch = branches[0]
+        if step.scaler is None or step.node in told or not isinstance(branch, ast.If) or set(branches) != {branch}:
+            continue
+        plain = (one for one in module.nodes(ast.Call) if text(module, one.func) == f"{first_argument(step)}.step")
+        beside = next((one for one in plain if fork(module, one, step.node) is branch), None)
+        backwards = [one for one in backwards_of(step, step.before) if one.module is module]
+        repeated = any(one.loops for one in (step, *backwards))
+        if beside is None or not backwards or not repeated or _ZEROES.search(_arm_of(module, branch, step.node)):
+            continue
+        told.add(step.node)
+        yield found(
+            "AMP136",
+            step,
+            f"no gradients are set to zero where the scaler steps: {text(module, zeroes[0])} stands in the other arm "
+            "alone, and each step uses the gradients of all steps before",
+            evidence=[(backwards[-1], "adds to the gradients"), (step, "steps, and leaves them")],
+            help="zero_grad() behind both arms",
+        )
+
+
+def _sets_to_zero(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
+            return "zero_grad" in name
+        case ast.Assign(targets=[ast.Attribute(attr="grad")]):
+            return True
+    return False
+
+
+def _arm_of(module: Module, branch: ast.If, node: ast.AST) -> str:
+    """The source of the arm that holds a node."""
+    above = {node, *module.ancestors(node)}
+    arm = branch.body if any(one in above for one in branch.body) else branch.orelse
+    return "\n".join(module.rows(one) for one in arm)
