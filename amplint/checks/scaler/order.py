@@ -13,6 +13,7 @@ from amplint.checks.registry import (
     found,
     found_at,
     may_both_run,
+    own_condition,
     receiver,
     rule,
     same_function,
@@ -30,6 +31,7 @@ from amplint.checks.scaler.protocol import (
     scaler_name,
     steps_of,
     unscaled_by_a_method,
+    unscaled_in_last_round,
 )
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
@@ -55,6 +57,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not _for_runs_without(script, clip, optimizer, backwards_of(before))
                 and not unscaled_by_a_method(clip)
                 and not _unscaled_as_it_is_stepped(script, clip, optimizer)
+                and not unscaled_in_last_round(script, clip, optimizer, backwards_of(before))
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(before)[-1:])
         if not clip.touched and not measures(clip) and not unscaled_by_a_method(clip):
@@ -281,9 +284,9 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
     for read in script.events(events.ReadGradient):
         scaled = [one for one in read.touched if one[1].kind == "scaled" and not one[1].stepped]
         for optimizer, before in [*scaled, *_steps_next(script, read)]:
-            if isinstance(before.scaler, Scaler):
+            backwards = backwards_of(before)
+            if isinstance(before.scaler, Scaler) and not unscaled_in_last_round(script, read, optimizer, backwards):
                 scaler = scaler_name(before)
-                backwards = backwards_of(before)
                 module, place = (read.module, read.node)
                 if read.module is not script.module:
                     module, place = _call_towards(read, backwards) or (module, place)
@@ -331,6 +334,8 @@ def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
             if not isinstance(unscale, events.Unscale) or unscale.scaler != backward.scaler:
                 continue
             step = min(steps_of(script, optimizer, scaled=True), key=partial(_distance, unscale), default=None)
+            if step is not None and _in_one_round(unscale, step, backward):
+                continue
             yield found(
                 "AMP108",
                 unscale,
@@ -344,6 +349,12 @@ def unscale_per_micro_batch(script: Script) -> Iterator[Finding]:
                 help="call unscale_ once per step, under the same condition as the step",
                 fix=_move_unscale(unscale, step),
             )
+
+
+def _in_one_round(unscale: events.Unscale, step: events.Step, backward: events.Backward) -> bool:
+    """Whether a loop over micro-batches, which the step follows, unscales under a condition: in the last of them."""
+    over = {loop.node for loop in unscale.loops} - {loop.node for loop in step.loops}
+    return bool(over) and own_condition(unscale.module, unscale.node, backward.node)
 
 
 @rule("AMP108")

@@ -30,6 +30,18 @@ def backwards_of(gradients: events.Gradients) -> list[events.Backward]:
     return [origin for origin in gradients.origins if isinstance(origin, events.Backward)]
 
 
+def unscaled_in_last_round(
+    script: Script, use: events.Event, optimizer: Optimizer, backwards: Iterable[events.Backward]
+) -> bool:
+    """Whether the loop over micro-batches, which is over where gradients are used, unscales them itself: in the round
+    that it takes for the last, whatever that is asked by."""
+    over = {loop.node for backward in backwards for loop in backward.loops} - {loop.node for loop in use.loops}
+    return any(
+        unscale.optimizer == optimizer and any(loop.node in over for loop in unscale.loops)
+        for unscale in (script.events(events.Unscale) if over else ())
+    )
+
+
 def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[events.Step]:
     """All steps of an optimizer, through a scaler or not."""
     for step in script.events(events.Step):

@@ -285,7 +285,7 @@ def zeroed_without_the_scaler_only(script: Script) -> Iterator[Finding]:
             continue
         plain = (one for one in module.nodes(ast.Call) if text(module, one.func) == f"{first_argument(step)}.step")
         beside = next((one for one in plain if fork(module, one, step.node) is branch), None)
-        backwards = [one for one in backwards_of(step, step.before) if one.module is module]
+        backwards = [one for one in backwards_of(step.before) if one.module is module]
         repeated = any(one.loops for one in (step, *backwards))
         if beside is None or not backwards or not repeated or _ZEROES.search(_arm_of(module, branch, step.node)):
             continue

@@ -33,6 +33,7 @@ from amplint.source.values import (
     Class,
     Const,
     Device,
+    Gradient,
     GradMode,
     Instance,
     Items,
@@ -104,6 +105,10 @@ def call(
     if name.startswith("torch.Tensor.") and given.args:  # an unbound method: map(torch.Tensor.double, xs)
         unbound = Arguments(given.args[1:], given.kwargs, given.open)
         return calls.call_attribute(m, given.args[0], name.rpartition(".")[2], unbound, node, world, frame)
+    if given.args and isinstance(given.args[0], Gradient) and name.startswith("torch."):
+        read = name.rpartition(".")[2].removeprefix("vector_")
+        if read in training.BY_SIZE:
+            training.read_gradient(m, given.args[0].of, read, node, world, frame)
     if name == "torch.amp.is_autocast_available" and tensors.region_of(world) is not None:
         return [(TRUE, world)]
     api = m.library.find(name)

@@ -150,7 +150,7 @@ def gradient_method(
             training.zero_gradients(m, owner.of, node, world, frame)
     elif name in ("clamp_", "clamp", "clip_", "clamp_min_", "clamp_max_"):
         training.clip(m, owner.of, "hand", node, world, frame)
-    elif name in ("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"):
+    elif name in training.BY_SIZE:
         training.read_gradient(m, owner.of, name, node, world, frame)
         return [(fresh("number"), world)]
     elif name in ("add_", "sub_") and not any(isinstance(value, Gradient) for value in given.args):

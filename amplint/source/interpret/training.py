@@ -100,6 +100,10 @@ def clips_of(world: World, optimizer: Optimizer) -> tuple[events.Clip, ...]:
     return clips
 
 
+# What is made of gradients and depends on how large they are.
+BY_SIZE = frozenset(("norm", "abs", "max", "min", "mean", "std", "pow", "sign", "sign_", "sum", "square", "topk"))
+
+
 def read_gradient(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame) -> None:
     touched, perhaps = _owning(world, of)
     m.emit(events.ReadGradient, node, world, frame, of=of, how=how, touched=touched, perhaps=perhaps)
