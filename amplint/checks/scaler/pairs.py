@@ -45,7 +45,8 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
             and not (same_function(b, step) and any(_stands_before(b.node, zero) for zero in emptied))
         ]
         here = [b for b in skipped if same_function(b, step)]
-        if not here or len(here) < len(skipped) or not all(_under_own_branch(b, step) for b in here):
+        helped = [b for b in skipped if b not in here and not (emptied and _apart(b, step))]
+        if not here or helped or not all(_under_own_branch(b, step) for b in here):
             continue
         if _hands_on(step, here[0]):
             continue  # whoever gets it may run the backward
@@ -57,6 +58,12 @@ def optimizer_without_gradients(script: Script) -> Iterator[Finding]:
             evidence=[(here[0], "its gradients are computed only here"), (step, "but it is stepped in any case")],
             help="step it under the same condition as its backward",
         )
+
+
+def _apart(backward: events.Backward, step: events.Step) -> bool:
+    """Whether the function that steps is not on the way to a backward: it is another's, which this one's zero_grad
+    throws away."""
+    return all(frame.code is not step.frame.code for frame in backward.frame.stack())
 
 
 def _emptied_on_the_way(script: Script, step: events.Step) -> set[ast.AST]:
