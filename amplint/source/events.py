@@ -274,6 +274,15 @@ class HandOver(Event):
 
 
 @dataclass(eq=False, slots=True)
+class Misused(Event):
+    """A GradScaler is called as if it were a function (`name` empty), or its method is given what is no optimizer."""
+
+    scaler: Scaler
+    name: str
+    given: tuple[Value, ...]
+
+
+@dataclass(eq=False, slots=True)
 class NoneUsed(Event):
     """A method is called of what holds a scaler only where a formula holds, and None elsewhere; `name`: what it is
     called there."""

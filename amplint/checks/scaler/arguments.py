@@ -1,4 +1,4 @@
-"""Family 1, what a GradScaler is made with: factors that its constructor refuses."""
+"""Family 1, what a GradScaler and its methods refuse: factors, models and schedules for optimizers, calls of itself."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import bound_again
-from amplint.checks.registry import Script, found_at, rule
+from amplint.checks.registry import Script, first_argument, found, found_at, rule, text
 from amplint.findings import Finding
+from amplint.source import events
+from amplint.source.values import Scaler
 
 _SCALERS = frozenset(
     f"torch{where}.GradScaler" for where in ("", ".amp", ".amp.grad_scaler", ".cuda.amp", ".cuda.amp.grad_scaler")
@@ -45,3 +47,37 @@ def _is_off(call: ast.Call) -> bool:
 
 def _false(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is False
+
+
+@rule("AMP130")
+def called_scaler(script: Script) -> Iterator[Finding]:
+    """A scaler is called as if it were one of those that do backward and step: `scaler(loss)`."""
+    for event in script.events(events.Misused):
+        if not event.name and _is_torchs(script, event.scaler) and isinstance(event.node, ast.Call):
+            name = text(event.module, event.node.func)
+            yield found(
+                "AMP130",
+                event,
+                f"{name} is a GradScaler, which cannot be called: this raises TypeError",
+                help=f"{name}.scale(loss).backward()",
+            )
+
+
+@rule("AMP134")
+def no_optimizer(script: Script) -> Iterator[Finding]:
+    """What is unscaled or stepped has no gradients: a schedule, a model."""
+    for event in script.events(events.Misused):
+        if event.name and _is_torchs(script, event.scaler):
+            what, owner = first_argument(event), text(event.module, event.node).partition(f".{event.name}(")[0]
+            yield found(
+                "AMP134",
+                event,
+                f"{what} is no optimizer: {event.name}() looks for its param_groups, and raises AttributeError",
+                help=f"give it the optimizer; a schedule steps by itself, after {owner}.step",
+            )
+
+
+def _is_torchs(script: Script, scaler: Scaler) -> bool:
+    """Whether a scaler is made by torch's own class, not by an heir that may do more."""
+    made = (one for one in script.events(events.Create) if one.value == scaler)
+    return any(isinstance(one.node, ast.Call) and one.module.dotted(one.node.func) & _SCALERS for one in made)

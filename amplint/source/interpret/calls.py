@@ -219,6 +219,9 @@ def call(m: Machine, callee: Value, given: Arguments, node: ast.AST, world: Worl
             return [(callee, world)]
         case Const():
             return [] if callee == NONE else [(fresh("call"), world)]
+        case Scaler() if given.args:  # it raises; what was meant is scale()
+            scaler_methods.misused(m, callee, "", given.args, node, world, frame)
+            return [(scaler_methods.scaled(m, given.args[0], callee, node, world), world)]
     if m.is_model(callee):
         return models.forward(m, callee, given, node, world, frame)
     return unknown(m, callee, given, node, world, frame)

@@ -18,6 +18,7 @@ from amplint.source.values import (
     Instance,
     Items,
     Many,
+    Model,
     Object,
     Optimizer,
     Scaler,
@@ -36,6 +37,9 @@ def scaler_method(
     match name:
         case "scale" if args:
             return [(scaled(m, args[0], scaler, node, world), world)]
+        case "unscale_" | "step" if args and _has_no_gradients(args[0]):
+            misused(m, scaler, name, args, node, world, frame)
+            return [(fresh("call"), world)]
         case "unscale_" if args:
             split = choices.split(m, args[0], world)
             for plain, after in split:
@@ -70,6 +74,19 @@ def scaler_method(
         case "get_scale":
             return [(sym("scale of", scaler, serial()), world)]
     return None
+
+
+def misused(
+    m: Machine, scaler: Scaler, name: str, given: tuple[Value, ...], node: ast.AST, world: World, frame: Frame
+) -> None:
+    """Tell of a scaler that is on and asked for what raises."""
+    if not _off(scaler, world):
+        m.observe(events.Misused(node, frame, world.contexts, world.loops, world.facts, scaler, name, given))
+
+
+def _has_no_gradients(value: Value) -> bool:
+    """Whether it is surely no optimizer: a schedule of learning rates, a library's model."""
+    return isinstance(value, Model) or (isinstance(value, Object) and value.kind == "scheduler")
 
 
 def _off(scaler: Scaler, world: World) -> bool:
