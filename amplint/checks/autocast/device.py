@@ -66,7 +66,9 @@ def not_a_device_type(script: Script) -> Iterator[Finding]:
                 f"{shown} is no device type, but the number of a device: ValueError",
                 severity=Severity.ERROR,
                 help='pass "cuda"',
-                fix=fixes.device_type(module, argument, '"cuda"'),
+                fix=None
+                if isinstance(argument, ast.Name | ast.Attribute)
+                else fixes.device_type(module, argument, '"cuda"'),
             )
         elif any(isinstance(side, Const) and side.value in _WRONG for side in sides):
             yield found(
@@ -112,7 +114,15 @@ def sides_of(value: Value, event: events.Event) -> list[Value]:
 
 
 def _is_number(value: Value) -> bool:
-    return isinstance(value, Const) and isinstance(value.value, int) and not isinstance(value.value, bool)
+    """Whether it is surely an int: written out, made by int(…), a rank."""
+    match value:
+        case Const(value=number):
+            return isinstance(number, int) and not isinstance(number, bool)
+        case Sym(kind="call", parts=("int", *_)):
+            return True
+        case Sym(kind="constant", parts=(str() as name, *_)):
+            return name.endswith((".get_rank", ".current_device", ".device_count"))
+    return False
 
 
 def _index(script: Script, module: Module, argument: ast.expr, sides: list[Value]) -> str | None:

@@ -82,6 +82,8 @@ def call(m: Machine, name: str, given: Arguments, node: ast.AST, world: World, f
                 return [(Const(abs(first.value) if name == "abs" else number), world)]
             except (OverflowError, ValueError):
                 return [(fresh("call"), world)]
+        case "int" if isinstance(first, Sym) and len(args) == 1:
+            return [(sym("call", name, conditions.key(first)), world)]
         case "sum" if first is not None:
             return [(_sum(m, args, node, world, frame), world)]
         case "exit" | "quit":
