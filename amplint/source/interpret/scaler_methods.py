@@ -81,7 +81,7 @@ def misused(
 ) -> None:
     """Tell of a scaler that is on and asked for what raises."""
     if not _off(scaler, world):
-        m.observe(events.Misused(node, frame, world.contexts, world.loops, world.facts, scaler, name, given))
+        m.observe(events.Misused, node, world, frame, scaler=scaler, name=name, given=given)
 
 
 def _has_no_gradients(value: Value) -> bool:
