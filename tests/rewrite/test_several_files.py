@@ -554,3 +554,20 @@ def test_a_trainer_that_steps_a_wrapper_is_named() -> None:
         }
     )
     assert "may train: amplint fix entry.py trainer.py\n" in amplint("entry.py").stderr
+
+
+@pytest.mark.parametrize(("default", "code"), [("True", 1), ("False", 0)])
+def test_gradients_of_gradients_that_a_default_asks_for(default: str, code: int) -> None:
+    """In a model that eval() looks up by its name, as a parameter of a helper says that is True unless it is given."""
+    helper = f"import torch\ndef slope(y, x, graph={default}):\n"
+    helper += "    return torch.autograd.grad(y.sum(), x, create_graph=graph)[0].square().mean()\n"
+    net = "import torch\nfrom helper import slope\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+    net += "        y = super().forward(x)\n        return y + slope(y, x)\ndef get_net():\n    return Net(4, 4)\n"
+    put({"helper.py": helper, "nets.py": net})
+    script = "import sys\nimport nets\n" + fixing.HEAD.replace(
+        "torch.nn.Linear(4, 4)", "eval(sys.argv[1] + '.get_net')()"
+    )
+    fixing.put(script + fixing.STEP)
+    result = amplint("train.py")
+    assert result.exit_code == code, result.stdout
+    assert ("helper.py:3 takes gradients of gradients" in result.stdout) is bool(code)

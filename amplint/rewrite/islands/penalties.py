@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from amplint.source import events
 from amplint.source.interpret.entries import Reading
 from amplint.source.interpret.frames import Code
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import is_differentiable, names_in, positional
+from amplint.source.tree import defaults, is_differentiable, named_argument, names_in, positional
 
 REASON = "it takes gradients of gradients (create_graph=True), which a GradScaler does not unscale"
 ADVICE = "scale and unscale those of the penalty by hand, or use --dtype bfloat16"
@@ -35,8 +36,19 @@ _KEEPS = frozenset(("view", "reshape", "detach", "requires_grad_", "data", "clon
 def unmet(reading: Reading, module: Module) -> ast.AST | None:
     """The gradient of a gradient in a file that the reading has not met, or that is no autograd.grad."""
     met = {_place(event.module, event.node) for event in _gradients(reading)}  # the file may have been read twice
-    found = (node for node in ast.walk(module.tree) if is_differentiable(node) and _place(module, node) not in met)
+    found = (node for node in ast.walk(module.tree) if _differentiates(module, node))
+    found = (node for node in found if _place(module, node) not in met)
     return next((node for node in found if module is reading.module or not _of_another(module, node)), None)
+
+
+def _differentiates(module: Module, node: ast.AST) -> bool:
+    """autograd.grad(…, create_graph=True), also by a parameter that is True unless something else is given."""
+    match named_argument(node, "create_graph") if isinstance(node, ast.Call) else None:
+        case ast.Name(id=name):
+            function = module.function(node)
+            told = dict(defaults(function.args)) if isinstance(function, ast.FunctionDef) else {}
+            return getattr(told.get(name), "value", None) is True
+    return is_differentiable(node)
 
 
 def _of_another(module: Module, node: ast.AST) -> bool:
@@ -88,14 +100,16 @@ def reached(module: Module, used: Sequence[Module]) -> Iterator[Module]:
         known = grown
     for one in used:
         own = (inner for of, _, _, node in inside if of is one for inner in ast.walk(node))
-        if any(is_differentiable(inner) or _inner(one, inner) for inner in own):
+        if any(_differentiates(one, inner) or _inner(one, inner) for inner in own):
             yield one
 
 
 def _words(node: ast.AST) -> set[str]:
     found = names_in(node)
     found |= {one.attr for one in ast.walk(node) if isinstance(one, ast.Attribute)}
-    return found | {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    found |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    evaluated = (one for one in ast.walk(node) if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "eval")
+    return found.union(*(re.findall(r"\w+", ast.unparse(one)) for one in evaluated))  # eval("models." + name + ".get")
 
 
 class Penalties(NamedTuple):
