@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from amplint import engine
 from amplint.config import load
 from amplint.engine import Job, check_data
 from amplint.findings import Applicability
-from amplint.knowledge import rules
+from amplint.knowledge import ops, rules
 from amplint.limit import deep_recursion
 from amplint.report.story import tell
 from amplint.rewrite import instrument
@@ -243,6 +244,40 @@ def test_mutants(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SECONDS", 10)
     for text in mutants(60, seed):
         assert not complaint(text), text
+
+
+ODDLY = [
+    "()",
+    "(*a)",
+    "(**k)",
+    "(input=h, other=p)",
+    "(h)",
+    "(p, h, h)",
+    "(h, -1e9)",
+    "(mask=h > 0, value=-1e9)",
+    "(dim=1)",
+]
+
+
+@pytest.mark.parametrize("arguments", ODDLY)
+def test_operations_that_are_called_oddly(arguments: str) -> None:
+    names = [name.replace("torch.Tensor.", "h.") for name in ops()["aliases"]]
+    calls = "\n".join(f"            y = {name}{arguments}" for name in sorted(names))
+    source = f"""
+import torch
+from torch import nn
+
+class M(nn.Module):
+    def forward(self, x, *a, **k):
+        with torch.autocast("cuda", dtype=torch.float16):
+            h, p = nn.functional.linear(x, self.w), torch.arange(x.shape[1])
+{calls}
+        return y
+
+loss = M().cuda()(x)
+"""
+    outcome = check_data("train.py", source.encode(), replace(JOB, fix=frozenset()))
+    assert not outcome.failed, outcome.trace
 
 
 def main(number: int, seed: int) -> None:

@@ -182,14 +182,14 @@ def _limit(event: events.Operation) -> Fix | None:
         return None
     given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg in ("value", "min", "max"))]
     if isinstance(call.func, ast.Attribute) and event.name in ("masked_fill", "fill", "clamp", "index_fill"):
-        tensor: ast.expr = call.func.value
+        tensor: ast.expr | None = call.func.value
         if isinstance(tensor, ast.Name) and tensor.id in ("torch", "F"):
-            tensor = call.args[0]
+            tensor = next(iter(call.args), None)
     elif event.name == "where" and len(call.args) == 3:
         tensor = call.args[1] if isinstance(event.args[1], Tensor) else call.args[2]
-    elif event.name == "full_like":
-        tensor = call.args[0]
     else:
+        tensor = next(iter(call.args), None) if event.name == "full_like" else None
+    if tensor is None:
         return None
     written = ast.Constant | ast.UnaryOp | ast.BinOp | ast.Call
     literals = [node for node in given if isinstance(node, written) and node is not tensor]
@@ -224,7 +224,7 @@ def _literal(node: ast.expr) -> float | None:
 
 def _additive(event: events.Operation) -> bool:
     """Whether the filled tensor itself was made to be added: a mask, not scores."""
-    target = event.args[0]
+    target = next(iter(event.args), None)
     return isinstance(target, Tensor) and target.made in ("zeros", "zeros_like", "full", "ones")
 
 

@@ -29,6 +29,8 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
         dtype = event.result.dtype
         if event.name not in ("cast", "arange", *_PRODUCTS) or dtype not in tensors.HALF or guarded(event):
             continue
+        if not event.args and event.name != "arange":
+            continue  # `mm(*operands)`
         if event.name in _PRODUCTS:
             operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.dtype not in tensors.HALF]
             outer = isinstance(event.args[0], Const) and _OUTER.match(str(event.args[0].value)) is not None

@@ -21,6 +21,7 @@ FILLED = frozenset(("full", "full_like", "tensor", "as_tensor"))  # what is made
 TOLD = FILLED | {"arange"}
 PICKS = frozenset("max min sort topk median nanmedian mode kthvalue cummax cummin".split())  # values and their indices
 _EACH = frozenset(("grad", "binary_cross_entropy"))  # what matters wherever it is called from
+_OPERANDS = (("input",), ("other", "mat2", "batch2"))  # what torch calls the first and the second
 _CREATE = frozenset(("zeros ones empty full rand randn eye linspace logspace normal").split())
 
 
@@ -38,6 +39,7 @@ def operation(
 ) -> Tensor:
     """Run an op on tensors and tell of it. `weights`: the dtype of a layer's, where it was cast; `layer`: where it is
     known."""
+    operands, kwargs = _in_order(operands, kwargs)
     every = (*operands, *kwargs.values())
     result = tensors.operate(op, every, world, node, kwargs.get("dtype"))
     if op.startswith("embedding") and len(operands) == 1:
@@ -50,6 +52,17 @@ def operation(
     if op in tensors.LOSSES and not frame.in_model:
         m.emit(events.Loss, node, world, frame, name=op)
     return result
+
+
+def _in_order(operands: tuple[Value, ...], kwargs: dict[str, Value]) -> tuple[tuple[Value, ...], dict[str, Value]]:
+    """`torch.mm(input=a, mat2=b)` as `torch.mm(a, b)`."""
+    for place, names in enumerate(_OPERANDS):
+        name = next((one for one in names if one in kwargs), None)
+        if name is None or len(operands) != place:
+            break
+        operands = (*operands, kwargs[name])
+        kwargs = {other: value for other, value in kwargs.items() if other != name}
+    return operands, kwargs
 
 
 def tell(
