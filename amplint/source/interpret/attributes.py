@@ -81,6 +81,8 @@ def attribute(m: Machine, owner: Value, name: str, node: ast.AST, world: World, 
             return [(Gradient(owner.of) if name == "grad" else owner, world)]
         case Gradient():
             return [(owner, world)]
+        case Scaler() if name.endswith("scaler"):
+            return [(owner, world)]  # of an object whose step(optimizer) and update() are the scaler's that it keeps
         case Optimizer():
             if name == "param_groups":
                 of = owner.of | {owner}  # those of its models that it has
