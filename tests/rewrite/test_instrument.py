@@ -219,6 +219,14 @@ def test_what_hands_tensors_to_compiled_code_stays_in_float32() -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_what_a_helper_compiles_is_compiled_code() -> None:
+    helper = "    @staticmethod\n    def kernel():\n        import fused\n        return fused.build()\n"
+    text = FUNCTION.replace("import fused\n", "").replace("fused.add_bias_backward", "Bias.kernel()")
+    put(text.replace("fused.add_bias", "Bias.kernel()").replace("class Net", f"{helper}class Net"), "model.py")
+    put(USES)
+    assert amplint("train.py").stdout.endswith("Bias has no custom_fwd; amplint fix model.py train.py changes both\n")
+
+
 @pytest.mark.parametrize("forward", ["return torch.mm(x, x.t()).div_(0.07).exp_()", "return torch.mm(sp_mm, x)"])
 def test_exponentials_in_place_and_sparse_products_stay_in_float32(forward: str) -> None:
     path = put(FUNCTION.replace("return fused.add_bias(x)", forward).replace("fused.add_bias_backward", ""), "model.py")

@@ -38,7 +38,9 @@ def custom_functions(module: Module) -> Iterator[tuple[ast.ClassDef, bool]]:
         if len(methods) < 2 or any("custom_" in ast.unparse(one) for m in methods for one in m.decorator_list):
             continue
         nodes = [node for method in methods for node in ast.walk(method)]
-        foreign, lowered = any(_foreign(module, node) for node in nodes), any(_lowered(node, lower) for node in nodes)
+        helped = [node for method in _methods(cls) if method not in methods for node in ast.walk(method)]
+        foreign = any(_foreign(module, node) for node in (*nodes, *helped))  # a kernel that a helper compiles, too
+        lowered = any(_lowered(node, lower) for node in nodes)
         if foreign or lowered:
             yield cls, sparse or foreign or any(map(_chooses, nodes)) or any(map(_exponentiates, nodes))
 
