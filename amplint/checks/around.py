@@ -7,7 +7,7 @@ import re
 
 from amplint.checks.registry import Script
 from amplint.checks.users import used_in_half
-from amplint.rewrite.said import says
+from amplint.rewrite.said import says, words
 
 _HALF = re.compile(  # also what frameworks are told where they are run
     rb"autocast|\bhalf\(|float16|fp16|bf16|GradScaler|\bamp\b|mixed.?precision|\bprecision\b *=|\bapex\b|deepspeed"
@@ -18,6 +18,13 @@ _SURELY = re.compile(
     rb"autocast|\bhalf\(|float16|fp16|bf16|GradScaler|\bamp\b|mixed.?precision|\bprecision\b *=", re.IGNORECASE
 )
 _AUTOCAST = re.compile(rb"autocast\(|GradScaler|\bprecision *= *(16|.16)|mixed_precision *=|\bfp16 *= *True")
+_COMMENT = re.compile(rb"#[^\n]*")
+_LOW = re.compile(
+    rb"autocast|\.half\b|[\"']half[\"']|(?<!np\.)(?<!numpy\.)\bb?float16|fp16|bf16|\bapex\.amp\b|\bamp\.initialize"
+    rb"|precision *=|mixed_precision|deepspeed|\bAccelerator\b|\bFabric\b|lightning|fastai|TrainingArguments"
+    rb"|\bignite\b|composer|torch_xla",
+    re.IGNORECASE,
+)
 _RESUMES = re.compile(  # a file that speaks of resuming and loads something, too: a logger may resume its own file
     rb"opt\w*(\[[^]\n]*\]|\.\w+)*\.load_state_dict|load_state_dict\([^\n]*opt|load_checkpoint"
     rb"|\A(?=[\s\S]*?resum(?!\w*\s*=\s*[\"']|e_download))(?=[\s\S]*?(torch\.load|load_state|restor|\.load\())",
@@ -44,6 +51,20 @@ def enters_autocast_somewhere(script: Script) -> bool:
     said, looked_at = says(script.module, _AUTOCAST)
     script.looked_at.update(looked_at)
     return said and bool(looked_at)
+
+
+def never_low(script: Script) -> bool:
+    """Whether no file of the project says a word that would have anything run in half precision, in its code: a scaler
+    alone does not. Where there is no project to look through, something may."""
+    if _LOW.search(_COMMENT.sub(b"", script.module.text.encode(errors="replace"))):
+        return False  # as it is now: `fix` asks before it writes
+    said, looked_at = says(script.module, _LOW)
+    script.looked_at.update(looked_at)
+    if not said:
+        return bool(looked_at)
+    files = words(script.module) or ()
+    script.looked_at.update(one.path for one in files)
+    return len(files) > 1 and not any(_LOW.search(one.text) for one in files)
 
 
 def resumes(script: Script) -> bool:

@@ -112,3 +112,50 @@ def test_a_scaler_of_ones_own_is_followed_through_the_name_of_its_package(tmp_pa
         path.write_text(text)
     module = Module.read("package/half/trainer.py", OWN.encode())
     assert checks.check_module(module, Settings(codes=frozenset({"AMP102", "AMP105"}))).findings == ()
+
+
+BASE = """\
+import torch
+
+
+class Trainer:
+    def __init__(self, model, use_amp):
+        self.model, self.use_amp = model, use_amp
+        self.optimizer = torch.optim.Adam(model.parameters())
+        self.scaler = torch.amp.GradScaler("cuda")
+
+    def train(self, loader):
+        for batch in loader:
+            self.step(batch)
+"""
+HEIR = """\
+import torch
+from base import Trainer
+
+# rows, so that the region stands where the short file that makes the scaler has none
+# rows
+# rows
+# rows
+# rows
+# rows
+
+
+class Mine(Trainer):
+    def step(self, batch):
+        with torch.autocast("cuda", dtype=torch.float16, enabled=self.use_amp):
+            loss = self.model(batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+"""
+
+
+def test_a_flag_of_another_file_is_no_fix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / "mine.py").write_text(HEIR)
+    module = Module.read("mine.py", (tmp_path / "mine.py").read_bytes())
+    settings = Settings(codes=frozenset({"AMP124"}), roots=(str(tmp_path),))
+    [finding] = checks.check_module(module, settings).findings
+    assert (finding.path, finding.fix) == ("base.py", None)

@@ -224,3 +224,44 @@ def test_a_device_with_an_index_where_the_project_asks_for_a_torch_that_takes_it
     for asks, grade in (("", Severity.WARNING), ("pyproject.toml", Severity.NOTE)):
         found = checks.check_module(module, Settings(codes=frozenset({"AMP208"}), torch_from=asks)).findings
         assert [one.severity for one in found] == [grade]
+
+
+FULL = """\
+import torch
+from nets import Net
+
+model = Net().cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+scaler = torch.amp.GradScaler("cuda")
+for x, y in loader:
+    optimizer.zero_grad()
+    # with torch.autocast("cuda", dtype=torch.float16):
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+"""
+NETS = """\
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(784, 10)
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+def test_a_scaler_in_a_project_that_never_enters_autocast(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP207", "train.py", FULL, nets=NETS) == [Severity.WARNING]
+
+
+@pytest.mark.parametrize(
+    "forward", ['with torch.autocast("cuda"):\n            return self.layer(x)', "return self.layer.half()(x.half())"]
+)
+def test_the_model_of_another_file_enters_it(forward: str, tmp_path: Path) -> None:
+    nets = NETS.replace("return self.layer(x)", forward)
+    assert grades(tmp_path, "AMP207", "train.py", FULL, nets=nets) == []

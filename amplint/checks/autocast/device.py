@@ -246,10 +246,12 @@ def cuda_on_any_device(script: Script) -> Iterator[Finding]:
 @rule("AMP208")
 def cuda_scaler_on_any_device(script: Script) -> Iterator[Finding]:
     """CUDA's scaler is on whatever the device is, beside regions for the device that is chosen at run time."""
-    chosen = [
-        value for _, value, _ in made(script) if value.device is not None and not tensors.device_type(value.device)
-    ]
-    if not chosen:
+    chosen = (
+        value.device is not None and not tensors.device_type(value.device)
+        for _, value, _ in made(script)
+        if value.enabled != FALSE  # an island in float32
+    )
+    if not any(chosen):
         return
     for create in script.events(events.Create):
         value = create.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from amplint.checks.around import never_low
 from amplint.checks.autocast.common import bound_again, is_autocast
 from amplint.checks.autocast.device import made as by_name
 from amplint.checks.registry import Script, found, found_at, rule, text
@@ -12,7 +13,7 @@ from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module, imported_from
-from amplint.source.values import Autocast
+from amplint.source.values import FALSE, Autocast, Scaler, Tensor
 
 _MODULES = frozenset("torch.amp torch.cuda.amp torch.cpu.amp torch.amp.autocast_mode".split())
 _BOTH = (2, 3)  # the torch version that has autocast and GradScaler in torch.amp
@@ -88,6 +89,37 @@ def autocast_never_entered(script: Script) -> Iterator[Finding]:
                     'pass the device type: torch.autocast("cuda")',
                     fixes.add_device(module, node, script.settings.target_device),
                 )
+
+
+@rule("AMP207")
+def scaler_without_autocast(script: Script) -> Iterator[Finding]:
+    """Losses are scaled in a project nothing of which runs in half precision."""
+    seen: set[ast.AST] = set()
+    if any(True for _ in script.events(events.Enter)):
+        return
+    for backward in script.events(events.Backward):
+        scaler = backward.scaler
+        create = next((one for one in script.events(events.Create) if one.value == scaler), None)
+        if not isinstance(scaler, Scaler) or create is None or create.node in seen or scaler.enabled == FALSE:
+            continue
+        if backward.module is not script.module or create.module is not script.module:
+            continue
+        loss, function = backward.loss, backward.frame.code
+        if not isinstance(loss, Tensor) or loss.region is not None or not loss.of:
+            continue  # how it comes to be is not seen
+        plain = (one for one in script.events(events.Backward) if one.scaler is None and one.frame.code is function)
+        if any(True for _ in plain) or not never_low(script):
+            continue  # a flag decides whether it is scaled, and may be off for good
+        seen.add(create.node)
+        yield found(
+            "AMP207",
+            create,
+            "losses are scaled, and no file of the project enters autocast: everything runs in float32, which needs no "
+            "scaling",
+            severity=Severity.WARNING,
+            evidence=[(create, "the scaler"), (backward, "a loss in float32 is scaled")],
+            help="compute the loss in torch.autocast(…), or leave the scaler out",
+        )
 
 
 def _enters_a_class(script: Script, module: Module, node: ast.AST) -> Iterator[Finding]:

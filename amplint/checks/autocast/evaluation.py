@@ -21,7 +21,7 @@ from amplint.source.walk import walk
 @rule("AMP221")
 def eval_outside_autocast(script: Script) -> Iterator[Finding]:
     """A model is trained under autocast, and its evaluation runs in float32."""
-    if any(word in script.module.text for word in MANAGED) or not any(True for _ in script.events(events.Backward)):
+    if not any(True for _ in script.events(events.Backward)) or _is_managed(script.module):
         return
     forwards = list(script.events(events.Forward))
     trained = [one for one in forwards if one.grad and real_region(one) is not None]
@@ -47,6 +47,22 @@ def eval_outside_autocast(script: Script) -> Iterator[Finding]:
             ],
             help="enter the same autocast around the forward, inside no_grad",
         )
+
+
+def _is_managed(module: Module) -> bool:
+    """Whether the code, not only its comments, has to do with what runs every forward under autocast."""
+    if not any(word in module.text for word in MANAGED):
+        return False
+    return any(word in name for node in module.all_nodes for name in _names_of(node) for word in MANAGED)
+
+
+def _names_of(node: ast.AST) -> tuple[str, ...]:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.alias(name=name):
+            return (name,)
+        case ast.ImportFrom(module=str() as name):
+            return (name,)
+    return ()
 
 
 def _around(forward: events.Forward, step: events.Forward) -> Iterator[str]:
@@ -118,7 +134,7 @@ def eval_function_outside_autocast(script: Script) -> Iterator[Finding]:
     """A function trains what it is given (or its object's forward) under autocast, and another of the same class or
     file evaluates it without."""
     module = script.module
-    if any(word in module.text for word in MANAGED) or "backward" not in module.text:
+    if "backward" not in module.text or _is_managed(module):
         return
     regions = list(regions_in(module))
     trained: dict[_Home, ast.Call] = {}
@@ -165,14 +181,14 @@ def _forwards(module: Module, function: ast.FunctionDef, inside: ast.AST) -> Ite
     if not isinstance(home, ast.Module | ast.ClassDef):
         return
     parameters = {parameter.arg for parameter in walk(function.args) if isinstance(parameter, ast.arg)}
-    calls = [node for node in walk(inside) if isinstance(node, ast.Call) and node.args]
+    calls = [node for node in walk(inside) if isinstance(node, ast.Call) and (node.args or node.keywords)]
     for call in sorted(calls, key=place_of):
         match call.func:
             case ast.Name(id=name) if name in parameters and MODEL_NAMES.search(name) and isinstance(home, ast.Module):
                 if module.loop(call) is not None:
                     yield (home, name), call
             case ast.Attribute(value=ast.Name(id="self"), attr=name) if isinstance(home, ast.ClassDef):
-                if MODEL_NAMES.search(name):
+                if MODEL_NAMES.search(name) or name.endswith("module"):
                     yield (home, f"self.{name}"), call
 
 

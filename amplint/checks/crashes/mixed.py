@@ -15,7 +15,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.tensors import HALF
 from amplint.source.module import Module
-from amplint.source.values import KNOWN, Items, Many, Object, Sym, Tensor
+from amplint.source.values import KNOWN, Items, Many, Object, Sym, Tensor, Value
 from amplint.source.walk import walk
 
 _LAYERS = frozenset(
@@ -81,9 +81,14 @@ def _casts_out_of_sight(script: Script) -> bool:
         return True
     worlds = [world for ended in script.reading.machine.rounds.values() for world in ended]
     spaces = {id(space): space for world in worlds for space in world.spaces.values()}  # worlds share most
-    return any(
-        isinstance(value, Object) and value.kind == "managed" for space in spaces.values() for value in space.values()
-    )
+    return any(_engine(value) for space in spaces.values() for value in space.values())
+
+
+def _engine(value: Value) -> bool:
+    """Whether something is an engine that owns models, or what its constructor gave (`engine, optimizer, _, _ = …`)."""
+    if isinstance(value, Sym) and value.kind == "item" and isinstance(value.parts[0], Value):
+        value = value.parts[0]
+    return isinstance(value, Object) and value.kind == "managed"
 
 
 @rule("AMP505")

@@ -6,8 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.autocast.common import bound_again
+from amplint.checks.migration.renamed import is_flag
 from amplint.checks.registry import Script, found_at, rule, text
-from amplint.findings import Finding
+from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import migration as fixes
 from amplint.source.module import Module
 
@@ -73,3 +74,52 @@ def _help(name: str, wrong: str) -> str:
 
 def _named_device(call: ast.Call) -> bool:
     return bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+
+
+@rule("AMP602")
+def flag_for_the_first_scale(script: Script) -> Iterator[Finding]:
+    """A switch is passed where a GradScaler takes its first scale: the scale is then 1, or 0."""
+    module = script.module
+    for call in module.nodes(ast.Call):
+        first = _first_scale(module, call)
+        if first is None or not (_is_bool(first) or is_flag(module, first)):
+            continue
+        flag = text(module, first)
+        yield found_at(
+            "AMP602",
+            module,
+            call,
+            f"{flag} is passed as init_scale here, not as enabled: the loss is multiplied by 1 where it is True, and "
+            "by 0 where it is False, which makes the weights nan",
+            help=f"write enabled={flag}",
+            fix=_enabled_by(module, call, first),
+        )
+
+
+def _enabled_by(module: Module, call: ast.Call, first: ast.expr) -> Fix | None:
+    """The switch as `enabled`, where nothing else is, and no argument follows it by its position."""
+    if any(one.arg in (None, "enabled") for one in call.keywords):
+        return None
+    named = next((one for one in call.keywords if one.value is first), None)
+    if named is not None:
+        return fixes.rename_argument(module, call, "init_scale", "enabled")
+    return fixes.name_arguments(module, call, {call.args.index(first): "enabled"}) if call.args[-1] is first else None
+
+
+def _first_scale(module: Module, call: ast.Call) -> ast.expr | None:
+    """What a GradScaler of torch is given for init_scale: by its name, or by its position, the first under the old
+    names, which have no device, else the second."""
+    names = module.dotted(call.func)
+    if not names or not names <= _TAKES.keys() or any(not one.endswith("GradScaler") for one in names):
+        return None
+    if bound_again(module, call.func):
+        return None
+    named = next((one.value for one in call.keywords if one.arg == "init_scale"), None)
+    if named is not None:
+        return named
+    place = 0 if all(one.startswith(("torch.cuda.", "torch.cpu.")) for one in names) else 1
+    return call.args[place] if len(call.args) > place else None
+
+
+def _is_bool(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, bool)

@@ -205,7 +205,7 @@ def moved_positional_argument(script: Script) -> Iterator[Finding]:
             position = _position(node, "dtype")
             if _boolean(value.device):
                 continue  # AMP222 mends the whole call
-            if position is not None and (_boolean(value.dtype) or _is_flag(create.module, position)):
+            if position is not None and (_boolean(value.dtype) or is_flag(create.module, position)):
                 flag = text(create.module, position)
                 yield found(
                     "AMP602",
@@ -246,14 +246,14 @@ def _position(call: ast.Call, keyword: str) -> ast.expr | None:
     return call.args[1]
 
 
-def _is_flag(module: Module, argument: ast.expr) -> bool:
+def is_flag(module: Module, argument: ast.expr) -> bool:
     """Whether the file says of a name or attribute that it is a switch: by its default or annotation, by its command-
     line option, or by asking `if` it is true."""
     match argument:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             said = text(module, argument)
         case ast.BoolOp(values=values):
-            return all(_is_flag(module, value) for value in values)
+            return all(is_flag(module, value) for value in values)
         case _:
             return isinstance(argument, ast.Compare) or (
                 isinstance(argument, ast.UnaryOp) and isinstance(argument.op, ast.Not)

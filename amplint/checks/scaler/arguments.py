@@ -40,6 +40,40 @@ def refused_factors(script: Script) -> Iterator[Finding]:
                 break
 
 
+@rule("AMP134")
+def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
+    """unscale_ or step of a scaler is handed the parts of an optimizer, or of a model."""
+    module = script.module
+    for call in module.nodes(ast.Call) if "unscale_" in module.text else ():
+        match call:
+            case ast.Call(func=ast.Attribute(attr="unscale_", value=scaler), args=[given], keywords=[]):
+                pass
+            case ast.Call(func=ast.Attribute(attr="step", value=scaler), args=[given], keywords=[]):
+                if "scaler" not in module.source(scaler).lower():
+                    continue
+            case _:
+                continue
+        what = _parts(given)
+        if what:
+            yield found_at(
+                "AMP134",
+                module,
+                given,
+                f"{module.source(given)} is no optimizer but {what}: AttributeError",
+                help="pass the optimizer, which unscale_ and step know again",
+            )
+
+
+def _parts(given: ast.expr) -> str:
+    """What is surely no optimizer, by the name that torch gives it."""
+    match given:
+        case ast.Attribute(attr="param_groups"):
+            return "the list of its groups"
+        case ast.Call(func=ast.Attribute(attr="parameters" | "named_parameters")):
+            return "a model's parameters"
+    return ""
+
+
 def _is_off(call: ast.Call) -> bool:
     """Whether the scaler is surely off: it is not asked for its factors then."""
     return any(keyword.arg == "enabled" and _false(keyword.value) for keyword in call.keywords)

@@ -18,7 +18,7 @@ from amplint.checks.scaler.protocol import (
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
-from amplint.source.values import Scaler
+from amplint.source.values import TRUE, Scaler
 
 
 @rule("AMP102")
@@ -107,5 +107,12 @@ def _through_scaler(script: Script, step: events.Step) -> Fix | None:
     origin = next((b for b in step.before.origins if same_function(b, step)), None)
     if origin is None or not isinstance(step.node, ast.Call):
         return None
+    if isinstance(step.before.scaler, Scaler) and step.before.scaler.enabled == TRUE and _also_plain(script, step):
+        return None  # there is no scaler then, or one that divides what nothing has scaled
     updates = any(u.scaler == step.before.scaler for u in script.events(events.Update))
     return fixes.step_through_scaler(step.module, step.node, scaler_name(step.before), not updates)
+
+
+def _also_plain(script: Script, step: events.Step) -> bool:
+    """Whether the same step is also taken in runs that scale nothing: `if scaler: scaler.scale(loss).backward()`."""
+    return any(other.node is step.node and other.before.kind == "plain" for other in script.events(events.Step))

@@ -240,15 +240,21 @@ def _words(thing: object) -> str:
 
 
 def _spelled_alike(scaler: Scaler, region: Region) -> bool:
-    """Whether both are told by the same words: then they mean one thing, though amplint does not see it."""
-    flags = [_flag(node) for node in (scaler.node, region.autocast.node)]
-    return None not in flags and flags[0] == flags[1]
+    """Whether both are told by the same words, or by one setting on two ways (`args.amp`, `self.args.amp`): then they
+    mean one thing, though amplint does not see it."""
+    one, other = (_flag(node) for node in (scaler.node, region.autocast.node))
+    if one is None or other is None:
+        return False
+    return one == other or ("." in one and "." in other and (one.endswith(f".{other}") or other.endswith(f".{one}")))
 
 
 def _flag(call: ast.AST | None) -> str | None:
     for keyword in call.keywords if isinstance(call, ast.Call) else ():
         if keyword.arg == "enabled":
             return ast.unparse(keyword.value)
+    match call:
+        case ast.Call(func=ast.Attribute(attr="autocast") | ast.Name(id="autocast"), args=[ast.Attribute() as first]):
+            return ast.unparse(first)  # torch.cuda.amp's
     return None
 
 

@@ -239,3 +239,31 @@ def _is_local(function: ast.AST, step: ast.AST) -> bool:
         case ast.Call(args=[ast.Attribute(), *_]):
             return False
     return True
+
+
+@rule("AMP123")
+def scaler_that_nothing_uses(script: Script) -> Iterator[Finding]:
+    """A scaler that a function makes and never looks at again, though it runs a backward. Of float16 AMP101 tells."""
+    for create in script.events(events.Create):
+        module, made = create.module, create.module.parents.get(create.node)
+        function = module.function(create.node)
+        if not isinstance(create.value, Scaler) or create.value.enabled == FALSE or function is None:
+            continue
+        match made:
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                pass
+            case _:
+                continue
+        used = any(
+            isinstance(one, ast.Name) and one.id == name and one is not made.targets[0] for one in walk(function)
+        )
+        asked = any(isinstance(one, ast.Attribute) and one.attr == "backward" for one in walk(function))
+        if used or not asked:
+            continue
+        yield found(
+            "AMP123",
+            create,
+            f"nothing uses {name}: no loss is scaled by it",
+            severity=Severity.NOTE,
+            help="scale the loss with it where autocast runs in float16, else leave it out",
+        )

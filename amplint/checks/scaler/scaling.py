@@ -192,6 +192,8 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
             optional = flag_decides(step, steps_of(script, step.optimizer, scaled=False))
             if optional and (scaled or not _computed_here(backward)):
                 continue  # another flag may have decided whether the loss is scaled
+            if _called_scaler(backward, scaler_in(step)):
+                continue  # AMP130
             yield found(
                 "AMP103",
                 backward,
@@ -213,6 +215,14 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
                 "the scaled loss is dropped: scale() returns it and leaves its argument as it is",
                 help="call backward() on what scale() returns",
             )
+
+
+def _called_scaler(backward: events.Backward, scaler: str) -> bool:
+    """Whether the scaler itself is called with the loss: `scaler(loss).backward()`."""
+    match backward.node:
+        case ast.Call(func=ast.Attribute(value=ast.Call(func=function))):
+            return text(backward.module, function) == scaler
+    return False
 
 
 def _computed_here(backward: events.Backward) -> bool:

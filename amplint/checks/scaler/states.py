@@ -210,7 +210,7 @@ def state_of_a_trainer(script: Script) -> Iterator[Finding]:
     if "GradScaler" not in module.text or re.search(r"scaler\w*\.state_dict|amp\w*\.state_dict", module.text):
         return
     for body in module.nodes(ast.ClassDef):
-        made = next((node for node in walk(body) if _makes_own_scaler(node)), None)
+        made = next((node for node in walk(body) if _makes_own_scaler(module, node, body)), None)
         if made is None:
             continue
         for method in body.body:
@@ -228,11 +228,14 @@ def state_of_a_trainer(script: Script) -> Iterator[Finding]:
                 )
 
 
-def _makes_own_scaler(node: ast.AST) -> bool:
-    """Whether this is `self.x = GradScaler(…)`, and it is not off for good."""
+def _makes_own_scaler(module: Module, node: ast.AST, body: ast.ClassDef) -> bool:
+    """Whether this is `self.x = GradScaler(…)`, and it is not off for good; or `made.x = …` in a classmethod that makes
+    an object, whose methods step through `self.x`."""
     match node:
-        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"))], value=ast.Call() as call):
-            return last_name(call.func) == "GradScaler" and _may_be_on(call)
+        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=owner), attr=field)], value=ast.Call() as call):
+            if last_name(call.func) != "GradScaler" or not _may_be_on(call):
+                return False
+            return owner == "self" or f"self.{field}.step(" in module.source(body)
     return False
 
 

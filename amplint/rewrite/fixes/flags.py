@@ -40,6 +40,9 @@ def _enabled_when(module: Module, create: ast.AST, condition: str, applicability
         return None
     if any(keyword.arg in (None, "enabled") for keyword in create.keywords):
         return None
+    named = [keyword.value for keyword in create.keywords if keyword.arg == "init_scale"]
+    if any(isinstance(value, ast.Name | ast.Attribute) for value in (*create.args, *named)):
+        return None  # it may be the switch (AMP602)
     argument = f"enabled={condition}"
     return attempt(f"pass {argument}", applicability, lambda: edits.add_argument(module, create, argument))
 
@@ -57,7 +60,9 @@ def _argument(module: Module, call: ast.AST, name: str) -> ast.expr | None:
 
 def _reads_alike(module: Module, expression: ast.expr, create: ast.AST) -> bool:
     """Whether an expression means at the scaler's constructor what it means where it stands: in one function, in one
-    class (a field that is set before), or a name of the module."""
+    class (a field that is set before), or a name of the module. In another file it may mean another thing."""
+    if expression not in module.parents:
+        return False
     source = module.source(expression)
     function, other = module.function(create), module.function(expression)
     root = source.partition(".")[0]

@@ -153,6 +153,16 @@ def name_arguments(module: Module, call: ast.Call, names: dict[int, str], first:
     )
 
 
+def rename_argument(module: Module, call: ast.Call, old: str, new: str) -> Fix | None:
+    """Give a keyword argument the name of the parameter it was meant for."""
+    given = module.source(next(one.value for one in call.keywords if one.arg == old))
+    return attempt(
+        "name the arguments",
+        SAFE,
+        lambda: edits.change_call(module, call, remove=[old], add_keywords={new: given}),
+    )
+
+
 def device_of_the_new_scaler(module: Module, call: ast.Call) -> Fix | None:
     """`torch.amp.GradScaler(device_type=x)` → `torch.amp.GradScaler(x)`."""
     given = next(one.value for one in call.keywords if one.arg == "device_type")

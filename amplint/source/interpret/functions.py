@@ -83,9 +83,14 @@ def abstract(node: FunctionNode) -> bool:
 
 @lru_cache(maxsize=4096)
 def hollow(node: FunctionNode) -> bool:
-    """Whether a function says nothing but what it is for: `...`, `pass`, a docstring."""
-    body = node.body if isinstance(node.body, list) else [ast.Return()]
-    return all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in body)
+    """Whether a function says nothing but what it is for: `...`, `pass`, `return`, a docstring."""
+    body = node.body if isinstance(node.body, list) else [ast.Return(ast.Constant(0))]
+    return all(
+        isinstance(s, ast.Pass)
+        or (isinstance(s, ast.Return) and s.value is None)
+        or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        for s in body
+    )
 
 
 def _gives_nothing(node: FunctionNode, call: ast.AST | None, caller: Frame) -> bool:

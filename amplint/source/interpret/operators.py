@@ -63,6 +63,7 @@ _COMPARISONS: dict[type, str] = {
     ast.In: "in",
     ast.NotIn: "not in",
 }
+ONE = Const(1)
 LONGEST = 4096  # items, characters or bits of what an operation gives: sizes may double with every line
 
 
@@ -91,6 +92,10 @@ def binary(m: Machine, op: ast.operator, left: Value, right: Value, node: ast.AS
         yes = binary(m, op, left.yes, right, node, world, frame)
         no = binary(m, op, left.no, right, node, world, frame)
         return conditions.choice(left.formula, yes, no)
+    if isinstance(op, ast.Mod) and isinstance(right, Choice) and ONE in (right.yes, right.no):
+        # one flag makes the scaler and rules out accumulation: every batch is the last of its window there
+        yes, no = (Const(0) if side == ONE else sym("op", "Mod", left, side) for side in (right.yes, right.no))
+        return conditions.choice(right.formula, yes, no)
     if isinstance(left, Gradient) or isinstance(right, Gradient):
         return left if isinstance(left, Gradient) else right
     if isinstance(op, ast.BitAnd | ast.BitOr) and isinstance(left, Test) and isinstance(right, Test):
