@@ -52,7 +52,7 @@ def test_a_call_over_several_lines() -> None:
     assert place.row == place.end_row
     place = (lambda one: one)(
         places.innermost(
-            None,
+            # over three lines
         )
     )
     assert place is not None and place.end_row == place.row + 2
