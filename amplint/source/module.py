@@ -248,6 +248,12 @@ class Module:
 
     # -- names ----------------------------------------------------------------------------------------------------
 
+    def stores(self, name: str, scope: FunctionNode | ast.Module) -> list[ast.Name]:
+        """Where a function (or the module) itself stores a name: not the functions and classes in it."""
+        stored = [node for node in self.nodes(ast.Name) if node.id == name and isinstance(node.ctx, ast.Store)]
+        scopes = FunctionNode | ast.ClassDef | ast.Module
+        return [node for node in stored if next(n for n in self.ancestors(node) if isinstance(n, scopes)) is scope]
+
     @cached_property
     def imports(self) -> dict[str, set[str]]:
         """What each name is imported as, anywhere in the file: `amp` → {"torch.cuda.amp"}. A name that fallbacks import

@@ -9,6 +9,8 @@ from amplint.checks.autocast.common import bound_again
 from amplint.checks.registry import Script, first_argument, found, found_at, rule, text
 from amplint.findings import Finding
 from amplint.source import events
+from amplint.source.module import Module
+from amplint.source.tree import assigned_to, calls_in
 from amplint.source.values import Scaler
 
 _SCALERS = frozenset(
@@ -54,7 +56,7 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
             case _:
                 continue
         what = _parts(given)
-        if what:
+        if what and not _is_ones_own(module, scaler):
             yield found_at(
                 "AMP134",
                 module,
@@ -62,6 +64,18 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
                 f"{module.source(given)} is no optimizer but {what}: AttributeError",
                 help="pass the optimizer, which unscale_ and step know again",
             )
+
+
+def _is_ones_own(module: Module, scaler: ast.expr) -> bool:
+    """Whether the file makes the scaler of a class that is no GradScaler, with an unscale_ that takes what it likes."""
+    values = assigned_to(module.tree, module.source(scaler))
+    made = {
+        name
+        for value in values
+        for call in calls_in(value)
+        for name in module.dotted(call.func) or {module.source(call.func)}
+    }
+    return bool(made) and not any(name.endswith("GradScaler") for name in made)
 
 
 def _parts(given: ast.expr) -> str:

@@ -36,11 +36,7 @@ def bound_before(module: Module, text: str, place: ast.AST) -> bool:
     if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         return True
     for name in roots(text).difference(parameters(function)):
-        stores = [
-            place_of(node)
-            for node in walk(function)
-            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-        ]
+        stores = [place_of(node) for node in module.stores(name, function)]
         if stores and min(stores) >= place_of(place):
             return False
     return True

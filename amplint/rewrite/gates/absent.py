@@ -42,7 +42,7 @@ def _as_given(module: Module, model: str, place: ast.stmt) -> bool:
             return False
         if not isinstance(value, ast.Name) or value.id not in {one.arg for one in init.args.args}:
             return False
-        if assigned_in(init, value.id) or _moves(init, value.id):
+        if value.id in stored_names(init) or _moves(init, value.id):
             return False
     return bool(stores) and not any(_moves(one, model) for one in cls.body)
 
@@ -58,7 +58,8 @@ def _init_of(module: Module, method: ast.AST) -> ast.FunctionDef | None:
 
 def _gives_moved(module: Module, name: str) -> bool:
     """Whether a function of the file moves the model that it returns."""
-    found = [one for one in module.tree.body if isinstance(one, ast.FunctionDef) and one.name == name]
+    named = (one for one in module.defs if one.name == name)
+    found = [one for one in named if not isinstance(module.parents[one], ast.ClassDef)]
     returned = [one.value for code in found for one in ast.walk(code) if isinstance(one, ast.Return)]
     return (
         len(found) == 1
@@ -111,7 +112,7 @@ def may_be_none(function: FunctionNode, name: str) -> bool:
         one == name and isinstance(value, ast.Constant) and value.value is None
         for one, value in defaults(function.args)
     )
-    return none and not assigned_in(function, name)
+    return none and name not in stored_names(function)
 
 
 def none_by_default(module: Module, text: str) -> bool:
@@ -130,7 +131,3 @@ def none_by_default(module: Module, text: str) -> bool:
                     none = isinstance(default, ast.Constant) and default.value is None
                     return none and not told.keys() & {"required", "action", "nargs"}
     return False
-
-
-def assigned_in(function: FunctionNode, name: str) -> bool:
-    return name in stored_names(function)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amplint.rewrite.fixes import bound_before
-from amplint.rewrite.gates.absent import assigned_in, may_be_none, moved_before, none_by_default, perhaps_none
+from amplint.rewrite.gates.absent import may_be_none, moved_before, none_by_default, perhaps_none
 from amplint.rewrite.gates.guards import SAYS_GPU, guards, is_truth
 from amplint.rewrite.refusals.refused import Refused
 from amplint.source.module import FunctionNode, Module
@@ -198,10 +198,9 @@ def visible(module: Module, text: str, place: ast.stmt) -> bool:
     for function in functions:
         if root in parameters(function):
             return "device" not in root or not may_be_none(function, root)
-        if assigned_in(function, root):
+        if module.stores(root, function):
             return bound_before(module, text, place)
-    uses = [node for node in module.nodes(ast.Name) if node.id == root]
-    stores = [node for node in uses if isinstance(node.ctx, ast.Store) and not module.function(node)]
+    stores = module.stores(root, module.tree)
     if imported(module, root):
         return True
     if functions:
