@@ -98,6 +98,14 @@ def fresh(kind: str = "unknown") -> Sym:
     return Sym(kind, (next(_fresh),))
 
 
+def made_by_another(value: Value) -> bool:
+    """Whether an object is of an unread class that is no GradScaler by its name: what scales there may do more."""
+    match value:
+        case Sym(kind="made", parts=(str() as name, *_)):
+            return "GradScaler" not in name.rpartition(".")[2]
+    return False
+
+
 def is_any_of_several(value: Value) -> bool:
     """Whether a loop takes this optimizer, or what has it, out of something unknown."""
     origin = value.site if isinstance(value, Optimizer) else None

@@ -23,7 +23,7 @@ from amplint.source.interpret import (
 from amplint.source.interpret.frames import Arguments, Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.symbols import ask, fresh, options, serial, sym
+from amplint.source.symbols import ask, fresh, made_by_another, options, serial, sym
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -178,7 +178,7 @@ def _unknown(
         result = models.model_method(m, owner, name, given, node, world, frame)
         if result is not None:
             return result
-    if name in ("unscale_", "step", "update", "scale"):
+    if name in ("unscale_", "step", "update", "scale") and not made_by_another(owner):
         scaler = Scaler(owner, sym("attr", owner, "is_enabled"))
         first = next(iter(given.args), None)
         if (

@@ -12,7 +12,7 @@ from amplint.source.interpret.frames import Frame, Results, scopes
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.roles import path_of
 from amplint.source.interpret.world import PERHAPS, World, perhaps_bound
-from amplint.source.symbols import ask, options, sym
+from amplint.source.symbols import ask, made_by_another, options, sym
 from amplint.source.values import NONE, Choice, Const, Instance, Items, Lib, Optimizer, Scaler, Sym, Value
 
 
@@ -94,6 +94,8 @@ def typed_as(m: Machine, value: Sym, role: str, world: World) -> Value:
         return value
     known: Value
     if kind == "scaler":
+        if made_by_another(value):
+            return value
         m.scalers[value] = role
         known = Scaler(value, sym("attr", value, "is_enabled"))
     elif isinstance(value.parts[0], Optimizer) and value.kind != "item":  # where there are several, it is a list
