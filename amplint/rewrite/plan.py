@@ -174,7 +174,8 @@ def _same_training(step: events.Step, other: events.Step) -> bool:
 
 def _in_amp(step: events.Step) -> bool:
     before = step.before
-    return step.scaler is not None or before.kind in ("managed", "scaled", "unscaled") or before.region is not None
+    under = before.region is not None and not before.region.assumed
+    return step.scaler is not None or before.kind in ("managed", "scaled", "unscaled") or under
 
 
 def _half(reading: Reading, steps: list[events.Step], dtype: str, together: Sequence[Module]) -> StepPlan | Refused:

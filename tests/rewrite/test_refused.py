@@ -16,6 +16,18 @@ REFUSED = {
         + "for x in loader:\n    optimizer.step(closure)\n",
         "its step() runs the backward in a closure; a GradScaler cannot drive it: keep float32",
     ),
+    "mel bands in a model": (
+        "import torch\nimport torchaudio\nfrom torch import nn\n\n\nclass Speaker(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.bank = nn.Sequential(torchaudio.transforms.MelSpectrogram(16000))\n"
+        "        self.out = nn.Linear(128, 10)\n\n"
+        "    def forward(self, wave):\n        return self.out((self.bank(wave) + 1e-6).log().mean(-1))\n\n\n"
+        "model = Speaker().cuda()\noptimizer = torch.optim.Adam(model.parameters())\n"
+        "for wave, label in loader:\n    loss = nn.functional.cross_entropy(model(wave.cuda()), label.cuda())\n"
+        "    optimizer.zero_grad()\n    loss.backward()\n    optimizer.step()\n",
+        "train.py:13 sums a power spectrum into bands, a product of matrices that overflows in half precision; call it "
+        "under torch.autocast(device_type, enabled=False)",
+    ),
     "twice on one batch": (
         HEAD.replace("torch.optim.SGD(", "SAM(").replace("import torch\n", "import torch\nfrom sam import SAM\n")
         + "for x, y in loader:\n    loss = model(x.to(device)).mean()\n    loss.backward()\n"

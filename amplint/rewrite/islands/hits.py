@@ -6,13 +6,13 @@ import ast
 from pathlib import Path
 from typing import NamedTuple
 
-from amplint.rewrite.islands.numbers import ANGLES, BOUND, BUFFER, LOGARITHM, PARAMETER, PIXELS, VARIANCE
+from amplint.rewrite.islands.numbers import ANGLES, AREA, BOUND, BUFFER, LOGARITHM, PARAMETER, PIXELS, VARIANCE
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.source.module import Module
 
-BCE, SPARSE, COMPILED, AWAY = "binary_cross_entropy", "sparse", "compiled", "away"
+BCE, SPARSE, COMPILED, AWAY, BANDS = "binary_cross_entropy", "sparse", "compiled", "away", "bands"
 IN_PLACE = frozenset("addmm_ addbmm_ baddbmm_ addmv_ addr_".split())
-COARSE = frozenset((LOGARITHM, VARIANCE, AWAY))  # where the function is a loss
+COARSE = frozenset((LOGARITHM, VARIANCE, AREA, AWAY))  # where the function is a loss
 
 Place = tuple[str, int, int]
 
@@ -47,6 +47,10 @@ _SAID = {
         "takes the logarithm of a sigmoid, which is 0 or 1 too soon in half precision",
         "use logsigmoid on what the sigmoid is given",
     ),
+    AREA: (
+        "takes the logarithm of an overlap of boxes, whose areas overflow in half precision from 256 by 256 pixels on",
+        "give it .float() outside of autocast",
+    ),
     VARIANCE: (
         "computes a variance as a difference of averages, which half precision rounds by more than that",
         APART,
@@ -54,6 +58,10 @@ _SAID = {
     AWAY: (
         "computes on the CPU, where the autocast of a GPU does nothing",
         "give it .float() outside of autocast",
+    ),
+    BANDS: (
+        "sums a power spectrum into bands, a product of matrices that overflows in half precision",
+        "call it under torch.autocast(device_type, enabled=False)",
     ),
     BUFFER: (
         "averages products over the batch in a buffer, where what half precision loses stays",

@@ -15,8 +15,10 @@ from weakref import WeakKeyDictionary
 
 from amplint.rewrite.islands.chosen import PROBABILITIES, check_chosen
 from amplint.rewrite.islands.fields import calls_field, calls_of, field_of, is_run
-from amplint.rewrite.islands.hits import AWAY, BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
+from amplint.rewrite.islands.hits import AWAY, BANDS, BCE, COARSE, COMPILED, IN_PLACE, SPARSE, Hit, Place, refusal
 from amplint.rewrite.islands.numbers import BOUND, WORDS, imprecise
+from amplint.rewrite.islands.spectra import WORDS as BAND_WORDS
+from amplint.rewrite.islands.spectra import sums_bands
 from amplint.rewrite.islands.unreached import MAKING, unreached
 from amplint.rewrite.models.used import places_from, used_by
 from amplint.rewrite.regions.derivation import path
@@ -34,7 +36,9 @@ _LINEAR = frozenset(
 _COMPILED = frozenset("warpctc_pytorch torch_baidu_ctc warprnnt_pytorch warp_rnnt".split())  # losses for float32 only
 _RNNT = "k2.rnnt_loss"  # rnnt_loss_smoothed, rnnt_loss_pruned …
 _CALLED = "|".join((*_LINEAR, *_COMPILED, r"rnnt_loss\w*"))
-_WORDS = re.compile(rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|cpu|{WORDS}|{_CALLED})\b")
+_WORDS = re.compile(
+    rf"\b(binary_cross_entropy|BCELoss|linalg|fft|spmm|sparse|add\w+_|cpu|{WORDS}|{BAND_WORDS}|{_CALLED})\b"
+)
 _METHODS = frozenset("svd pinverse logdet slogdet cholesky symeig".split())
 _NO_MATRIX = frozenset("norm vector_norm matrix_norm cross diagonal multi_dot vecdot matmul".split())
 _SPARSE_PRODUCTS = frozenset(("torch.spmm", "torch.hspmm", "torch.sparse.mm", "torch.sparse.addmm"))
@@ -195,6 +199,17 @@ def search_of(reading: Reading) -> Search:
     return _searches[reading]
 
 
+def runs_functions(reading: Reading, call: ast.Call) -> bool:
+    """Whether a call leads to a custom autograd function, in whatever file."""
+    for _, code in search_of(reading).reached(named_in(call.func)):
+        bases = code.bases if isinstance(code, ast.ClassDef) else ()
+        if any(ast.unparse(base).endswith(("autograd.Function", "function.Function")) for base in bases):
+            return True
+        if any(getattr(base, "id", "") == "Function" for base in bases):
+            return True
+    return False
+
+
 class Names:
     """What the names of a file stand for: definitions, values assigned, imports, and what its functions are given."""
 
@@ -300,6 +315,8 @@ def needs_float32(module: Module, call: ast.Call) -> str | None:
         return AWAY
     if names & _SPARSE_PRODUCTS:
         return SPARSE
+    if sums_bands(module, call) and not _is_wide(module, call):
+        return BANDS
     if any(name.partition(".")[0] in _COMPILED or name.startswith(_RNNT) for name in names):
         return COMPILED
     if (what := imprecise(module, call)) is not None:

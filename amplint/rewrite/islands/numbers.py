@@ -1,8 +1,9 @@
 """What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite,
-that of a sigmoid is not, a variance that is a difference of averages (SSIM) is less than what is rounded off these, a
-buffer that averages products over the batch (the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that
-a camera's matrix makes are off by half of one, angles that are products of positions by a tenth of a radian and more,
-and a parameter that becomes a product is half from then on."""
+that of a sigmoid is not, nor is that of an overlap of boxes larger than 256 pixels, whose areas overflow, a variance that
+is a difference of averages (SSIM) is less than what is rounded off these, a buffer that averages products over the batch
+(the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that a camera's matrix makes are off by half of
+one, angles that are products of positions by a tenth of a radian and more, and a parameter that becomes a product is half
+from then on."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ import ast
 import re
 from collections.abc import Iterator
 
+from amplint.rewrite.islands.areas import overlap
 from amplint.rewrite.islands.sigmoids import sigmoid_of
 from amplint.source.module import Module
 from amplint.source.tree import called_name, defaults, last_name
 
 BOUND, BUFFER, PIXELS, PARAMETER, ANGLES = "a bound", "a buffer", "pixels", "a parameter", "angles"
-LOGARITHM, VARIANCE = "a logarithm", "a variance"
+LOGARITHM, VARIANCE, AREA = "a logarithm", "a variance", "an area"
 WORDS = (
     r"sin|cos|clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
     r"|log|conv[123]d|\w*[Pp]ool\w*"
@@ -40,6 +42,8 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
         return LOGARITHM
     if _differs(module, call):
         return VARIANCE
+    if overlap(module, call):
+        return AREA
     if _multiplies(call):
         if any(_CAMERA.fullmatch(last_name(node)) for node in ast.walk(call)):
             return PIXELS

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.islands.casts import OUTPUT, tensors_made
 from amplint.rewrite.islands.float32 import Cast, split
+from amplint.rewrite.islands.kernels import runs_functions
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.lifts import lifts_of, place_in
@@ -134,7 +135,7 @@ def _called(code: ast.AST) -> set[str]:
 def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
     """Whether what a region makes is multiplied with, or put into, something that may be float32 behind it, where
     nothing casts; or what the model returns is exponentiated there, which half precision can do only up to 11, or
-    given to what makes boxes or the like of it."""
+    given to what makes boxes or the like of it, or to a custom autograd function, which casts under autocast only."""
     module, names = reading.module, set().union(*map(stored, region))
     scope = module.scope(region[0])
     last = region[-1].end_lineno or 0
@@ -153,6 +154,8 @@ def _mixes(reading: Reading, region: Sequence[ast.stmt]) -> bool:
                 pass
             case ast.Call(func=ast.Attribute(attr=word)) if word in _STRICT:
                 pass
+            case ast.Call() if node.lineno > last and _takes(node, outputs) and runs_functions(reading, node):
+                return True
             case _:
                 continue
         if node.lineno > last and not names_in(node).isdisjoint(names):

@@ -65,7 +65,8 @@ def forward(m: Machine, model: Value, given: Arguments, node: ast.AST, world: Wo
         if function is not None:
             bound = replace(function, owner=model)
             results = functions.call_function(m, bound, given, node, world, frame, in_model=True)
-            return [(tag(value, model), after) for value, after in results]
+            of = frozenset((model, *tensors.provenance(given.values())[0]))  # what it is given, it computes with
+            return [(tag(value, *of), after) for value, after in results]
     for value in given.values():
         protocol.hand_over(world, value)
     output = tensors.opaque(given.values(), world, node, frozenset((model,)))
@@ -139,21 +140,21 @@ def _through_parts(m: Machine, model: Model, given: Arguments, node: ast.AST, wo
     return [(output, world)]
 
 
-def tag(value: Value, model: Value) -> Value:
-    """What a model returned, as coming from it."""
+def tag(value: Value, *of: Value) -> Value:
+    """What a model returned, as coming from it, and from what it was given."""
     match value:
         case Tensor():
-            return replace(value, of=value.of | {model})
+            return replace(value, of=value.of | set(of))
         case Items():
-            return Items(tuple(tag(item, model) for item in value.items), value.kind)
+            return Items(tuple(tag(item, *of) for item in value.items), value.kind)
         case Many():
-            return Many(tag(value.item, model))
+            return Many(tag(value.item, *of))
         case Mapping():
-            return Mapping(tuple((key, tag(item, model)) for key, item in value.items), value.open, value.node)
+            return Mapping(tuple((key, tag(item, *of)) for key, item in value.items), value.open, value.node)
         case Choice():
-            return conditions.choice(value.formula, tag(value.yes, model), tag(value.no, model))
+            return conditions.choice(value.formula, tag(value.yes, *of), tag(value.no, *of))
         case Sym(kind="call" | "unknown" | "item" | "op" | "joined" | "element"):
-            return Tensor("", of=frozenset((model,)), identity=serial())
+            return Tensor("", of=frozenset(of), identity=serial())
     return value
 
 
