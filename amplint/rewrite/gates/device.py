@@ -160,9 +160,13 @@ def gate(
             if is_device_object(module, text, place) and not given_another(module, text, place):
                 kind = f"{text}.type"
             return Gate(kind, f'{kind} == "{target}"')
+        if parameter := _kept_later(module, text, place):
+            kind = f"{torch}.device({parameter}).type"
+            return Gate(kind, f'{kind} == "{target}"')
     if hard_coded(module):
         return Gate('"cuda"')
-    if moves := moved_to(module):  # a device that may be None says nothing; a model that was moved knows where it is
+    moves = [one for one in moved_to(module) if not _of_tensor(module, one)]
+    if moves:  # a device that may be None says nothing; a model that was moved knows where it is
         return _of_model(model, target) if model and moved_before(module, model, place, moves) else None
     for text in handed_on(module):
         if visible(module, text, place):
@@ -178,6 +182,24 @@ def gate(
     if model is None or (tests and early):
         return None
     return _of_model(model, target)
+
+
+def _kept_later(module: Module, text: str, place: ast.stmt) -> str:
+    """The parameter that the function around a place keeps in a field further down: `self.device = device`."""
+    function = module.function(place)
+    values = assigned_to(function, text) if function is not None and text.startswith("self.") else []
+    names = [one.id for one in values if isinstance(one, ast.Name) and one.id in parameters(function)]
+    if len(values) != 1 or not names or _is_rank(module, text) or _is_rank(module, names[0]):
+        return ""
+    return names[0] if visible(module, names[0], place) and not none_by_default(module, names[0]) else ""
+
+
+def _of_tensor(module: Module, text: str) -> bool:
+    """Whether a device is asked of a tensor: `x.to(data.device)` moves no model."""
+    root, _, last = text.rpartition(".")
+    parts = [one for one in module.nodes(ast.Attribute) if one.attr in ("size", "shape", "dtype", "ndim")]
+    read = [one.value for one in parts] + [one.value for one in module.nodes(ast.Subscript)]
+    return last == "device" and any(isinstance(one, ast.Name) and one.id == root for one in read)
 
 
 def _of_model(model: str, target: str) -> Gate:

@@ -47,6 +47,7 @@ def _parts(module: Module, value: ast.expr, depth: int = 0) -> Iterator[ast.AST]
         yield node
         if isinstance(node, ast.Name) and depth < 3:
             for one in ast.walk(module.scope(node)):
-                if isinstance(one, ast.Assign) and any(getattr(to, "id", "") == node.id for to in one.targets):
-                    if not any(inner is node for inner in ast.walk(one)):
-                        yield from _parts(module, one.value, depth + 1)
+                if not isinstance(one, ast.Assign) or any(inner is node for inner in ast.walk(one)):
+                    continue
+                if any(getattr(target, "id", "") == node.id for target in one.targets):
+                    yield from _parts(module, one.value, depth + 1)

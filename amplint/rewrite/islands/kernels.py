@@ -199,17 +199,6 @@ def search_of(reading: Reading) -> Search:
     return _searches[reading]
 
 
-def runs_functions(reading: Reading, call: ast.Call) -> bool:
-    """Whether a call leads to a custom autograd function, in whatever file."""
-    for _, code in search_of(reading).reached(named_in(call.func)):
-        bases = code.bases if isinstance(code, ast.ClassDef) else ()
-        if any(ast.unparse(base).endswith(("autograd.Function", "function.Function")) for base in bases):
-            return True
-        if any(getattr(base, "id", "") == "Function" for base in bases):
-            return True
-    return False
-
-
 class Names:
     """What the names of a file stand for: definitions, values assigned, imports, and what its functions are given."""
 

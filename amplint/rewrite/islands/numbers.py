@@ -1,9 +1,9 @@
 """What half precision computes, but not well enough: a bound that it rounds to 1 keeps no logarithm of 1 - p finite,
-that of a sigmoid is not, nor is that of an overlap of boxes larger than 256 pixels, whose areas overflow, a variance that
-is a difference of averages (SSIM) is less than what is rounded off these, a buffer that averages products over the batch
+that of a sigmoid is not, nor that of an overlap of boxes larger than 256 pixels, whose areas overflow, a variance that
+is a difference of averages (SSIM) is less than what is rounded off these, a buffer that averages products over a batch
 (the codebook of a VQ-VAE) keeps for ever what overflowed once, pixels that a camera's matrix makes are off by half of
-one, angles that are products of positions by a tenth of a radian and more, and a parameter that becomes a product is half
-from then on."""
+one, angles that are products of positions by a tenth of a radian and more, and a parameter that becomes a product is
+half from then on."""
 
 from __future__ import annotations
 

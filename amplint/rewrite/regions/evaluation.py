@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.islands.casts import OUTPUT, tensors_made
 from amplint.rewrite.islands.float32 import Cast, split
-from amplint.rewrite.islands.kernels import runs_functions
+from amplint.rewrite.islands.reached import runs_functions
 from amplint.rewrite.plan import StepPlan
 from amplint.rewrite.refusals.refused import Refused
 from amplint.rewrite.regions.lifts import lifts_of, place_in

@@ -243,7 +243,12 @@ def call_method(
     if isinstance(owner, (Instance, classes.Super, Class)):
         found = classes.member(m, owner, name, node, world, frame)
         if found is not None:
-            return [result for value, after in found for result in call(m, value, given, node, after, frame)]
+            results = [result for value, after in found for result in call(m, value, given, node, after, frame)]
+            outside = isinstance(owner, Instance) and frame.owner != owner  # and not a part that it makes for itself
+            computes = outside and methods.computes(name, given, world, frame)
+            if isinstance(owner, Instance) and computes and classes.is_module(m, owner.cls, world, frame):
+                return [(models.tag_unknown(value, owner), after) for value, after in results]
+            return results
     result = methods.call(m, owner, name, given, node, world, frame)
     if result is not None:
         return result

@@ -24,6 +24,8 @@ def container_method(
                 return [(sym("item", owner, args[0]), world)]
             if found is None and not isinstance(args[0], Const):
                 found = subscripts.dispatch(owner, args[0], world, default)
+                if found is None and owner.items:
+                    found = sym("item", owner, args[0])  # any of them
             return [(found if found is not None else default, world)]
         case Mapping(), "items" | "values":
             values = tuple(value for _, value in owner.items)

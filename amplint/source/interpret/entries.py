@@ -260,15 +260,21 @@ def _is_step(code: FunctionNode) -> bool:
 
 
 def _enter_closures(m: Machine, function: Function, worlds: list[World]) -> None:
-    """Functions that this one defined and nothing called."""
+    """Functions, and classes that train, that this one defined and nothing called."""
     if not functions.shape(function.node)[1]:
         return
     for inner in walk(function.node):
-        if inner is function.node or not isinstance(inner, ast.FunctionDef) or inner in m.entered or not worlds:
+        if inner is function.node or not isinstance(inner, ast.FunctionDef | ast.ClassDef):
+            continue
+        if inner in m.entered or not worlds:
             continue
         world = worlds[0].copy()
         for scope, space in list(world.spaces.items()):
             found = space.get(inner.name)
-            if isinstance(scope, int) and isinstance(found, Function) and found.node is inner:
+            if not isinstance(scope, int) or not isinstance(found, Function | Class) or found.node is not inner:
+                continue
+            if isinstance(found, Function):
                 _enter_function(m, found, world)
-                break
+            elif m.relevance(found.frame.module).steps(inner):
+                _enter_class(m, found.node, world, found.frame)
+            break

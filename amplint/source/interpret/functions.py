@@ -27,6 +27,7 @@ from amplint.source.symbols import ask, fresh, sym
 from amplint.source.tree import last_name
 from amplint.source.values import (
     NONE,
+    Class,
     Const,
     Function,
     Instance,
@@ -272,12 +273,12 @@ def new_frame(m: Machine, function: Function, node: ast.AST | None, caller: Fram
 
 
 # What can hold, or be, a function or an optimizer: a large world is full of other things.
-_HOLDERS = frozenset((*containers.CONTAINERS, Function, Partial, Optimizer))
+_HOLDERS = frozenset((*containers.CONTAINERS, Function, Class, Instance, Partial, Optimizer))
 
 
 def _clean_up(value: Value, world: World, frame: Frame, known: set[Value], nested: bool) -> None:
-    """Forget what ends with a call: its variables, unless a function defined in it lives on, and the gradients of
-    optimizers that nothing holds any more."""
+    """Forget what ends with a call: its variables, unless a function or class defined in it lives on, and the gradients
+    of optimizers that nothing holds any more."""
     made = [optimizer for optimizer in world.space("gradients") if optimizer not in known]
     if nested and any(_defined_in(one, frame) for one in _left(value, world, frame)):
         return
@@ -304,7 +305,9 @@ def _left(value: Value, world: World, frame: Frame) -> Iterator[Value]:
 def _defined_in(value: Value, frame: Frame) -> bool:
     if isinstance(value, Partial):
         return _defined_in(value.function, frame)
-    return isinstance(value, Function) and value.frame is frame
+    if isinstance(value, Instance):
+        return _defined_in(value.cls, frame)
+    return isinstance(value, Function | Class) and value.frame is frame
 
 
 def _join_results(results: Results, frame: Frame) -> Results:

@@ -53,6 +53,7 @@ from amplint.source.values import (
 
 _MODEL_ONLY = frozenset(("parameters named_parameters modules named_modules children named_children").split())
 _CASTS = frozenset("half float bfloat16 double to type".split())
+_KEEPS = ("load", "save", "set", "reset", "init", "add", "register", "update", "remove", "copy", "is_", "has_", "get_")
 _TENSOR_METHODS = frozenset(
     (
         "softmax log_softmax masked_fill masked_fill_ matmul bmm sigmoid relu tanh exp log rsqrt sqrt mean var std "
@@ -209,12 +210,22 @@ def _unknown(
         return [(Tensor(tensors.CASTS[name], made=name, node=node, parents=(owner,), identity=serial()), world)]
     if name in _TENSOR_METHODS:
         return tensor_methods.tensor_method(m, Tensor(identity=serial(), node=node), name, given, node, world, frame)
+    if is_model and computes(name, given, world, frame):
+        return [(tensors.opaque(given.values(), world, node, frozenset((owner,))) or owner, world)]
     api = m.library.method(name)
     if api is not None:
         return library_calls.apply(m, name, api, given, node, world, frame, owner)
     if name in ("startswith", "endswith", "lower", "upper", "strip", "get", "is_available", "exists"):
         return [(sym("call", name, owner, *map(conditions.key, given.values())), world)]
     return None
+
+
+def computes(name: str, given: Arguments, world: World, frame: Frame) -> bool:
+    """Whether a method of a model that nobody has read computes with it, as far as its name and arguments say:
+    `policy.evaluate(states, actions)`."""
+    recorded = next((one.enabled for one in reversed(world.contexts) if isinstance(one, GradMode)), True)
+    tensors_given = given.args and all(isinstance(one, Tensor | Sym) for one in given.args)
+    return bool(tensors_given) and recorded and not name.startswith(_KEEPS) and not frame.in_model
 
 
 def _model_like(m: Machine, value: Any) -> bool:

@@ -158,6 +158,18 @@ def tag(value: Value, *of: Value) -> Value:
     return value
 
 
+def tag_unknown(value: Value, model: Value) -> Value:
+    """What a method of a model returned, where nothing is known of it, as coming from the model."""
+    match value:
+        case Items():
+            return Items(tuple(tag_unknown(item, model) for item in value.items), value.kind)
+        case Sym():
+            return tag(value, model)
+        case Tensor(of=of, made="") if not of:
+            return tag(value, model)
+    return value
+
+
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 _MODEL_SELF = frozenset(

@@ -128,6 +128,13 @@ def related(world: World, one: Value, other: Value) -> bool:
     )
 
 
+def holds_more(world: World, optimizer: Optimizer, parts: Owners) -> bool:
+    """Whether an optimizer waits to step with gradients of more than these parts of a model."""
+    waits = gradients(world, optimizer).kind in (*_ACCUMULATES, "unscaled") and not gradients(world, optimizer).stepped
+    own = any(one == mine or _part(world, mine, one) for one in parts for mine in optimizer.of)
+    return waits and not own
+
+
 def _part(world: World, part: Value, whole: Value, depth: int = 4) -> bool:
     above = part.parts[0] if isinstance(part, Sym) and part.kind in ("attr", "item") else None
     if isinstance(above, Value) and (above == whole or _part(world, above, whole, depth)):

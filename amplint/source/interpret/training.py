@@ -11,7 +11,20 @@ from amplint.source.interpret import conditions, containers, protocol, tensors
 from amplint.source.interpret.frames import Frame
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.values import NONE, TRUE, Const, Instance, Model, Optimizer, Owners, Region, Scaled, Tensor, Value
+from amplint.source.values import (
+    NONE,
+    TRUE,
+    Const,
+    Instance,
+    Model,
+    Optimizer,
+    Owners,
+    Region,
+    Scaled,
+    Sym,
+    Tensor,
+    Value,
+)
 from amplint.source.walk import walk
 
 
@@ -66,13 +79,22 @@ def _cast_to(dtype: str, world: World, optimizer: Optimizer, before: events.Grad
 
 
 def zero_gradients(m: Machine, of: frozenset[Value], node: ast.AST, world: World, frame: Frame) -> None:
-    """The gradients of the models' parameters are dropped."""
+    """The gradients of the models' parameters are dropped; where a part of a model drops its own between backward and
+    step, the others' are stepped with."""
     sure, perhaps = protocol.owners(world, of)
+    part = bool(of) and all(_is_part(m, one) for one in of)
+    sure = [one for one in sure if not (part and protocol.holds_more(world, one, of))]
     event = m.emit(events.ZeroGradient, node, world, frame, touched=())
     event.touched = protocol.zero(world, event, sure)
     for optimizer in perhaps:
         if protocol.gradients(world, optimizer).kind != "none":
             world.set("gradients", optimizer, protocol.UNKNOWN["gradients"])
+
+
+def _is_part(m: Machine, model: Value) -> bool:
+    """Whether a model is a field of another: `self.model.encoder`."""
+    whole = model.parts[0] if isinstance(model, Sym) and model.kind == "attr" else None
+    return isinstance(whole, Value) and m.is_model(whole)
 
 
 def clip(m: Machine, of: Owners, how: str, node: ast.AST, world: World, frame: Frame, own: bool = False) -> None:
