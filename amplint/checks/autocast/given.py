@@ -15,6 +15,7 @@ from amplint.source.values import Device, Instance, Model, Sym, Value
 from amplint.source.walk import walk
 
 _TYPES = {"cuda", "cpu", "mps", "xpu", "hpu", "npu"}
+_KNOW_THEIR_DEVICE = re.compile(r"(torch\.nn|(pytorch_)?lightning|deepspeed)\..*(Module|Engine)$")  # by a torch.device
 
 
 def is_device(script: Script, value: Value) -> bool:
@@ -25,8 +26,10 @@ def is_device(script: Script, value: Value) -> bool:
         case Sym(kind="attr", parts=(Instance() as owner, "device")):
             machine = script.reading.machine
             frame = owner.cls.frame
-            module = classes.is_module(machine, owner.cls, World(), frame)
-            return module and not _sets_field(owner.cls.node, "device")
+            known = classes.is_module(machine, owner.cls, World(), frame) or any(
+                _KNOW_THEIR_DEVICE.match(base) for base in classes.library_bases(machine, owner.cls, World(), frame)
+            )
+            return known and not _sets_field(owner.cls.node, "device")
         case Sym(kind="attr", parts=(Model(name=maker), "device")):
             return maker.startswith("transformers.")  # its models say on which torch.device they are
         case Sym(kind="attr", parts=(Sym(kind="attr") as held, "device")):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from amplint.checks.autocast.common import bound_again
 from amplint.checks.registry import Script, first_argument, found, found_at, rule, text
-from amplint.findings import Finding
+from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.tree import assigned_to, calls_in
+from amplint.source.tree import assigned_to, calls_in, last_name
 from amplint.source.values import Scaler
 
 _SCALERS = frozenset(
@@ -123,6 +123,50 @@ def no_optimizer(script: Script) -> Iterator[Finding]:
                 f"{what} is no optimizer: {event.name}() looks for its param_groups, and raises AttributeError",
                 help=f"give it the optimizer; a schedule steps by itself, after {owner}.step",
             )
+
+
+@rule("AMP134")
+def another_optimizer_in_the_other_arm(script: Script) -> Iterator[Finding]:
+    """With a scaler self.optimizer steps, without one optimizer does; and nothing in the file sets the field."""
+    module = script.module
+    for branch in module.nodes(ast.If) if ".step(" in module.text else ():
+        for one, other in ((branch.body, branch.orelse), (branch.orelse, branch.body)):
+            given, plain = _steps_through_scaler(module, one), _steps_plainly(other)
+            if given is None or plain is None or last_name(given) != last_name(plain):
+                continue
+            fields = [node for node in (given, plain) if isinstance(node, ast.Attribute)]
+            if len(fields) != 1 or not all(isinstance(node, ast.Name | ast.Attribute) for node in (given, plain)):
+                continue
+            field = fields[0].attr
+            set_here = (node.attr == field and isinstance(node.ctx, ast.Store) for node in module.nodes(ast.Attribute))
+            if not any(set_here):
+                yield found_at(
+                    "AMP134",
+                    module,
+                    given,
+                    f"the scaler steps {module.source(given)}, and the other arm {module.source(plain)}: nothing here "
+                    f"sets the field {field}",
+                    severity=Severity.WARNING,
+                    evidence=[(module, given, "with the scaler"), (module, plain, "without it")],
+                    help="step the same optimizer in both arms",
+                )
+
+
+def _steps_through_scaler(module: Module, arm: list[ast.stmt]) -> ast.expr | None:
+    for statement in arm:
+        match statement:
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=scaler, attr="step"), args=[given], keywords=[])):
+                if "scaler" in module.source(scaler).lower():
+                    return given
+    return None
+
+
+def _steps_plainly(arm: list[ast.stmt]) -> ast.expr | None:
+    for statement in arm:
+        match statement:
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=optimizer, attr="step"), args=[], keywords=[])):
+                return optimizer
+    return None
 
 
 def _is_torchs(script: Script, scaler: Scaler) -> bool:

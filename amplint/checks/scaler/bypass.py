@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, found, receiver, rule, same_function, text
+from amplint.checks.registry import Script, found, may_both_run, receiver, rule, same_function, text
 from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
@@ -41,7 +41,9 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
             continue
         evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backward]
         if before.stepped and before.kind == "unscaled":
-            through = [s for s in steps_of(script, step.optimizer, scaled=True) if same_function(s, step)]
+            stepped = [one for one in steps_of(script, step.optimizer, scaled=True) if may_both_run(one, step)]
+            here = [one for one in stepped if same_function(one, step)]
+            through = here or [one for one in stepped if step.frame in one.frame.stack()]  # by what this function calls
             if not through:
                 continue
             evidence += [(through[-1], "this already steps the optimizer")]
@@ -52,7 +54,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 message,
                 evidence=evidence,
                 help="remove it: scaler.step() calls optimizer.step()",
-                fix=fixes.drop_second_step(step.module, step.node),
+                fix=fixes.drop_second_step(step.module, step.node) if here else None,
             )
         elif before.kind == "unscaled":
             yield found(

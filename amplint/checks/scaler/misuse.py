@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from amplint.checks.registry import Script, alternatives, found, found_at, rule, text
-from amplint.checks.scaler.protocol import is_disabled
+from amplint.checks.registry import Script, alternatives, found, found_at, own_condition, rule, text
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -99,6 +98,15 @@ def scale_misused(script: Script) -> Iterator[Finding]:
                 f"{name} is given a number: this raises ValueError",
                 help="scale() takes tensors; get_scale() gives the scale as a number",
             )
+        elif (called := _called(module, argument)) is not None:
+            yield found_at(
+                "AMP130",
+                module,
+                call,
+                f"{name} is given {text(module, argument)}, which computes losses and is none: this raises ValueError",
+                evidence=[(module, called, "called here, as no tensor can be")],
+                help="scale the loss that it returned",
+            )
         elif isinstance(above, ast.Attribute) and above.value is call:
             yield from _result(module, call, argument, above)
         elif isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
@@ -114,6 +122,18 @@ def scale_misused(script: Script) -> Iterator[Finding]:
                 help=f"write {call.args[0].value}.0",
                 fix=fixes.as_float(module, call.args[0]),
             )
+
+
+def _called(module: Module, argument: ast.expr) -> ast.Call | None:
+    """Where a function calls what it passes for a loss: the criterion, under a name that it gives nothing else."""
+    function = module.function(argument)
+    if not isinstance(argument, ast.Name) or function is None:
+        return None
+    names = uses_of(function, argument.id)
+    if any(not isinstance(one.ctx, ast.Load) for one in names):
+        return None
+    calls = (module.parents[one] for one in names)
+    return next((one for one in calls if isinstance(one, ast.Call) and one.func in names), None)
 
 
 def _result(module: Module, call: ast.Call, argument: ast.expr, method: ast.Attribute) -> Iterator[Finding]:
@@ -147,10 +167,26 @@ def _looked_at(module: Module, argument: ast.expr, assign: ast.Assign, name: str
         outer = module.parents[above]
         number = isinstance(above, ast.Attribute) and above.attr in _LOOKS and isinstance(outer, ast.Call)
         listed = isinstance(above, ast.Call) and read in above.args and called_name(above) in _LISTS
-        if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, above)):
+        shown = "scale" not in name and _is_formatted(module, read)
+        if (number and not _unscales(module, outer)) or (listed and not _is_kept(module, above)) or shown:
             original = argument if isinstance(argument, ast.Name) and argument.id != name else None
             fix = fixes.look_at(module, read, original) if original is not None else None
             yield _scaled_log(module, read, argument, assign, fix)
+
+
+def _is_formatted(module: Module, read: ast.Name) -> bool:
+    """Whether a number becomes text: in an f-string, by % or by format()."""
+    above = module.parents[read]
+    if isinstance(above, ast.Tuple):
+        above = module.parents[above]
+    match above:
+        case ast.FormattedValue(value=value):
+            return value is read
+        case ast.BinOp(op=ast.Mod(), left=ast.Constant(value=str())):
+            return True
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str()), attr="format")):
+            return True
+    return False
 
 
 def _handed_back(module: Module, argument: ast.expr, assign: ast.Assign, name: str) -> Iterator[Finding]:
@@ -222,16 +258,33 @@ def _reads(module: Module, assign: ast.stmt, name: str) -> list[ast.Name]:
     scope = module.scope(assign)
     names = uses_of(scope, name)
     place = (assign.end_lineno or assign.lineno, assign.end_col_offset or 0)
-    stores = [place_of(n) for n in names if isinstance(n.ctx, ast.Store)]
+    stores = [
+        place_of(n)
+        for n in names
+        if isinstance(n.ctx, ast.Store) and not _is_its_mean(module, n) and not alternatives(module, assign, n)
+    ]
     next_store = min((one for one in stores if one > place), default=(1 << 30, 0))
     return sorted(
         (n for n in names if isinstance(n.ctx, ast.Load) and place <= place_of(n) < next_store
-         and not _other_arm(module, assign, n)),
+         and (not other_arm(module, assign, n) or _in_any_case(module, assign, n))),
         key=place_of,
     )  # fmt: skip
 
 
-def _other_arm(module: Module, one: ast.AST, other: ast.AST) -> bool:
+def _is_its_mean(module: Module, store: ast.Name) -> bool:
+    """`loss = loss.mean()`: what was scaled still is."""
+    match module.parents[store]:
+        case ast.Assign(targets=[_], value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="mean" | "sum"))):
+            return name == store.id
+    return False
+
+
+def _in_any_case(module: Module, one: ast.AST, other: ast.AST) -> bool:
+    """Whether the second node runs after the first wherever that ran: no condition is asked on the way."""
+    return not alternatives(module, one, other) and not own_condition(module, other, one)
+
+
+def other_arm(module: Module, one: ast.AST, other: ast.AST) -> bool:
     """Whether the first node stands under a condition that the second does not stand under: it may not have run."""
     around = set(module.ancestors(other))
     for above in module.ancestors(one):
@@ -254,126 +307,3 @@ def _reads_after(module: Module, assign: ast.stmt, name: str) -> ast.Name | None
         if isinstance(above, ast.Attribute | ast.BinOp | ast.AugAssign | ast.FormattedValue | ast.Call):
             return read
     return None
-
-
-# -- steps that the scaler does not see -------------------------------------------------------------------------------
-
-
-@rule("AMP129")
-def optimizer_in_backward(script: Script) -> Iterator[Finding]:
-    """An optimizer steps from a hook during a scaled backward."""
-    module = script.module
-    if "register_post_accumulate_grad_hook" not in module.text:
-        return
-    scaled = [b for b in script.events(events.Backward) if isinstance(b.scaler, Scaler) and not is_disabled(b.scaler)]
-    if not scaled:
-        return
-    for node in module.all_nodes:
-        if not isinstance(node, ast.Call) or called_name(node) != "register_post_accumulate_grad_hook" or not node.args:
-            continue
-        step = _step_in(module, node.args[0])
-        if step is not None:
-            yield found_at(
-                "AMP129",
-                module,
-                node,
-                "the optimizer steps from a hook, during backward: on gradients that are still multiplied by the loss "
-                "scale (65536 at first), and the scaler never looks at them",
-                evidence=[
-                    (scaled[0].module, scaled[0].node, "the loss is scaled here"),
-                    (module, step, "and this steps on its gradients"),
-                ],
-                help="use bfloat16, which needs no scaler, or step after backward",
-            )
-
-
-def _step_in(module: Module, hook: ast.expr) -> ast.Call | None:
-    """The plain step of an optimizer in a hook."""
-    body: ast.AST | None = hook
-    if not isinstance(hook, ast.Lambda):
-        name = called_name(hook)
-        if isinstance(hook, ast.Call):  # partial(hook, …), or a factory of hooks
-            name = called_name(hook.args[0]) if called_name(hook) == "partial" and hook.args else name
-        defined = (n for n in module.all_nodes if isinstance(n, ast.FunctionDef) and n.name == name)
-        body = next(defined, None)
-    if body is None or any(_unscaling(node) for node in walk(body)):
-        return None
-    for node in walk(body):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="step"), args=[], keywords=[]):
-                return node
-    return None
-
-
-def _unscaling(node: ast.AST) -> bool:
-    """Whether a hook divides by the scale itself."""
-    match node:
-        case ast.Call():
-            return called_name(node) in ("div_", "unscale_", "get_scale")
-        case ast.AugAssign(op=ast.Div()):
-            return True
-    return False
-
-
-@rule("AMP131")
-def two_pass_optimizer(script: Script) -> Iterator[Finding]:
-    """SAM and its kind step twice an iteration: each pass must be unscaled, with an update between them."""
-    module = script.module
-    if "second_step" not in module.text:
-        return
-    names = scalers_of(script)
-    for function in [n for n in module.all_nodes if isinstance(n, ast.FunctionDef | ast.Module)]:
-        calls = [n for n in walk(function) if isinstance(n, ast.Call) and module.scope(n) is function]
-        told = sorted((place_of(n), n, _does(n, names)) for n in calls if _does(n, names))
-        doing = [what for _, _, what in told]
-        if "first" not in doing or "second" not in doing or "scaled" not in doing or _branches(module, told):
-            continue
-        second = doing.index("second")
-        first = doing.index("first")
-        last = max((i for i in range(second) if doing[i] == "scaled"), default=-1)
-        if last < first:
-            continue  # the second backward is not seen
-        unscaled = "unscale" in doing[last:second]
-        both = unscaled and "unscale" in doing[:first] and "update" not in doing[first:last]
-        if not unscaled or both:
-            message = (
-                "the second pass unscales again before update(): this raises RuntimeError, unscale_() has already been "
-                "called"
-                if both
-                else "this steps on gradients that are still multiplied by the loss scale (65536 at first)"
-            )
-            yield found_at(
-                "AMP131",
-                module,
-                told[second][1],
-                message,
-                evidence=[
-                    (module, told[last][1], "the second loss is scaled"),
-                    (module, told[second][1], "and used here"),
-                ],
-                help="in each pass: unscale_, the optimizer's own step, update()",
-            )
-
-
-def _does(call: ast.Call, scalers: set[str]) -> str:
-    """What a call does to a two-pass step."""
-    receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
-    match called_name(call):
-        case "first_step":
-            return "first"
-        case "second_step":
-            return "second"
-        case "unscale_":
-            return "unscale"
-        case "update" if path_of(receiver) in scalers if receiver is not None else False:
-            return "update"
-        case "backward" if isinstance(receiver, ast.Call) and called_name(receiver) == "scale":
-            return "scaled"
-    return ""
-
-
-def _branches(module: Module, told: list[tuple[tuple[int, int], ast.Call, str]]) -> bool:
-    """Whether the step with a scaler stands in another arm than this one."""
-    seconds = [call for _, call, what in told if what == "second"]
-    scaled = [call for _, call, what in told if what == "scaled"]
-    return any(_other_arm(module, one, other) for one in scaled for other in seconds)

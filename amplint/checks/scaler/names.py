@@ -41,6 +41,7 @@ _METHODS = frozenset(
     "scale unscale_ step update is_enabled state_dict load_state_dict get_scale get_growth_factor set_growth_factor "
     "get_backoff_factor set_backoff_factor get_growth_interval set_growth_interval".split()
 )
+_MISSPELT = frozenset(("_unscale", "_unscale_", "_step", "_update", "_state_dict", "_load_state_dict"))
 _ENABLED = ": a GradScaler with enabled=False passes everything through"
 _ELSEWHERE = {
     "torch.cuda": ("autocast", "GradScaler"),
@@ -255,6 +256,13 @@ def _last(node: ast.AST) -> str:
 
 def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
     """Names that are used as parts of AMP, in the order of the text."""
+    scalers = {
+        target.id
+        for node in module.nodes(ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Call)
+        if any(name in _SCALERS for name in module.dotted(node.value.func))
+    }
     for node in loads(module.tree):
         above = module.parents[node]
         part = node.id == "amp" and isinstance(above, ast.Attribute) and above.attr in _AMP_NAMES
@@ -271,6 +279,10 @@ def _uses(module: Module) -> Iterator[tuple[ast.Name, str]]:
                 yield node, "scaler"
         elif isinstance(above, ast.arguments) and "caler" in node.id:
             yield node, "scaler"  # a default: `def train(scaler=scaler)`
+        elif node.id in scalers and (
+            node in above.args if isinstance(above, ast.Call) else isinstance(above, ast.keyword)
+        ):
+            yield node, "scaler"  # handed on as what is a scaler elsewhere in the file
         elif isinstance(above, ast.Call) and node in above.args[:1] and _steps(above.func):
             yield node, "optimizer"
         elif isinstance(above, ast.Subscript) and above.value is node:
@@ -320,11 +332,17 @@ def not_of_a_scaler(script: Script) -> Iterator[Finding]:
     for target in bound:
         if isinstance(target.ctx, ast.Store):
             value = getattr(module.parents[target], "value", None)
+            if isinstance(value, ast.IfExp):
+                value = value.orelse if _is_none(value.body) else value.body if _is_none(value.orelse) else value
             made = isinstance(value, ast.Call) and any(one in _SCALERS for one in module.dotted(value.func))
             scalers[ast.unparse(target)] = made and scalers.get(ast.unparse(target), True)
     for node in module.nodes(ast.Attribute) if any(scalers.values()) else ():
-        known = node.attr in _METHODS or node.attr.startswith("_") or not isinstance(node.ctx, ast.Load)
-        if not known and scalers.get(ast.unparse(node.value)) and not is_guarded(module, node):
+        private = node.attr.startswith("_") and node.attr not in _MISSPELT
+        if (
+            not (node.attr in _METHODS or private or not isinstance(node.ctx, ast.Load))
+            and scalers.get(ast.unparse(node.value))
+            and not is_guarded(module, node)
+        ):
             near = next((one for one in _METHODS if one.strip("_") == node.attr.strip("_")), "")
             yield found_at(
                 "AMP135",
@@ -333,6 +351,10 @@ def not_of_a_scaler(script: Script) -> Iterator[Finding]:
                 f"a GradScaler has no {node.attr}, in any version of PyTorch: this raises AttributeError",
                 help=f"write {near}" if near else "see the methods of torch.amp.GradScaler",
             )
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _exists(module: str, name: str) -> bool:
