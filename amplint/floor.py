@@ -1,7 +1,7 @@
 """The oldest torch that a project says it runs on: from its metadata, read and never run.
 
 Looked at, in this order, in the nearest folder that has any of them: pyproject.toml (PEP 621 and Poetry), setup.cfg,
-setup.py, requirements*.txt.
+setup.py, requirements*.txt, requirements/*.txt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def torch_floor(folders: Iterable[str]) -> Floor | None:
             names = sorted(os.listdir(folder))
         except OSError:
             continue
-        for name in names:
+        inner = _inside(folder) if "requirements" in names else []
+        for name in (*names, *inner):
             if (read := _reader(name)) and (found := _floor(read(_text(os.path.join(folder, name))))):
                 return Floor(found, os.path.join(folder, name)) if found >= OLDEST else None
         if "pyproject.toml" in names or "setup.py" in names or ".git" in names:
@@ -38,10 +39,20 @@ def torch_floor(folders: Iterable[str]) -> Floor | None:
     return None
 
 
+def _inside(folder: str) -> list[str]:
+    """The requirements that a folder keeps in one of its own, where there is one."""
+    try:
+        return [os.path.join("requirements", name) for name in sorted(os.listdir(os.path.join(folder, "requirements")))]
+    except OSError:
+        return []
+
+
 def _reader(name: str) -> Callable[[str], Iterator[str]] | None:
     if name == "pyproject.toml":
         return _pyproject
-    if name in ("setup.cfg", "setup.py") or re.fullmatch(r"requirements[\w.-]*\.txt", name):
+    if name in ("setup.cfg", "setup.py") or re.fullmatch(
+        r"requirements[\w.-]*\.txt|requirements[/\\][\w.-]+\.txt", name
+    ):
         return _lines
     return None
 

@@ -22,6 +22,7 @@ from amplint.config import load
         ({"requirements-dev.txt": "torch>2.2\n"}, (2, 2)),
         ({"setup.py": 'setup(install_requires=["torch>=2.3", "torchvision>=0.4"])'}, (2, 3)),
         ({"setup.cfg": "[options]\ninstall_requires =\n    torch>=2.3\n"}, (2, 3)),
+        ({"requirements/train.txt": "torch==2.6.0 --index-url https://example.org\n"}, (2, 6)),
         # what says nothing of it
         ({"requirements.txt": "torch\ntorchvision==0.15\ntorch-scatter==2.1\npytorch>=1.12\n"}, (2, 4)),
         ({"requirements.txt": "torch<2.9\n"}, (2, 4)),
@@ -35,6 +36,7 @@ from amplint.config import load
 )
 def test_the_oldest_torch(files: dict[str, str], expected: tuple[int, int], tmp_path: Path) -> None:
     for name, text in {".git": "", **files}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "src").mkdir()
     assert load([str(tmp_path / "src")], {}).target_torch == expected

@@ -14,6 +14,14 @@ _HALF = re.compile(  # also what frameworks are told where they are run
     rb"|Accelerator\b|lightning|fastai|TrainingArguments|\bignite\b|composer",
     re.IGNORECASE,
 )
+# What may mean float16: not a scaler alone, not a region that is told bfloat16, not where a name is imported.
+_FLOAT16 = re.compile(
+    rb"^(?!\s*(?:from|import)\b)[^\n]*(?:autocast\b(?!\((?:[^()]|\([^()]*\))*bfloat16)"
+    rb"|\bamp\b(?!\.(?:GradScaler|autocast)))|\bhalf\(|torch\.half\b|(?<!b)(?<!np\.)(?<!numpy\.)float16|(?<!b)fp16"
+    rb"|mixed.?precision|\bprecision\b *=|\bapex\b|deepspeed|Accelerator\b|lightning|fastai|TrainingArguments"
+    rb"|\bignite\b|composer",
+    re.IGNORECASE | re.MULTILINE,
+)
 _SURELY = re.compile(
     rb"autocast|\bhalf\(|float16|fp16|bf16|GradScaler|\bamp\b|mixed.?precision|\bprecision\b *=", re.IGNORECASE
 )
@@ -36,6 +44,11 @@ def runs_in_half(script: Script, node: ast.AST) -> bool:
     """Whether a file of the project says a word of half precision, or of what chooses one, and one of those that use
     what a node is in."""
     return _says(script, _HALF) and used_in_half(script, node, _HALF)
+
+
+def may_run_in_float16(script: Script) -> bool:
+    """Whether a file of the project says a word that may mean float16: bfloat16 has float32's range."""
+    return _says(script, _FLOAT16)
 
 
 def surely_runs_in_half(script: Script) -> bool:

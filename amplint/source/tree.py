@@ -25,6 +25,12 @@ def last_name(node: ast.AST | None) -> str:
     return ""
 
 
+def names_autocast(name: str) -> bool:
+    """Whether something is called after autocast: not after Transformer Engine's, which is about float8 in its own
+    layers (`te.fp8_autocast`, `maybe_te_autocast`)."""
+    return "autocast" in name and "fp8" not in name and "te_autocast" not in name
+
+
 def called_name(node: ast.AST) -> str:
     """The last part of what a call calls: `clip_grad_norm_` of `torch.nn.utils.clip_grad_norm_(…)`."""
     return last_name(node.func if isinstance(node, ast.Call) else node)

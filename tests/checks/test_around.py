@@ -146,6 +146,19 @@ def test_a_model_of_a_project_that_may(tmp_path: Path) -> None:
 
 RUNS = "from model import Attention\n\nmodel = Attention(8)\nloss = model(x, mask).mean()\nloss.backward()\n"
 HALF = "import torch\n\nother = torch.nn.Linear(8, 8).half()\n"
+BFLOAT16 = (
+    "with torch.autocast('cuda', dtype=torch.bfloat16, enabled=use_amp):\n    Attention(8)(x, m).sum().backward()\n"
+)
+SCALER = "from torch.cuda.amp import GradScaler\n\nscaler = torch.cuda.amp.GradScaler()\n"
+
+
+def test_a_model_of_a_project_that_runs_in_bfloat16(tmp_path: Path) -> None:
+    assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train=RUNS + BFLOAT16 + SCALER) == [Severity.NOTE]
+
+
+def test_a_model_of_a_project_that_runs_in_both(tmp_path: Path) -> None:
+    both = BFLOAT16 + BFLOAT16.replace("torch.bfloat16", "half")
+    assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train=RUNS + both) == [Severity.WARNING]
 
 
 def test_a_model_that_others_of_its_project_do_not_use(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from amplint.checks.registry import Script
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.tree import called_name, named_argument
+from amplint.source.tree import called_name, named_argument, names_autocast
 from amplint.source.values import Instance, Region
 
 MANAGED = ("accelerat", "lightning", "Fabric", "deepspeed")  # words of who else enters autocast
@@ -38,7 +38,7 @@ def real_region(event: events.Event) -> Region | None:
 def may_be_enabled(region: Region, event: events.Event) -> bool:
     from amplint.source.interpret import conditions
 
-    if tensors.dtype_of(region.autocast.dtype) == "float32":
+    if tensors.in_float32(region, event.facts):
         return False
     return conditions.evaluate(conditions.truth(region.autocast.enabled), event.facts) is not False
 
@@ -66,8 +66,8 @@ def enters_autocast(module: Module, node: ast.expr) -> bool:
         return enters_autocast(module, node.body) or enters_autocast(module, node.orelse)
     if not isinstance(node, ast.Call):
         return False
-    name = called_name(node)
-    if "autocast" not in name and not is_autocast(module, node.func):
+    named = names_autocast(called_name(node)) and not any("transformer_engine" in n for n in module.dotted(node.func))
+    if not named and not is_autocast(module, node.func):
         return False
     for value in (*node.args, *(keyword.value for keyword in node.keywords)):
         off = isinstance(value, ast.Constant) and value.value is False

@@ -38,7 +38,9 @@ def no_dtype_to_cast_to(script: Script) -> Iterator[Finding]:
             continue
         module, shown = create.module, text(create.module, argument)
         sides = sides_of(value.dtype, create)
-        option = option_of(known, argument)
+        # an option of the script says nothing of a field of the same name in another file, nor of what is seen
+        own = create.module is script.module and not any(tensors.dtype_of(side) for side in sides)
+        option = option_of(known, argument) if own else None
         if all(isinstance(side, Const) and isinstance(side.value, str) for side in sides) or _is_text(option):
             yield found(
                 "AMP210",

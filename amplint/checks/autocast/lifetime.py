@@ -11,7 +11,9 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import autocast as fixes
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
+from amplint.source.tree import called_name, last_name, named_argument
 from amplint.source.values import Region
+from amplint.source.walk import walk
 
 _PAIRS = ("contextmanager", "fixture", "hook")  # decorators for generators that are made to yield in a region
 
@@ -124,9 +126,30 @@ def yield_in_region(script: Script) -> Iterator[Finding]:
             module,
             node,
             "the region stays open while the generator waits: whoever asked for this value runs in autocast",
+            severity=Severity.NOTE if _is_numpy(function, node) else None,
             evidence=[(module, around.items[0].context_expr, "in this region")],
             help="leave the region before the yield",
         )
+
+
+def _is_numpy(function: ast.AST, node: ast.AST) -> bool:
+    """Whether all that is handed out are NumPy arrays: who takes them computes nothing that autocast would cast."""
+    value = getattr(node, "value", None)
+    values = value.elts if isinstance(value, ast.Tuple) else [value]
+    arrays = {
+        last_name(one.targets[0])
+        for one in walk(function)
+        if isinstance(one, ast.Assign) and isinstance(one.value, ast.Call) and called_name(one.value) == "numpy"
+    }
+    return all(
+        any((isinstance(one, ast.Name) and one.id in arrays) or _calls_numpy(one) for one in walk(value))
+        for value in values
+        if value is not None
+    )
+
+
+def _calls_numpy(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and called_name(node) == "numpy"
 
 
 def _is_pair(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -164,6 +187,8 @@ def traced_in_region(script: Script) -> Iterator[Finding]:
             continue
         if any(keyword.arg in ("cache_enabled", None) for keyword in region.keywords):
             continue
+        if _for_cuda(module, region) and any(_made_on_the_cpu(module, one) for one in node.args[1:2]):
+            continue
         yield found_at(
             "AMP218",
             module,
@@ -173,6 +198,23 @@ def traced_in_region(script: Script) -> Iterator[Finding]:
             help="cache_enabled=False",
             fix=fixes.without_cache(module, region),
         )
+
+
+def _for_cuda(module: Module, region: ast.Call) -> bool:
+    """Whether a region is CUDA's, which leaves alone what is computed on the CPU."""
+    first = region.args[0] if region.args else named_argument(region, "device_type")
+    named = isinstance(first, ast.Constant) and str(first.value).startswith("cuda")
+    return named or any(name.startswith("torch.cuda.") for name in module.dotted(region.func))
+
+
+def _made_on_the_cpu(module: Module, example: ast.expr) -> bool:
+    """Whether an example input is made here, without a device: so the model is on the CPU, too."""
+    if not isinstance(example, ast.Call) or not module.dotted(example.func) & _MAKERS:
+        return False
+    return named_argument(example, "device") is None and "set_default" not in module.text
+
+
+_MAKERS = frozenset(f"torch.{name}" for name in ("rand", "randn", "zeros", "ones", "empty", "randint", "tensor"))
 
 
 def _contexts(module: Module, node: ast.AST) -> list[ast.expr]:
@@ -216,7 +258,7 @@ def entered_by_hand(script: Script) -> Iterator[Finding]:
             "autocast is entered by hand: an exception before __exit__ leaves it on"
             if left
             else "autocast is entered by hand and never left: all that follows in this thread runs in it",
-            severity=None if left or function is not None else Severity.NOTE,
+            severity=None if left or getattr(function, "name", "main") != "main" else Severity.NOTE,  # a script's all
             evidence=[(module, one, "left here, if nothing is raised before") for one in left[:1]],
             help="use `with`, or try/finally",
         )

@@ -15,6 +15,7 @@ from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.interpret.tensors import HALF
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.values import KNOWN, Items, Many, Object, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -99,7 +100,7 @@ def every_tensor_cast(script: Script) -> Iterator[Finding]:
         subject = call.func.value if isinstance(call.func, ast.Attribute) else None
         if not isinstance(subject, ast.Name) or not half_cast(module, call):
             continue
-        if _whatever_comes(module, call, subject):
+        if _whatever_comes(module, call, subject) and not _of_one_kind(module, call, subject.id):
             yield found_at(
                 "AMP505",
                 module,
@@ -126,6 +127,47 @@ def _whatever_comes(module: Module, call: ast.Call, subject: ast.Name) -> bool:
                 return _asks_only_for_a_tensor(test, subject.id) and _is_argument(module, call, subject)
             case ast.stmt() if not isinstance(node, ast.Return | ast.Assign | ast.Expr):
                 return False
+    return False
+
+
+def _of_one_kind(module: Module, call: ast.Call, name: str) -> bool:
+    """Whether a comprehension goes through what a batch holds under one key, or through what is concatenated beside it:
+    all images, or all masks, not one of each."""
+    function = module.function(call) or module.tree
+    joined = {
+        one.args[0].id
+        for one in walk(function)
+        if isinstance(one, ast.Call) and called_name(one) in _JOINS and one.args and isinstance(one.args[0], ast.Name)
+    }
+    for above in module.ancestors(call):
+        if isinstance(above, ast.ListComp | ast.GeneratorExp | ast.For):
+            generator = above if isinstance(above, ast.For) else above.generators[0]
+            if not isinstance(generator.target, ast.Name) or generator.target.id != name:
+                continue
+            sources = [generator.iter]
+            if isinstance(generator.iter, ast.Name):
+                name = generator.iter.id
+                made = (node for node in walk(function) if isinstance(node, ast.Assign))
+                sources = [node.value for node in made if _is_name(node.targets[0], name)]
+            if name in joined or (sources and all(map(_under_a_key, sources))):
+                return True
+    return False
+
+
+_JOINS = frozenset("cat concat concatenate stack vstack hstack".split())
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _under_a_key(node: ast.expr) -> bool:
+    """Whether this is what a dict holds under a key that is written out."""
+    match node:
+        case ast.Subscript(slice=ast.Constant(value=str())):
+            return True
+        case ast.Call(func=ast.Attribute(attr="get" | "pop"), args=[ast.Constant(value=str()), *_]):
+            return True
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 
-from amplint.checks.around import runs_in_half
+from amplint.checks.around import may_run_in_float16, runs_in_half
 from amplint.checks.numerics.common import LARGEST, constants, float16, guarded, is_half, known_as, made_half, number
 from amplint.checks.registry import Script, found, rule
 from amplint.findings import Finding, Fix, Severity
@@ -51,7 +51,7 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
         if raises:
             message = f"{large[0]:g} does not fit in float16 (range ±{LARGEST:.0f}): RuntimeError on a half tensor"
             severity = Severity.ERROR if target.trust == KNOWN and target.dtype == "float16" else Severity.WARNING
-            if target.trust == ASSUMED and (event.name not in _LOUD or not runs_in_half(script, event.node)):
+            if target.trust == ASSUMED and (event.name not in _LOUD or not _in_float16(script, event)):
                 severity = Severity.NOTE
         elif event.name == "clamp":
             message = f"{large[0]:g} is infinite in float16: it bounds nothing there, and raises on a CPU"
@@ -73,6 +73,12 @@ def constant_out_of_range(script: Script) -> Iterator[Finding]:
             else f"use torch.finfo(x.dtype).{'min' if large[0] < 0 else 'max'} of the tensor that is clamped",
             fix=_limit(event),
         )
+
+
+def _in_float16(script: Script, event: events.Operation) -> bool:
+    """Whether the project says that something runs in half precision, what uses this too, and that it may be
+    float16."""
+    return may_run_in_float16(script) and runs_in_half(script, event.node)
 
 
 def _raises(script: Script, event: events.Operation) -> bool:

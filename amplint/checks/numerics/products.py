@@ -30,7 +30,7 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
             continue
         if not is_half(left, ASSUMED) or not _becomes_weights(script, event.result):
             continue
-        if any(isinstance(part, Tensor) and part.made in ("mul", "div", "normalize") for part in left.parents):
+        if any(_made_small(part) for part in left.parents):
             continue
         severity = _grade(left)
         yield found(
@@ -43,6 +43,20 @@ def attention_scaled_late(script: Script) -> Iterator[Finding]:
             help="scale q before the product, or use F.scaled_dot_product_attention",
             fix=fixes.scale_first(event.module, event.node),
         )
+
+
+_SHAPES = frozenset(
+    "to float unsqueeze squeeze view reshape flatten transpose permute contiguous getitem rearrange".split()
+)
+
+
+def _made_small(value: Value, depth: int = 5) -> bool:
+    """Whether a factor was scaled before the product, whatever shape or dtype it was given since."""
+    if not isinstance(value, Tensor) or depth == 0:
+        return False
+    if value.made in ("mul", "div", "normalize"):
+        return True
+    return value.made in _SHAPES and any(_made_small(part, depth - 1) for part in value.parents[:1])
 
 
 def _product(value: Value) -> bool:

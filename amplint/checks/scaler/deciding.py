@@ -82,7 +82,12 @@ def said(script: Script, question: Question) -> str:
 def is_for_float16(scaler: Scaler, region: Region) -> bool:
     """Whether the scaler is on where float16 is asked for, and the region one of several that are chosen likewise: it
     has another dtype only because which one it is got lost on the way."""
-    return _FLOAT16.search(repr(scaler.enabled)) is not None and not isinstance(region.autocast.dtype, Choice)
+    return asks_for_float16(scaler) and not isinstance(region.autocast.dtype, Choice)
+
+
+def asks_for_float16(scaler: Scaler) -> bool:
+    """Whether what switches the scaler on asks for float16, by its words."""
+    return _FLOAT16.search(repr(scaler.enabled)) is not None
 
 
 def branches_around(module: Module, node: ast.AST) -> Iterator[ast.If]:

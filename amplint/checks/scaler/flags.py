@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from amplint.checks.autocast.recurrent import runs_in_float16
 from amplint.checks.registry import Script, found, rule, text
-from amplint.checks.scaler.deciding import branches_around, is_for_float16
+from amplint.checks.scaler.deciding import asks_for_float16, branches_around, is_for_float16
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import flags as fixes
 from amplint.source import events
@@ -70,7 +70,8 @@ def enabled_flags_differ(script: Script) -> Iterator[Finding]:
             related
             and _decided_by_flags(alone)
             and _can_be(alone, backward)
-            and "float16" in _dtypes(region, backward, alone)
+            and "float16" in (dtypes := _dtypes(region, backward, alone))
+            and not (len(dtypes) > 1 and asks_for_float16(scaler))  # both ask for the dtype, in their own ways
         ):
             if scaler.enabled == FALSE:
                 continue  # AMP101

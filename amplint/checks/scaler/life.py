@@ -67,12 +67,14 @@ def made_anew_for(script: Script, create: events.Create) -> Iterator[events.Back
 
 
 def _once(create: events.Event) -> bool:
-    """Whether a condition picks the round in which it is made: `if epoch == 0`, `if scaler is None`, `if not
-    hasattr(self, "scaler")`; a word (`if cfg.dtype == "float16"`) or a flag (`if use_amp is True`) is a setting."""
+    """Whether a condition, or a failure, picks the round in which it is made: `if epoch == 0`, `if scaler is None`, `if
+    not hasattr(self, "scaler")`; a word (`if cfg.dtype == "float16"`) or a flag (`if use_amp is True`) is a setting."""
     for above in create.module.ancestors(create.node):
         if isinstance(above, ast.For | ast.AsyncFor | ast.While | ast.FunctionDef | ast.AsyncFunctionDef):
             return False
         match above:
+            case ast.ExceptHandler():  # what failed begins anew, with fewer samples
+                return True
             case ast.If(test=ast.Compare(ops=[ast.Eq() | ast.Is()], comparators=[right])):
                 return not (isinstance(right, ast.Constant) and isinstance(right.value, str | bool))
             case ast.If(test=ast.UnaryOp(op=ast.Not(), operand=asked)) if _is_there(asked, create):

@@ -11,7 +11,7 @@ from amplint.findings import Finding, Severity
 from amplint.rewrite.refusals.anomalies import anomaly_mode
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import called_name
+from amplint.source.tree import called_name, last_name
 from amplint.source.values import Scaler
 from amplint.source.walk import walk
 
@@ -147,7 +147,9 @@ def abort_on_nonfinite(script: Script) -> Iterator[Finding]:
         scaled = any(
             isinstance(before.scaler, Scaler) and before.kind in ("scaled", "unscaled") for _, before in clip.touched
         )
-        if scaled and isinstance(clip.node, ast.Call) and _is_true(clip.node, "error_if_nonfinite"):
+        if not scaled or not isinstance(clip.node, ast.Call) or _is_caught(clip.module, clip.node):
+            continue
+        if _is_true(clip.node, "error_if_nonfinite"):
             yield found(
                 "AMP126",
                 clip,
@@ -176,6 +178,25 @@ def abort_on_nonfinite(script: Script) -> Iterator[Finding]:
                 )
     if steps:
         yield from _anomaly(script, steps)
+
+
+def _is_caught(module: Module, node: ast.AST) -> bool:
+    """Whether a handler around a node takes the RuntimeError that it raises, and goes on."""
+    inner = node
+    for above in module.ancestors(node):
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            return False
+        if isinstance(above, ast.Try) and inner in above.body:
+            for handler in above.handlers:
+                kinds = {last_name(one) for one in walk(handler.type)} if handler.type else _RUNTIME_ERRORS
+                if kinds & _RUNTIME_ERRORS:
+                    return not any(isinstance(one, ast.Raise) or called_name(one) in _ENDS for one in walk(handler))
+        inner = above
+    return False
+
+
+_ENDS = {"exit", "_exit", "abort"}
+_RUNTIME_ERRORS = {"RuntimeError", "Exception", "BaseException"}
 
 
 def _is_true(call: ast.Call, name: str) -> bool:

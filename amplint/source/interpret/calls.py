@@ -32,6 +32,7 @@ from amplint.source.interpret.machine import Machine, device_value, site
 from amplint.source.interpret.roles import becomes_model
 from amplint.source.interpret.world import World
 from amplint.source.symbols import fresh, options, sym
+from amplint.source.tree import names_autocast
 from amplint.source.values import (
     NONE,
     Autocast,
@@ -59,7 +60,9 @@ from amplint.source.values import (
 
 _CLIPPING = re.compile(r"clip_?grad|grad(ient)?s?_?clip", re.IGNORECASE)
 _ASKS = re.compile(r"_*(get|set|is|has|use|should|needs?|make|build|create|parse|configure|check|log)_")
-_BACKWARD = re.compile(r"(?:^|_)backwards?$")  # what something unknown that runs backward is called: manual_backward
+_BACKWARD = re.compile(
+    r"(?:^|_)(?<!for_)(?<!before_)(?<!after_)backwards?$"
+)  # what something unknown that runs backward is called: manual_backward
 
 
 def evaluate_call(m: Machine, node: ast.Call, world: World, frame: Frame) -> Results:
@@ -272,7 +275,7 @@ def unknown(
 ) -> Results:
     """An unknown call: what it does with a scaler or an optimizer is not known; it has no other effect. A factory of
     autocast contexts says so in its name."""
-    if "autocast" in _last_name(callee):
+    if names_autocast(_last_name(callee)) and not _of_transformer_engine(callee):
         device = given.kwargs.get("device_type") or (given.args[0] if given.args else None)
         if "autocast_handler" in given.kwargs or "avoid" in _last_name(callee):
             return [(tensors.handled(site(node, frame), node, world), world)]  # NeMo's avoids float16
@@ -348,6 +351,10 @@ def _clips(node: ast.AST, values: tuple[Value, ...]) -> bool:
 
 def says_it_clips(name: str) -> bool:
     return _CLIPPING.search(name) is not None and _ASKS.match(name) is None
+
+
+def _of_transformer_engine(callee: Value) -> bool:
+    return isinstance(callee, Lib) and callee.name.startswith("transformer_engine")
 
 
 def _last_name(callee: Value) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 from amplint.source.interpret import assignment, classes, containers, expressions
 from amplint.source.interpret.frames import Frame, Results
 from amplint.source.interpret.machine import Machine
 from amplint.source.interpret.world import World
-from amplint.source.values import Const, Items, Many, Mapping, Parameter, Parameters, Value
+from amplint.source.values import Const, Items, Many, Mapping, Optimizer, Parameter, Parameters, Scaler, Value
 
 
 def comprehension(
@@ -30,7 +31,7 @@ def comprehension(
         if known is not None and len(node.generators) == 1 and not first.ifs:
             parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [element]
             runs: list[tuple[tuple[tuple[Value, ...], ...], World]] = [((), before)]
-            for one in known:
+            for one in _apart(known):
                 runs = [
                     ((*made, values), after)
                     for made, start in runs
@@ -52,6 +53,18 @@ def comprehension(
     for _, after in results:
         after.forget(inner.scope)
     return results
+
+
+def _apart(known: Sequence[Value]) -> Sequence[Value]:
+    """The elements, of scalers and optimizers each once: what every round of a loop added is one value here, and stands
+    for as many as there are."""
+    if not any(isinstance(inner, Scaler | Optimizer) for one in known for inner in (one, *_inside(one))):
+        return known
+    return [one for place, one in enumerate(known) if one not in known[:place]]
+
+
+def _inside(value: Value) -> tuple[Value, ...]:
+    return value.items if isinstance(value, Items) else ()
 
 
 def _all(made: tuple[tuple[Value, ...], ...], node: ast.AST) -> Value:

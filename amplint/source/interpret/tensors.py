@@ -157,9 +157,15 @@ def enabled(region: Region, world: World) -> bool:
     """False only where the region is known to be disabled."""
     from amplint.source.interpret.conditions import truth
 
-    if dtype_of(region.autocast.dtype) == "float32":
+    if in_float32(region, world.facts):
         return False
     return world.known(truth(region.autocast.enabled)) is not False
+
+
+def in_float32(region: Region, facts: conditions.Facts) -> bool:
+    """Whether autocast is given float32 where these answers hold: it is off then."""
+    dtype = region.autocast.dtype
+    return dtype is not None and all(dtype_of(side) == "float32" for side in conditions.sides(dtype, facts) or [dtype])
 
 
 def region_dtype(region: Region) -> str:
