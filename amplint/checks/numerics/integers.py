@@ -13,7 +13,7 @@ from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.interpret import tensors
 from amplint.source.module import Module
-from amplint.source.tree import uses_of
+from amplint.source.tree import named_argument, uses_of
 from amplint.source.values import ASSUMED, KNOWN, Const, Sym, Tensor, Value
 from amplint.source.walk import walk
 
@@ -35,7 +35,7 @@ def integers_in_half(script: Script) -> Iterator[Finding]:
             operands = [arg for arg in event.args if isinstance(arg, Tensor) and arg.dtype not in tensors.HALF]
             outer = isinstance(event.args[0], Const) and _OUTER.match(str(event.args[0].value)) is not None
             counted = next((one for arg in operands if (one := tensors.counted(arg, scaled=outer)) is not None), None)
-            if counted is None or _cast_to_float32(operands):
+            if counted is None or _cast_to_float32(operands) or any(_on_the_cpu(one, event) for one in operands):
                 continue
             if any(isinstance(arg, Tensor) and arg.made == "softmax" for arg in event.args):
                 continue  # the mean of a distribution over bins, which are few: box distances, ages, scores
@@ -121,6 +121,24 @@ def _cast_to_float32(operands: list[Tensor]) -> bool:
     return len(cast) > 1 or any(
         isinstance(part, Tensor) and part.dtype in tensors.HALF for one in cast for part in one.parents
     )
+
+
+def _on_the_cpu(value: object, event: events.Event, depth: int = 8) -> bool:
+    """Whether a tensor is computed of numbers that the same function makes without a device and moves nowhere: what
+    multiplies them is on the CPU, too, where CUDA's autocast casts nothing."""
+    if not isinstance(value, Tensor) or depth == 0:
+        return False
+    if value.made == "arange":
+        made, module = value.node, event.module
+        if not isinstance(made, ast.Call) or made not in module.parents or named_argument(made, "device") is not None:
+            return False
+        return module.function(made) is module.function(event.node) is not None  # no buffer, which moves
+    return value.made in _STAY and any(_on_the_cpu(part, event, depth - 1) for part in value.parents)
+
+
+_STAY = frozenset(
+    "add sub mul div pow neg exp reciprocal flatten view reshape unsqueeze getitem float meshgrid".split()
+)
 
 
 def _drawn(value: object) -> Tensor | None:

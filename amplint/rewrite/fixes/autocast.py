@@ -10,6 +10,7 @@ from amplint.rewrite import edits
 from amplint.rewrite.fixes import attempt, suite_of
 from amplint.rewrite.syntax.text import edit
 from amplint.source.module import Module
+from amplint.source.tree import called_name
 from amplint.source.walk import walk
 
 SAFE, UNSAFE = Applicability.SAFE, Applicability.UNSAFE
@@ -209,7 +210,7 @@ def float32_island(
     torch = edits.binding_of(module, "torch", at=statement)
     if torch is None or not isinstance(statement, _MOVABLE):
         return None
-    header = f"with {torch}.autocast(device_type={device}, enabled=False):"
+    header = f"with {torch}.autocast(device_type={_own_device(module, device)}, enabled=False):"
     suite = suite_of(module, statement)
     first = last = suite.index(statement)
     while first and suite[first - 1] in also and isinstance(suite[first - 1], _MOVABLE):
@@ -224,6 +225,18 @@ def float32_island(
         return made
 
     return attempt("compute it in float32", SAFE if safe else UNSAFE, build)
+
+
+def _own_device(module: Module, device: str) -> str:
+    """The device of the file's own regions, where that is another one than CUDA: what is written for an HPU stays."""
+    named = {
+        str(one.value.value)
+        for call in module.nodes(ast.Call)
+        if called_name(call) == "autocast"
+        for one in call.keywords
+        if one.arg == "device_type" and isinstance(one.value, ast.Constant)
+    }
+    return f'"{named.pop()}"' if device == '"cuda"' and len(named) == 1 else device
 
 
 def _float(module: Module, operand: ast.expr) -> str:
