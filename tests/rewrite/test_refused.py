@@ -16,6 +16,18 @@ REFUSED = {
         + "for x in loader:\n    optimizer.step(closure)\n",
         "its step() runs the backward in a closure; a GradScaler cannot drive it: keep float32",
     ),
+    "covariances": (
+        HEAD + "def coral(x, y):\n    cx, cy = x - x.mean(0), y - y.mean(0)\n    cx = torch.matmul(cx.t(), cx)\n"
+        "    cy = torch.matmul(cy.t(), cy)\n    return torch.mean(torch.mul(cx - cy, cx - cy)) / 4\n"
+        "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.out = torch.nn.Linear(4, 8)\n    def forward(self, x, y):\n"
+        "        return coral(self.out(x), self.out(y))\n"
+        "net = Net().to(device)\noptimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "for x, y in loader:\n    loss = net(x.to(device), y.to(device))\n    loss.backward()\n"
+        "    optimizer.step()\n    optimizer.zero_grad()\n",
+        "train.py:9 squares differences of products of matrices, whose gradients vanish in half precision; compute "
+        "them on .float() under torch.autocast(device_type, enabled=False)",
+    ),
     "mel bands in a model": (
         "import torch\nimport torchaudio\nfrom torch import nn\n\n\nclass Speaker(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n"

@@ -6,7 +6,17 @@ import ast
 from pathlib import Path
 from typing import NamedTuple
 
-from amplint.rewrite.islands.numbers import ANGLES, AREA, BOUND, BUFFER, LOGARITHM, PARAMETER, PIXELS, VARIANCE
+from amplint.rewrite.islands.numbers import (
+    ANGLES,
+    AREA,
+    BOUND,
+    BUFFER,
+    COVARIANCE,
+    LOGARITHM,
+    PARAMETER,
+    PIXELS,
+    VARIANCE,
+)
 from amplint.rewrite.refusals.refused import KEEP, Refused
 from amplint.source.module import Module
 
@@ -67,6 +77,7 @@ _SAID = {
         "averages products over the batch in a buffer, where what half precision loses stays",
         APART,
     ),
+    COVARIANCE: ("squares differences of products of matrices, whose gradients vanish in half precision", APART),
     ANGLES: ("takes sines of products of positions, which half precision rounds by a tenth of a radian", APART),
     PIXELS: ("multiplies coordinates of pixels, which half precision rounds to half a pixel", APART),
     PARAMETER: (

@@ -18,9 +18,10 @@ from amplint.source.tree import called_name, defaults, last_name
 
 BOUND, BUFFER, PIXELS, PARAMETER, ANGLES = "a bound", "a buffer", "pixels", "a parameter", "angles"
 LOGARITHM, VARIANCE, AREA = "a logarithm", "a variance", "an area"
+COVARIANCE = "a covariance"
 WORDS = (
     r"sin|cos|clamp_?|clip_?|register_buffer|inv_K|K_inv|pix(?:el)?_coords|cam_(?:points|coords)|data *= *"
-    r"|log|conv[123]d|\w*[Pp]ool\w*"
+    r"|log|mul|conv[123]d|\w*[Pp]ool\w*"
 )
 _CAMERA = re.compile(r"inv_K|K_inv|pix(el)?_coords|cam_(points|coords)")
 _NEAR = 1 - 2.0**-9  # what bfloat16 rounds to 1; float16 does from 1 - 2**-12 on
@@ -44,6 +45,8 @@ def imprecise(module: Module, call: ast.Call) -> str | None:
         return VARIANCE
     if overlap(module, call):
         return AREA
+    if _squares_products(module, call):
+        return COVARIANCE
     if _multiplies(call):
         if any(_CAMERA.fullmatch(last_name(node)) for node in ast.walk(call)):
             return PIXELS
@@ -174,6 +177,26 @@ def _differs(module: Module, call: ast.Call) -> bool:
         case ast.BinOp(op=ast.Sub(), left=left, right=mean) if left is call and call.args:
             squares = [mean, *_assigned(module, mean)]
             return _squared(call.args[0]) and any(map(_squared, squares))
+    return False
+
+
+def _squares_products(module: Module, call: ast.Call) -> bool:
+    """`torch.mul(a - b, a - b)`, a and b being products of matrices: covariances, whose distance is a mean over all of
+    their entries. The gradient of one entry is less than half precision holds."""
+    match call:
+        case ast.Call(func=ast.Attribute(attr="mul"), args=[left, right]):
+            pass
+        case ast.Call(func=ast.Attribute(attr="mean" | "sum"), args=[ast.BinOp(op=ast.Mult(), left=left, right=right)]):
+            pass
+        case _:
+            return False
+    if ast.unparse(left) != ast.unparse(right):
+        return False
+    for value in (left, *_assigned(module, left)):
+        if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Sub):
+            sides = ([side, *_assigned(module, side)] for side in (value.left, value.right))
+            if all(any(_product(module, node) for one in side for node in ast.walk(one)) for side in sides):
+                return True
     return False
 
 
