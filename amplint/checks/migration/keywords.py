@@ -58,6 +58,14 @@ def argument_of_the_other_api(script: Script) -> Iterator[Finding]:
                 "TypeError when the first loss is scaled",
                 help=_help(name, "device"),
             )
+        elif _named_device(call) and takes == _CAST and any(one.arg == "enabled" for one in call.keywords):
+            yield found_at(
+                "AMP602",
+                module,
+                call,
+                f"the first argument of {name} is enabled, not the device, and it is given twice: TypeError",
+                help=_help(name, "device"),
+            )
 
 
 def _for_any_torch(module: Module, attempt: ast.Try) -> bool:
