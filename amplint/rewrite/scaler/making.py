@@ -29,7 +29,7 @@ from amplint.rewrite.scaler.wrapped import Wrapped
 from amplint.rewrite.syntax.text import edit_within
 from amplint.source import events
 from amplint.source.module import FunctionNode, Module
-from amplint.source.tree import stored_names
+from amplint.source.tree import parameters, stored_names
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def torch_at(module: Module, place: ast.AST, changes: Changes) -> str:
     name = edits.binding_of(module, "torch", at=place)
     if name is None and device.imported(module, "torch"):
         name = "torch"  # with everything else of a file
+    if name is None and any("torch" in parameters(one) for one in module.ancestors(place)):
+        name = "torch"  # a cell of marimo is given what another cell imports
     if name is None:
         changes.edits += [one for one in edits.add_import(module, "import torch") if one not in changes.edits]
         name = "torch"
