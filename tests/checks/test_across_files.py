@@ -159,3 +159,36 @@ def test_a_flag_of_another_file_is_no_fix(tmp_path, monkeypatch):
     settings = Settings(codes=frozenset({"AMP124"}), roots=(str(tmp_path),))
     [finding] = checks.check_module(module, settings).findings
     assert (finding.path, finding.fix) == ("base.py", None)
+
+
+ADVERSARIAL = """\
+class Attack:
+    def __init__(self, model):
+        self.model = model
+
+    # rows, so that the place of the backward is none in the short file that calls it
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    # rows
+    def train(self, x, y):
+        loss = self.model(x, y)
+        loss.backward()
+"""
+
+
+def test_an_unscaled_backward_in_another_file_is_told_where_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = TRAIN.format(name="Attack", call="Attack(model).train(x, y)")
+    (tmp_path / "steps.py").write_text(ADVERSARIAL)
+    (tmp_path / "train.py").write_text(text)
+    module = Module.read("train.py", text.encode())
+    found = checks.check_module(module, Settings(codes=frozenset(("AMP104",)))).findings
+    assert [(one.path, one.range.start.row) for one in found] == [("train.py", 12)]

@@ -14,7 +14,7 @@ from amplint.rewrite.fixes import frameworks as fixes
 from amplint.source import events
 from amplint.source.interpret.tensors import region_dtype
 from amplint.source.module import Module
-from amplint.source.tree import calls_in, named_argument
+from amplint.source.tree import calls_in, last_name, named_argument
 from amplint.source.values import TRUE, Autocast, Region, Scaler, Tensor
 
 _CLIPS = {
@@ -147,7 +147,7 @@ def lightning_conflict(script: Script) -> Iterator[Finding]:
     for cls in subclasses(module, *_LIGHTNING):
         for hook in methods(cls, "on_after_backward"):
             for call in calls_in(hook):
-                if module.dotted(call.func) & _CLIPS:
+                if module.dotted(call.func) & _CLIPS or _clips_itself(cls, call):
                     yield found_at(
                         "AMP704",
                         module,
@@ -173,6 +173,20 @@ def lightning_conflict(script: Script) -> Iterator[Finding]:
                         "by the scale",
                         help=f"call self.manual_backward({module.source(call.func.value)})",
                     )
+
+
+def _clips_itself(cls: ast.ClassDef, call: ast.Call) -> bool:
+    """Whether this is Lightning's own clip, or a method of the class that makes gradients smaller by their norm."""
+    match call.func:
+        case ast.Attribute(attr=name, value=ast.Name(id="self")):
+            own = list(methods(cls, name))
+        case _:
+            return False
+    if not own:
+        return name == "clip_gradients"
+    called = [last_name(inner.func) for method in own for inner in calls_in(method)]
+    shrunk = (inner for method in own for inner in calls_in(method) if last_name(inner.func) == "mul_")
+    return "norm" in called and any(".grad" in ast.unparse(inner.func) for inner in shrunk)
 
 
 @rule("AMP705")

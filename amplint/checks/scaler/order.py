@@ -33,6 +33,7 @@ from amplint.checks.scaler.protocol import (
     unscaled_by_a_method,
     unscaled_in_last_round,
 )
+from amplint.checks.scaler.reading import call_towards, scale_cancels
 from amplint.findings import Finding, Fix
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.rewrite.fixes import suite_of
@@ -184,7 +185,7 @@ def _clipped(
     step = min(steps_of(script, optimizer, scaled=True), key=partial(_distance, clip), default=None)
     evidence: list[tuple[events.Event | None, str]] = [(b, "these gradients are scaled") for b in backwards]
     evidence += [(clip, "clipped while scaled")]
-    module, place = _call_towards(clip, backwards) or (clip.module, clip.node)
+    module, place = call_towards(clip, backwards) or (clip.module, clip.node)
     name = "unscale_ of the scaler"
     scale = scale_at_first(script, backwards[0].scaler if backwards else None)
     if step is not None:
@@ -266,18 +267,6 @@ def _called_together(one: events.Event, other: events.Event) -> bool:
     return suites[0] is suites[1]
 
 
-def _call_towards(event: events.Event, others: list[events.Backward]) -> tuple[Module, ast.AST] | None:
-    """Where the function that ran `others` calls the helper that `event` is in: what is wrong is wrong there, the
-    helper serves other callers, too. None if the event is not in a helper of that function."""
-    for other in others:
-        call = None
-        for frame in event.frame.stack():
-            if frame is other.frame:
-                return (frame.module, call) if call else None
-            call = frame.call
-    return None
-
-
 @rule("AMP106")
 def scaled_gradient_read(script: Script) -> Iterator[Finding]:
     """Gradients are read or changed by a rule that depends on their size, while they are still scaled."""
@@ -285,11 +274,13 @@ def scaled_gradient_read(script: Script) -> Iterator[Finding]:
         scaled = [one for one in read.touched if one[1].kind == "scaled" and not one[1].stepped]
         for optimizer, before in [*scaled, *_steps_next(script, read)]:
             backwards = backwards_of(before)
+            if scale_cancels(read):
+                continue
             if isinstance(before.scaler, Scaler) and not unscaled_in_last_round(script, read, optimizer, backwards):
                 scaler = scaler_name(before)
                 module, place = (read.module, read.node)
                 if read.module is not script.module:
-                    module, place = _call_towards(read, backwards) or (module, place)
+                    module, place = call_towards(read, backwards) or (module, place)
                 yield found_at(
                     "AMP106",
                     module,

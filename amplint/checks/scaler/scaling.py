@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from amplint.checks.registry import (
     Script,
     found,
+    found_at,
     receiver,
     rule,
     same_function,
@@ -23,6 +24,7 @@ from amplint.checks.scaler.protocol import (
     scale_at_first,
     steps_of,
 )
+from amplint.checks.scaler.reading import call_towards
 from amplint.findings import Finding, Fix, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -100,8 +102,18 @@ def _excused(script: Script, backward: events.Backward, scaled: list[events.Back
     ways = [b.loss for b in script.events(events.Backward) if b.node is backward.node]
     always = all(isinstance(loss, Tensor) and loss.region is not None for loss in ways)
     always &= region.autocast.enabled == TRUE and not _asks(region.autocast.node)
+    always &= _by_name(script, region)
     tests = [text(backward.module, b.test, 200) for b in choosing if isinstance(b, ast.If)]
     return not always or len(tests) < len(choosing) or any(_DEVICE.search(test) for test in tests)
+
+
+def _by_name(script: Script, region: Region) -> bool:
+    """Whether autocast is called by its own name: what is kept under another (`with self.cast():`) is chosen where
+    it is kept, and what chose it may have been forgotten since."""
+    node, entering = region.autocast.node, script.entry(region)
+    if not isinstance(node, ast.Call) or entering is None:
+        return True
+    return not isinstance(node.func, ast.Attribute) or "autocast" in node.func.attr
 
 
 def frozen(script: Script, region: Region) -> bool:
@@ -275,16 +287,19 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
             continue
         for backward in backwards:
             if backward.scaler is None and not flag_decides(backward, scaled):
-                yield found(
+                place = (backward.module, backward.node)
+                if backward.module is not script.module:
+                    place = call_towards(backward, scaled) or place
+                yield found_at(
                     "AMP104",
-                    backward,
+                    *place,
                     "this loss is not scaled, but its gradients are added to scaled ones and divided by the loss "
                     "scale with "
                     "them: next to nothing is left of it",
                     evidence=[
-                        (scaled[-1], "these gradients are scaled"),
-                        (backward, "these are not"),
-                        (step, "both are divided"),
+                        (scaled[-1].module, scaled[-1].node, "these gradients are scaled"),
+                        (backward.module, backward.node, "these are not"),
+                        (step.module, step.node, "both are divided"),
                     ],
                     help=f"scale every loss of the step: {scaler_in(step)}.scale(loss).backward()",
                     fix=_scale_loss(script, backward, step),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found, may_both_run, rule, same_function, scaler_in, text
+from amplint.checks.scaler.protocol import lineno
 from amplint.findings import Finding
 from amplint.rewrite.fixes import state as fixes
 from amplint.source import events
@@ -36,16 +37,23 @@ def cast_of(script: Script, model: Value, before: events.Event, dtype: str = "fl
 
 def trained_in_half(script: Script, scaled: bool) -> Iterator[tuple[events.Step, events.Cast]]:
     for step in script.events(events.Step):
-        if (step.scaler is not None) is not scaled or step.before.kind in ("managed", "unknown"):
+        if (step.scaler is not None) is not scaled or step.before.kind == "unknown":
             continue
         if keeps_masters(step.optimizer):
             continue
         for model in step.halves:
             cast = cast_of(script, model, step)
-            if cast is not None:
+            if cast is not None and (step.before.kind != "managed" or _behind(script, cast, step)):
                 yield step, cast
-        if not step.halves:
+        if not step.halves and step.before.kind != "managed":
             yield from ((step, cast) for cast in _made_for_half(script, step))
+
+
+def _behind(script: Script, cast: events.Cast, step: events.Step) -> bool:
+    """Whether a model is cast to float16 after its optimizer was made, so that this is what the optimizer trains: no
+    frozen base that is cast first, and given float32 adapters. What scales the losses keeps no copies of it then."""
+    made = script.created(step.optimizer)
+    return made is not None and same_function(made, cast) and lineno(cast.node) > lineno(made.node)
 
 
 def _made_for_half(script: Script, step: events.Step) -> Iterator[events.Cast]:

@@ -275,6 +275,17 @@ def fill_fields(
         world.set(instance, name, value)
 
 
+def open_fields(cls: Class, instance: Instance, world: World) -> None:
+    """Where a base or a decorator writes the __init__ (a dataclass, settings), an object that nothing in sight makes
+    holds what it was given, which the default of an annotated field does not say."""
+    for node in cls.node.body if cls.node.bases or cls.node.decorator_list else ():
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr(), annotation=kind):
+                if "ClassVar" in ast.dump(kind):
+                    continue
+                world.set(instance, name, symbols.sym("attr", instance, name))
+
+
 def call_instance(
     m: Machine, instance: Instance, given: Arguments, node: ast.AST, world: World, frame: Frame
 ) -> Results:

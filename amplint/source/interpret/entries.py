@@ -115,7 +115,10 @@ def _enter_class(m: Machine, node: ast.ClassDef, start: World, frame: Frame) -> 
     ready.contexts, ready.loops = (), ()
     module = classes.is_module(m, cls, ready, frame)
     m.alone = module or not relevance.steps(node)
-    init = classes.method(m, cls, "__init__", ready, frame) or classes.method(m, cls, "__post_init__", ready, frame)
+    init = classes.method(m, cls, "__init__", ready, frame)
+    if init is None:
+        classes.open_fields(cls, instance, ready)
+        init = classes.method(m, cls, "__post_init__", ready, frame)
     if init is not None:
         done = functions.call_function(
             m, replace(init, owner=instance), Arguments(open=True), init.node, ready, None, entry=True
