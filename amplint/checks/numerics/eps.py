@@ -106,6 +106,51 @@ def eps_vanishes(script: Script) -> Iterator[Finding]:
             )
 
 
+@rule("AMP403")
+def one_is_reached(script: Script) -> Iterator[Finding]:
+    """A bound that keeps probabilities below 1, for log(1 - p), rounds to 1 in half precision."""
+    for event in script.events(events.Operation):
+        if event.name not in ("clamp", "clamp_max", "minimum") or guarded(event):
+            continue
+        target = event.args[0] if event.args else None
+        if not isinstance(target, Tensor) or not is_half(target, GIVEN):
+            continue
+        bounds = [*event.args[1:], *(value for name, value in event.kwargs if name == "max")]
+        below = 1 - 2.0 ** (-9 if target.dtype == "bfloat16" else -12)
+        tops = [number(one) for value in bounds for one in constants(value) if below <= number(one) < 1]
+        log = _log_of_the_rest(script, event.result) if tops else None
+        if log is not None:
+            known = target.trust == KNOWN
+            yield found(
+                "AMP403",
+                event,
+                f"{tops[0]:g} rounds to 1 in {'bfloat16' if target.dtype == 'bfloat16' else 'float16'}: a probability of 1 stays 1, and "
+                "log(1 - p) is -inf",
+                severity=Severity.ERROR if known else Severity.NOTE,
+                evidence=[*made_half(script, target), (log, "the logarithm of 1 - p is taken here")],
+                help="bound it in float32: p.float()",
+                fix=_in_float32(event, target),
+            )
+
+
+def _log_of_the_rest(script: Script, result: Tensor) -> events.Operation | None:
+    """Where the logarithm of 1 - result is taken."""
+    every = list(script.events(events.Operation))
+    rests = [one.result.node for one in every if one.name == "sub" and _is_rest(one, result)]
+    return next((one for one in every if one.name == "log" and _is_one_of(one.args[:1], rests)), None)
+
+
+def _is_rest(event: events.Operation, result: Tensor) -> bool:
+    match event.args:
+        case (Const(value=1), Tensor() as taken):
+            return taken.node is result.node
+    return False
+
+
+def _is_one_of(args: tuple[Value, ...], nodes: list[ast.AST | None]) -> bool:
+    return any(isinstance(one, Tensor) and any(one.node is node for node in nodes) for one in args)
+
+
 _TOLERANCE = re.compile(r"\b(a|r)?tol(erance)?\b")
 
 
