@@ -66,9 +66,33 @@ def named_loss(reading: Reading, backward: events.Backward) -> Named:
     statement = module.statement(backward.node)
     scope = module.scope(statement)
     alone = isinstance(statement, ast.Expr) and statement.value is backward.node
-    if not isinstance(receiver, ast.Call) or not alone or NAME in taken_in(scope) or _strict(reading, statement):
+    if not isinstance(receiver, ast.Call) or not alone or _strict(reading, statement):
         raise Refused(REASON, ADVICE)
-    return Named(NAME, receiver, statement)
+    name = _last_used(module, receiver, statement)
+    if not name and NAME in taken_in(scope):
+        raise Refused(REASON, ADVICE)
+    return Named(name or NAME, receiver, statement)
+
+
+def _root(receiver: ast.expr) -> str:
+    """The name that a chain of methods begins with: `loss` of `loss.sum().mul(2)`."""
+    node: ast.AST = receiver
+    while isinstance(node, ast.Call | ast.Attribute):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _last_used(module: Module, receiver: ast.expr, statement: ast.stmt) -> str:
+    """The name of the loss that a backward sums or scales, if its block has bound it above and nothing reads it below or
+    in the next round: it can have the new value."""
+    name, block = _root(receiver), suite_of(module, statement)
+    above = [node for one in block[: block.index(statement)] for node in ast.walk(one)]
+    bound = [one for one in above if isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Store)]
+    if not bound:
+        return ""
+    first, last = min(one.lineno for one in bound), statement.end_lineno or 0
+    every = [one for one in ast.walk(module.scope(statement)) if isinstance(one, ast.Name) and one.id == name]
+    return name if all(first <= one.lineno <= last for one in every if isinstance(one.ctx, ast.Load)) else ""
 
 
 def _strict(reading: Reading, statement: ast.stmt) -> bool:
