@@ -120,12 +120,11 @@ def one_is_reached(script: Script) -> Iterator[Finding]:
         tops = [number(one) for value in bounds for one in constants(value) if below <= number(one) < 1]
         log = _log_of_the_rest(script, event.result) if tops else None
         if log is not None:
-            known = target.trust == KNOWN
+            known, dtype = target.trust == KNOWN, "bfloat16" if target.dtype == "bfloat16" else "float16"
             yield found(
                 "AMP403",
                 event,
-                f"{tops[0]:g} rounds to 1 in {'bfloat16' if target.dtype == 'bfloat16' else 'float16'}: a probability of 1 stays 1, and "
-                "log(1 - p) is -inf",
+                f"{tops[0]:g} rounds to 1 in {dtype}: a probability of 1 stays 1, and log(1 - p) is -inf",
                 severity=Severity.ERROR if known else Severity.NOTE,
                 evidence=[*made_half(script, target), (log, "the logarithm of 1 - p is taken here")],
                 help="bound it in float32: p.float()",

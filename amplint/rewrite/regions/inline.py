@@ -83,8 +83,8 @@ def _root(receiver: ast.expr) -> str:
 
 
 def _last_used(module: Module, receiver: ast.expr, statement: ast.stmt) -> str:
-    """The name of the loss that a backward sums or scales, if its block has bound it above and nothing reads it below or
-    in the next round: it can have the new value."""
+    """The name of the loss that a backward sums or scales, if its block has bound it above, and nothing reads it below
+    or in the next round: it can have the new value."""
     name, block = _root(receiver), suite_of(module, statement)
     above = [node for one in block[: block.index(statement)] for node in ast.walk(one)]
     bound = [one for one in above if isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Store)]
