@@ -94,12 +94,19 @@ def owners(world: World, of: Owners) -> tuple[list[Optimizer], list[Optimizer]]:
     """
     known = optimizers(world)
     if len(known) == 1:
-        return known, []
+        copied = bool(of) and all(_copied(world, model, known[0]) for model in of)
+        return ([], [] if known[0].of else known) if copied else (known, [])
     if named := [one for one in known if one in of]:  # optimizer.param_groups
         return named, []
     sure = [one for one in known if any(related(world, model, owned) for model in of for owned in one.of)]
     perhaps = [one for one in known if one not in sure and (not of or not one.of)]
     return sure, perhaps
+
+
+def _copied(world: World, model: Value, optimizer: Optimizer) -> bool:
+    """Whether a model is a copy (`deepcopy(model)`), and nothing says that the optimizer was given that copy."""
+    copied = isinstance(model, Sym) and model.kind == "copy"
+    return copied and not any(related(world, model, owned) for owned in optimizer.of)
 
 
 def held_instead(parameters: Value | None) -> str:
