@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from amplint.checks.around import resumes
 from amplint.checks.registry import Script, found_at, rule, text
-from amplint.checks.scaler.protocol import lineno
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
@@ -70,36 +69,19 @@ def apex_state_not_saved(script: Script) -> Iterator[Finding]:
     made = [
         call for call in module.nodes(ast.Call) if "apex.amp.initialize" in module.dotted(call.func) and _adapts(call)
     ]
-    kept = []
     for mapping in module.nodes(ast.Dict) if made else ():
         entry = _state_of_optimizer(mapping, module.function(mapping))
         if entry is not None and not _mentions_amp(module, mapping) and not _put_back(module, mapping):
-            kept.append(entry)
-    for entry in kept or (sorted(_states_in_files(module), key=lineno)[:1] if made else []):
-        yield found_at(
-            "AMP116",
-            module,
-            entry,
-            "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
-            "and skips steps",
-            severity=None if resumes(script) else Severity.NOTE,
-            evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
-            help="save amp.state_dict(), too, and load it behind amp.initialize",
-        )
-
-
-def _states_in_files(module: Module) -> Iterator[ast.Call]:
-    """Saves of the state of an optimizer that apex scales for, in a file of its own."""
-    scaled = {
-        ast.unparse(call.args[1])
-        for call in module.nodes(ast.Call)
-        if last_name(call.func) == "scale_loss" and len(call.args) > 1
-    }
-    for call in module.nodes(ast.Call):
-        match call:
-            case ast.Call(args=[ast.Call(func=ast.Attribute(value=owner, attr="state_dict"), args=[]), _, *_]):
-                if "torch.save" in module.dotted(call.func) and ast.unparse(owner) in scaled:
-                    yield call
+            yield found_at(
+                "AMP116",
+                module,
+                entry,
+                "the state holds the optimizer's but not apex.amp's: a resumed run starts at a scale of 65536 again "
+                "and skips steps",
+                severity=None if resumes(script) else Severity.NOTE,
+                evidence=[(module, made[0], "scales losses from here on"), (module, entry, "saved without it")],
+                help="save amp.state_dict(), too, and load it behind amp.initialize",
+            )
 
 
 @rule("AMP116")
