@@ -56,7 +56,7 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
             case _:
                 continue
         what = _parts(given)
-        if what and not _is_ones_own(module, scaler):
+        if what and not is_ones_own(module, scaler):
             yield found_at(
                 "AMP134",
                 module,
@@ -66,7 +66,7 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
             )
 
 
-def _is_ones_own(module: Module, scaler: ast.expr) -> bool:
+def is_ones_own(module: Module, scaler: ast.expr) -> bool:
     """Whether the file makes the scaler of a class that is no GradScaler, with an unscale_ that takes what it likes."""
     values = assigned_to(module.tree, module.source(scaler))
     made = {

@@ -40,6 +40,7 @@ from amplint.rewrite.fixes import suite_of
 from amplint.rewrite.fixes import unscale as unscaling
 from amplint.source import events
 from amplint.source.module import Module
+from amplint.source.tree import names_in
 from amplint.source.values import Optimizer, Scaler
 from amplint.source.walk import walk
 
@@ -162,10 +163,21 @@ def _for_runs_without(
     script: Script, clip: events.Clip, optimizer: Optimizer, backwards: list[events.Backward]
 ) -> bool:
     """Whether the clip's arm of a branch is for runs without a scaler: the other arm unscales or steps through it, and
-    no scaled backward stands in this one."""
+    no scaled backward stands in this one, nor anything else that the scaler does. What asks for the limit alone (`if
+    max_norm is not None`) asks for no scaler."""
     unscales = [u for u in script.events(events.Unscale) if u.optimizer == optimizer]
     others = [*unscales, *steps_of(script, optimizer, scaled=True)]
-    return any(not any(same_arm(branch, clip, one) for one in backwards) for branch in forks(clip, others))
+    return any(
+        not any(same_arm(branch, clip, one) for one in (*backwards, *others)) and not _asks_for_limit(clip, branch)
+        for branch in forks(clip, others)
+    )
+
+
+def _asks_for_limit(clip: events.Clip, branch: ast.AST) -> bool:
+    """Whether a branch asks for nothing but what the clip is given."""
+    asked = names_in(branch.test) if isinstance(branch, ast.If) else set()
+    given = clip.node.args[1:] + [one.value for one in clip.node.keywords] if isinstance(clip.node, ast.Call) else []
+    return bool(asked) and asked <= names_in(*given) - {"self"}
 
 
 def _mixed_in(script: Script, clip: events.Clip, optimizer: Optimizer) -> bool:

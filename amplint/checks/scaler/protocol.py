@@ -49,10 +49,14 @@ def steps_of(script: Script, optimizer: Optimizer, scaled: bool) -> Iterator[eve
             yield step
 
 
-def flag_decides(event: events.Event, others: Iterable[events.Event]) -> bool:
+def flag_decides(event: events.Event, others: Iterable[events.Event], but_for: events.Event | None = None) -> bool:
     """Whether the other way of doing it stands in the other arm of an `if`: then a flag that amplint cannot relate to
-    the scaler chooses between them, and nothing is known to be wrong. What counts rounds (`if i % 4 == 0`) is none."""
-    return any(not _counts(event.module, branch) for branch in forks(event, others))
+    the scaler chooses between them, and nothing is known to be wrong. What counts rounds (`if i % 4 == 0`) is none, nor
+    is a flag that is asked once for both the event and what it is held against (`but_for`)."""
+    return any(
+        not _counts(event.module, branch) and not (but_for and same_arm(branch, event, but_for))
+        for branch in forks(event, others)
+    )
 
 
 def _counts(module: Module, branch: ast.AST) -> bool:

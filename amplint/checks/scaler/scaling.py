@@ -201,7 +201,8 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
         for backward in backwards_of(before):
             if flag_decides(backward, scaled):
                 continue
-            optional = flag_decides(step, steps_of(script, step.optimizer, scaled=False))
+            plain = steps_of(script, step.optimizer, scaled=False)
+            optional = flag_decides(step, plain, but_for=backward)
             if optional and (scaled or not _computed_here(backward)):
                 continue  # another flag may have decided whether the loss is scaled
             if _called_scaler(backward, scaler_in(step)):
