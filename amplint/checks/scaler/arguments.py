@@ -25,7 +25,7 @@ def refused_factors(script: Script) -> Iterator[Finding]:
     module = script.module
     for call in module.nodes(ast.Call) if any(one in module.text for one in _FACTORS) else ():
         names = module.dotted(call.func) if any(one.arg in _FACTORS for one in call.keywords) else set()
-        if not names or not names <= _SCALERS or bound_again(module, call.func) or _is_off(call):
+        if not names or not names <= _SCALERS or bound_again(module, call.func) or is_off(call):
             continue
         for keyword in call.keywords:
             side, value = _FACTORS.get(str(keyword.arg)), keyword.value
@@ -88,7 +88,7 @@ def _parts(given: ast.expr) -> str:
     return ""
 
 
-def _is_off(call: ast.Call) -> bool:
+def is_off(call: ast.Call) -> bool:
     """Whether the scaler is surely off: it is not asked for its factors then."""
     return any(keyword.arg == "enabled" and _false(keyword.value) for keyword in call.keywords)
 

@@ -1,15 +1,16 @@
-"""Family 1, what one block of code shows by itself, whoever its scaler and optimizer are."""
+"""Family 1, what the text of a block or a file shows by itself, whoever its scaler and optimizer are."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule
-from amplint.checks.scaler.arguments import is_ones_own
+from amplint.checks.scaler.arguments import is_off, is_ones_own
 from amplint.findings import Finding
 from amplint.source.module import Module
-from amplint.source.tree import calls_in, names_in, parameters, place_of
+from amplint.source.tree import assigned_to, calls_in, last_name, names_in, parameters, place_of
 
 
 @rule("AMP111")
@@ -117,3 +118,56 @@ def _scaled_step(module: Module, backward: ast.stmt) -> ast.Call | None:
                 case ast.Attribute(attr="step" | "backward" | "zero_grad"):
                     return None
     return None
+
+
+@rule("AMP110")
+def nowhere_updated(script: Script) -> Iterator[Finding]:
+    """A scaler that the file makes and steps through, and gives to nothing else, is updated nowhere in it."""
+    module, seen = script.module, set[str]()
+    for call in module.nodes(ast.Call) if ".step(" in module.text else ():
+        match call:
+            case ast.Call(func=ast.Attribute(attr="step", value=scaler), args=[_, *_]):
+                name = module.source(scaler)
+            case _:
+                continue
+        if name in seen or "scaler" not in name.lower() or not _runs_again(module, call, name):
+            continue
+        if not _is_kept(module, name):
+            continue
+        seen.add(name)
+        yield found_at(
+            "AMP110",
+            module,
+            call,
+            f"{name}.update() runs nowhere: the next round raises RuntimeError",
+            evidence=[(module, call, "steps")],
+            help=f"call {name}.update() once per iteration, after the last {name}.step()",
+        )
+
+
+def _runs_again(module: Module, step: ast.Call, scaler: str) -> bool:
+    """Whether one scaler steps more than once: in a loop, or in another function than the one that makes it. What a
+    field without an underscore holds, other files may update."""
+    if "." in scaler:
+        return scaler.startswith("self._")
+    return module.loop(step) is not None or not module.stores(scaler, module.scope(step))
+
+
+def _is_kept(module: Module, name: str) -> bool:
+    """Whether the file makes a scaler, nobody else is given it, and nothing calls update() of it."""
+    field = name.rpartition(".")[2]
+    if re.search(rf"\b{re.escape(field)}\W{{0,3}}\.update\b", module.text):
+        return False
+    values = assigned_to(module.tree, name)
+    made = [call for value in values for call in calls_in(value) if last_name(call.func) == "GradScaler"]
+    if not made or any(is_off(call) for call in made):
+        return False
+    uses: list[ast.Name | ast.Attribute] = [*module.nodes(ast.Name), *module.nodes(ast.Attribute)]
+    read = [one for one in uses if last_name(one) == field and isinstance(one.ctx, ast.Load)]
+    return all(isinstance(module.parents[one], ast.Attribute) or _is_asked(module, one) for one in read)
+
+
+def _is_asked(module: Module, node: ast.expr) -> bool:
+    """Whether a condition asks for a thing: `if self.scaler is not None`."""
+    above = module.parents[node]
+    return isinstance(above, ast.Compare | ast.If | ast.IfExp | ast.BoolOp | ast.UnaryOp)
