@@ -13,7 +13,7 @@ from tests.rewrite.fixing import amplint, case, names, put
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 # Needs data, a file, a library, a GPU.
-_ELSEWHERE = ("loader", "memory", "engine", "parts import", "sklearn", "gymnasium", ".cuda(")
+_ELSEWHERE = ("loader", "memory", "engine", "parts import", "sklearn", "gymnasium", "marimo", ".cuda(")
 RUNNABLE = [name for name in names() if not any(word in case(name).script for word in _ELSEWHERE)]
 
 
