@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from amplint.checks.autocast.common import bound_again
 from amplint.checks.registry import Script, first_argument, found, found_at, rule, text
+from amplint.checks.scaler.protocol import is_made_otherwise, is_off, is_scaler
 from amplint.findings import Finding, Severity
 from amplint.source import events
 from amplint.source.module import Module
-from amplint.source.tree import assigned_to, calls_in, last_name
+from amplint.source.tree import last_name
 from amplint.source.values import Scaler
 
 _SCALERS = frozenset(
@@ -48,15 +49,13 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
     module = script.module
     for call in module.nodes(ast.Call) if "unscale_" in module.text else ():
         match call:
-            case ast.Call(func=ast.Attribute(attr="unscale_", value=scaler), args=[given], keywords=[]):
-                pass
-            case ast.Call(func=ast.Attribute(attr="step", value=scaler), args=[given], keywords=[]):
-                if "scaler" not in module.source(scaler).lower():
-                    continue
+            case ast.Call(
+                func=ast.Attribute(attr="unscale_" | "step" as method, value=scaler), args=[given], keywords=[]
+            ):
+                what = _parts(given)
             case _:
                 continue
-        what = _parts(given)
-        if what and not is_ones_own(module, scaler):
+        if what and (is_scaler(module, scaler) or (method == "unscale_" and not is_made_otherwise(module, scaler))):
             yield found_at(
                 "AMP134",
                 module,
@@ -64,18 +63,6 @@ def parts_for_an_optimizer(script: Script) -> Iterator[Finding]:
                 f"{module.source(given)} is no optimizer but {what}: AttributeError",
                 help="pass the optimizer, which unscale_ and step know again",
             )
-
-
-def is_ones_own(module: Module, scaler: ast.expr) -> bool:
-    """Whether the file makes the scaler of a class that is no GradScaler, with an unscale_ that takes what it likes."""
-    values = assigned_to(module.tree, module.source(scaler))
-    made = {
-        name
-        for value in values
-        for call in calls_in(value)
-        for name in module.dotted(call.func) or {module.source(call.func)}
-    }
-    return bool(made) and not any(name.endswith("GradScaler") for name in made)
 
 
 def _parts(given: ast.expr) -> str:
@@ -86,15 +73,6 @@ def _parts(given: ast.expr) -> str:
         case ast.Call(func=ast.Attribute(attr="parameters" | "named_parameters")):
             return "a model's parameters"
     return ""
-
-
-def is_off(call: ast.Call) -> bool:
-    """Whether the scaler is surely off: it is not asked for its factors then."""
-    return any(keyword.arg == "enabled" and _false(keyword.value) for keyword in call.keywords)
-
-
-def _false(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and value.value is False
 
 
 @rule("AMP130")
@@ -156,7 +134,7 @@ def _steps_through_scaler(module: Module, arm: list[ast.stmt]) -> ast.expr | Non
     for statement in arm:
         match statement:
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=scaler, attr="step"), args=[given], keywords=[])):
-                if "scaler" in module.source(scaler).lower():
+                if is_scaler(module, scaler):
                     return given
     return None
 

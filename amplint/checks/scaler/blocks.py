@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, found_at, rule
-from amplint.checks.scaler.arguments import is_off, is_ones_own
+from amplint.checks.scaler.protocol import is_off, is_scaler
 from amplint.findings import Finding
+from amplint.rewrite.fixes import suite_of
 from amplint.source.module import Module
 from amplint.source.tree import assigned_to, calls_in, last_name, names_in, parameters, place_of
 
@@ -24,7 +24,7 @@ def update_in_front_of_step(script: Script) -> Iterator[Finding]:
             case _:
                 continue
         update = module.parents[call]
-        if "scaler" not in name.lower() or not isinstance(update, ast.Expr) or is_ones_own(module, scaler):
+        if not isinstance(update, ast.Expr) or not is_scaler(module, scaler):
             continue
         step = _next_step(module, update, name)
         if step is None or _is_used_before(module, update, name):
@@ -48,15 +48,13 @@ def _next_step(module: Module, update: ast.stmt, scaler: str) -> ast.Call | None
 
 def _behind(module: Module, statement: ast.stmt) -> list[ast.stmt]:
     """The statements behind one in its block."""
-    for _, block in ast.iter_fields(module.parents[statement]):
-        if isinstance(block, list) and statement in block:
-            return block[block.index(statement) + 1 :]
-    return []
+    block = suite_of(module, statement)
+    return block[block.index(statement) + 1 :]
 
 
 def _is_used_before(module: Module, update: ast.stmt, scaler: str) -> bool:
-    """Whether the function steps or unscales, or sets a scale, further up: then the update may be for that, and another
-    optimizer's step comes behind it."""
+    """Whether the function steps or unscales further up: then the update may be for that, and another optimizer's step
+    comes behind it."""
     uses = (f"{scaler}.step", f"{scaler}.unscale_")
     return any(
         place_of(one) < place_of(update) and module.source(one.func) in uses for one in calls_in(module.scope(update))
@@ -113,8 +111,7 @@ def _scaled_step(module: Module, backward: ast.stmt) -> ast.Call | None:
         for call in sorted(calls_in(statement), key=place_of):
             match call.func:
                 case ast.Attribute(attr="step" | "unscale_", value=scaler) if len(call.args) == 1:
-                    is_scaler = "scaler" in module.source(scaler).lower() and not is_ones_own(module, scaler)
-                    return call if is_scaler else None
+                    return call if is_scaler(module, scaler) else None
                 case ast.Attribute(attr="step" | "backward" | "zero_grad"):
                     return None
     return None
@@ -124,15 +121,13 @@ def _scaled_step(module: Module, backward: ast.stmt) -> ast.Call | None:
 def nowhere_updated(script: Script) -> Iterator[Finding]:
     """A scaler that the file makes and steps through, and gives to nothing else, is updated nowhere in it."""
     module, seen = script.module, set[str]()
-    for call in module.nodes(ast.Call) if ".step(" in module.text else ():
+    for call in module.nodes(ast.Call) if ".step(" in module.text and "GradScaler" in module.text else ():
         match call:
             case ast.Call(func=ast.Attribute(attr="step", value=scaler), args=[_, *_]):
                 name = module.source(scaler)
             case _:
                 continue
-        if name in seen or "scaler" not in name.lower() or not _runs_again(module, call, name):
-            continue
-        if not _is_kept(module, name):
+        if name in seen or not _runs_again(module, call, name) or not _is_kept(module, name):
             continue
         seen.add(name)
         yield found_at(
@@ -156,7 +151,7 @@ def _runs_again(module: Module, step: ast.Call, scaler: str) -> bool:
 def _is_kept(module: Module, name: str) -> bool:
     """Whether the file makes a scaler, nobody else is given it, and nothing calls update() of it."""
     field = name.rpartition(".")[2]
-    if re.search(rf"\b{re.escape(field)}\W{{0,3}}\.update\b", module.text):
+    if any(one.attr == "update" and last_name(one.value) == field for one in module.nodes(ast.Attribute)):
         return False
     values = assigned_to(module.tree, name)
     made = [call for value in values for call in calls_in(value) if last_name(call.func) == "GradScaler"]

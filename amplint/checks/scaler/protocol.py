@@ -15,7 +15,7 @@ from amplint.checks.registry import (
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
 from amplint.source.module import Module
-from amplint.source.tree import named_argument, names_in
+from amplint.source.tree import assigned_to, calls_in, named_argument, names_in
 from amplint.source.values import (
     FALSE,
     Optimizer,
@@ -204,3 +204,25 @@ def unscaled_by_a_method(clip: events.Clip) -> bool:
 
 def lineno(node: ast.AST) -> int:
     return getattr(node, "lineno", 0)
+
+
+def is_scaler(module: Module, node: ast.expr) -> bool:
+    """Whether what steps or updates passes for a GradScaler where only text is read: it is called one, and the file
+    makes it of no other class. Use alone is too little there: a game has an update() and a step(action), too."""
+    return "scaler" in module.source(node).lower() and not is_made_otherwise(module, node)
+
+
+def is_made_otherwise(module: Module, node: ast.expr) -> bool:
+    """Whether a file makes something of a class, or by a function, that is no GradScaler by its name."""
+    made = [call for value in assigned_to(module.tree, module.source(node)) for call in calls_in(value)]
+    names = {name for call in made for name in module.dotted(call.func) or {module.source(call.func)}}
+    return bool(names) and not any(one.endswith("GradScaler") for one in names)
+
+
+def is_off(call: ast.Call) -> bool:
+    """Whether the scaler is surely off: it is not asked for its factors then."""
+    return any(keyword.arg == "enabled" and _is_false(keyword.value) for keyword in call.keywords)
+
+
+def _is_false(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is False
