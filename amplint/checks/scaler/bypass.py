@@ -26,12 +26,11 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
     """optimizer.step() on gradients that a scaler scaled."""
     for step in script.events(events.Step):
         before = step.before
-        scaler = before.scaler or _unscaled_here(step)
         if (
             step.scaler is not None
             or before.kind not in ("scaled", "unscaled", "unknown")
             or (before.kind == "unknown" and before.stepped)
-            or not isinstance(scaler, Scaler)
+            or not isinstance(before.scaler, Scaler)
             or _has_a_scaler(step)
             or _is_engine(script, step)
         ):
@@ -64,7 +63,7 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 f"{named(step)} bypasses the scaler: a step with inf or nan gradients is not skipped",
                 severity=Severity.WARNING,
                 evidence=[*evidence, (before.by[0] if before.by else None, "unscaled here")],
-                help=f"call {scaler_name(before) if backward else receiver(before.by[0])}.step({named(step)}) instead",
+                help=f"call {scaler_name(before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
         else:
@@ -72,18 +71,12 @@ def step_bypasses_scaler(script: Script) -> Iterator[Finding]:
                 "AMP102",
                 step,
                 f"{named(step)} steps with gradients that are still multiplied by the loss scale "
-                f"({scale_at_first(script, scaler)} at first)",
-                severity=None if _is_plain(script, step, scaler) else Severity.NOTE,
+                f"({scale_at_first(script, before.scaler)} at first)",
+                severity=None if _is_plain(script, step, before.scaler) else Severity.NOTE,
                 evidence=evidence,
                 help=f"call {scaler_name(before)}.step({named(step)}) instead",
                 fix=_through_scaler(script, step),
             )
-
-
-def _unscaled_here(step: events.Step) -> Scaler | None:
-    """The scaler that unscales, in the same function, the gradients that the function is entered with."""
-    by = step.before.by[0] if step.before.by else None
-    return by.scaler if isinstance(by, events.Unscale) and same_function(by, step) else None
 
 
 def _is_plain(script: Script, step: events.Step, scaler: Scaler) -> bool:

@@ -108,10 +108,11 @@ def named(step: events.Step) -> str:
 
 
 def scaler_name(gradients: events.Gradients) -> str:
-    for origin in gradients.origins:
-        scaled = next((n for n in walk(origin.node) if isinstance(n, ast.Attribute) and n.attr == "scale"), None)
-        if scaled is not None:
-            return text(origin.module, scaled.value)
+    """The scaler as the source names it where it scales, or else unscales."""
+    for event in (*gradients.origins, *gradients.by):
+        uses = (one for one in walk(event.node) if isinstance(one, ast.Attribute) and one.attr in ("scale", "unscale_"))
+        if (used := next(uses, None)) is not None:
+            return text(event.module, used.value)
     return "scaler"
 
 

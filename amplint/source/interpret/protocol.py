@@ -209,7 +209,7 @@ def unscale(world: World, event: Event, scaler: Scaler, optimizer: Optimizer) ->
     _forget_for_an_element(world, scaler, optimizer)
     before = gradients(world, optimizer)
     state = pair(world, scaler, optimizer)
-    after = before if before.kind == "none" else replace(before, kind="unscaled", by=(event,))
+    after = before if before.kind == "none" else replace(before, kind="unscaled", scaler=scaler, by=(event,))
     if before.kind == "unknown":
         after = UNKNOWN["gradients"]
     world.set("gradients", optimizer, after)
