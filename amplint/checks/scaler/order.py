@@ -24,6 +24,7 @@ from amplint.checks.scaler.protocol import (
     backwards_of,
     forks,
     is_disabled,
+    is_undecided,
     lineno,
     measures,
     same_arm,
@@ -60,6 +61,7 @@ def clip_before_unscale(script: Script) -> Iterator[Finding]:
                 and not unscaled_by_a_method(clip)
                 and not _unscaled_as_it_is_stepped(script, clip, optimizer)
                 and not unscaled_in_last_round(script, clip, optimizer, backwards_of(before))
+                and not any(is_undecided(script, one) for one in backwards_of(before))
             ):
                 yield _clipped(script, clip, optimizer, backwards_of(before)[-1:])
         if not clip.touched and not measures(clip) and not unscaled_by_a_method(clip):

@@ -227,3 +227,10 @@ def is_off(call: ast.Call) -> bool:
 
 def _is_false(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is False
+
+
+def is_undecided(script: Script, backward: events.Backward) -> bool:
+    """Whether a backward was seen with a scaled loss and with an unscaled one, and the work limit ended the reading:
+    which condition belongs to which is forgotten then."""
+    ways = {one.scaler is None for one in script.events(events.Backward) if one.node is backward.node}
+    return len(ways) == 2 and not script.reading.complete

@@ -21,6 +21,7 @@ from amplint.checks.scaler.protocol import (
     flag_decides,
     forks,
     is_disabled,
+    is_undecided,
     scale_at_first,
     steps_of,
 )
@@ -199,7 +200,7 @@ def backward_not_scaled(script: Script) -> Iterator[Finding]:
             continue
         scaled = [b for b in script.events(events.Backward) if b.scaler is not None]
         for backward in backwards_of(before):
-            if flag_decides(backward, scaled):
+            if flag_decides(backward, scaled) or is_undecided(script, backward):
                 continue
             plain = steps_of(script, step.optimizer, scaled=False)
             optional = flag_decides(step, plain, but_for=backward)
@@ -254,7 +255,7 @@ def _unscaled_unscaled(script: Script) -> Iterator[Finding]:
             continue
         for backward in backwards_of(unscale.before):
             chosen = flag_decides(backward, scaled) or flag_decides(unscale, scaled)
-            if chosen or not isinstance(backward.loss, Tensor):
+            if chosen or not isinstance(backward.loss, Tensor) or is_undecided(script, backward):
                 continue
             yield found(
                 "AMP103",
@@ -287,7 +288,7 @@ def mixed_scaled_losses(script: Script) -> Iterator[Finding]:
         if step.scaler is None or before.kind != "mixed" or not scaled:
             continue
         for backward in backwards:
-            if backward.scaler is None and not flag_decides(backward, scaled):
+            if backward.scaler is None and not flag_decides(backward, scaled) and not is_undecided(script, backward):
                 place = (backward.module, backward.node)
                 if backward.module is not script.module:
                     place = call_towards(backward, scaled) or place
