@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from amplint.checks.registry import Script, alternatives, found, found_at, own_condition, rule, text
+from amplint.checks.scaler.protocol import without_gradients
 from amplint.findings import Finding, Severity
 from amplint.rewrite.fixes import scaler as fixes
 from amplint.source import events
@@ -16,7 +17,6 @@ from amplint.source.values import FALSE, TRUE, Scaler
 from amplint.source.walk import walk
 
 _LOOKS = frozenset(("item", "detach", "cpu", "tolist", "numpy"))
-_NO_GRAD = {"torch.no_grad", "torch.inference_mode"}
 _LISTS = frozenset(("append", "print", "float", "add_scalar", "log", "update_loss"))
 
 
@@ -110,7 +110,7 @@ def scale_misused(script: Script) -> Iterator[Finding]:
             )
         elif isinstance(above, ast.Attribute) and above.value is call:
             yield from _result(module, call, argument, above)
-        elif isinstance(above, ast.Assign | ast.Return) and _without_gradients(module, call):
+        elif isinstance(above, ast.Assign | ast.Return) and _is_for_nothing(module, call):
             yield _scaled_log(module, call, argument, call, None, "where nothing is differentiated")
         elif isinstance(above, ast.Assign) and len(above.targets) == 1 and isinstance(above.targets[0], ast.Name):
             yield from _looked_at(module, argument, above, above.targets[0].id)
@@ -139,16 +139,9 @@ def _called(module: Module, argument: ast.expr) -> ast.Call | None:
     return next((one for one in calls if isinstance(one, ast.Call) and one.func in names), None)
 
 
-def _without_gradients(module: Module, call: ast.Call) -> bool:
-    """Whether a loss is scaled inside of torch.no_grad(), where no backward can follow."""
-    for above in module.ancestors(call):
-        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
-            return False
-        for item in above.items if isinstance(above, ast.With) else ():
-            entered = item.context_expr
-            if isinstance(entered, ast.Call) and module.dotted(entered.func) & _NO_GRAD:
-                return "get_scale" not in text(module, module.scope(call), 100_000)
-    return False
+def _is_for_nothing(module: Module, call: ast.Call) -> bool:
+    """Whether a loss is scaled where no backward can follow, and nothing there asks for the scale."""
+    return without_gradients(module, call) and "get_scale" not in text(module, module.scope(call), 100_000)
 
 
 def _result(module: Module, call: ast.Call, argument: ast.expr, method: ast.Attribute) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from amplint.checks.registry import (
 )
 from amplint.source import events
 from amplint.source.interpret.tensors import dtype_of
-from amplint.source.module import Module
+from amplint.source.module import FunctionNode, Module
 from amplint.source.tree import assigned_to, calls_in, named_argument, names_in
 from amplint.source.values import (
     FALSE,
@@ -234,3 +234,18 @@ def is_undecided(script: Script, backward: events.Backward) -> bool:
     which condition belongs to which is forgotten then."""
     ways = {one.scaler is None for one in script.events(events.Backward) if one.node is backward.node}
     return len(ways) == 2 and not script.reading.complete
+
+
+def without_gradients(module: Module, node: ast.AST) -> bool:
+    """Whether a node stands inside of torch.no_grad(), in its function."""
+    for above in module.ancestors(node):
+        if isinstance(above, FunctionNode):
+            return False
+        for item in above.items if isinstance(above, ast.With) else ():
+            entered = item.context_expr
+            if isinstance(entered, ast.Call) and module.dotted(entered.func) & _WITHOUT_GRADIENTS:
+                return True
+    return False
+
+
+_WITHOUT_GRADIENTS = {"torch.no_grad", "torch.inference_mode"}

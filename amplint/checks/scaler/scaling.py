@@ -24,6 +24,7 @@ from amplint.checks.scaler.protocol import (
     is_undecided,
     scale_at_first,
     steps_of,
+    without_gradients,
 )
 from amplint.checks.scaler.reading import call_towards
 from amplint.findings import Finding, Fix, Severity
@@ -122,12 +123,7 @@ def frozen(script: Script, region: Region) -> bool:
     entering = script.entry(region)
     if entering is None:
         return False
-    above = (item.context_expr for one in entering.module.ancestors(entering.node) if isinstance(one, ast.With)
-             for item in one.items)  # fmt: skip
-    return any(entering.module.dotted(one.func) & _WITHOUT for one in above if isinstance(one, ast.Call))
-
-
-_WITHOUT = {"torch.no_grad", "torch.inference_mode"}
+    return without_gradients(entering.module, entering.node)
 
 
 def _asks(autocast: ast.AST | None) -> bool:
