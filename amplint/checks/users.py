@@ -38,9 +38,7 @@ def used_in_half(script: Script, node: ast.AST, half: re.Pattern[bytes]) -> bool
             script.looked_at.update(one.path for one in seen)
             return True
         users = [
-            one
-            for one in files
-            if one not in seen and not (new.isdisjoint(one.all) and modules.isdisjoint(one.modules))
+            one for one in files if one not in seen and not (modules.isdisjoint(one.modules) and _has_own(one, new))
         ]
         if not users:
             break
@@ -69,6 +67,12 @@ def _module_name(path: str) -> bytes:
     """What a file is imported by: its name, or its folder's."""
     one = Path(path)
     return (one.parent.name if one.name == "__init__.py" else one.stem).encode()
+
+
+def _has_own(file: said.Words, names: set[bytes]) -> bool:
+    """Whether a file names none of these but what it defines itself: a copy of a script has classes of its own."""
+    shared = names & file.all
+    return not shared or shared <= {block.group(1) for block in _BLOCK.finditer(file.text)}
 
 
 def _users_in(file: said.Words, names: set[bytes]) -> Iterator[bytes]:

@@ -165,6 +165,12 @@ def test_a_model_that_others_of_its_project_do_not_use(tmp_path: Path) -> None:
     assert grades(tmp_path, "AMP401", "model.py", ATTENTION, train=RUNS, export=HALF) == [Severity.NOTE]
 
 
+def test_a_copy_of_the_script_in_half_has_a_model_of_its_own(tmp_path: Path) -> None:
+    script = ATTENTION + "\n\nfor loss in losses(Attention):\n    loss.backward()\n"
+    copy = script.replace("losses(Attention)", "losses(Attention, torch.float16)")
+    assert grades(tmp_path, "AMP401", "in_float32.py", script, in_half=copy) == [Severity.NOTE]
+
+
 def test_a_model_that_is_used_in_half_through_another(tmp_path: Path) -> None:
     block = (
         "from model import Attention\n\n\nclass Block:\n    def __init__(self):\n        self.inner = Attention(8)\n"
